@@ -1,0 +1,57 @@
+# make demo      the README's picture, demo.png
+# make test      lint, types and the quick tests
+# make test-all  the same with the slow tests, and the GPU tests where there is a GPU
+# make format    let ruff rewrite the sources
+# make wheel     dist/*.whl
+# make clean     remove what the others wrote, but not .venv
+#
+# All of them create .venv first, from PYTHON, and install into it again when the requirements change.
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin
+INSTALL := $(RUN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
+REQUIREMENTS := pyproject.toml setup.py constraints.txt
+
+PROMPT ?= a red house left of a yellow star
+SEED ?= 7
+
+.PHONY: demo test test-all lint format wheel clean
+
+demo: $(VENV)/torch.stamp
+	$(RUN)/sana-edge generate --prompt "$(PROMPT)" --seed $(SEED) --output demo.png --force
+
+test: lint
+	$(RUN)/pytest
+
+test-all: lint
+	$(RUN)/pytest -m ""
+
+lint: $(VENV)/test.stamp
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+	$(RUN)/mypy
+
+format: $(VENV)/test.stamp
+	$(RUN)/ruff check --fix .
+	$(RUN)/ruff format .
+
+wheel: $(VENV)/test.stamp
+	$(RUN)/python -m pip wheel --no-deps --no-build-isolation --wheel-dir dist .
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache demo.png
+	find sana_edge kernels benchmarks tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# pip's script is the last file that venv writes: an interrupted creation is repeated
+$(RUN)/pip:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/torch.stamp: $(REQUIREMENTS) | $(RUN)/pip
+	$(INSTALL) --editable '.[torch]'
+	touch $@
+
+# the test requirements include those of the demo
+$(VENV)/test.stamp: $(REQUIREMENTS) | $(RUN)/pip
+	$(INSTALL) --editable '.[test]'
+	touch $@ $(VENV)/torch.stamp

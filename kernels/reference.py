@@ -1,0 +1,92 @@
+"""What each float operation of the denoiser computes: slow, in fp32, one formula after the other.
+
+These functions define the operations; `sana_edge.ops` and every kernel are tested against them.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def relu_linear_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, eps: float = 1e-15) -> Tensor:
+    """ReLU linear attention (arXiv 2410.10629, section 2.2): O = (V1 Kᵀ) Q, divided by its ones row.
+
+    Args:
+        q, k, v: (B, N, C), C = heads × head dim. V1 is v with a row of ones below.
+        eps: added to the divisor, which is zero where every ReLU(q) or ReLU(k) is.
+
+    Returns:
+        (B, N, C) in q's dtype; everything inside is fp32, without a 1/sqrt(d) scale.
+    """
+    B, N, C = q.shape
+    # (B, heads, d, N)
+    q32, k32, v32 = (t.float().transpose(1, 2).reshape(B, heads, C // heads, N) for t in (q, k, v))
+    v1 = torch.cat([v32, torch.ones_like(v32[:, :, :1])], dim=2)
+    out = (v1 @ F.relu(k32).transpose(2, 3)) @ F.relu(q32)
+    out = out[:, :, :-1] / (out[:, :, -1:] + eps)
+    return out.reshape(B, C, N).transpose(1, 2).to(q.dtype)
+
+
+def cross_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Softmax attention of image tokens on text tokens, scaled by 1/sqrt(d).
+
+    Args:
+        q: (R, heads, N, d).
+        k, v: (R, heads, L, d).
+        mask: (R, 1, 1, L) bool, True on the tokens that count; None where all do.
+
+    Returns:
+        (R, heads, N, d) in q's dtype, fp32 inside.
+    """
+    scores = q.float() @ k.float().transpose(-1, -2) / q.shape[-1] ** 0.5
+    if mask is not None:
+        scores = scores + torch.zeros_like(mask, dtype=torch.float32).masked_fill(~mask, float("-inf"))
+    output: Tensor = scores.softmax(-1) @ v.float()
+    return output.to(q.dtype)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x (B, N, in) times weight (out, in) transposed, plus bias (out,), fp32 inside; x's dtype out."""
+    out = x.float() @ weight.float().T
+    return (out if bias is None else out + bias.float()).to(x.dtype)
+
+
+def norm_modulate(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
+    """LayerNorm over the last dimension without weights, then · scale + shift (adaLN).
+
+    Args:
+        x: (B, N, C).
+        scale, shift: (C,) for all rows or (B, 1, C); ``scale`` already contains the 1 of 1 + scale.
+
+    Returns:
+        (B, N, C) in x's dtype, fp32 inside.
+    """
+    x32 = x.float()
+    centred = x32 - x32.mean(-1, keepdim=True)
+    normed = centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
+    return (normed * scale.float() + shift.float()).to(x.dtype)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x²) + eps) · weight over the last dimension, fp32 inside; x's dtype out."""
+    x32 = x.float()
+    return (x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps) * weight.float()).to(x.dtype)
+
+
+def glu_depthwise(x: Tensor, weight: Tensor, bias: Tensor, height: int, width: int) -> Tensor:
+    """The middle of the Mix-FFN: SiLU, 3×3 depthwise convolution, value · SiLU(gate).
+
+    Args:
+        x: (B, N, 2h) with N = height × width in row-major order.
+        weight: (2h, 1, 3, 3); the image is padded with zeros, after the SiLU.
+        bias: (2h,).
+
+    Returns:
+        (B, N, h) in x's dtype, fp32 inside; the first h channels are the value, the others the gate.
+    """
+    image = F.silu(x.float()).transpose(1, 2).reshape(len(x), -1, height, width)
+    mixed = F.conv2d(image, weight.float(), bias.float(), padding=1, groups=image.shape[1])
+    value, gate = mixed.flatten(2).transpose(1, 2).chunk(2, dim=-1)
+    return (value * F.silu(gate)).to(x.dtype)

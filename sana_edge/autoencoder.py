@@ -1,0 +1,136 @@
+"""DC-AE, the deep-compression autoencoder of SANA (arXiv 2410.10733): pixels to latents and back.
+
+Module names follow diffusers' ``AutoencoderDC``: a state dict of one loads into the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from sana_edge.autoencoder_blocks import (
+    ACTIVATIONS,
+    ChannelNorm,
+    Downsample,
+    EfficientViTBlock,
+    ResBlock,
+    Upsample,
+    add,
+    average_groups,
+    multiple,
+)
+from sana_edge.config import AutoencoderConfig
+
+
+def _blocks(config: AutoencoderConfig, side: str, stage: int) -> Iterator[nn.Module]:
+    channels: int = getattr(config, f"{side}_block_out_channels")[stage]
+    for _ in range(getattr(config, f"{side}_layers_per_block")[stage]):
+        if getattr(config, f"{side}_block_types")[stage] == "ResBlock":
+            yield ResBlock(channels, config.decoder_act_fns[stage] if side == "decoder" else "silu")
+        else:
+            kernels = getattr(config, f"{side}_qkv_multiscales")[stage]
+            yield EfficientViTBlock(channels, config.attention_head_dim, kernels)
+
+
+class _Encoder(nn.Module):
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        channels, layers = config.encoder_block_out_channels, config.encoder_layers_per_block
+        unshuffle = config.downsample_block_type == "pixel_unshuffle"
+        self.conv_in: nn.Module
+        if layers[0] > 0:
+            self.conv_in = nn.Conv2d(config.in_channels, channels[0], 3, padding=1)
+        else:
+            self.conv_in = Downsample(config.in_channels, channels[1], unshuffle=unshuffle, shortcut=False)
+        self.down_blocks = nn.ModuleList()
+        for stage in range(len(channels)):
+            blocks = list(_blocks(config, "encoder", stage))
+            if blocks and stage + 1 < len(channels):
+                down = Downsample(channels[stage], channels[stage + 1], unshuffle=unshuffle, shortcut=True)
+                blocks.append(down)
+            self.down_blocks.append(nn.Sequential(*blocks))
+        self.conv_out = nn.Conv2d(channels[-1], config.latent_channels, 3, padding=1)
+        self.group = multiple(channels[-1], config.latent_channels) if config.encoder_out_shortcut else 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv_in(x)
+        for stage in self.down_blocks:
+            x = stage(x)
+        out: Tensor = self.conv_out(x)
+        return add(out, average_groups(x, self.group)) if self.group else out
+
+
+class _Decoder(nn.Module):
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        channels, layers = config.decoder_block_out_channels, config.decoder_layers_per_block
+        interpolate = config.upsample_block_type == "interpolate"
+        self.conv_in = nn.Conv2d(config.latent_channels, channels[-1], 3, padding=1)
+        self.repeats = multiple(channels[-1], config.latent_channels) if config.decoder_in_shortcut else 0
+        self.up_blocks = nn.ModuleList()
+        for stage in range(len(channels)):
+            blocks = list(_blocks(config, "decoder", stage))
+            if blocks and stage + 1 < len(channels):
+                up = Upsample(channels[stage + 1], channels[stage], interpolate=interpolate, shortcut=True)
+                blocks.insert(0, up)
+            self.up_blocks.append(nn.Sequential(*blocks))
+        width = channels[0] if layers[0] > 0 else channels[1]
+        self.norm_out = ChannelNorm(width)
+        self.activation = ACTIVATIONS[config.decoder_conv_act_fn]
+        self.conv_out: nn.Module
+        if layers[0] > 0:
+            self.conv_out = nn.Conv2d(width, config.in_channels, 3, padding=1)
+        else:
+            self.conv_out = Upsample(width, config.in_channels, interpolate=interpolate, shortcut=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden: Tensor = self.conv_in(x)
+        if self.repeats:
+            hidden = add(hidden, x.repeat_interleave(self.repeats, dim=1))
+        for stage in reversed(self.up_blocks):
+            # not stage(hidden), which would keep its input until its last block is done
+            for block in stage.children():
+                hidden = block(hidden)
+        hidden = self.activation(self.norm_out(hidden), inplace=not torch.is_grad_enabled())
+        out: Tensor = self.conv_out(hidden)
+        return out
+
+
+class Autoencoder(nn.Module):
+    """Encoder and decoder, or the decoder alone, with the parameter names of diffusers' ``AutoencoderDC``.
+
+    Neither method applies ``config.scaling_factor``: multiply what `encode` returns by it, divide what
+    goes into `decode`.
+    """
+
+    def __init__(self, config: AutoencoderConfig, *, encoder: bool = True) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = _Encoder(config) if encoder else None
+        self.decoder = _Decoder(config)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Return the latent (B, latent channels, H/f, W/f) of ``pixels`` (B, 3, H, W) in [-1, 1].
+
+        H and W are multiples of f, ``config.spatial_compression``.
+
+        Raises:
+            RuntimeError: the instance was made without an encoder.
+        """
+        if self.encoder is None:
+            raise RuntimeError("this autoencoder was made with encoder=False")
+        latent: Tensor = self.encoder(pixels.contiguous(memory_format=torch.channels_last))
+        return latent
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Return pixels (B, 3, f h, f w), about [-1, 1], of ``latent`` (B, latent channels, h, w)."""
+        pixels: Tensor = self.decoder(latent.contiguous(memory_format=torch.channels_last))
+        return pixels
+
+
+def decoder_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Select the decoder's entries of a full state dict, for an `Autoencoder` made with ``encoder=False``."""
+    return {name: tensor for name, tensor in state.items() if name.startswith("decoder.")}

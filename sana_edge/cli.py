@@ -1,0 +1,239 @@
+"""The ``sana-edge`` command: arguments, progress, exit codes. What it does lives in the library."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import sana_edge
+from sana_edge.errors import InvalidInput, SanaError
+from sana_edge.extras import torch_extra
+from sana_edge.request import SAMPLERS, Request, random_seed
+
+if TYPE_CHECKING:
+    from sana_edge.image import Image
+    from sana_edge.pipeline import Sana, Step
+
+OUTPUT = "sana-{seed}.png"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit code: 0, 1 for an error, 2 for usage, 130 for Ctrl-C."""
+    arguments = _parser().parse_args(argv)
+    if arguments.verbose:
+        logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+    try:
+        arguments.run(arguments)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except SanaError as error:
+        _report(error.message, error.hint, arguments.verbose)
+        return 1
+    except Exception as error:  # also what nobody foresaw is one line to the user
+        message = " ".join(f"{type(error).__name__}: {error}".split())
+        _report(message, "run it again with -v to see where this comes from", arguments.verbose)
+        return 1
+    return 0
+
+
+def _report(message: str, hint: str, verbose: bool) -> None:
+    if verbose:
+        traceback.print_exc()
+    print(f"error: {message}", file=sys.stderr)
+    if hint:
+        print(f"hint:  {hint}", file=sys.stderr)
+
+
+def _generate(arguments: argparse.Namespace) -> None:
+    from sana_edge.image import check_writable, refuse_overwrite
+
+    seed = random_seed() if arguments.seed is None else arguments.seed
+    names = ("negative_prompt", "size", "steps", "guidance", "sampler", "images")
+    options: dict[str, Any] = {name: getattr(arguments, name) for name in names}
+    # what is wrong shows here, before torch is loaded and anything is computed
+    Request(arguments.prompt, seed=seed, **options)
+    paths = _output_paths(arguments.output, seed, arguments.images)
+    for path in paths:
+        refuse_overwrite(path, force=arguments.force)
+    check_writable(paths[0])
+    with _load(arguments) as sana:
+        remaining = iter(paths)
+        with closing(sana.stream(arguments.prompt, seed=seed, **options)) as steps:
+            for step in _shown(steps, arguments.quiet):
+                if step.image is not None:
+                    path = step.image.save(next(remaining), force=arguments.force)
+                    _announce(step.image, path, sana.peak_memory, arguments)
+
+
+def _load(arguments: argparse.Namespace) -> Sana:
+    return sana_edge.Sana.load(
+        arguments.model,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        offline=arguments.offline,
+        progress=not arguments.quiet,
+    )
+
+
+def _output_paths(output: str, seed: int, images: int) -> list[Path]:
+    """One path for each picture: the seed stands where {seed} does, or at the end if there are several."""
+    path = Path(output)
+    if os.path.isdir(path):
+        path = path / OUTPUT
+    if path.suffix.lower() != ".png":
+        raise InvalidInput(f"output {output} does not end in .png", "give a .png file or an existing folder")
+    if images > 1 and "{seed}" not in path.name:
+        path = path.with_name(f"{path.stem}-{{seed}}{path.suffix}")
+    return [path.with_name(path.name.replace("{seed}", str(seed + i))) for i in range(images)]
+
+
+def _shown(steps: Iterable[Step], quiet: bool) -> Iterator[Step]:
+    """Pass steps on, with a progress bar on stderr where that is a terminal."""
+    from tqdm import tqdm
+
+    with tqdm(disable=quiet or not sys.stderr.isatty(), unit="step", leave=False) as bar:
+        for step in steps:
+            bar.total = step.total
+            bar.update()
+            yield step
+
+
+def _announce(image: Image, path: Path, peak_memory: int | None, arguments: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    seconds = {stage: round(value, 3) for stage, value in image.timings.items()}
+    line = str(path)
+    if arguments.json:
+        entry = {"path": line, **image.metadata, "timings": seconds, "peak_memory": peak_memory}
+        line = json.dumps({**entry, "notes": image.notes})
+    # tqdm.write keeps a bar on the same terminal intact
+    tqdm.write(line, file=sys.stdout)
+    sys.stdout.flush()
+    if not arguments.quiet:
+        width, height = image.metadata["size"]
+        spent = ", ".join(f"{stage} {value:.2f} s" for stage, value in seconds.items())
+        tqdm.write(f"{width}x{height}, seed {image.seed}: {spent}", file=sys.stderr)
+        for note in image.notes:
+            tqdm.write(f"note:  {note}", file=sys.stderr)
+
+
+def _models(arguments: argparse.Namespace) -> None:
+    from sana_edge import hub
+
+    if arguments.action == "pull":
+        if arguments.name is None:
+            raise InvalidInput("no model to pull", "`sana-edge models list` shows the names")
+        print(hub.resolve(arguments.name, refresh=True, progress=not arguments.quiet).path)
+        return
+    for model in hub.list_models():
+        size = f"{model.size / 1e6:.0f} MB here" if model.size is not None else "not downloaded"
+        source = f"{model.info.repository}; licence: {model.info.licence}" if model.info else ""
+        print(f"{model.name:26} {model.origin:8} {size:15} {source}".rstrip())
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+    from sana_edge import hub
+
+    with torch_extra():
+        from sana_edge.convert import convert
+    written = convert(
+        arguments.file,
+        arguments.output,
+        size=arguments.size,
+        cross_attention_heads=arguments.cross_attention_heads,
+        base=hub.resolve(arguments.base).path if arguments.base else None,
+        force=arguments.force,
+    )
+    for path in written:
+        print(path)
+
+
+def _doctor(arguments: argparse.Namespace) -> None:
+    from sana_edge.doctor import report
+
+    print(report())
+
+
+def _size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(-?\d+)x(-?\d+)", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT, such as 512x512")
+    return int(match.group(1)), int(match.group(2))
+
+
+def _add_generate_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--prompt", required=True, metavar="TEXT", help="what the picture shows")
+    add("--negative-prompt", default="", metavar="TEXT", help="what it should not show (default: nothing)")
+    names = "a name from `models list`, a folder or a repository (default: %(default)s)"
+    add("--model", default="sana-tiny", metavar="NAME", help=names)
+    add("--size", type=_size, metavar="WxH", help="in pixels (default: the model's native size)")
+    add("--steps", type=int, metavar="N", help="denoising steps (default: 20, or 2 for Sprint models)")
+    add("--guidance", type=float, metavar="F", help="how strictly to follow the prompt (default: 4.5)")
+    add("--seed", type=int, metavar="N", help="of the first picture (default: random, reported)")
+    add(
+        "--images",
+        type=int,
+        default=1,
+        metavar="N",
+        help="how many, counting seeds up (default: %(default)s)",
+    )
+    add("--sampler", choices=SAMPLERS, help="(default: what the model was made for)")
+    dtypes = "of the denoiser (default: %(default)s, the checkpoint's own; on the CPU fp32 in place of fp16)"
+    add("--dtype", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help=dtypes)
+    devices = "(default: %(default)s, cuda where it can be used)"
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help=devices)
+    place = (
+        "a .png file or an existing folder; {seed} in the name becomes the seed, and several pictures get it"
+    )
+    add("--output", default=OUTPUT, metavar="PATH", help=f"{place} at the end (default: %(default)s)")
+    add("--json", action="store_true", help="print a JSON object for each picture instead of its path")
+    add("--force", action="store_true", help="replace existing files")
+    add("--offline", action="store_true", help="never use the network")
+
+
+def _add_convert_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("file", type=Path, metavar="FILE", help="the checkpoint of a denoiser or an autoencoder")
+    add("--output", type=Path, required=True, metavar="DIR", help="the model folder to write into")
+    sizes = "side of the pictures it was trained on, where the file does not tell (default: read from it)"
+    add("--size", type=int, choices=(512, 1024, 2048, 4096), help=sizes)
+    heads = "for other widths than the published ones (default: read from the width)"
+    add("--cross-attention-heads", type=int, metavar="N", help=heads)
+    base = "a model to take the other components from (default: none, only this component is written)"
+    add("--base", metavar="NAME", help=base)
+    add("--force", action="store_true", help="replace existing files")
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("-v", "--verbose", action="store_true", help="log on stderr, and show tracebacks")
+    common.add_argument("--quiet", action="store_true", help="nothing on stderr but errors")
+    parser = argparse.ArgumentParser(
+        prog="sana-edge", description="SANA text-to-image: from a prompt to a picture.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {sana_edge.__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], None], help: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=help, description=help, parents=[common], allow_abbrev=False)
+        added.set_defaults(run=run)
+        return added
+
+    _add_generate_options(command("generate", _generate, "make pictures from a prompt and print their paths"))
+    models = command("models", _models, "list the models with a name, or download one")
+    models.add_argument("action", nargs="?", choices=("list", "pull"), default="list", help="(default: list)")
+    models.add_argument("name", nargs="?", help="the model to pull: a name from the list or a repository")
+    _add_convert_options(command("convert", _convert, "turn an NVlabs .pth into a diffusers model folder"))
+    command("doctor", _doctor, "show what this machine can run, and why not")
+    return parser

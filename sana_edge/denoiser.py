@@ -1,0 +1,229 @@
+"""The Linear DiT of SANA 1.0, 1.5 and Sprint (arXiv 2410.10629, section 2.2) on token-major tensors.
+
+Text and schedule are digested before the loop: `Denoiser.text_context` once per prompt, `Denoiser.modulation`
+once per schedule; `Denoiser.forward` is what remains for a step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sana_edge import denoiser_layout, ops
+from sana_edge.config import DenoiserConfig
+from sana_edge.denoiser_block import Block, Constant, KeysValues
+from sana_edge.errors import InvalidInput
+from sana_edge.text_encoder import TextFeatures
+
+_FREQUENCIES = 128
+_MAX_PERIOD = 10000
+_CAPTION_EPS = 1e-5
+_FINAL_EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class Modulation:
+    """Shift, scale and gate vectors: of a schedule (S steps), of a batch (B rows) or of one step.
+
+    ``blocks`` is (S or B, layers, 6, dim), ``final`` (S or B, 2, dim); one step's have no leading dimension.
+    The vectors are in the paper's order, with the 1 of (1 + scale) already added.
+    """
+
+    blocks: Tensor
+    final: Tensor
+
+    def __getitem__(self, step: int) -> Modulation:
+        return Modulation(self.blocks[step], self.final[step])
+
+
+@dataclass(frozen=True)
+class TextContext:
+    """What the layers read of the text: per layer, one entry for each group of prompts."""
+
+    layers: tuple[tuple[KeysValues | Constant, ...], ...]
+
+
+class Embedder(nn.Module):
+    """A number's sinusoid through Linear, SiLU, Linear."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.expand = nn.Linear(2 * _FREQUENCIES, dim)
+        self.mix = nn.Linear(dim, dim)
+
+    def forward(self, numbers: Tensor) -> Tensor:
+        """(S,) to (S, dim); angles are fp32 whatever the weights are."""
+        exponents = torch.arange(_FREQUENCIES, dtype=torch.float32, device=numbers.device) / _FREQUENCIES
+        angles = numbers.float()[:, None] * torch.exp(-math.log(_MAX_PERIOD) * exponents)
+        waves = torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.expand.weight.dtype)
+        embedded: Tensor = self.mix(F.silu(self.expand(waves)))
+        return embedded
+
+
+class Denoiser(nn.Module):
+    """Predicts the velocity of a noisy latent: x_t = (1 − σ) x_0 + σ ε, velocity ε − x_0.
+
+    ``clamp`` limits every self-attention output to ±65504, which weights trained in fp16 have only ever seen
+    (set it from the checkpoint's dtype); fp16 weights are clamped without it.
+    """
+
+    def __init__(self, config: DenoiserConfig) -> None:
+        super().__init__()
+        dim = config.dim
+        self.config = config
+        self.clamp = False
+        self.patch = nn.Linear(config.in_channels, dim)
+        self.time = Embedder(dim)
+        self.guidance = Embedder(dim) if config.guidance_embeds else None
+        self.modulate = nn.Linear(dim, 6 * dim)
+        self.caption_expand = nn.Linear(config.caption_channels, dim)
+        self.caption_mix = nn.Linear(dim, dim)
+        self.caption_norm = nn.Parameter(torch.ones(dim))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.table = nn.Parameter(torch.randn(2, dim) / dim**0.5)
+        self.head = nn.Linear(dim, config.out_channels)
+
+    @classmethod
+    def from_diffusers(cls, config: DenoiserConfig, state: Mapping[str, Tensor]) -> Denoiser:
+        """Build from the state dict of a SanaTransformer2DModel, in its dtype.
+
+        Raises:
+            CheckpointError: a tensor is missing, has another shape, or belongs to no parameter.
+        """
+        with torch.device("meta"):
+            denoiser = cls(config)
+        shapes = {name: tensor.shape for name, tensor in denoiser.state_dict().items()}
+        denoiser.load_state_dict(denoiser_layout.from_diffusers(config, state, shapes), assign=True)
+        return denoiser
+
+    def to_diffusers(self) -> dict[str, Tensor]:
+        """The state dict of the SanaTransformer2DModel with these weights, in new memory."""
+        return denoiser_layout.to_diffusers(self.config, self.state_dict())
+
+    def text_context(self, groups: Sequence[TextFeatures]) -> TextContext:
+        """Project captions and compute every layer's cross-attention keys and values, once per prompt.
+
+        A latent batch is split evenly over the groups, in order (for guidance: negative, positive); each
+        row of a group serves the same number of consecutive images. Tokens that no row of a group needs
+        are dropped; a group of single tokens becomes a constant per layer.
+
+        Args:
+            groups: embeddings (rows, length, caption_channels) with masks (rows, length).
+
+        Raises:
+            InvalidInput: a row has no valid token.
+        """
+        captions = [self._caption(group) for group in groups]
+        return TextContext(
+            tuple(tuple(block.read(*caption) for caption in captions) for block in self._blocks())
+        )
+
+    def modulation(self, timesteps: Tensor, guidance: float | None = None) -> Modulation:
+        """Tables for a whole schedule, or for a batch whose rows have timesteps of their own.
+
+        Args:
+            timesteps: (S,) as the sampler gives them: 0 to 1000, or 0 to 1 for Sprint.
+            guidance: guidance scale, for models with a guidance embedding and only for them.
+        """
+        config = self.config
+        # diffusers' Sprint pipeline feeds its times as they are, the other multiplies by timestep_scale
+        if self.guidance is None:
+            if guidance is not None:
+                raise InvalidInput(f"guidance is {guidance}, but this model embeds none", "leave it out")
+            embedded: Tensor = self.time(timesteps * config.timestep_scale)
+        else:
+            if guidance is None:
+                raise InvalidInput("this model embeds guidance, but none was given", "pass guidance")
+            scaled = timesteps.new_tensor([guidance * config.guidance_embeds_scale], dtype=torch.float32)
+            embedded = self.time(timesteps) + self.guidance(scaled)
+        shared = self.modulate(F.silu(embedded)).view(-1, 6, config.dim)
+        tables = torch.stack([block.table for block in self._blocks()])
+        blocks = tables + shared[:, None]
+        final = self.table + embedded[:, None]
+        return Modulation(blocks + _ones_at(blocks, 1, 4), final + _ones_at(final, 1))
+
+    def forward(self, latent: Tensor, modulation: Modulation, context: TextContext) -> Tensor:
+        """Velocity of a noisy latent.
+
+        Args:
+            latent: (B, in_channels, H, W), any size, any float dtype.
+            modulation: one step's, ``tables[i]``, or one whose leading dimension is B.
+            context: from `text_context`.
+
+        Returns:
+            (B, out_channels, H, W) in latent's dtype.
+
+        Raises:
+            InvalidInput: B cannot be split evenly over the groups of ``context`` and their rows.
+        """
+        B, _, H, W = latent.shape
+        _check_split(B, context)
+        x = self.patch(latent.to(self.patch.weight.dtype).flatten(2).transpose(1, 2))
+        if self.config.interpolation_scale is not None:
+            x = self._add_positions(x, H, W)
+        # under autocast the token stream stays in the tables' fp32
+        x = x.to(modulation.blocks.dtype)
+        for layer, (block, text) in enumerate(zip(self._blocks(), context.layers, strict=True)):
+            vectors = _vectors(modulation.blocks[..., layer, :, :])
+            x = block(x, vectors, text, (H, W), self.clamp)
+        shift, scale = _vectors(modulation.final)
+        velocity: Tensor = self.head(ops.norm_modulate(x, scale, shift, _FINAL_EPS))
+        return velocity.transpose(1, 2).reshape(B, -1, H, W).to(latent.dtype)
+
+    def _blocks(self) -> list[Block]:
+        return cast("list[Block]", list(self.blocks))
+
+    def _caption(self, group: TextFeatures) -> tuple[Tensor, Tensor | None]:
+        mask = group.mask.bool()
+        if not mask.any(dim=1).all():
+            raise InvalidInput("a prompt's mask has no valid token", "an empty prompt keeps its first")
+        used = mask.any(dim=0)
+        mask = mask[:, used]
+        embeddings = group.embeddings[:, used].to(self.caption_expand.weight.dtype)
+        caption: Tensor = self.caption_mix(F.gelu(self.caption_expand(embeddings), approximate="tanh"))
+        return ops.rms_norm(caption, self.caption_norm, _CAPTION_EPS), None if mask.all() else mask
+
+    def _add_positions(self, x: Tensor, height: int, width: int) -> Tensor:
+        """Add the sin-cos table of 2K and 4K models: half of the channels tell the column, half the row."""
+        # (W, dim/2) and (H, 1, dim/2)
+        columns = self._waves(width).to(x.device)
+        rows = self._waves(height).to(x.device)[:, None]
+        left, right = x.view(len(x), height, width, -1).chunk(2, dim=-1)
+        return torch.cat([left + columns, right + rows], dim=-1).flatten(1, 2).to(x.dtype)
+
+    def _waves(self, length: int) -> Tensor:
+        # a side always spans the native grid, whatever its length: (length, dim/2)
+        positions = torch.arange(length, dtype=torch.float32) / (length / self.config.sample_size)
+        positions = positions / (self.config.interpolation_scale or 1.0)
+        quarter = self.config.dim // 4
+        omega = 1.0 / _MAX_PERIOD ** (torch.arange(quarter, dtype=torch.float64) / quarter)
+        angles = positions.double()[:, None] * omega
+        return torch.cat([angles.sin(), angles.cos()], dim=-1).float()
+
+
+def _ones_at(table: Tensor, *positions: int) -> Tensor:
+    ones = table.new_zeros(table.shape[-2], 1)
+    ones[list(positions)] = 1
+    return ones
+
+
+def _vectors(table: Tensor) -> tuple[Tensor, ...]:
+    """Split (k, dim) into k × (dim,), or (B, k, dim) into k × (B, 1, dim)."""
+    return table.unbind(0) if table.ndim == 2 else table.unsqueeze(2).unbind(1)
+
+
+def _check_split(batch: int, context: TextContext) -> None:
+    groups = context.layers[0]
+    share, rest = divmod(batch, len(groups))
+    rows = [len(group.output if isinstance(group, Constant) else group.keys) for group in groups]
+    if rest or any(share % count for count in rows):
+        raise InvalidInput(
+            f"{batch} latents cannot be split evenly over text groups of {rows} rows",
+            "give every group as many latents as the largest has rows, or a multiple of it",
+        )

@@ -1,0 +1,133 @@
+"""What this machine can run, and why not: the text of ``sana-edge doctor``."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import sana_edge
+from sana_edge import hub
+
+_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "numpy", "pillow")
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A way to run the networks: usable with ``detail``, or not, and ``detail`` is the reason."""
+
+    name: str
+    usable: bool
+    detail: str
+
+
+def report() -> str:
+    """A few aligned lines for a person, or for the first lines of a bug report; uses no network."""
+    sections = {
+        "system": _system(),
+        "packages": [", ".join(_packages())],
+        "memory": _memory(),
+        "backends": (f"{b.name}: {'ok, ' if b.usable else 'no, '}{b.detail}" for b in backends()),
+        "models": _models(),
+    }
+    lines = []
+    for title, items in sections.items():
+        for number, item in enumerate(items):
+            lines.append(f"{'' if number else title:10}{item}")
+    return "\n".join(lines)
+
+
+def backends() -> list[Backend]:
+    """Every backend, in the order in which they are preferred."""
+    try:
+        for name in ("transformers", "torch"):
+            importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        return _unusable(f"{error.name} is not installed: pip install 'sana-edge[torch]'")
+    # installed, but its libraries do not load
+    except (ImportError, OSError) as error:
+        return _unusable(f"torch does not load: {_first_line(error)}")
+    import torch
+
+    capability = torch.backends.cpu.get_cpu_capability()
+    threads = torch.get_num_threads()
+    return [_cuda(), Backend("torch cpu", True, f"{threads} threads, {capability}")]
+
+
+def _cuda() -> Backend:
+    import torch
+
+    name = "torch cuda"
+    if torch.version.cuda is None:
+        return Backend(name, False, f"torch {torch.__version__} is built without CUDA")
+    try:
+        torch.cuda.current_device()
+    except RuntimeError as error:
+        return Backend(name, False, _first_line(error))
+    devices = []
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        version = f"sm_{properties.major}{properties.minor}"
+        try:
+            # fails where torch has no kernels for this GPU
+            torch.ones(1, device=index).add_(1)
+        except RuntimeError as error:
+            return Backend(name, False, f"{properties.name} ({version}): {_first_line(error)}")
+        free, total = torch.cuda.mem_get_info(index)
+        devices.append(f"{properties.name} ({version}, {_gigabytes(free)} of {_gigabytes(total)} free)")
+    return Backend(name, True, "; ".join(devices))
+
+
+def _unusable(reason: str) -> list[Backend]:
+    return [Backend("torch cuda", False, reason), Backend("torch cpu", False, reason)]
+
+
+def _system() -> Iterator[str]:
+    yield f"sana-edge {sana_edge.__version__}, Python {platform.python_version()}"
+    yield platform.platform()
+    # a container or taskset may allow fewer than there are
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    yield f"{platform.machine()}, {cores} of {os.cpu_count()} cores, {sys.executable}"
+
+
+def _packages() -> Iterator[str]:
+    for name in _PACKAGES:
+        try:
+            yield f"{name} {importlib.metadata.version(name)}"
+        except importlib.metadata.PackageNotFoundError:
+            yield f"{name} is not installed"
+
+
+def _memory() -> Iterator[str]:
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        # "MemTotal:       16384 kB"
+        values = {
+            name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines)
+        }
+        yield f"{_gigabytes(values['MemAvailable'])} of {_gigabytes(values['MemTotal'])} available"
+    except (OSError, KeyError):
+        yield "this system does not tell"
+
+
+def _models() -> Iterator[str]:
+    for model in hub.list_models():
+        if model.path is not None:
+            yield f"{model.name}: {(model.size or 0) / 1e6:.0f} MB in {model.path}"
+    cache = hub.cache_folder()
+    existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
+    yield f"downloads go to {cache}, {_gigabytes(shutil.disk_usage(existing).free)} free"
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.1f} GB"

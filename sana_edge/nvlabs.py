@@ -1,0 +1,286 @@
+"""Checkpoints as NVlabs (denoiser) and MIT HAN Lab (autoencoder) publish them, in diffusers' names.
+
+Each function returns the config that the shapes tell and the renamed tensors, views of the old ones.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from sana_edge.config import LATENT_CELL, AutoencoderConfig, DenoiserConfig
+from sana_edge.errors import CheckpointError, InvalidInput
+
+# of the two published widths; heads leave no trace in the shapes
+CROSS_ATTENTION_HEADS = {1152: 16, 2240: 20}
+SELF_HEAD_DIM = 32
+# image size in pixels -> interpolation scale of the position embedding
+SIZES: dict[int, float | None] = {512: None, 1024: None, 2048: 1.0, 4096: 2.0}
+# latents times this have unit variance; of the SANA autoencoders 1.0 and 1.1
+SCALING_FACTOR = 0.41407
+
+_DENOISER = {
+    "x_embedder.proj": "patch_embed.proj",
+    "y_embedder.y_proj.fc1": "caption_projection.linear_1",
+    "y_embedder.y_proj.fc2": "caption_projection.linear_2",
+    "attention_y_norm": "caption_norm",
+    "cfg_embedder.mlp.0": "time_embed.guidance_embedder.linear_1",
+    "cfg_embedder.mlp.2": "time_embed.guidance_embedder.linear_2",
+    "t_block.1": "time_embed.linear",
+    "final_layer.linear": "proj_out",
+    "final_layer": "",
+}
+_DENOISER_BLOCK = {
+    "": ("",),
+    "attn.qkv": ("attn1.to_q", "attn1.to_k", "attn1.to_v"),
+    "attn.proj": ("attn1.to_out.0",),
+    "attn.q_norm": ("attn1.norm_q",),
+    "attn.k_norm": ("attn1.norm_k",),
+    "cross_attn.q_linear": ("attn2.to_q",),
+    "cross_attn.kv_linear": ("attn2.to_k", "attn2.to_v"),
+    "cross_attn.proj": ("attn2.to_out.0",),
+    "cross_attn.q_norm": ("attn2.norm_q",),
+    "cross_attn.k_norm": ("attn2.norm_k",),
+    "mlp.inverted_conv.conv": ("ff.conv_inverted",),
+    "mlp.depth_conv.conv": ("ff.conv_depth",),
+    "mlp.point_conv.conv": ("ff.conv_point",),
+}
+# only training uses these; the position table is made again from the size
+_DENOISER_DROPPED = ("y_embedder.y_embedding", "pos_embed", "logvar_linear.weight", "logvar_linear.bias")
+
+_AUTOENCODER = {
+    "encoder.project_in.conv": "encoder.conv_in",
+    "encoder.project_out.0.conv": "encoder.conv_out",
+    "decoder.project_in.conv": "decoder.conv_in",
+    "decoder.project_out.0": "decoder.norm_out",
+    "decoder.project_out.2.conv": "decoder.conv_out",
+}
+_AUTOENCODER_BLOCK = {
+    "conv1.conv": ("conv1",),
+    "conv2.conv": ("conv2",),
+    "conv2.norm": ("norm",),
+    "conv": ("conv",),
+    "conv.conv": ("conv",),
+    "context_module.qkv.conv": ("attn.to_q", "attn.to_k", "attn.to_v"),
+    "context_module.aggreg.0.0": ("attn.to_qkv_multiscale.0.proj_in",),
+    "context_module.aggreg.0.1": ("attn.to_qkv_multiscale.0.proj_out",),
+    "context_module.proj.conv": ("attn.to_out",),
+    "context_module.proj.norm": ("attn.norm_out",),
+    "local_module.inverted_conv.conv": ("conv_out.conv_inverted",),
+    "local_module.depth_conv.conv": ("conv_out.conv_depth",),
+    "local_module.point_conv.conv": ("conv_out.conv_point",),
+    "local_module.point_conv.norm": ("conv_out.norm",),
+}
+# 1x1 convolutions there, linear layers here
+_AUTOENCODER_LINEAR = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out")
+
+
+def is_denoiser(state: Mapping[str, Tensor]) -> bool:
+    """Whether these are NVlabs' names of a SANA denoiser's tensors."""
+    return "x_embedder.proj.weight" in state
+
+
+def is_autoencoder(state: Mapping[str, Tensor]) -> bool:
+    """Whether these are the DC-AE authors' names."""
+    return any(key.startswith("decoder.project_in.") for key in state)
+
+
+def denoiser(
+    state: Mapping[str, Tensor], *, size: int | None = None, cross_attention_heads: int | None = None
+) -> tuple[DenoiserConfig, dict[str, Tensor]]:
+    """Read a SANA denoiser: 1.0, 1.5 or Sprint, any depth and width.
+
+    Args:
+        size: side in pixels of the pictures it was trained on, one of 512, 1024, 2048 and 4096; None if the
+            checkpoint has a position table that tells.
+        cross_attention_heads: for a width other than the published 1152 and 2240.
+
+    Raises:
+        InvalidInput: an argument is needed, or cannot be.
+        CheckpointError: keys that no SANA denoiser has, or lacks.
+    """
+    guidance = "cfg_embedder.mlp.0.weight" in state
+    time = "time_embed" if guidance else "time_embed.emb"
+    names = {f"t_embedder.mlp.{i}": f"{time}.timestep_embedder.linear_{i // 2 + 1}" for i in (0, 2)}
+
+    def rename(module: str) -> tuple[str, ...] | None:
+        block = re.fullmatch(r"(?:blocks\.(\d+)(?:\.|$))(.*)", module)
+        if block is None:
+            target = {**_DENOISER, **names}.get(module)
+            return None if target is None else (target,)
+        return _in_block(f"transformer_blocks.{block[1]}", _DENOISER_BLOCK.get(block[2]))
+
+    kept = {key: tensor for key, tensor in state.items() if key not in _DENOISER_DROPPED}
+    renamed = _rename(kept, rename, "denoiser")
+    return _denoiser_config(state, size, cross_attention_heads), renamed
+
+
+def autoencoder(state: Mapping[str, Tensor]) -> tuple[AutoencoderConfig, dict[str, Tensor]]:
+    """Read a DC-AE of the SANA family (first stage not empty, RMS norms, SiLU).
+
+    Raises:
+        CheckpointError: keys that such an autoencoder does not have, or lacks.
+    """
+
+    def rename(module: str) -> tuple[str, ...] | None:
+        block = re.fullmatch(r"(encoder|decoder)\.stages\.(\d+\.\d+)\.(.*)", module)
+        if block is None:
+            target = _AUTOENCODER.get(module)
+            return None if target is None else (target,)
+        blocks = "down_blocks" if block[1] == "encoder" else "up_blocks"
+        return _in_block(f"{block[1]}.{blocks}.{block[2]}", _AUTOENCODER_BLOCK.get(block[3]))
+
+    plain = {re.sub(r"\b(main|op_list)\.", "", key): tensor for key, tensor in state.items()}
+    renamed = _rename(plain, rename, "autoencoder")
+    for key, tensor in renamed.items():
+        if key.removesuffix(".weight").endswith(_AUTOENCODER_LINEAR):
+            renamed[key] = tensor.flatten(1)
+    return _autoencoder_config(renamed), renamed
+
+
+def _in_block(prefix: str, targets: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    return None if targets is None else tuple(f"{prefix}.{name}".rstrip(".") for name in targets)
+
+
+def _rename(
+    state: Mapping[str, Tensor], rename: Callable[[str], tuple[str, ...] | None], what: str
+) -> dict[str, Tensor]:
+    """Rename every tensor; ``rename`` gives a module's new names, between which its rows are divided."""
+    result: dict[str, Tensor] = {}
+    unknown = []
+    for key, tensor in state.items():
+        module, _, leaf = key.rpartition(".")
+        targets = rename(module)
+        if targets is None:
+            unknown.append(key)
+            continue
+        for target, part in zip(targets, _divide(tensor, len(targets), key), strict=True):
+            result[f"{target}.{leaf}".lstrip(".")] = part
+    if unknown:
+        listed = ", ".join(unknown[:3]) + (", ..." if len(unknown) > 3 else "")
+        raise CheckpointError(f"{len(unknown)} keys are of no SANA {what} ({listed})")
+    return result
+
+
+def _divide(tensor: Tensor, parts: int, key: str) -> tuple[Tensor, ...]:
+    if parts == 1:
+        return (tensor,)
+    if tensor.ndim == 0 or tensor.shape[0] % parts:
+        raise CheckpointError(f"{key} is {tuple(tensor.shape)}, expected rows in {parts} equal parts")
+    return tensor.chunk(parts)
+
+
+def _shape(state: Mapping[str, Tensor], key: str, dimensions: int) -> torch.Size:
+    if key not in state:
+        raise CheckpointError(f"the checkpoint has no {key}")
+    if state[key].ndim != dimensions:
+        raise CheckpointError(f"{key} is {tuple(state[key].shape)}, expected {dimensions} dimensions")
+    return state[key].shape
+
+
+def _count(state: Mapping[str, Tensor], pattern: str) -> int:
+    """How many different numbers stand in the group of ``pattern`` at the start of the keys."""
+    return len({match[1] for key in state if (match := re.match(pattern, key))})
+
+
+def _denoiser_config(state: Mapping[str, Tensor], size: int | None, heads: int | None) -> DenoiserConfig:
+    dim, channels, patch = _shape(state, "x_embedder.proj.weight", 4)[:3]
+    ffn = _shape(state, "blocks.0.mlp.inverted_conv.conv.weight", 4)[0] // 2
+    if dim % SELF_HEAD_DIM:
+        raise CheckpointError(f"the denoiser's width is {dim}, not a multiple of {SELF_HEAD_DIM}")
+    heads = heads or CROSS_ATTENTION_HEADS.get(dim)
+    if heads is None or dim % heads:
+        raise InvalidInput(
+            f"a denoiser of width {dim} with {heads or 'an unknown number of'} cross-attention heads",
+            f"only the widths {' and '.join(map(str, CROSS_ATTENTION_HEADS))} are published; give the heads",
+        )
+    size = size or _size_of(state.get("pos_embed"))
+    if size not in SIZES:
+        raise InvalidInput(
+            f"size {size} is none that SANA was trained on"
+            if size
+            else "the checkpoint does not say on which size it was trained",
+            f"give the size: {', '.join(map(str, SIZES))}",
+        )
+    return DenoiserConfig(
+        in_channels=channels,
+        out_channels=_shape(state, "final_layer.linear.weight", 2)[0],
+        num_layers=_count(state, r"blocks\.(\d+)\."),
+        num_attention_heads=dim // SELF_HEAD_DIM,
+        attention_head_dim=SELF_HEAD_DIM,
+        num_cross_attention_heads=heads,
+        cross_attention_head_dim=dim // heads,
+        cross_attention_dim=dim,
+        caption_channels=_shape(state, "y_embedder.y_proj.fc1.weight", 2)[1],
+        mlp_ratio=ffn / dim,
+        sample_size=size // LATENT_CELL,
+        patch_size=patch,
+        interpolation_scale=SIZES[size],
+        guidance_embeds="cfg_embedder.mlp.0.weight" in state,
+        qk_norm="rms_norm_across_heads" if "blocks.0.attn.q_norm.weight" in state else None,
+    )
+
+
+def _size_of(positions: Tensor | None) -> int | None:
+    """Pixels along a side, from a position table (1, tokens, dim) with one token per latent cell."""
+    return None if positions is None else math.isqrt(positions.shape[1]) * LATENT_CELL
+
+
+def _autoencoder_config(state: Mapping[str, Tensor]) -> AutoencoderConfig:
+    down, up = "encoder.down_blocks", "decoder.up_blocks"
+    stages = _count(state, r"encoder\.down_blocks\.(\d+)\.")
+    if stages < 2:
+        raise CheckpointError(f"the checkpoint has an encoder of {stages} stages")
+    head = next((tensor.shape[1] for key, tensor in state.items() if key.endswith(".proj_out.weight")), 32)
+    # every stage but the last has a resampling besides its blocks: the last entry of the encoder's, the
+    # first of the decoder's
+    layers = {
+        side: tuple(
+            _count(state, rf"{re.escape(side)}\.{i}\.(\d+)\.") - (i < stages - 1) for i in range(stages)
+        )
+        for side in (down, up)
+    }
+    blocks = {
+        side: [f"{side}.{i}.{int(side == up and i < stages - 1)}" for i in range(stages)] for side in layers
+    }
+    widths = {side: tuple(_width(state, block) for block in blocks[side]) for side in layers}
+    resampled = _shape(state, f"{down}.0.{layers[down][0]}.conv.weight", 4)[0]
+    upsampled = _shape(state, f"{up}.0.0.conv.weight", 4)[0]
+    return AutoencoderConfig(
+        in_channels=_shape(state, "encoder.conv_in.weight", 4)[1],
+        latent_channels=_shape(state, "decoder.conv_in.weight", 4)[1],
+        attention_head_dim=head,
+        encoder_block_types=tuple(_block_type(state, block) for block in blocks[down]),
+        decoder_block_types=tuple(_block_type(state, block) for block in blocks[up]),
+        encoder_block_out_channels=widths[down],
+        decoder_block_out_channels=widths[up],
+        encoder_layers_per_block=layers[down],
+        decoder_layers_per_block=layers[up],
+        encoder_qkv_multiscales=tuple(_scales(state, block) for block in blocks[down]),
+        decoder_qkv_multiscales=tuple(_scales(state, block) for block in blocks[up]),
+        upsample_block_type="interpolate" if upsampled == widths[up][0] else "pixel_shuffle",
+        downsample_block_type="Conv" if resampled == widths[down][1] else "pixel_unshuffle",
+        decoder_norm_types=("rms_norm",) * stages,
+        decoder_act_fns=("silu",) * stages,
+        scaling_factor=SCALING_FACTOR,
+    )
+
+
+def _block_type(state: Mapping[str, Tensor], block: str) -> str:
+    return "EfficientViTBlock" if f"{block}.attn.to_q.weight" in state else "ResBlock"
+
+
+def _width(state: Mapping[str, Tensor], block: str) -> int:
+    attention = f"{block}.attn.to_q.weight"
+    return (
+        _shape(state, attention, 2)[1] if attention in state else _shape(state, f"{block}.conv1.weight", 4)[1]
+    )
+
+
+def _scales(state: Mapping[str, Tensor], block: str) -> tuple[int, ...]:
+    key = f"{block}.attn.to_qkv_multiscale.0.proj_in.weight"
+    return (state[key].shape[-1],) if key in state else ()

@@ -1,0 +1,140 @@
+"""The denoiser's float operations, the only door to their implementations.
+
+Each computes what the function of the same name in `sana_edge.kernels.reference` defines. Tensors that a
+docstring calls scratch, and sums "in place", are overwritten where no gradient is recorded.
+
+What makes the CPU fast: oneDNN's 1×1 convolution on a channels-last view is a linear layer that adds its bias
+for nothing (torch's own writes the bias first and adds to it), and tensors that stay in the cache and in
+malloc's pool cost less than the page faults of fresh ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# a layer's weight and bias
+Layer = tuple[Tensor, Tensor]
+
+# a piece of the Mix-FFN on a CPU, and what its channels are a multiple of; measured at 1024 px on two cores,
+# where 4 to 8 MiB are equally good
+_PIECE_BYTES = 6 << 20
+_PIECE_CHANNELS = 192
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x (B, N, in) times weight (out, in) transposed, plus bias (out,)."""
+    onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if torch.is_grad_enabled() or x.device.type != "cpu" or not onednn:
+        return F.linear(x, weight, bias)
+    # (B, in, N, 1) in channels-last memory
+    image = x.unsqueeze(2).permute(0, 3, 1, 2)
+    return F.conv2d(image, weight[..., None, None], bias).permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def relu_linear_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, eps: float = 1e-15) -> Tensor:
+    """ReLU linear attention of scratch (B, N, C) tensors, fp32 inside, also under autocast; (B, N, C)."""
+    by_row = not torch.is_grad_enabled() and q.device.type == "cpu"
+    with torch.autocast(q.device.type, enabled=False):
+        return (_linear_attention_by_row if by_row else _linear_attention)(q, k, v, heads, eps)
+
+
+def _linear_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, eps: float) -> Tensor:
+    B, N, C = q.shape
+    # (B, heads, N, d)
+    q32, k32, v32 = (
+        t.float().view(B, N, heads, C // heads).transpose(1, 2) for t in (F.relu(q), F.relu(k), v)
+    )
+    out = (q32 @ (k32.transpose(2, 3) @ v32)) / (q32 @ k32.sum(2).unsqueeze(3) + eps)
+    return out.transpose(1, 2).reshape(B, N, C).to(q.dtype)
+
+
+def _linear_attention_by_row(q: Tensor, k: Tensor, v: Tensor, heads: int, eps: float) -> Tensor:
+    B, N, C = q.shape
+    out = q.new_empty(B, N, heads, C // heads)
+    for result, *row in zip(out, q.relu_(), k.relu_(), v, strict=True):
+        # (heads, N, d); strided views without a copy where the inputs are fp32
+        q32, k32, v32 = (t.float().view(N, heads, -1).transpose(0, 1) for t in row)
+        # (heads, d, d + 1): the last column sums k, as a column of ones in v would
+        state = torch.cat([k32.transpose(1, 2) @ v32, k32.sum(1).unsqueeze(2)], dim=2)
+        sums = (q32 @ state).transpose(0, 1)
+        torch.div(sums[..., :-1], sums[..., -1:] + eps, out=result)
+    return out.flatten(2)
+
+
+def cross_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Softmax attention, q (R, heads, N, d) on k, v (R, heads, L, d) under a (R, 1, 1, L) bool mask."""
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+def norm_modulate(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
+    """LayerNorm of x (B, N, C), · scale + shift; these are (C,), or (B, 1, C) where rows differ."""
+    if scale.ndim == 1:
+        return F.layer_norm(x, scale.shape, scale, shift, eps)
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=eps), scale)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x²) + eps) · weight over the last dimension, fp32 inside."""
+    return F.rms_norm(x, weight.shape, weight.to(x.dtype), eps)
+
+
+def glu_depthwise(x: Tensor, weight: Tensor, bias: Tensor, height: int, width: int) -> Tensor:
+    """SiLU, 3×3 depthwise convolution and gate of scratch x (B, N, 2h); (B, N, h)."""
+    value, gate = _silu_depthwise(x, weight, bias, height, width).chunk(2, dim=-1)
+    return value * F.silu(gate, inplace=not torch.is_grad_enabled())
+
+
+def expand_glu_depthwise(x: Tensor, expand: Layer, depthwise: Layer, height: int, width: int) -> Tensor:
+    """`glu_depthwise` of ``linear(x, *expand)``, x (B, N, C) to (B, N, h), in pieces of channels on a CPU.
+
+    Args:
+        expand: weight (2h, C) and bias (2h,).
+        depthwise: weight (2h, 1, 3, 3) and bias (2h,).
+    """
+    if torch.is_grad_enabled() or x.device.type != "cpu":
+        return glu_depthwise(linear(x, *expand), *depthwise, height, width)
+
+    def mix(start: int, stop: int) -> Tensor:
+        piece = linear(x, expand[0][start:stop], expand[1][start:stop])
+        return _silu_depthwise(piece, depthwise[0][start:stop], depthwise[1][start:stop], height, width)
+
+    hidden = len(expand[0]) // 2
+    out = x.new_empty(*x.shape[:2], hidden)
+    step = _PIECE_BYTES // (out[..., 0].numel() * x.element_size())
+    step = max(step - step % _PIECE_CHANNELS, _PIECE_CHANNELS)
+    for start in range(0, hidden, step):
+        stop = min(start + step, hidden)
+        gate = F.silu(mix(hidden + start, hidden + stop), inplace=True)
+        torch.mul(mix(start, stop), gate, out=out[..., start:stop])
+    return out
+
+
+def _silu_depthwise(x: Tensor, weight: Tensor, bias: Tensor, height: int, width: int) -> Tensor:
+    # (B, channels, H, W) in channels-last memory, which is what x already is
+    activated = F.silu(x, inplace=not torch.is_grad_enabled())
+    image = activated.view(len(x), height, width, -1).permute(0, 3, 1, 2)
+    return F.conv2d(image, weight, bias, padding=1, groups=len(weight)).permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def add(x: Tensor, y: Tensor, gate: Tensor | None = None) -> Tensor:
+    """x + gate · y, in place of x; ``gate`` broadcasts over tokens."""
+    if torch.is_grad_enabled():
+        return x + y if gate is None else torch.addcmul(x, gate, y)
+    return x.add_(y) if gate is None else x.addcmul_(gate, y)
+
+
+def add_parts(x: Tensor, parts: Sequence[Tensor]) -> Tensor:
+    """x with ``parts`` added to its equal shares along the batch, in place of x."""
+    sums = [add(share, part) for share, part in zip(x.chunk(len(parts)), parts, strict=True)]
+    if not torch.is_grad_enabled():
+        return x
+    return torch.cat(sums) if len(sums) > 1 else sums[0]
+
+
+def saturate(x: Tensor, limit: float) -> Tensor:
+    """Scratch x clipped to ±limit."""
+    return x.clamp(-limit, limit) if torch.is_grad_enabled() else x.clamp_(-limit, limit)

@@ -1,0 +1,295 @@
+"""From a prompt to a picture."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sana_edge import __version__, hub
+from sana_edge.errors import Cancelled, SanaError
+from sana_edge.extras import torch_extra
+from sana_edge.image import Image
+from sana_edge.memory import memory_errors, peak_memory
+from sana_edge.request import Options, Plan, Request
+from sana_edge.stages import Stages, check_dtype, choose_device, load_stages
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One denoising step that has been taken.
+
+    Attributes:
+        index: 0 to total - 1, over all pictures of the call.
+        total: steps times pictures.
+        image: the finished picture, on the last step of each; None before.
+    """
+
+    index: int
+    total: int
+    image: Image | None
+    _preview: Callable[[], NDArray[np.uint8]] = dataclasses.field(repr=False)
+
+    def preview(self) -> NDArray[np.uint8]:
+        """Decode what the picture will be, as far as this step can tell: RGB uint8, sides of at most 256.
+
+        Costs a small decode, and only when it is called.
+        """
+        return self._preview()
+
+
+class Sana:
+    """A loaded model.
+
+        with Sana.load("sana-tiny") as sana:
+            sana.generate("a red house", seed=7).save("house.png")
+
+    One picture is made at a time: a second thread that calls the same object waits its turn. Different
+    objects are independent.
+    """
+
+    def __init__(self, stages: Stages) -> None:
+        self._stages: Stages | None = stages
+        self._lock = threading.Lock()
+        self._owner: int | None = None
+
+    @classmethod
+    def load(
+        cls,
+        model: str = "sana-tiny",
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        offline: bool = False,
+        progress: bool = False,
+    ) -> Sana:
+        """Load a model; downloads it if it is a public one that is not on this machine.
+
+        Args:
+            model: a bundled name, a name that ``sana-edge models list`` shows, a folder in diffusers
+                layout, or a Hugging Face repository.
+            device: "auto", "cpu" or "cuda".
+            dtype: of the denoiser, "auto", "fp32", "bf16" or "fp16"; auto is the checkpoint's own,
+                fp32 instead of fp16 on the CPU.
+            offline: never use the network.
+            progress: show a download on stderr.
+
+        Raises:
+            SanaError: ModelNotFound, CheckpointError, UnsupportedDevice, InvalidInput or OutOfMemory.
+        """
+        place = choose_device(device)
+        check_dtype(dtype, place)
+        with torch_extra(), memory_errors(model):
+            found = hub.resolve(model, offline=offline, progress=progress)
+            return cls(load_stages(found, device=place, dtype=dtype))
+
+    def close(self) -> None:
+        """Let go of the model; a stream that is under way finishes with it."""
+        self._stages = None
+
+    def __enter__(self) -> Sana:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def native_size(self) -> tuple[int, int]:
+        """Width and height in pixels that the model was trained for, the default size."""
+        side = self._open().denoiser.config.native_size
+        return side, side
+
+    @property
+    def peak_memory(self) -> int | None:
+        """The most bytes used so far: on CUDA by this process's tensors, on the CPU by the whole process."""
+        return peak_memory(self._open().device)
+
+    @overload
+    def generate(
+        self,
+        prompt: str,
+        *,
+        images: None = None,
+        on_step: Callable[[Step], None] | None = None,
+        cancel: threading.Event | None = None,
+        **options: Unpack[Options],
+    ) -> Image: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: str,
+        *,
+        images: int,
+        on_step: Callable[[Step], None] | None = None,
+        cancel: threading.Event | None = None,
+        **options: Unpack[Options],
+    ) -> list[Image]: ...
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        images: int | None = None,
+        on_step: Callable[[Step], None] | None = None,
+        cancel: threading.Event | None = None,
+        **options: Unpack[Options],
+    ) -> Image | list[Image]:
+        """Make one picture, or a list of ``images`` pictures with the seeds seed, seed + 1, ...
+
+        Args:
+            prompt: what the picture shows; what does not fit into 300 tokens is cut, and noted.
+            images: how many; left out, the result is the picture itself.
+            on_step: called after each step, on this thread; an exception from it ends the generation.
+            cancel: set it from another thread to stop before the next step.
+            negative_prompt: what the picture should not show; needs guidance above 1.
+            size: (width, height) in pixels, multiples of 32; the model's native size if left out.
+            steps: denoising steps; 20 if left out, 2 for Sprint models.
+            guidance: how strictly the prompt is followed; 4.5 if left out, 1 turns it off.
+            seed: 0 to 2**63 - 1; random if left out. A seed draws the same noise on every device, and a
+                picture does not depend on how many are made with it.
+            sampler: "flow-dpm", "flow-euler" or "scm"; what the model was made for if left out.
+
+        Raises:
+            InvalidInput: an argument cannot be served; nothing was computed.
+            Cancelled: ``cancel`` was set; nothing is decoded after it.
+            OutOfMemory: the picture does not fit into memory.
+        """
+        pictures = []
+        count = 1 if images is None else images
+        # closed also when on_step raises: the traceback would keep the stream, and its lock, alive
+        with closing(self.stream(prompt, images=count, cancel=cancel, **options)) as steps:
+            for step in steps:
+                if on_step is not None:
+                    on_step(step)
+                if step.image is not None:
+                    pictures.append(step.image)
+        return pictures[0] if images is None else pictures
+
+    def stream(
+        self,
+        prompt: str,
+        *,
+        images: int = 1,
+        cancel: threading.Event | None = None,
+        **options: Unpack[Options],
+    ) -> Generator[Step, None, None]:
+        """Take the steps of `generate` one by one, with its arguments; the last step has the picture.
+
+        The arguments are checked at once; work begins with the first step. Leaving the loop cancels, and
+        nothing is decoded then. Until the iterator is used up, closed or collected, other calls wait.
+        """
+        stages = self._open()
+        request = Request(prompt, images=images, **options)
+        plan = request.plan(stages.denoiser.config.native_size, stages.sampler.kind)
+        stages.check_memory(plan)
+        return self._steps(stages, plan, cancel or threading.Event())
+
+    @torch.inference_mode()
+    def _steps(self, stages: Stages, plan: Plan, cancel: threading.Event) -> Generator[Step, None, None]:
+        total = plan.images * plan.steps
+        with self._turn(cancel), memory_errors(f"{plan.width}x{plan.height}"):
+            clock = _Clock(stages.device)
+            with clock.stage("text"):
+                context, notes = stages.read(plan)
+            sampler, tables = stages.schedule(plan)
+            for picture in range(plan.images):
+                # a generator of its own, on the CPU, makes a seed the same picture alone and on every device
+                generator = torch.Generator().manual_seed(plan.seed + picture)
+                x = stages.noise(plan, generator) * sampler.initial_scale
+                for i in range(plan.steps):
+                    _stop_if(cancel)
+                    with clock.stage("denoise"):
+                        velocity = stages.velocity(sampler.model_input(x, i), tables[i], context, plan)
+                        clean = sampler.denoised(x, velocity, i) / sampler.initial_scale
+                        x = sampler.step(x, velocity, i, generator=generator)
+                    image = None
+                    if i == plan.steps - 1:
+                        _stop_if(cancel)
+                        with clock.stage("decode"):
+                            pixels = stages.decode(sampler.finish(x))
+                        image = _image(stages, plan, picture, pixels, clock.read(), notes)
+                    preview = functools.partial(stages.preview, clean)
+                    yield Step(picture * plan.steps + i, total, image, preview)
+
+    def _open(self) -> Stages:
+        if self._stages is None:
+            raise SanaError("this Sana is closed", "load the model again")
+        return self._stages
+
+    @contextmanager
+    def _turn(self, cancel: threading.Event) -> Iterator[None]:
+        """Wait for the generation under way in another thread, if any, and hold the lock."""
+        if self._owner == threading.get_ident():
+            raise SanaError(
+                "a stream of this model is still open in this thread", "close it or use it up first"
+            )
+        while not self._lock.acquire(timeout=0.1):
+            _stop_if(cancel)
+        try:
+            self._owner = threading.get_ident()
+            yield
+        finally:
+            self._owner = None
+            self._lock.release()
+
+
+class _Clock:
+    """Seconds spent in each stage of a picture; the caller's time between steps does not count."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        if self._device.type == "cuda":
+            # also keeps the host from queueing steps that a cancellation could not take back
+            torch.cuda.synchronize(self._device)
+        self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def read(self) -> dict[str, float]:
+        """Return the seconds and start again at zero; the text is read once, for the first picture."""
+        seconds, self._seconds = self._seconds, {"text": 0.0}
+        return seconds
+
+
+def _image(
+    stages: Stages,
+    plan: Plan,
+    picture: int,
+    pixels: NDArray[np.uint8],
+    timings: dict[str, float],
+    notes: tuple[str, ...],
+) -> Image:
+    seed = plan.seed + picture
+    metadata = {
+        **plan.metadata(),
+        "seed": seed,
+        "model": stages.name,
+        "dtype": stages.dtype,
+        "version": __version__,
+    }
+    return Image(pixels, seed, metadata, timings, notes)
+
+
+def _stop_if(cancel: threading.Event) -> None:
+    if cancel.is_set():
+        raise Cancelled("the generation was cancelled")

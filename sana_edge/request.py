@@ -1,0 +1,164 @@
+"""What a caller asks for: the arguments of one generation, checked before anything heavy is loaded or run."""
+
+from __future__ import annotations
+
+import math
+import secrets
+import typing
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+from sana_edge.config import LATENT_CELL, SamplerKind
+from sana_edge.errors import InvalidInput
+
+MAX_SIDE = 8192
+MAX_STEPS = 1000
+MAX_IMAGES = 10_000
+MAX_SEED = 2**63 - 1
+SAMPLERS: tuple[SamplerKind, ...] = typing.get_args(SamplerKind)
+
+
+class Options(TypedDict, total=False):
+    """The keyword arguments of `sana_edge.Sana.generate` and `sana_edge.Sana.stream`, explained there."""
+
+    negative_prompt: str
+    size: tuple[int, int] | None
+    steps: int | None
+    guidance: float | None
+    seed: int | None
+    sampler: SamplerKind | None
+
+
+@dataclass(frozen=True)
+class Request:
+    """One generation. None means the model's default, or a random seed.
+
+    Raises:
+        InvalidInput: a value that no model can serve; the message has the value.
+    """
+
+    prompt: str
+    negative_prompt: str = ""
+    size: tuple[int, int] | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    seed: int | None = None
+    sampler: SamplerKind | None = None
+    images: int = 1
+
+    def __post_init__(self) -> None:
+        _check_text(self.prompt, "prompt")
+        if not self.prompt.strip():
+            raise InvalidInput("the prompt is empty", "say what the picture should show")
+        _check_text(self.negative_prompt, "negative prompt")
+        if self.size is not None:
+            _check_size(self.size)
+        if self.steps is not None:
+            _check_whole(self.steps, "steps", 1, MAX_STEPS, "20 is usual, 2 for Sprint")
+        if self.guidance is not None:
+            _check_guidance(self.guidance)
+        _check_whole(self.images, "images", 1, MAX_IMAGES)
+        if self.seed is not None:
+            _check_whole(self.seed, "seed", 0, MAX_SEED - self.images + 1)
+        if self.sampler is not None and self.sampler not in SAMPLERS:
+            raise InvalidInput(f"unknown sampler {self.sampler!r}", f"choose {', '.join(SAMPLERS)}")
+
+    def plan(self, native_size: int, made_for: SamplerKind) -> Plan:
+        """Fill in what was left open.
+
+        Args:
+            native_size: side in pixels of the pictures that the model was trained on.
+            made_for: the sampler in the model's folder.
+
+        Raises:
+            InvalidInput: the sampler asked for does not suit the model.
+        """
+        sampler = self.sampler or made_for
+        if (sampler == "scm") != (made_for == "scm"):
+            usable = "scm" if made_for == "scm" else "flow-dpm or flow-euler"
+            raise InvalidInput(f"sampler {sampler} does not work with this model", f"choose {usable}")
+        width, height = self.size or (native_size, native_size)
+        return Plan(
+            prompt=self.prompt,
+            negative_prompt=self.negative_prompt,
+            width=width,
+            height=height,
+            steps=self.steps or (2 if sampler == "scm" else 20),
+            guidance=4.5 if self.guidance is None else float(self.guidance),
+            seed=random_seed() if self.seed is None else self.seed,
+            sampler=sampler,
+            images=self.images,
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A `Request` to a certain model, with nothing left open."""
+
+    prompt: str
+    negative_prompt: str
+    width: int
+    height: int
+    steps: int
+    guidance: float
+    seed: int
+    sampler: SamplerKind
+    images: int
+
+    @property
+    def guided(self) -> bool:
+        """Whether each step makes a second prediction, from the negative prompt; Sprint never does."""
+        return self.guidance > 1 and self.sampler != "scm"
+
+    def metadata(self) -> dict[str, Any]:
+        """What `Request` needs to make this again, as JSON values; the seed is the first picture's."""
+        return {
+            "prompt": self.prompt,
+            "negative_prompt": self.negative_prompt,
+            "seed": self.seed,
+            "size": [self.width, self.height],
+            "steps": self.steps,
+            "guidance": self.guidance,
+            "sampler": self.sampler,
+        }
+
+
+def random_seed() -> int:
+    """A seed that is short enough to be typed again."""
+    return secrets.randbelow(2**32)
+
+
+def _check_text(text: Any, name: str) -> None:
+    if not isinstance(text, str):
+        raise InvalidInput(f"the {name} is {text!r}", "give a string")
+
+
+def _check_whole(value: Any, name: str, low: int, high: int, usual: str = "") -> None:
+    # bool is an int to Python; numpy's integers are not, and are refused rather than half supported
+    if type(value) is not int or not low <= value <= high:
+        raise InvalidInput(
+            f"{name} is {value!r}",
+            f"choose a whole number from {low} to {high}" + (f"; {usual}" if usual else ""),
+        )
+
+
+def _check_guidance(value: Any) -> None:
+    if not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise InvalidInput(
+            f"guidance is {value!r}", "choose a number from 0 up; 4.5 is usual, 1 turns guidance off"
+        )
+
+
+def _check_size(size: Any) -> None:
+    if not isinstance(size, tuple | list) or len(size) != 2 or any(type(side) is not int for side in size):
+        raise InvalidInput(f"size is {size!r}", "give width and height in pixels, such as (512, 512)")
+    width, height = size
+    shown = f"{width}x{height}"
+    if min(size) < LATENT_CELL:
+        raise InvalidInput(f"size {shown} is too small", f"choose sides of at least {LATENT_CELL}")
+    if max(size) > MAX_SIDE:
+        raise InvalidInput(f"size {shown} is too large", f"choose sides of at most {MAX_SIDE}")
+    if width % LATENT_CELL or height % LATENT_CELL:
+        below = "x".join(str(max(side // LATENT_CELL, 1) * LATENT_CELL) for side in size)
+        above = "x".join(str(-(-side // LATENT_CELL) * LATENT_CELL) for side in size)
+        raise InvalidInput(f"size {shown} is not a multiple of {LATENT_CELL}", f"try {below} or {above}")

@@ -1,0 +1,243 @@
+"""Noise schedules and step updates: Flow-DPM-Solver++ (2M), Flow-Euler and Sprint's SCM.
+
+Every update used here is linear, so a schedule is a table of Python floats and one step is the same
+three lines for all kinds:
+
+    x0    = predict_x * x + predict_output * output
+    x     = carry * x + clean * x0 + previous * x0_before + noise * z
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sana_edge.config import SamplerKind
+from sana_edge.errors import InvalidInput
+
+# Sprint's angles in radians: a little above pi/2, and the middle point of its two-step schedule
+SCM_START = 1.57080
+SCM_MIDDLE = 1.3
+
+_Number = TypeVar("_Number", float, NDArray[np.float64])
+
+
+@dataclass(frozen=True)
+class StepCoefficients:
+    """The numbers of one step; the module's docstring has the formulas."""
+
+    model_input: float
+    predict_x: float
+    predict_output: float
+    carry: float
+    clean: float
+    previous: float
+    noise: float
+
+
+class Sampler:
+    """One schedule, and the state of one batch of latents that walks through it.
+
+    Latents are (B, C, H, W) fp32 on any device. A denoising loop:
+
+        x = noise * sampler.initial_scale
+        for i in range(len(sampler.timesteps)):
+            output = denoiser(sampler.model_input(x, i), ...)
+            x = sampler.step(x, output, i, generator=generator)
+        latent = sampler.finish(x)
+
+    The second-order solver remembers the clean latent of step ``i`` for step ``i + 1``; step 0 starts
+    afresh, so a sampler may be used again but not for two batches at once.
+
+    Attributes:
+        timesteps: (S,) fp32 on the CPU, what the time embedding gets: 0..1000 for the flow kinds (whole
+            numbers for flow-dpm), 0..1 for scm.
+        initial_scale: factor on the N(0, 1) noise that the loop starts from.
+        coefficients: one entry per step.
+    """
+
+    def __init__(
+        self, timesteps: Tensor, coefficients: Sequence[StepCoefficients], *, initial_scale: float = 1.0
+    ) -> None:
+        self.timesteps = timesteps
+        self.coefficients = tuple(coefficients)
+        self.initial_scale = initial_scale
+        self._before: Tensor | None = None
+
+    def model_input(self, x: Tensor, i: int) -> Tensor:
+        """Return what the denoiser gets at step ``i``."""
+        scale = self.coefficients[i].model_input
+        return x if scale == 1.0 else x * scale
+
+    def denoised(self, x: Tensor, output: Tensor, i: int) -> Tensor:
+        """Return the clean latent that ``output`` predicts, at the scale of ``x``."""
+        c = self.coefficients[i]
+        return c.predict_x * x + c.predict_output * output.float()
+
+    def step(
+        self,
+        x: Tensor,
+        output: Tensor,
+        i: int,
+        *,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    ) -> Tensor:
+        """Return the latent after step ``i``.
+
+        Args:
+            x: (B, C, H, W) fp32 latent before the step.
+            output: the denoiser's velocity, any floating dtype, guidance applied.
+            i: step, 0 to S - 1, in order.
+            generator: source of scm's noise, on the CPU so that a seed means the same on every device;
+                one for the whole batch, or one per row.
+
+        Raises:
+            InvalidInput: the step before was not taken, and its clean latent is needed.
+        """
+        c = self.coefficients[i]
+        x0 = self.denoised(x, output, i)
+        result = c.carry * x + c.clean * x0
+        if c.previous:
+            if self._before is None:
+                raise InvalidInput(f"sampler step {i} was taken before step {i - 1}", "step through in order")
+            result += c.previous * self._before
+        if c.noise:
+            result += c.noise * _standard_normal(x, generator)
+        self._before = x0
+        return result
+
+    def finish(self, x: Tensor) -> Tensor:
+        """Return the autoencoder's (scaled) latent after the last step."""
+        self._before = None
+        return x if self.initial_scale == 1.0 else x / self.initial_scale
+
+
+def make_sampler(
+    kind: SamplerKind,
+    *,
+    steps: int,
+    flow_shift: float = 3.0,
+    num_train_timesteps: int = 1000,
+    sigma_data: float = 0.5,
+) -> Sampler:
+    """Return the sampler that diffusers' schedulers and Sana pipelines amount to.
+
+    Args:
+        kind: "flow-dpm" (DPM-Solver++ 2M, arXiv 2211.01095, on the rectified flow of arXiv 2410.10629
+            algorithm 1), "flow-euler", or "scm" (arXiv 2503.09641, for Sprint checkpoints only).
+        steps: number of denoiser calls, 1 to ``num_train_timesteps``.
+        flow_shift: s in sigma = s u / (1 + (s - 1) u); larger spends more steps on noise. Flow kinds only.
+        sigma_data: standard deviation of the data in scm's parametrisation.
+
+    Raises:
+        InvalidInput: unknown kind, or ``steps`` or ``flow_shift`` out of range.
+    """
+    if not 1 <= steps <= num_train_timesteps:
+        raise InvalidInput(
+            f"steps is {steps}", f"choose 1 to {num_train_timesteps}; 20 is usual, 2 for Sprint"
+        )
+    if not 0.01 <= flow_shift <= 100:
+        raise InvalidInput(f"flow shift is {flow_shift}", "choose 0.01 to 100; 3.0 is usual")
+    if kind == "flow-dpm":
+        return _flow_dpm(steps, flow_shift, num_train_timesteps)
+    if kind == "flow-euler":
+        return _flow_euler(steps, flow_shift, num_train_timesteps)
+    if kind == "scm":
+        return _scm(steps, sigma_data)
+    raise InvalidInput(f"unknown sampler {kind!r}", "choose flow-dpm, flow-euler or scm")
+
+
+def _flow_dpm(steps: int, shift: float, train_timesteps: int) -> Sampler:
+    u = 1.0 - np.linspace(1.0, 1.0 / train_timesteps, steps + 1)
+    schedule = _shifted(u, shift)[:0:-1]
+    timesteps = torch.from_numpy(np.trunc(schedule * train_timesteps).astype(np.float32))
+    sigmas = [*_fp32(schedule), 0.0]
+    coefficients = [_flow_step(sigma, sigma_next) for sigma, sigma_next in pairwise(sigmas)]
+    # the first step has no history and the last one ends at log-SNR infinity: both stay first order
+    for i in range(1, steps - 1):
+        h_before = _log_snr(sigmas[i]) - _log_snr(sigmas[i - 1])
+        h = _log_snr(sigmas[i + 1]) - _log_snr(sigmas[i])
+        coefficients[i] = _flow_step(sigmas[i], sigmas[i + 1], h / (2 * h_before))
+    return Sampler(timesteps, coefficients)
+
+
+def _flow_euler(steps: int, shift: float, train_timesteps: int) -> Sampler:
+    # as in diffusers: the range ends at the smallest training sigma, which is shifted already, and the
+    # whole range is then shifted once more
+    last = _shifted(1.0 / train_timesteps, shift)
+    sigmas = [*_fp32(_shifted(np.linspace(1.0, last, steps), shift)), 0.0]
+    coefficients = [_flow_step(sigma, sigma_next) for sigma, sigma_next in pairwise(sigmas)]
+    return Sampler(torch.tensor(sigmas[:-1]) * train_timesteps, coefficients)
+
+
+def _scm(steps: int, sigma_data: float) -> Sampler:
+    if steps == 2:
+        angles = torch.tensor([SCM_START, SCM_MIDDLE, 0.0]).tolist()
+    else:
+        angles = torch.linspace(SCM_START, 0.0, steps + 1).tolist()
+    times, coefficients = [], []
+    for s, s_next in pairwise(angles):
+        sin, cos = math.sin(s), math.cos(s)
+        t = sin / (cos + sin)
+        r = math.hypot(t, 1.0 - t)
+        times.append(t)
+        # the trigonometric velocity is F = (1 - 2t) x + sigma_data r v, and x0 = cos(s) x - sin(s) F
+        coefficients.append(
+            StepCoefficients(
+                model_input=r / sigma_data,
+                predict_x=cos - sin * (1.0 - 2.0 * t),
+                predict_output=-sin * sigma_data * r,
+                carry=0.0,
+                clean=math.cos(s_next),
+                previous=0.0,
+                noise=math.sin(s_next) * sigma_data,
+            )
+        )
+    return Sampler(torch.tensor(times), coefficients, initial_scale=sigma_data)
+
+
+def _flow_step(sigma: float, sigma_next: float, extrapolate: float = 0.0) -> StepCoefficients:
+    """One step of DPM-Solver++ on x = (1 - sigma) x0 + sigma noise; without extrapolation it is Euler's.
+
+    ``extrapolate`` e replaces x0 by (1 + e) x0 - e x0_before. Since alpha = 1 - sigma, the weight
+    alpha_t (1 - exp(-h)) of x0 equals 1 - sigma_t / sigma_s, finite where the last sigma is 0.
+    """
+    carry = sigma_next / sigma
+    clean = 1.0 - carry
+    return StepCoefficients(
+        model_input=1.0,
+        predict_x=1.0,
+        predict_output=-sigma,
+        carry=carry,
+        clean=clean * (1.0 + extrapolate),
+        previous=-clean * extrapolate,
+        noise=0.0,
+    )
+
+
+def _shifted(u: _Number, shift: float) -> _Number:
+    return shift * u / (1.0 + (shift - 1.0) * u)
+
+
+def _log_snr(sigma: float) -> float:
+    return math.log((1.0 - sigma) / sigma)
+
+
+def _fp32(values: NDArray[np.float64]) -> list[float]:
+    # diffusers keeps its sigmas in fp32, and 1 - sigma magnifies the rounding near sigma = 1
+    return [float(value) for value in values.astype(np.float32)]
+
+
+def _standard_normal(like: Tensor, generator: torch.Generator | Sequence[torch.Generator] | None) -> Tensor:
+    if isinstance(generator, Sequence):
+        rows = [torch.randn(like.shape[1:], generator=one) for one in generator]
+        return torch.stack(rows).to(like.device)
+    return torch.randn(like.shape, generator=generator).to(like.device)

@@ -1,0 +1,217 @@
+"""The networks of a model on a device, each in the dtype that suits it, and what they do for a picture."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sana_edge import tiling
+from sana_edge.autoencoder import Autoencoder, decoder_state
+from sana_edge.config import AutoencoderConfig, DenoiserConfig, SamplerConfig
+from sana_edge.denoiser import Denoiser, Modulation, TextContext
+from sana_edge.errors import InvalidInput, OutOfMemory, UnsupportedDevice
+from sana_edge.hub import ResolvedModel
+from sana_edge.model_folder import read_json
+from sana_edge.request import Plan
+from sana_edge.sampler import Sampler, make_sampler
+from sana_edge.text_encoder import TextEncoder
+from sana_edge.weights import load_into, load_state, needs_clamp
+
+logger = logging.getLogger("sana_edge")
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+# longest side of a preview's latent; 8 cells are 256 pixels
+PREVIEW_CELLS = 8
+
+# memory of a denoising step, in units of its token stream; measured 7 in fp32 and 12 in bf16
+_TOKEN_COPIES = 12
+
+
+@dataclass(frozen=True, eq=False)
+class Stages:
+    """What turns a prompt into a picture, one method for each part of the way.
+
+    ``dtype`` is the denoiser's, by its short name. Latents are (1, C, h, w) fp32 on ``device``.
+    """
+
+    name: str
+    device: torch.device
+    dtype: str
+    text_encoder: TextEncoder
+    denoiser: Denoiser
+    autoencoder: Autoencoder
+    sampler: SamplerConfig
+
+    def check_memory(self, plan: Plan) -> None:
+        """Compare an estimate of the largest stage with what is free, before anything is computed.
+
+        Raises:
+            OutOfMemory: it does not fit, even decoded in tiles.
+        """
+        config, dtype = self.autoencoder.config, next(self.autoencoder.parameters()).dtype
+        cell = config.spatial_compression
+        tile = tiling.DEFAULT_TILE // cell
+        height, width = plan.height // cell, plan.width // cell
+        pixels = config.in_channels * plan.height * plan.width * dtype.itemsize
+        decoding = pixels + tiling.decode_bytes(config, min(height, tile), min(width, tile), dtype)
+        tokens = height * width * (2 if plan.guided else 1)
+        denoising = tokens * self.denoiser.config.dim * DTYPES[self.dtype].itemsize * _TOKEN_COPIES
+        needed, free = max(decoding, denoising), tiling.available_memory(self.device)
+        if needed > free:
+            raise OutOfMemory(
+                f"{plan.width}x{plan.height} needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free",
+                "choose a smaller size, or close other programs",
+            )
+
+    def read(self, plan: Plan) -> tuple[TextContext, tuple[str, ...]]:
+        """Encode the prompt, and the negative one where it is used; say what was cut or ignored."""
+        groups = [self.text_encoder.encode([plan.prompt])]
+        notes = [_cut("prompt", self.text_encoder.tokens_over_limit(plan.prompt))]
+        if plan.guided:
+            groups.insert(0, self.text_encoder.encode([plan.negative_prompt], instruction=None))
+            excess = self.text_encoder.tokens_over_limit(plan.negative_prompt, instruction=None)
+            notes.append(_cut("negative prompt", excess))
+        elif plan.negative_prompt.strip():
+            notes.append("the negative prompt is not used: that needs guidance above 1, and no Sprint model")
+        for note in filter(None, notes):
+            logger.warning(note)
+        return self.denoiser.text_context(groups), tuple(filter(None, notes))
+
+    def schedule(self, plan: Plan) -> tuple[Sampler, Modulation]:
+        """Make the sampler, and the denoiser's modulation tables for all of its steps."""
+        sampler = make_sampler(
+            plan.sampler,
+            steps=plan.steps,
+            flow_shift=self.sampler.flow_shift,
+            num_train_timesteps=self.sampler.num_train_timesteps,
+            sigma_data=self.sampler.sigma_data,
+        )
+        embedded = plan.guidance if self.denoiser.config.guidance_embeds else None
+        return sampler, self.denoiser.modulation(sampler.timesteps.to(self.device), embedded)
+
+    def noise(self, plan: Plan, generator: torch.Generator) -> Tensor:
+        """Draw N(0, 1) as diffusers does for a generator on the CPU."""
+        cell = self.autoencoder.config.spatial_compression
+        shape = (1, self.denoiser.config.in_channels, plan.height // cell, plan.width // cell)
+        return torch.randn(shape, generator=generator).to(self.device)
+
+    def velocity(self, x: Tensor, step: Modulation, context: TextContext, plan: Plan) -> Tensor:
+        """Predict the velocity, v_u + g (v_c - v_u) where the guidance g is above 1 (arXiv 2207.12598)."""
+        predicted: Tensor = self.denoiser(torch.cat([x, x]) if plan.guided else x, step, context)
+        if not plan.guided:
+            return predicted
+        unguided, prompted = predicted.chunk(2)
+        return unguided + plan.guidance * (prompted - unguided)
+
+    def decode(self, latent: Tensor) -> NDArray[np.uint8]:
+        """Turn a latent into (H, W, 3) uint8."""
+        weight = next(self.autoencoder.parameters())
+        latent = latent.to(weight.dtype) / self.autoencoder.config.scaling_factor
+        pixels = tiling.decode(self.autoencoder, latent)
+        levels = pixels[0].mul_(0.5).add_(0.5).clamp_(0, 1).float().mul_(255).round_()
+        result: NDArray[np.uint8] = levels.byte().permute(1, 2, 0).contiguous().cpu().numpy()
+        return result
+
+    @torch.inference_mode()
+    def preview(self, latent: Tensor) -> NDArray[np.uint8]:
+        """Decode a latent shrunk to at most 8 cells a side."""
+        factor = -(-max(latent.shape[-2:]) // PREVIEW_CELLS)
+        return self.decode(F.avg_pool2d(latent, factor, ceil_mode=True))
+
+
+def load_stages(model: ResolvedModel, *, device: torch.device, dtype: str) -> Stages:
+    """Read a model folder.
+
+    Args:
+        dtype: "auto", "fp32", "bf16" or "fp16", for the denoiser. The other two networks overflow in fp16 and
+            run in bf16 then, or in fp32 where the device has no bf16.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, or does not fit its config.
+    """
+    state = load_state(model.path / "transformer", variant=model.component_variant("transformer"))
+    dtype = _stored_dtype(state, device) if dtype == "auto" else dtype
+    others = DTYPES[dtype] if dtype != "fp16" else _without_fp16(device)
+    config = DenoiserConfig.from_dict(read_json(model.path / "transformer" / "config.json"))
+    denoiser = Denoiser.from_diffusers(config, state)
+    denoiser.clamp = needs_clamp(config, state)
+    denoiser.to(device, DTYPES[dtype]).requires_grad_(False).eval()
+    return Stages(
+        name=model.name,
+        device=device,
+        dtype=dtype,
+        text_encoder=TextEncoder.load(
+            model.path, dtype=others, device=device, variant=model.component_variant("text_encoder")
+        ),
+        denoiser=denoiser,
+        autoencoder=_load_decoder(model, device, others),
+        sampler=SamplerConfig.from_dict(read_json(model.path / "scheduler" / "scheduler_config.json")),
+    )
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device called "auto", "cpu" or "cuda"; auto is CUDA where there is any.
+
+    Raises:
+        UnsupportedDevice: no CUDA device is usable.
+        InvalidInput: unknown name.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise InvalidInput(f"unknown device {name!r}", "choose auto, cpu or cuda")
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        reason = "no CUDA device is usable" if torch.version.cuda else "this PyTorch is built without CUDA"
+        raise UnsupportedDevice(f"cuda cannot be used: {reason}", "choose cpu; `sana-edge doctor` says more")
+    return torch.device("cuda" if available and name != "cpu" else "cpu")
+
+
+def check_dtype(name: str, device: torch.device) -> None:
+    """Check a dtype's name before anything is loaded.
+
+    Raises:
+        InvalidInput: unknown name.
+        UnsupportedDevice: the device cannot compute in it.
+    """
+    if name not in ("auto", *DTYPES):
+        raise InvalidInput(f"unknown dtype {name!r}", f"choose auto, {', '.join(DTYPES)}")
+    if name == "fp16" and device.type == "cpu":
+        raise UnsupportedDevice("fp16 is not supported on the CPU", "choose fp32 or bf16")
+
+
+def _stored_dtype(state: Mapping[str, Tensor], device: torch.device) -> str:
+    """The short name of a checkpoint's dtype, fp32 in place of fp16 on the CPU."""
+    stored = next(iter(state.values())).dtype
+    name = next((short for short, dtype in DTYPES.items() if dtype == stored), "fp32")
+    return "fp32" if name == "fp16" and device.type == "cpu" else name
+
+
+def _without_fp16(device: torch.device) -> torch.dtype:
+    return torch.bfloat16 if device.type == "cpu" or torch.cuda.is_bf16_supported() else torch.float32
+
+
+def _load_decoder(model: ResolvedModel, device: torch.device, dtype: torch.dtype) -> Autoencoder:
+    folder = model.path / "vae"
+    config = AutoencoderConfig.from_dict(read_json(folder / "config.json"))
+    with torch.device("meta"):
+        autoencoder = Autoencoder(config, encoder=False)
+    state = decoder_state(load_state(folder, variant=model.component_variant("vae")))
+    load_into(autoencoder, {key: _placed(state[key], device, dtype) for key in state}, where=str(folder))
+    return autoencoder.requires_grad_(False).eval()
+
+
+def _placed(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    tensor = tensor.to(device, dtype)
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
+
+
+def _cut(name: str, excess: int) -> str:
+    return f"the {name} is too long: its last {excess} tokens are not used" if excess else ""

@@ -1,0 +1,255 @@
+"""Text features for the denoiser: the last hidden state of Gemma-2 behind SANA's instruction.
+
+The instruction is the same for every prompt and attention is causal, so its keys and values are computed
+once and kept: a prompt costs only its own tokens. Padding stands on the right, where causal attention of
+valid tokens never looks, and is dropped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from sana_edge.errors import CheckpointError
+from sana_edge.instruction import CHI
+from sana_edge.model_folder import read_json
+from sana_edge.weights import load_state
+
+if TYPE_CHECKING:
+    from transformers import Gemma2Model, PreTrainedTokenizerBase
+
+# tokens that the denoiser was trained with, padding included
+MAX_TOKENS = 300
+
+
+@dataclass(frozen=True)
+class TextFeatures:
+    """What the denoiser reads of some prompts.
+
+    ``embeddings`` is (rows, length, channels) floating point, zero where ``mask``, (rows, length) bool, is
+    False. ``length`` is that of the longest row; valid tokens come first.
+    """
+
+    embeddings: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True)
+class _Prefix:
+    """An encoded instruction: last hidden state (1, N, C), and keys and values (1, heads, N, d) per layer."""
+
+    ids: list[int]
+    hidden: Tensor
+    layers: list[tuple[Tensor, Tensor]]
+
+
+class TextEncoder:
+    """A tokenizer and a frozen Gemma-2, with the instructions it has met."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, model: Gemma2Model) -> None:
+        self._tokenizer = tokenizer
+        self._model = model
+        self._prefixes: dict[str, _Prefix] = {}
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        *,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        variant: str | None = None,
+    ) -> TextEncoder:
+        """Read ``tokenizer/`` and ``text_encoder/`` of a model folder in diffusers layout.
+
+        Args:
+            folder: the model folder; nothing is downloaded.
+            dtype: of the weights and the features; the public models want bf16 or fp32.
+            device: where the model runs and the features are.
+            variant: which of several weight files, as in `load_state`.
+
+        Raises:
+            CheckpointError: a file is missing or damaged, or is not of a Gemma-2.
+        """
+        tokenizer = _load_tokenizer(folder / "tokenizer")
+        return cls(tokenizer, _load_model(folder / "text_encoder", dtype, variant).to(device))
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str], *, instruction: Sequence[str] | None = CHI) -> TextFeatures:
+        """Return the features of ``prompts``, one row each, equal to diffusers' SanaPipeline.encode_prompt.
+
+        A prompt is lower-cased, stripped, and put behind the lines of ``instruction``. At most 300 tokens
+        are kept: the first one and those from the instruction's last one on (arXiv 2410.10629, section 2.3).
+
+        Args:
+            prompts: at least one, any text; what is longer than fits is cut (`tokens_over_limit`).
+            instruction: lines of the instruction; None for negative prompts, which have none.
+        """
+        prefix = self._prefix("\n".join(instruction)) if instruction else None
+        rows = self._tokenize(prompts, instruction, truncation=True)
+        hidden = self._hidden_states(rows, prefix)
+        lengths = torch.tensor([len(row) for row in rows], device=hidden.device)
+        mask = torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None]
+        first = len(prefix.ids) - 1 if prefix else 1
+        mask = torch.cat([mask[:, :1], mask[:, first:]], dim=1)
+        embeddings = torch.cat([hidden[:, :1], hidden[:, first:]], dim=1)
+        return TextFeatures(embeddings.masked_fill(~mask[..., None], 0.0), mask)
+
+    def tokens_over_limit(self, prompt: str, *, instruction: Sequence[str] | None = CHI) -> int:
+        """Return how many tokens of ``prompt`` `encode` cuts off; 0 if all of it is read."""
+        (row,) = self._tokenize([prompt], instruction, truncation=False)
+        return max(0, len(row) - self._limit(instruction))
+
+    def _limit(self, instruction: Sequence[str] | None) -> int:
+        if not instruction:
+            return MAX_TOKENS
+        # the first token and the instruction's last one count among the 300
+        return len(self._tokenizer.encode("\n".join(instruction))) + MAX_TOKENS - 2
+
+    def _tokenize(
+        self, prompts: Sequence[str], instruction: Sequence[str] | None, *, truncation: bool
+    ) -> list[list[int]]:
+        """Return the token ids of each prompt behind the instruction, without padding."""
+        before = "\n".join(instruction) if instruction else ""
+        texts = [before + _well_formed(prompt).lower().strip() for prompt in prompts]
+        limit = self._limit(instruction) if truncation else None
+        rows: list[list[int]] = self._tokenizer(
+            texts, truncation=truncation, max_length=limit, verbose=False
+        ).input_ids
+        return rows
+
+    def _prefix(self, text: str) -> _Prefix:
+        """Return the encoded instruction, computed at its first use."""
+        from transformers import DynamicCache
+
+        if text not in self._prefixes:
+            ids: list[int] = self._tokenizer.encode(text)
+            # without a config the cache keeps all tokens of sliding layers too; masks still slide
+            cache = DynamicCache()
+            hidden = self._run([ids], cache)
+            layers = [(layer.keys, layer.values) for layer in cache.layers]
+            self._prefixes[text] = _Prefix(ids, hidden, layers)
+        return self._prefixes[text]
+
+    def _hidden_states(self, rows: list[list[int]], prefix: _Prefix | None) -> Tensor:
+        """Return (rows, longest, C), arbitrary beyond the end of a row."""
+        from transformers import DynamicCache
+
+        cache = DynamicCache()
+        if prefix is None:
+            return self._run(rows, cache)
+        # the instruction's end may merge with the prompt into other tokens, and one token must be left to run
+        known = min(min(_common_length(row, prefix.ids), len(row) - 1) for row in rows)
+        for layer, (keys, values) in enumerate(prefix.layers):
+            shape = (len(rows), -1, -1, -1)
+            cache.update(keys[:, :, :known].expand(shape), values[:, :, :known].expand(shape), layer)
+        hidden = self._run([row[known:] for row in rows], cache)
+        return torch.cat([prefix.hidden[:, :known].expand(len(rows), -1, -1), hidden], dim=1)
+
+    def _run(self, rows: list[list[int]], cache: Any) -> Tensor:
+        """Run the model on token ids behind what ``cache`` holds, and add their keys and values to it."""
+        vocabulary = self._model.config.vocab_size
+        if any(not row or max(row) >= vocabulary for row in rows):
+            raise CheckpointError(
+                f"the tokenizer gives no tokens, or some that a vocabulary of {vocabulary} lacks",
+                "tokenizer/ and text_encoder/ are of different models; download the model again",
+            )
+        longest = max(len(row) for row in rows)
+        ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=self._model.device)
+        hidden: Tensor = self._model(ids, past_key_values=cache, use_cache=True).last_hidden_state
+        return hidden
+
+
+def _well_formed(text: str) -> str:
+    """Replace lone surrogates, which undecodable command line arguments bring and tokenizers refuse."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _common_length(a: Sequence[int], b: Sequence[int]) -> int:
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
+
+
+def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing", "the model folder is incomplete; download it again")
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # the library raises whatever its parser meets, plain Exception included
+        raise CheckpointError(
+            f"{path} or tokenizer_config.json beside it cannot be read: {_one_line(error)}",
+            "the files are damaged or of another format; download the model again",
+        ) from error
+    return tokenizer
+
+
+def _load_model(folder: Path, dtype: torch.dtype, variant: str | None) -> Gemma2Model:
+    from transformers import Gemma2Config, Gemma2Model
+
+    path = folder / "config.json"
+    description = read_json(path)
+    if description.get("model_type") != "gemma2":
+        raise CheckpointError(
+            f"{path} has model_type {description.get('model_type')!r}, expected 'gemma2'",
+            "only SANA models with a Gemma-2 text encoder are supported",
+        )
+    state = load_state(folder, variant=variant)
+    # a causal language model's output layer, unused here and tied to the embedding
+    state.pop("lm_head.weight", None)
+    try:
+        with _quiet():
+            model, report = Gemma2Model.from_pretrained(
+                None,
+                config=Gemma2Config.from_dict(description),
+                state_dict=state,
+                dtype=dtype,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+    except Exception as error:  # the library's checks of the values raise several kinds
+        raise CheckpointError(
+            f"{path} does not describe a Gemma-2: {_one_line(error)}",
+            "the file is damaged; download the model again",
+        ) from error
+    for problem, entries in (
+        ("wrong shapes", report["mismatched_keys"]),
+        ("missing weights", report["missing_keys"]),
+        ("unexpected weights", report["unexpected_keys"]),
+    ):
+        if entries:
+            shown = ", ".join(sorted(str(entry) for entry in entries)[:3])
+            raise CheckpointError(
+                f"{folder}: {len(entries)} {problem}: {shown}",
+                "the weights do not belong to config.json; download the model again",
+            )
+    encoder: Gemma2Model = model.requires_grad_(False)
+    return encoder
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the library's progress bar and load report off stderr; problems are raised instead."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

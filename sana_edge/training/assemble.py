@@ -1,0 +1,96 @@
+"""Step 4: the model folder, in diffusers layout with fp16 weights. `python -m sana_edge.training.assemble`"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Gemma2ForCausalLM
+
+from .. import weights
+from ..denoiser import Denoiser
+from . import train_autoencoder, train_denoiser, train_text_encoder
+from .latents import load_latents
+from .loop import ema_state
+
+SCHEDULER = {
+    "_class_name": "DPMSolverMultistepScheduler",
+    "num_train_timesteps": 1000,
+    "beta_start": 0.0001,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "solver_order": 2,
+    "algorithm_type": "dpmsolver++",
+    "solver_type": "midpoint",
+    "prediction_type": "flow_prediction",
+    "use_flow_sigmas": True,
+    "flow_shift": train_denoiser.FLOW_SHIFT,
+    "final_sigmas_type": "zero",
+    "lower_order_final": True,
+    "timestep_spacing": "linspace",
+}
+INDEX = {
+    "_class_name": "SanaPipeline",
+    "scheduler": ["diffusers", "DPMSolverMultistepScheduler"],
+    "text_encoder": ["transformers", "Gemma2Model"],
+    "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
+    "transformer": ["diffusers", "SanaTransformer2DModel"],
+    "vae": ["diffusers", "AutoencoderDC"],
+}
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Indented JSON, through a temporary name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(partial, path)
+
+
+def write_component(folder: Path, class_name: str, config: Any, state: dict[str, Tensor]) -> None:
+    """`config.json` and fp16 weights of a diffusers model."""
+    write_json(folder / "config.json", {"_class_name": class_name, **dataclasses.asdict(config)})
+    half = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
+    weights.save_state(half, folder / "diffusion_pytorch_model.safetensors")
+
+
+def write_text_encoder(runs: Path, output: Path) -> None:
+    """The language model without its head, and the tokenizer."""
+    model = Gemma2ForCausalLM(train_text_encoder.CONFIG)
+    model.load_state_dict(ema_state(runs / "text"))
+    model.model.half().save_pretrained(output / "text_encoder")
+    shutil.copytree(runs / "text" / "tokenizer", output / "tokenizer", dirs_exist_ok=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="make a model folder from the training folders")
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--output", type=Path, default=Path("runs/model"))
+    parser.add_argument("--text-only", action="store_true", help="what the denoiser's training needs")
+    args = parser.parse_args()
+
+    write_text_encoder(args.runs, args.output)
+    if args.text_only:
+        return
+    scale = 1 / float(load_latents(args.runs / "latents").float().std())
+    autoencoder = dataclasses.replace(train_autoencoder.CONFIG, scaling_factor=round(scale, 5))
+    write_component(args.output / "vae", "AutoencoderDC", autoencoder, ema_state(args.runs / "vae"))
+    with torch.device("meta"):
+        denoiser = Denoiser(train_denoiser.CONFIG)
+    denoiser.load_state_dict(ema_state(args.runs / "dit"), assign=True)
+    write_component(
+        args.output / "transformer", "SanaTransformer2DModel", train_denoiser.CONFIG, denoiser.to_diffusers()
+    )
+    write_json(args.output / "scheduler" / "scheduler_config.json", SCHEDULER)
+    write_json(args.output / "model_index.json", INDEX)
+
+
+if __name__ == "__main__":
+    main()

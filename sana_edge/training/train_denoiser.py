@@ -1,0 +1,126 @@
+"""Step 3: the denoiser. `python -m sana_edge.training.train_denoiser --folder runs/dit --minutes 60`
+
+Rectified flow (paper 3.2): x_t = (1 - sigma) x_0 + sigma noise, target velocity noise - x_0, sigma
+logit-normal and shifted like the sampler's schedule. Captions are dropped for classifier-free guidance as an
+empty negative prompt is: only the first token stays.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..config import DenoiserConfig
+from ..denoiser import Denoiser
+from ..text_encoder import TextEncoder, TextFeatures
+from .captions import caption
+from .latents import load_latents, numbered_scene
+from .loop import Loop
+
+CONFIG = DenoiserConfig.from_dict(
+    {
+        "in_channels": 32,
+        "out_channels": 32,
+        "num_layers": 8,
+        "num_attention_heads": 6,
+        "attention_head_dim": 32,
+        "num_cross_attention_heads": 3,
+        "cross_attention_head_dim": 64,
+        "cross_attention_dim": 192,
+        "caption_channels": 128,
+        "mlp_ratio": 2.5,
+        "sample_size": 8,
+        "patch_size": 1,
+        "interpolation_scale": None,
+    }
+)
+FLOW_SHIFT = 3.0
+DROPOUT = 0.1
+
+
+def initialise(model: nn.Module) -> None:
+    """Matrices are Glorot's; modulation and output start at zero, so blocks start as the identity."""
+    for name, p in model.named_parameters():
+        if name.endswith("table"):
+            nn.init.normal_(p, std=0.02)
+        elif p.ndim == 2:
+            nn.init.xavier_uniform_(p)
+    for name in ("head.weight", "head.bias", "modulate.weight", "modulate.bias"):
+        nn.init.zeros_(model.get_parameter(name))
+
+
+def optimizers(model: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the blocks, AdamW for all else."""
+    matrices = [
+        p for n, p in model.named_parameters() if p.ndim == 2 and n.startswith("blocks.") and "table" not in n
+    ]
+    chosen = {id(p) for p in matrices}
+    rest = [p for p in model.parameters() if id(p) not in chosen]
+    return [
+        torch.optim.Muon(
+            matrices, rate, momentum=0.95, weight_decay=0.01, adjust_lr_fn="match_rms_adamw", ns_steps=5
+        ),
+        torch.optim.AdamW(rest, rate / 2, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+
+
+def text_features(encoder: TextEncoder, texts: list[str]) -> TextFeatures:
+    """Features of a batch; a dropped caption ("") keeps its first token alone."""
+    features = encoder.encode([t or "a" for t in texts])
+    mask = features.mask.clone()
+    for row, text in enumerate(texts):
+        if not text:
+            mask[row, 1:] = False
+    return replace(features, mask=mask)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="train the denoiser of sana-tiny")
+    parser.add_argument("--folder", type=Path, default=Path("runs/dit"))
+    parser.add_argument("--latents", type=Path, default=Path("runs/latents"))
+    parser.add_argument(
+        "--text", type=Path, default=Path("runs/model"), help="folder with tokenizer/ and text_encoder/"
+    )
+    parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--rate", type=float, default=3e-3)
+    args = parser.parse_args()
+
+    torch.manual_seed(0)
+    model = Denoiser(CONFIG)
+    initialise(model)
+    loop = Loop(
+        model, optimizers(model, args.rate), args.folder, minutes=args.minutes, ema_decay=0.998, warmup=200
+    )
+    device = loop.accelerator.device
+    encoder = TextEncoder.load(args.text, dtype=torch.float32, device=device)
+    latents = load_latents(args.latents)
+    scale = 1 / float(latents.float().std())
+    scenes = [numbered_scene(i) for i in range(len(latents))]
+    rng = random.Random(f"denoiser {loop.step}")
+    print(f"{len(latents)} latents, scaling factor {scale:.5f}")
+
+    def loss(step: int, progress: float) -> tuple[Tensor, dict[str, float]]:
+        numbers = rng.choices(range(len(scenes)), k=args.batch)
+        texts = ["" if rng.random() < DROPOUT else caption(scenes[i], rng) for i in numbers]
+        with torch.no_grad():
+            features = text_features(encoder, texts)
+        clean = latents[numbers].to(device).float() * scale
+        uniform = torch.randn(args.batch, device=device).sigmoid()
+        sigma = (FLOW_SHIFT * uniform / (1 + (FLOW_SHIFT - 1) * uniform))[:, None, None, None]
+        noise = torch.randn_like(clean)
+        context = model.text_context([features])
+        modulation = model.modulation(1000 * sigma.flatten())
+        velocity = model((1 - sigma) * clean + sigma * noise, modulation, context)
+        return (velocity.float() - (noise - clean)).square().mean(), {}
+
+    loop.run(loss)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""Safetensors in and out: a component's weights from its folder, into a module, and back to a file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from sana_edge.config import DenoiserConfig
+from sana_edge.errors import CheckpointError, SanaError
+from sana_edge.model_folder import choose_entry, shard_names
+
+_DAMAGED = "the file is damaged or its download was interrupted; download it again"
+
+
+def load_state(folder: Path, *, variant: str | None = None) -> dict[str, Tensor]:
+    """Read the weights of one component (``transformer/``, ``vae/`` or ``text_encoder/``) onto the CPU.
+
+    The tensors are mapped from the file: pages are read when they are first used.
+
+    Args:
+        folder: holds one ``*.safetensors``, or shards and their index.
+        variant: "fp16", "bf16" and so on; None takes the weights without a variant name, or the only
+            variant where there is just one.
+
+    Raises:
+        CheckpointError: nothing to load, a missing shard, a damaged file, or only pickles.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is missing", "download the model again")
+    entry = folder / choose_entry((path.name for path in folder.iterdir()), variant, str(folder))
+    if entry.suffix != ".json":
+        return _load_file(entry)
+    state: dict[str, Tensor] = {}
+    for name in shard_names(entry):
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder} lacks the shard {name} that {entry.name} names", _DAMAGED)
+        state.update(_load_file(folder / name))
+    return state
+
+
+def load_into(module: nn.Module, state: Mapping[str, Tensor], *, where: str) -> None:
+    """Give a module the tensors of ``state``, without a copy: dtype and memory are those of ``state``.
+
+    Suits a module built on the meta device. ``where`` is the folder or component, for messages; errors are
+    those of `check_state`.
+    """
+    check_state(module.state_dict(), state, where=where)
+    module.load_state_dict(dict(state), assign=True)
+
+
+def check_state(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], *, where: str) -> None:
+    """Compare keys and shapes with those ``expected``, whose tensors may be on the meta device.
+
+    Raises:
+        CheckpointError: missing keys, unexpected keys or other shapes; names the first of them.
+    """
+    missing = [key for key in expected if key not in state]
+    unexpected = [key for key in state if key not in expected]
+    shapes = [
+        f"{key} is {tuple(state[key].shape)}, expected {tuple(tensor.shape)}"
+        for key, tensor in expected.items()
+        if key in state and state[key].shape != tensor.shape
+    ]
+    found = (("missing keys", missing), ("unexpected keys", unexpected), ("wrong shapes", shapes))
+    problems = [f"{len(items)} {name} ({_first(items)})" for name, items in found if items]
+    if problems:
+        raise CheckpointError(f"{where} does not fit its config: {'; '.join(problems)}")
+
+
+def save_state(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors to one safetensors file; until it is complete, ``path`` is not touched.
+
+    Args:
+        metadata: strings for the header, added to the ``format`` entry that diffusers asks for.
+
+    Raises:
+        SanaError: the file cannot be written; the message has the reason (no space, no permission).
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    tensors = _storable(state)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            save_file(tensors, partial, {"format": "pt", **(metadata or {})})
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except (OSError, SafetensorError) as error:
+        raise SanaError(
+            f"cannot write {path}: {error}", "check the free space and the permissions"
+        ) from error
+
+
+def needs_clamp(config: DenoiserConfig, state: Mapping[str, Tensor]) -> bool:
+    """Whether a denoiser's self-attention output must be clamped to +-65504 in every dtype.
+
+    The fp16-trained SANA 1.0 models overflow there, were trained with the overflow clipped, and break
+    without it in other dtypes. Training precision is not stored, but these models are known by what they
+    lack: SANA-1.5 and Sprint have qk-norm, and the bf16-trained 1.0 models are stored in bf16. What remains
+    is clamped, fp32 copies of fp16-trained weights included: the outputs of a model that does not need it
+    stay far below the bound, so there the clamp changes nothing.
+    """
+    bf16 = any(tensor.dtype == torch.bfloat16 for tensor in state.values())
+    return config.qk_norm is None and not bf16
+
+
+def _load_file(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        size = path.stat().st_size if path.exists() else 0
+        raise CheckpointError(f"cannot read {path} ({size} bytes): {error}", _DAMAGED) from error
+
+
+def _storable(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous tensors on the CPU that share no memory, which the format has no way to say."""
+    tensors: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for key, tensor in state.items():
+        tensor = tensor.detach().cpu().contiguous()
+        tensors[key] = tensor.clone() if tensor.data_ptr() in seen else tensor
+        seen.add(tensor.data_ptr())
+    return tensors
+
+
+def _first(items: Iterable[str], count: int = 3) -> str:
+    items = list(items)
+    return ", ".join(items[:count]) + (", ..." if len(items) > count else "")

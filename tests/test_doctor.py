@@ -1,0 +1,84 @@
+"""The report of ``sana-edge doctor`` here, and where something is missing or broken."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants
+import pytest
+import torch
+
+import sana_edge
+from sana_edge import doctor, hub
+
+
+def test_report(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "not" / "made" / "yet"))
+    monkeypatch.setattr(hub, "BUNDLED", tiny_folder.parent)
+    text = doctor.report()
+    assert f"sana-edge {sana_edge.__version__}, Python 3." in text
+    assert f"torch {torch.__version__}, transformers " in text
+    assert "torch cpu: ok, " in text
+    size = sum(path.stat().st_size for path in tiny_folder.rglob("*") if path.is_file())
+    assert f"{tiny_folder.name}: {size / 1e6:.0f} MB in {tiny_folder}" in text
+    assert f"downloads go to {tmp_path / 'not' / 'made' / 'yet'}, " in text
+    assert all(
+        line.startswith((" " * 10, "system", "packages", "memory", "backends", "models"))
+        for line in text.splitlines()
+    )
+
+
+def test_backends_of_this_machine() -> None:
+    by_name = {backend.name: backend for backend in doctor.backends()}
+    assert by_name["torch cpu"].usable
+    assert by_name["torch cuda"].usable == torch.cuda.is_available()
+    if torch.version.cuda is None:
+        assert by_name["torch cuda"].detail == f"torch {torch.__version__} is built without CUDA"
+
+
+def test_cuda_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails() -> int:
+        raise RuntimeError("Found no NVIDIA driver on your system.\nmore")
+
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "current_device", fails)
+    assert doctor.backends()[0] == doctor.Backend(
+        "torch cuda", False, "Found no NVIDIA driver on your system."
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "reason"),
+    [
+        (
+            "torch",
+            ModuleNotFoundError("no torch", name="torch"),
+            "torch is not installed: pip install 'sana-edge[torch]'",
+        ),
+        ("transformers", ModuleNotFoundError("no", name="transformers"), "transformers is not installed: "),
+        ("torch", OSError("libc10.so: cannot open\nmore"), "torch does not load: libc10.so: cannot open"),
+    ],
+)
+def test_torch_that_is_missing_or_broken(
+    monkeypatch: pytest.MonkeyPatch, name: str, error: Exception, reason: str
+) -> None:
+    real = importlib.import_module
+
+    def broken(wanted: str, package: str | None = None) -> Any:
+        if wanted == name:
+            raise error
+        return real(wanted, package)
+
+    monkeypatch.setattr(importlib, "import_module", broken)
+    assert [(backend.usable, backend.detail[: len(reason)]) for backend in doctor.backends()] == [
+        (False, reason)
+    ] * 2
+
+
+def test_import_needs_no_torch() -> None:
+    code = "import sys, sana_edge.doctor; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,0 +1,413 @@
+"""The hub against huggingface_hub itself and a server on this machine, and against real folders."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import huggingface_hub.constants
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from sana_edge import hub
+from sana_edge.errors import CheckpointError, ModelNotFound, SanaError
+from sana_edge.known_models import KNOWN
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+KNOWN_NAME = "sana-0.6b-512"
+REPOSITORY = KNOWN[KNOWN_NAME].repository
+TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
+
+
+def write_model(folder: Path, *, variants: bool = False) -> Path:
+    """Every file of a SANA pipeline; ``variants`` adds fp16 files beside the fp32 ones, and shards."""
+    texts = {
+        "model_index.json": {"_class_name": "SanaPipeline"},
+        "scheduler/scheduler_config.json": {"_class_name": "DPMSolverMultistepScheduler"},
+        "tokenizer/tokenizer.json": {},
+        "transformer/config.json": {},
+        "vae/config.json": {},
+        "text_encoder/config.json": {},
+    }
+    weights = [f"{name}/diffusion_pytorch_model" for name in ("transformer", "vae")]
+    if variants:
+        shards = [f"model{v}-0000{i}-of-00002.safetensors" for v in ("", ".fp16") for i in (1, 2)]
+        for name in shards:
+            (folder / "text_encoder").mkdir(parents=True, exist_ok=True)
+            save_file({name: np.zeros(4, np.float16)}, folder / "text_encoder" / name)
+        texts["text_encoder/model.safetensors.index.json"] = {"weight_map": {"a": shards[0], "b": shards[1]}}
+        texts["text_encoder/model.safetensors.index.fp16.json"] = {
+            "weight_map": {"a": shards[2], "b": shards[3]}
+        }
+    else:
+        weights.append("text_encoder/model")
+    for name, content in texts.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(json.dumps(content))
+    for name in weights:
+        save_file({"a": np.zeros(64, np.float32)}, folder / f"{name}.safetensors")
+        if variants:
+            save_file({"a": np.zeros(64, np.float16)}, folder / f"{name}.fp16.safetensors")
+    return folder
+
+
+class Hub(ThreadingHTTPServer):
+    """The parts of a model hub that a download uses: revision, file list, and files with ranges."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.commit = COMMIT
+        self.repositories: dict[str, Path] = {}
+        self.gated: set[str] = set()
+        self.fetched: list[tuple[str, str]] = []  # (path of a file, its Range header)
+        self.stall: dict[str, int] = {}  # bytes of a file after which nothing more comes
+        self.cut: dict[str, int] = {}  # bytes of a file after which the connection is closed, once
+        self.endpoint = f"http://127.0.0.1:{self.server_port}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Hub
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def _answer(self) -> None:
+        parts = unquote(urlsplit(self.path).path).strip("/").split("/")
+        repository = "/".join(parts[2:4] if parts[0] == "api" else parts[:2])
+        if repository in self.server.gated:
+            return self._send(403, b"{}", {"X-Error-Code": "GatedRepo"})
+        folder = self.server.repositories.get(repository)
+        if folder is None:
+            return self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+        files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+        if parts[0] != "api":
+            return self._file(folder, "/".join(parts[4:]))
+        if parts[4:5] == ["tree"]:
+            listing = [
+                {
+                    "type": "file",
+                    "path": name,
+                    "size": (folder / name).stat().st_size,
+                    "oid": _hash(folder / name),
+                }
+                for name in files
+            ]
+            return self._send(200, json.dumps(listing).encode())
+        info = {
+            "id": repository,
+            "sha": self.server.commit,
+            "siblings": [{"rfilename": name} for name in files],
+        }
+        return self._send(200, json.dumps(info).encode())
+
+    def _file(self, folder: Path, name: str) -> None:
+        data = (folder / name).read_bytes()
+        headers = {
+            "X-Repo-Commit": self.server.commit,
+            "ETag": f'"{_hash(folder / name)}"',
+            "Accept-Ranges": "bytes",
+        }
+        asked = self.headers.get("Range", "")
+        if self.command == "GET":
+            self.server.fetched.append((name, asked))
+        if asked:
+            start = int(asked.removeprefix("bytes=").split("-")[0])
+            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+            return self._send(206, data[start:], headers)
+        if self.command == "HEAD":
+            return self._send(200, data, headers)
+        self._send(200, data, headers, end=self.server.cut.pop(name, None) or self.server.stall.get(name))
+        if name in self.server.stall:
+            time.sleep(60)
+
+    def _send(
+        self, status: int, body: bytes, headers: dict[str, str] | None = None, end: int | None = None
+    ) -> None:
+        self.send_response(status)
+        for key, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body[:end])
+            self.wfile.flush()
+            self.close_connection = end is not None
+
+
+def _hash(path: Path) -> str:
+    return hashlib.sha1(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty download cache."""
+    folder = tmp_path / "cache"
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture
+def server(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    with Hub() as server:
+        constants = huggingface_hub.constants
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, server.endpoint)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture
+def bundled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(hub, "BUNDLED", tmp_path / "bundled")
+    return write_model(tmp_path / "bundled" / "sana-tiny")
+
+
+def test_bundled_name_comes_first(bundled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_model(tmp_path / "sana-tiny")
+    monkeypatch.chdir(tmp_path)
+    assert hub.resolve("sana-tiny").path == bundled
+    assert hub.resolve("./sana-tiny").path != bundled
+
+
+def test_folder(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "my-model", variants=True)
+    model = hub.resolve(str(folder))
+    assert (model.path, model.name, model.info) == (folder, "my-model", None)
+    assert [model.component_variant(name) for name in ("transformer", "text_encoder")] == ["fp16", "fp16"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        "tokenizer/tokenizer.json",
+        "transformer/config.json",
+        "vae/diffusion_pytorch_model.safetensors",
+        "text_encoder/model.safetensors",
+    ],
+)
+def test_folder_lacking_a_file(tmp_path: Path, name: str) -> None:
+    folder = write_model(tmp_path / "model")
+    (folder / name).unlink()
+    with pytest.raises(CheckpointError) as caught:
+        hub.resolve(str(folder))
+    assert name.split("/")[0] in caught.value.message
+
+
+def test_folder_lacking_a_shard(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "model", variants=True)
+    (folder / "text_encoder/model.fp16-00002-of-00002.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"lacks the shard model\.fp16-00002-of-00002\.safetensors"):
+        hub.resolve(str(folder))
+
+
+def test_folder_of_another_kind(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "model")
+    with pytest.raises(CheckpointError, match=r"no model_index\.json") as caught:
+        hub.resolve(str(folder / "transformer"))
+    assert "one component" in caught.value.hint
+    (folder / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    with pytest.raises(CheckpointError, match="holds a FluxPipeline"):
+        hub.resolve(str(folder))
+    (folder / "model_index.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"cannot read .*model_index\.json"):
+        hub.resolve(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("sana-0.6b-1025", "did you mean sana-0.6b-1024?"),
+        ("sana-tini", "did you mean sana-tiny?"),
+        ("x" * 5000, "`sana-edge models list` shows all"),
+        ("", "shows all"),
+        ("a\0b", "shows all"),
+        ("./nowhere", "give a folder"),
+    ],
+)
+def test_unknown_name(bundled: Path, name: str, hint: str) -> None:
+    with pytest.raises(ModelNotFound) as caught:
+        hub.resolve(name)
+    assert hint in caught.value.hint
+
+
+def test_download_takes_one_variant_and_what_is_needed(server: Hub, tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "remote", variants=True)
+    (folder / "README.md").write_text("a page")
+    (folder / "safety_checker").mkdir()
+    (folder / "safety_checker/model.safetensors").write_bytes(b"x")
+    server.repositories[REPOSITORY] = folder
+
+    model = hub.resolve(KNOWN_NAME, progress=False)
+
+    assert (model.name, model.variant, model.info) == (KNOWN_NAME, "fp16", KNOWN[KNOWN_NAME])
+    files = {path.relative_to(model.path).as_posix() for path in model.path.rglob("*") if path.is_file()}
+    assert files == {
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        "tokenizer/tokenizer.json",
+        "transformer/config.json",
+        "transformer/diffusion_pytorch_model.fp16.safetensors",
+        "vae/config.json",
+        "vae/diffusion_pytorch_model.fp16.safetensors",
+        "text_encoder/config.json",
+        "text_encoder/model.safetensors.index.fp16.json",
+        "text_encoder/model.fp16-00001-of-00002.safetensors",
+        "text_encoder/model.fp16-00002-of-00002.safetensors",
+    }
+    entry = next(entry for entry in hub.list_models() if entry.name == KNOWN_NAME)
+    assert (entry.origin, entry.path) == ("public", model.path)
+    assert entry.size == sum((folder / name).stat().st_size for name in files)
+
+
+def test_cached_model_needs_no_network(server: Hub, tmp_path: Path) -> None:
+    server.repositories["someone/sana-mine"] = write_model(tmp_path / "remote")
+    first = hub.resolve("someone/sana-mine", progress=False)
+    requests = len(server.fetched)
+    server.repositories.clear()
+    assert hub.resolve("someone/sana-mine") == first
+    assert hub.resolve("someone/sana-mine", offline=True) == first
+    assert len(server.fetched) == requests
+    assert "someone/sana-mine" in [entry.name for entry in hub.list_models()]
+
+
+def test_incomplete_cache_is_completed(server: Hub, tmp_path: Path) -> None:
+    server.repositories["someone/sana-mine"] = write_model(tmp_path / "remote")
+    first = hub.resolve("someone/sana-mine", progress=False)
+    (first.path / "vae/diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(ModelNotFound, match="offline mode is on"):
+        hub.resolve("someone/sana-mine", offline=True)
+    hub.resolve("someone/sana-mine", progress=False)
+    assert (first.path / "vae/diffusion_pytorch_model.safetensors").is_file()
+
+
+def test_offline_variable(server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.repositories["someone/sana-mine"] = write_model(tmp_path / "remote")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelNotFound, match="offline mode is on"):
+        hub.resolve("someone/sana-mine")
+
+
+def test_unknown_repository(server: Hub) -> None:
+    with pytest.raises(ModelNotFound, match="no folder and no repository someone/nothing"):
+        hub.resolve("someone/nothing")
+    with pytest.raises(ModelNotFound) as caught:
+        hub.resolve(REPOSITORY.replace("512", "521"))
+    assert caught.value.hint == f"did you mean {REPOSITORY}?"
+
+
+def test_gated_repository(server: Hub) -> None:
+    server.gated.add("someone/closed")
+    with pytest.raises(ModelNotFound, match="someone/closed is gated") as caught:
+        hub.resolve("someone/closed")
+    assert "HF_TOKEN" in caught.value.hint
+
+
+def test_repository_in_another_layout(server: Hub, tmp_path: Path) -> None:
+    (tmp_path / "remote").mkdir()
+    (tmp_path / "remote/model.pth").write_bytes(b"")
+    server.repositories["someone/raw"] = tmp_path / "remote"
+    with pytest.raises(CheckpointError, match=r"someone/raw has no model_index\.json"):
+        hub.resolve("someone/raw")
+
+
+def test_no_network(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Hub() as closed:
+        endpoint = closed.endpoint
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
+    with pytest.raises(SanaError, match="cannot download someone/sana-mine") as caught:
+        hub.resolve("someone/sana-mine")
+    assert "network" in caught.value.hint
+
+
+def test_cache_in_the_place_of_a_file(server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.repositories["someone/sana-mine"] = write_model(tmp_path / "remote")
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(SanaError, match="cannot store someone/sana-mine") as caught:
+        hub.resolve("someone/sana-mine", progress=False)
+    assert "HF_HOME" in caught.value.hint
+
+
+def test_file_system_that_takes_no_more(server: Hub, tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    folder = write_model(tmp_path / "remote")
+    save_file({"a": np.zeros(1_000_000, np.float32)}, folder / "vae/diffusion_pytorch_model.safetensors")
+    server.repositories["someone/sana-mine"] = folder
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
+    try:
+        with pytest.raises(SanaError, match="cannot store someone/sana-mine"):
+            hub.resolve("someone/sana-mine", progress=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    hub.resolve("someone/sana-mine", progress=False)
+
+
+def test_cut_connection_goes_on_in_the_file(server: Hub, tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "remote")
+    save_file({"a": np.arange(6_000_000, dtype=np.float32)}, folder / TRANSFORMER)
+    server.repositories["someone/sana-mine"] = folder
+    server.cut[TRANSFORMER] = 15_000_000
+    model = hub.resolve("someone/sana-mine", progress=False)
+    first, second = [asked for name, asked in server.fetched if name == TRANSFORMER]
+    assert first == ""
+    assert 0 < int(second.removeprefix("bytes=").split("-")[0]) <= 15_000_000
+    assert (model.path / TRANSFORMER).read_bytes() == (folder / TRANSFORMER).read_bytes()
+
+
+def test_killed_download_keeps_whole_files(server: Hub, cache: Path, tmp_path: Path) -> None:
+    """A process dies in the middle of a file: what it left is no model, and the next one completes it."""
+    folder = write_model(tmp_path / "remote")
+    save_file({"a": np.arange(1_000_000, dtype=np.float32)}, folder / TRANSFORMER)
+    server.repositories["someone/sana-mine"] = folder
+    server.stall[TRANSFORMER] = 1_500_000
+    code = "from sana_edge.hub import resolve; print(resolve('someone/sana-mine', progress=False).path)"
+    environment = {**os.environ, "HF_ENDPOINT": server.endpoint, "HF_HUB_CACHE": str(cache)}
+    child = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL)
+    snapshot = cache / "models--someone--sana-mine" / "snapshots" / COMMIT
+    deadline = time.monotonic() + 20
+    while len(list(snapshot.rglob("*.*"))) < 8:
+        assert child.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    child.kill()
+    child.wait()
+
+    with pytest.raises(ModelNotFound, match="or not whole"):
+        hub.resolve("someone/sana-mine", offline=True)
+    server.stall.clear()
+    server.fetched.clear()
+    assert hub.resolve("someone/sana-mine", progress=False).path == snapshot
+    assert [name for name, _ in server.fetched] == [TRANSFORMER]
+    assert (snapshot / TRANSFORMER).read_bytes() == (folder / TRANSFORMER).read_bytes()
+
+
+def test_download_again_asks_for_the_newest(server: Hub, tmp_path: Path) -> None:
+    server.repositories["someone/sana-mine"] = write_model(tmp_path / "remote")
+    first = hub.resolve("someone/sana-mine", progress=False)
+    server.commit = COMMIT[::-1]
+    assert hub.resolve("someone/sana-mine").path == first.path
+    assert hub.resolve("someone/sana-mine", refresh=True, progress=False).path.name == server.commit

@@ -1,0 +1,144 @@
+"""Saving pictures: what the PNG carries, and that a file is whole or absent."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image as PILImage
+
+from sana_edge.errors import InvalidInput, SanaError
+from sana_edge.image import Image, check_writable, read_metadata
+
+METADATA = {"prompt": "a house", "negative_prompt": "", "seed": 7, "size": [64, 32], "guidance": 4.5}
+
+
+def picture(**changes: Any) -> Image:
+    pixels = np.arange(32 * 64 * 3, dtype=np.uint32).reshape(32, 64, 3).astype(np.uint8)
+    return Image(pixels, 7, {**METADATA, **changes})
+
+
+def test_save_and_read_back(tmp_path: Path) -> None:
+    path = picture().save(tmp_path / "house.png")
+    with PILImage.open(path) as image:
+        assert np.array_equal(np.asarray(image), picture().pixels)
+        assert image.info["Description"] == "a house"
+    assert read_metadata(path) == METADATA
+    assert os.listdir(tmp_path) == ["house.png"]
+
+
+def test_permissions_are_those_of_a_new_file(tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    path = picture().save(tmp_path / "house.png")
+    assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "x" * 10_000,
+        "日本の家 🏠 e\u0301 \u202e right to left",
+        "nul \0 inside",
+        "lone surrogate \udcff",
+        "\n\t",
+    ],
+    ids=["long", "unicode", "nul", "surrogate", "whitespace"],
+)
+def test_any_prompt_survives(tmp_path: Path, prompt: str) -> None:
+    path = picture(prompt=prompt).save(tmp_path / "odd.png")
+    assert read_metadata(path)["prompt"] == prompt
+
+
+def test_equal_pictures_give_equal_bytes() -> None:
+    assert picture().png() == picture().png()
+    assert picture().png() != picture(seed=8).png()
+    assert PILImage.open(io.BytesIO(picture().png())).format == "PNG"
+
+
+def test_existing_file_is_kept_without_force(tmp_path: Path) -> None:
+    path = tmp_path / "house.png"
+    path.write_bytes(b"mine")
+    with pytest.raises(InvalidInput, match="already exists") as caught:
+        picture().save(path)
+    assert "--force" in caught.value.hint
+    assert path.read_bytes() == b"mine"
+    picture().save(path, force=True)
+    assert read_metadata(path) == METADATA
+
+
+def test_only_regular_files_are_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "dangling.png").symlink_to(tmp_path / "nowhere")
+    for name, problem in (
+        ("pipe.png", "not a regular file"),
+        ("dangling.png", "regular"),
+        ("", "is a folder"),
+    ):
+        with pytest.raises(InvalidInput, match=problem):
+            picture().save(tmp_path / name, force=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [("missing/a.png", "No such file"), ("file/a.png", "Not a directory"), ("n" * 300 + ".png", "too long")],
+    ids=["no-folder", "file-as-folder", "long-name"],
+)
+def test_unwritable_places(tmp_path: Path, name: str, problem: str) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SanaError, match=problem) as caught:
+        picture().save(tmp_path / name)
+    assert caught.value.hint
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_full_disk_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (tmp_path / "old.png").write_bytes(b"mine")
+    monkeypatch.setattr(os, call, full)
+    for name in ("new.png", "old.png"):
+        with pytest.raises(SanaError, match="No space left") as caught:
+            picture().save(tmp_path / name, force=True)
+        assert "disk is full" in caught.value.hint
+    assert os.listdir(tmp_path) == ["old.png"]
+    assert (tmp_path / "old.png").read_bytes() == b"mine"
+
+
+def test_interruption_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        picture().save(tmp_path / "house.png")
+    assert os.listdir(tmp_path) == []
+
+
+def test_check_writable_leaves_nothing(tmp_path: Path) -> None:
+    check_writable(tmp_path / "house.png")
+    assert os.listdir(tmp_path) == []
+    with pytest.raises(SanaError, match="cannot write"):
+        check_writable(tmp_path / "missing" / "house.png")
+    with pytest.raises(SanaError, match="too long"):
+        check_writable(tmp_path / ("n" * 300 + ".png"))
+    assert os.listdir(tmp_path) == []
+
+
+def test_foreign_files_have_no_metadata(tmp_path: Path) -> None:
+    PILImage.new("RGB", (8, 8)).save(tmp_path / "other.png")
+    (tmp_path / "text.png").write_text("no image")
+    for name, problem in (
+        ("other.png", "no sana-edge metadata"),
+        ("text.png", "cannot read"),
+        ("none.png", "cannot"),
+    ):
+        with pytest.raises(InvalidInput, match=problem):
+            read_metadata(tmp_path / name)

@@ -1,0 +1,122 @@
+"""What is in the wheel, what an import brings with it, and that every requirement is pinned."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parent.parent
+MAPPED = ("kernels",)
+MODELS_LIMIT = 30e6
+# of these the CUDA build of torch pins its own
+PINNED_BY_TORCH = ("nvidia-", "cuda-", "triton")
+TORCH_FREE = ("cli", "config", "doctor", "errors", "hub", "image", "known_models", "model_folder", "request")
+
+
+@pytest.fixture(scope="module", params=["links", "no-links"])
+def wheel(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    """Built from a copy, once as it is and once as a checkout without symbolic links gives it."""
+    source = tmp_path_factory.mktemp("source")
+    caches = shutil.ignore_patterns("__pycache__")
+    for name in ("sana_edge", *MAPPED):
+        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=caches)
+    for file in (
+        path for path in ROOT.iterdir() if path.suffix in (".toml", ".py", ".md") or path.name == "LICENSE"
+    ):
+        shutil.copy(file, source)
+    if request.param == "no-links":
+        for name in MAPPED:
+            # what git writes in place of a link
+            (source / "sana_edge" / name).unlink()
+            (source / "sana_edge" / name).write_text(f"../{name}")
+    # what pip calls, without pip's search for build requirements
+    code = "from setuptools.build_meta import build_wheel; build_wheel('dist')"
+    subprocess.run([sys.executable, "-c", code], cwd=source, check=True, capture_output=True)
+    (path,) = (source / "dist").glob("*.whl")
+    return zipfile.ZipFile(path)
+
+
+def test_wheel_installs_one_name(wheel: zipfile.ZipFile) -> None:
+    names = wheel.namelist()
+    (info,) = {name.split("/")[0] for name in names if not name.startswith("sana_edge/")}
+    assert info.endswith(".dist-info")
+    assert wheel.read(f"{info}/top_level.txt").split() == [b"sana_edge"]
+    assert b"sana-edge = sana_edge.cli:main" in wheel.read(f"{info}/entry_points.txt")
+    assert any(name.endswith("LICENSE") for name in names)
+
+
+def test_wheel_holds_every_file(wheel: zipfile.ZipFile) -> None:
+    package = ROOT / "sana_edge"
+    expected = {f"sana_edge/{path.relative_to(package).as_posix()}" for path in package.rglob("*.py")}
+    expected |= {
+        f"sana_edge/{path.relative_to(ROOT).as_posix()}"
+        for name in MAPPED
+        for path in (ROOT / name).rglob("*.py")
+    }
+    models = [path for path in (package / "models").rglob("*") if path.is_file()]
+    expected |= {path.relative_to(ROOT).as_posix() for path in models}
+    expected.add("sana_edge/py.typed")
+    assert {name for name in wheel.namelist() if name.startswith("sana_edge/")} == expected
+
+
+def test_bundled_models_are_small() -> None:
+    models = (ROOT / "sana_edge" / "models").rglob("*")
+    assert sum(path.stat().st_size for path in models if path.is_file()) <= MODELS_LIMIT
+
+
+def test_links_for_type_checkers() -> None:
+    for name in MAPPED:
+        assert (ROOT / "sana_edge" / name).samefile(ROOT / name)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import sana_edge",
+        "from sana_edge.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass",
+        "\n".join(f"import sana_edge.{name}" for name in TORCH_FREE),
+    ],
+    ids=["import", "help", "modules"],
+)
+def test_imports_bring_no_torch_and_no_network(code: str) -> None:
+    unwanted = "{'torch', 'transformers', 'diffusers', 'huggingface_hub', 'http.client', 'ssl'}"
+    check = f"\nimport sys; sys.exit(', '.join({unwanted} & set(sys.modules)) or 0)"
+    done = subprocess.run([sys.executable, "-c", code + check], capture_output=True, text=True)
+    assert done.returncode == 0, f"imports {done.stderr}"
+
+
+def test_every_requirement_is_pinned() -> None:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = [Requirement(line) for line in lines if not line.startswith("#")]
+    pinned = {canonicalize_name(pin.name) for pin in pins if pin.marker is None or pin.marker.evaluate()}
+    missing = {
+        name for name in _requirements("sana-edge", {"test"}) if not name.startswith(PINNED_BY_TORCH)
+    } - pinned
+    assert not missing
+
+
+def _requirements(name: str, extras: set[str]) -> set[str]:
+    """Every distribution that an installed one needs, directly or not, without itself."""
+    found: set[str] = set()
+    pending = [(name, extra) for extra in ("", *extras)]
+    seen = set(pending)
+    while pending:
+        current, extra = pending.pop()
+        for line in importlib.metadata.requires(current) or []:
+            requirement = Requirement(line)
+            if requirement.marker is not None and not requirement.marker.evaluate({"extra": extra}):
+                continue
+            needed = canonicalize_name(requirement.name)
+            found.add(needed)
+            new = {(needed, wanted) for wanted in ("", *requirement.extras)} - seen
+            seen |= new
+            pending += new
+    return found - {canonicalize_name(name)}
