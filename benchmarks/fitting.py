@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from stamps import LARGEST, SIDE, Array, Stamp, stamp
+from stamps import LARGEST, SHRINK, SIDE, Array, Stamp, stamp
 
 from sana_edge.training.scenes import COLOURS, KINDS
 
@@ -19,7 +19,8 @@ CAP = 3 * 40.0**2
 MARGIN = SIDE // 2
 """Arrays have this many pixels around the picture, so that stamps may reach over its edge."""
 CANDIDATES = 5
-SHRINK = 2
+ALIKE = 2e5
+"""Gains of the first search, in squared colour differences, that say nothing about which kind is better."""
 LEVELS = range(1, LARGEST, 3)
 MOVES = (
     *((1, 0, 0), (-1, 0, 0), (0, 1, 0), (0, -1, 0), (0, 0, 1), (0, 0, -1)),
@@ -67,7 +68,7 @@ class Fitter:
 
     def best(self, canvas: Array) -> Fit:
         """The object that brings `canvas` closest to the picture; it gains nothing (<= 0) if none does."""
-        rough = [self._climbed(fit, canvas, steps=2) for fit in self._candidates(canvas)]
+        rough = [self._climbed(fit, canvas, steps=3) for fit in self._candidates(canvas)]
         fit = self._climbed(max(rough, key=_gain), canvas, steps=12)
         fit = max((self._weighed(fit, canvas, colour=colour) for colour in COLOURS), key=_gain)
         return self._polished(fit, canvas)
@@ -88,7 +89,9 @@ class Fitter:
             level, colour, y, x = (int(i) for i in np.unravel_index(maps.argmax(), maps.shape))
             gain = float(maps[level, colour, y, x])
             fits.append(Fit(kind, list(COLOURS)[colour], LEVELS[level], SHRINK * x, SHRINK * y, gain))
-        return sorted(fits, key=_gain, reverse=True)[:CANDIDATES]
+        fits.sort(key=_gain, reverse=True)
+        least = 0.5 * fits[0].gain - ALIKE
+        return [fit for fit in fits[:CANDIDATES] if fit.gain >= least]
 
     def _weighed(self, fit: Fit, canvas: Array, **change: Any) -> Fit:
         """The fit with something changed, and what it then gains."""

@@ -16,10 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from stamps import SIDE, Array, grounds, soften
 
-THRESHOLD = 0.5
+THRESHOLD = 0.6
 """The least score of an object that counts."""
-HOPELESS = 0.2
-"""Below this score a fit is no object whatever else is found around it, and its place is left alone."""
 MOST = 8
 """More objects than any scene has: the search ends."""
 REACH = 2
@@ -28,7 +26,7 @@ STRONG, FAINT = 30.0, 4.0
 """Colour differences per pixel from which an edge is as strong as any, and up to which it is noise."""
 WRONG = 3 * 25.0**2
 """The squared colour difference at which an edge is lost."""
-CELLS = 4
+CELLS = 6
 """Parts of an object: CELLS x CELLS over its box."""
 
 
@@ -64,16 +62,8 @@ def judge(pixels: NDArray[np.uint8]) -> Judgement:
         raise ValueError(f"a picture must be uint8, got {pixels.dtype}")
     small = Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BOX)
     name, ground, picture = _background(soften(small))
-    fits = _fits(picture, ground)
-    found = []
-    for fit in fits:
-        canvas = ground.copy()
-        for other in fits:
-            if other is not fit:
-                other.draw(canvas)
-        found.append(_detection(fit, _score(fit, picture, canvas)))
-    kept = [d for d in found if d.score >= THRESHOLD]
-    return Judgement(name, tuple(sorted(kept, key=lambda d: -d.score)))
+    kept = _agreeing(_fits(picture, ground), picture, ground)
+    return Judgement(name, tuple(_detection(fit, score) for score, fit in kept))
 
 
 def _background(picture: Array) -> tuple[str, Array, Array]:
@@ -91,7 +81,7 @@ def _background(picture: Array) -> tuple[str, Array, Array]:
 
 
 def _fits(picture: Array, ground: Array) -> list[Fit]:
-    """Draws the best object on the ground again and again, until none gains."""
+    """The objects that gain most, one after the other, no two of them in one place."""
     fits: list[Fit] = []
     canvas = ground.copy()
     fitter = Fitter(picture)
@@ -99,13 +89,28 @@ def _fits(picture: Array, ground: Array) -> list[Fit]:
         fit = fitter.best(canvas)
         if fit.gain <= 0:
             break
-        if _score(fit, picture, canvas) < HOPELESS:
-            near = fit.stamp.near
-            canvas[fit.window][near] = picture[fit.window][near]
-            continue
         fits.append(fit)
-        fit.draw(canvas)
+        # nothing is left to explain here
+        near = fit.stamp.near
+        canvas[fit.window][near] = picture[fit.window][near]
     return fits
+
+
+def _agreeing(fits: list[Fit], picture: Array, ground: Array) -> list[tuple[float, Fit]]:
+    """The fits that score THRESHOLD, surest first: as long as one does not, the worst is taken away."""
+    while fits:
+        scored = []
+        for fit in fits:
+            canvas = ground.copy()
+            for other in fits:
+                if other is not fit:
+                    other.draw(canvas)
+            scored.append((_score(fit, picture, canvas), fit))
+        scored.sort(key=lambda pair: -pair[0])
+        if scored[-1][0] >= THRESHOLD:
+            return scored
+        fits = [fit for _, fit in scored[:-1]]
+    return []
 
 
 def _detection(fit: Fit, score: float) -> Detection:
@@ -127,10 +132,8 @@ def _score(fit: Fit, picture: Array, canvas: Array) -> float:
 def _lost(image: Array, other: Array, fit: Fit) -> float:
     """The share of the edges of `image` that `other` has nowhere near, in the worst quarter of the parts."""
     down, right = np.gradient(image, axis=(0, 1))
-    edges = (
-        np.clip(slope - FAINT, 0, STRONG)
-        * fit.stamp.near
-    )
+    slope = np.sqrt(_squares(np.asarray(down)) + _squares(np.asarray(right)))
+    edges = np.clip(slope - FAINT, 0, STRONG) * fit.stamp.near
     least = np.full(edges.shape, WRONG, dtype=np.float32)
     shifted = np.pad(other, ((REACH, REACH), (REACH, REACH), (0, 0)), mode="edge")
     rows, columns = edges.shape

@@ -16,7 +16,7 @@ from typing import Any
 
 from judge import Detection, Judgement
 
-from sana_edge.training.captions import caption
+from sana_edge.training.captions import caption, plural
 from sana_edge.training.layout import arrange, held_out, mirrored
 from sana_edge.training.scenes import BACKGROUNDS, COLOURS, KINDS, Scene, Thing
 
@@ -67,11 +67,11 @@ class Prompt:
         for want in self.wanted:
             found = [d for d in judgement.detections if d.kind == want.kind]
             if len(found) < want.count or (self.exact and len(found) > want.count):
-                return f"{len(found)} {want.kind} for {want.count}"
+                return f"{len(found)} {plural(want.kind)}, wanted {want.count}"
             found = found[: want.count]
             for other in found:
                 if want.colour not in (None, other.colour):
-                    return f"{other.colour} {want.kind} for {want.colour}"
+                    return f"{other.colour} {want.kind}, wanted {want.colour}"
             chosen += found
         if self.relation and self.relation not in relations(chosen[0], chosen[1]):
             return f"not {self.relation}"

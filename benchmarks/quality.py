@@ -3,8 +3,8 @@
     python benchmarks/quality.py --steps 20 --threads 2
 
 makes one picture for each prompt of `prompts.py`, looks at it with `judge.py`, prints a table and writes it
-as JSON with every verdict, and a PNG contact sheet. Beside the score stand the judge's ceiling (true scenes of
-the same prompts) and the shuffled control. Interrupted, the same command goes on where it was.
+as JSON with every verdict, and a PNG contact sheet. Beside the score stand the judge's ceiling (true scenes
+of the same prompts) and the shuffled control. Interrupted, the same command goes on where it was.
 """
 
 from __future__ import annotations
@@ -34,7 +34,11 @@ from sana_edge.errors import SanaError
 from sana_edge.training import captions, layout, scenes
 
 RESULTS = Path(__file__).parent / "results"
-SCENES = [Path(module.__file__ or "") for module in (captions, layout, scenes)]
+CODE = [
+    *(Path(module.__file__ or "") for module in (captions, layout, scenes)),
+    *(Path(__file__).with_name(f"{name}.py") for name in ("fitting", "judge", "prompts", "scores", "stamps")),
+]
+"""What decides a verdict: an interrupted run does not go on after a change."""
 COLUMNS = 6
 Pixels = NDArray[np.uint8]
 Source = Callable[[int, Prompt], tuple[Pixels, dict[str, Any]]]
@@ -63,7 +67,7 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> None:
     with model(options) as (source, files):
         run = {
             "source": files,
-            "benchmark": _digest([*Path(__file__).parent.glob("*.py"), *SCENES]),
+            "benchmark": _digest(CODE),
             **{name: getattr(options, name) for name in ("steps", "guidance", "seed")},
         }
         with Diary(options.output, run) as diary:

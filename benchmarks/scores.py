@@ -57,6 +57,10 @@ class Score:
     low: float
     high: float
 
+    @property
+    def right(self) -> int:
+        return round(self.share * self.count)
+
 
 def by_category(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
     """The outcomes of every category that has any."""

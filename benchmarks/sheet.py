@@ -37,7 +37,7 @@ def sheet(
         top = HEAD + i * (BAND + PICTURE + CAPTION)
         draw.line((GAP, top, width - GAP, top), fill=(224, 222, 214), width=2)
         draw.text((GAP, top + 10), name, fill=INK, font=_font(23))
-        score = f"{scores[name].share:.2f} of {scores[name].count}"
+        score = f"{scores[name].right} of {scores[name].count} right"
         draw.text((width - GAP, top + 12), score, fill=SOFT, font=_font(20), anchor="ra")
         for j, outcome in enumerate(members[:columns]):
             place = (GAP + j * (PICTURE + GAP), top + BAND)

@@ -19,6 +19,8 @@ SIDE = 128
 """Pictures are judged at this many pixels per side."""
 BLUR = 1.0
 """Sigma, in pixels of SIDE, by which pictures and stamps are blurred: noise and soft edges matter less."""
+SHRINK = 4
+"""The first search sees one pixel for so many, and half a stamp is a multiple of it."""
 RIM = 3
 """This many pixels around an object belong to its place."""
 LARGEST = 23
@@ -56,11 +58,11 @@ def radius(level: float) -> float:
 @lru_cache(maxsize=1500)
 def stamp(kind: str, colour: str, level: float, dx: float = 0.0, dy: float = 0.0) -> Stamp:
     """The object at a level of size, its centre `dx`, `dy` pixels from the middle of its square."""
-    half = 2 * math.ceil((radius(level) * 1.06 + 2 * RIM) / 2)
+    half = SHRINK * math.ceil((radius(level) * 1.06 + 2 * RIM) / SHRINK)
     thing = Thing(kind, colour, "medium", (half + dx) / SIDE, (half + dy) / SIDE, radius(level) / SIDE)
     dark, light = (_drawn(thing, half, grey) for grey in (0, 255))
     alpha = 1 - (light - dark).mean(axis=2, keepdims=True, dtype=np.float32) / 255
-    inside = np.argwhere(alpha[..., 0] > 0.5) - half
+    inside = np.argwhere(alpha[..., 0] > 0.3) - half
     (top, left), (bottom, right) = inside.min(axis=0).tolist(), (inside.max(axis=0) + 1).tolist()
     solid = Image.fromarray((alpha[..., 0] > 0.1).astype(np.uint8))
     near = np.asarray(solid.filter(ImageFilter.MaxFilter(2 * RIM + 1))) > 0

@@ -55,3 +55,7 @@ def __getattr__(name: str) -> Any:
     with torch_extra():
         home = importlib.import_module(f"{__name__}.{_HOMES.get(name, 'errors')}")
     return getattr(home, name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -181,22 +181,15 @@ def _add_generate_options(parser: argparse.ArgumentParser) -> None:
     add("--steps", type=int, metavar="N", help="denoising steps (default: 20, or 2 for Sprint models)")
     add("--guidance", type=float, metavar="F", help="how strictly to follow the prompt (default: 4.5)")
     add("--seed", type=int, metavar="N", help="of the first picture (default: random, reported)")
-    add(
-        "--images",
-        type=int,
-        default=1,
-        metavar="N",
-        help="how many, counting seeds up (default: %(default)s)",
-    )
+    count = "how many, counting seeds up (default: %(default)s)"
+    add("--images", type=int, default=1, metavar="N", help=count)
     add("--sampler", choices=SAMPLERS, help="(default: what the model was made for)")
     dtypes = "of the denoiser (default: %(default)s, the checkpoint's own; on the CPU fp32 in place of fp16)"
     add("--dtype", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help=dtypes)
     devices = "(default: %(default)s, cuda where it can be used)"
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help=devices)
-    place = (
-        "a .png file or an existing folder; {seed} in the name becomes the seed, and several pictures get it"
-    )
-    add("--output", default=OUTPUT, metavar="PATH", help=f"{place} at the end (default: %(default)s)")
+    place = "a .png file or an existing folder; the seed takes the place of {seed}, or stands at the end of"
+    add("--output", default=OUTPUT, metavar="PATH", help=f"{place} several names (default: %(default)s)")
     add("--json", action="store_true", help="print a JSON object for each picture instead of its path")
     add("--force", action="store_true", help="replace existing files")
     add("--offline", action="store_true", help="never use the network")

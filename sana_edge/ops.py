@@ -67,6 +67,13 @@ def _linear_attention_by_row(q: Tensor, k: Tensor, v: Tensor, heads: int, eps: f
 
 def cross_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Softmax attention, q (R, heads, N, d) on k, v (R, heads, L, d) under a (R, 1, 1, L) bool mask."""
+    if torch.is_grad_enabled() and q.device.type == "cpu":
+        # the fused kernel's backward pass on a CPU is many small products, slow for texts this short
+        scores = (q @ k.transpose(-1, -2)).float() / q.shape[-1] ** 0.5
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -torch.inf)
+        read: Tensor = scores.softmax(-1).to(v.dtype) @ v
+        return read
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 

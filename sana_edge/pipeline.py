@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -26,6 +27,9 @@ from sana_edge.stages import Stages, check_dtype, choose_device, load_stages
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+
+logger = logging.getLogger("sana_edge")
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +98,9 @@ class Sana:
         check_dtype(dtype, place)
         with torch_extra(), memory_errors(model):
             found = hub.resolve(model, offline=offline, progress=progress)
-            return cls(load_stages(found, device=place, dtype=dtype))
+            stages = load_stages(found, device=place, dtype=dtype)
+        logger.info("loaded %s from %s: %s on %s", stages.name, found.path, stages.dtype, place)
+        return cls(stages)
 
     def close(self) -> None:
         """Let go of the model; a stream that is under way finishes with it."""

@@ -28,7 +28,6 @@ logger = logging.getLogger("sana_edge")
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-
 # longest side of a preview's latent; 8 cells are 256 pixels
 PREVIEW_CELLS = 8
 

@@ -168,8 +168,8 @@ def _layer_bytes(config: AutoencoderConfig, height: int, width: int, item: int) 
             yield _upsample_bytes(height, width, channels[stage + 1], channels[stage], item, interpolate)
             height, width = 2 * height, 2 * width
         if config.decoder_block_types[stage] == "ResBlock":
-            # input, window of a strip, outputs of both convolutions
-            rows = min(strip_rows(width * channels[stage] * item), height)
+            # input; window of a strip with 2 more rows on each side, outputs of both convolutions
+            rows = min(strip_rows(width * channels[stage] * item) + 4, height)
             yield (height + 3 * rows) * width * channels[stage] * item
         else:
             scales = len(config.decoder_qkv_multiscales[stage])
@@ -186,7 +186,7 @@ def _upsample_bytes(
     height: int, width: int, in_channels: int, out_channels: int, item: int, interpolate: bool
 ) -> int:
     out_row = 2 * width * out_channels * item
-    rows = min(strip_rows(2 * out_row), height)
+    rows = min(strip_rows(2 * out_row) + 2, height)
     # of a strip, in rows of the output: one phase out of four, or all of them before they are shuffled
     strip = rows * out_row // 2 if interpolate else 2 * rows * out_row
     window = rows * width * in_channels * item

@@ -220,5 +220,5 @@ def test_decoder_alone() -> None:
 
 def test_widths_that_no_shortcut_can_join() -> None:
     config = dataclasses.replace(CONFIGS["res_only"], decoder_block_out_channels=(8, 8, 12, 16, 32, 32))
-    with pytest.raises(CheckpointError, match="64 and 12|48 and 32|48"):
+    with pytest.raises(CheckpointError, match="cannot join 12 and 32 channels"):
         Autoencoder(config)

@@ -114,16 +114,16 @@ def test_a_single_token_is_folded_to_a_constant(denoiser: Denoiser) -> None:
     same(run(denoiser, latent, token, prompt), run(denoiser, latent, twice, prompt))
 
 
-def test_one_prompt_serves_several_images(denoiser: Denoiser) -> None:
-    negative, prompts, latent = features(1, 1), features(2, 5), torch.randn(8, 8, 4, 4)
-    together = run(denoiser, latent, negative, prompts)
+@pytest.mark.parametrize("negatives", [1, 2])
+def test_one_prompt_serves_consecutive_images(denoiser: Denoiser, negatives: int) -> None:
+    """Four negative images, then four of two prompts; each as if it had been made alone."""
+    groups, latent = [features(negatives, 1), features(2, 5)], torch.randn(8, 8, 4, 4)
+    together = run(denoiser, latent, *groups)
     for row in range(8):
-        if row < 4:
-            text = negative
-        else:
-            first = (row - 4) // 2
-            text = TextFeatures(prompts.embeddings[first : first + 1], prompts.mask[first : first + 1])
-        same(together[row : row + 1], run(denoiser, latent[row : row + 1], text))
+        group = groups[row // 4]
+        prompt = (row % 4) * len(group.mask) // 4
+        alone = TextFeatures(group.embeddings[prompt : prompt + 1], group.mask[prompt : prompt + 1])
+        same(together[row : row + 1], run(denoiser, latent[row : row + 1], alone))
 
 
 @pytest.mark.parametrize(("batch", "rows"), [(3, (1, 1)), (2, (1, 2)), (5, (2,))])
@@ -151,12 +151,12 @@ def test_guidance_is_given_where_it_is_embedded_and_only_there(denoiser: Denoise
 def loss(denoiser: Denoiser, autocast: bool) -> Tensor:
     """A training step's: every row has its own timestep and prompt, one of them a single token."""
     torch.manual_seed(1)
-    latent, target = torch.randn(2, 4, 8, 5, 6)
+    latent, target = torch.randn(2, 4, 8, 5, 6, dtype=denoiser.patch.weight.dtype)
     text = TextFeatures(torch.randn(4, 7, 40), torch.arange(7) < torch.tensor([[7], [1], [3], [5]]))
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         tables = denoiser.modulation(1000 * torch.rand(4))
         velocity = denoiser(latent, tables, denoiser.text_context([text]))
-    assert velocity.dtype == torch.float32
+    assert velocity.dtype == latent.dtype
     return (velocity - target).square().mean()
 
 

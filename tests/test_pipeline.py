@@ -17,6 +17,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, SanaPipeline, SanaSprintP
 from numpy.typing import NDArray
 
 from sana_edge import Cancelled, Image, OutOfMemory, Sana, SanaError, Step, UnsupportedDevice, tiling
+from sana_edge.hub import BUNDLED
 from sana_edge.memory import memory_errors
 
 PROMPT = "a red house left of a yellow star"
@@ -58,6 +59,7 @@ CASES: dict[str, dict[str, Any]] = {
     "guided": {},
     "negative-prompt": {"negative_prompt": "a blurred green fish"},
     "no-guidance": {"guidance": 1.0, "negative_prompt": "ignored"},
+    "guidance-below-one": {"guidance": 0.5},
     "strong-guidance": {"guidance": 9.0},
     "one-step": {"steps": 1},
     "wide": {"size": (160, 96)},
@@ -101,6 +103,16 @@ def test_several_images_equal_diffusers_and_each_alone(sana: Sana, tiny_folder: 
         assert image.seed == image.metadata["seed"] == seed
         assert_same_picture(image.pixels, other)
         assert image.png() == sana.generate(PROMPT, seed=seed, steps=3).png()
+
+
+@pytest.mark.skipif(not (BUNDLED / "sana-tiny").is_dir(), reason="the bundled model is not there")
+def test_the_bundled_model_equals_diffusers() -> None:
+    with Sana.load(device="cpu") as tiny:
+        width, height = tiny.native_size
+        image = tiny.generate(PROMPT, seed=7)
+    pipeline = SanaPipeline.from_pretrained(BUNDLED / "sana-tiny", torch_dtype=torch.float32)
+    (expected,) = theirs(pipeline, PROMPT, [7], width=width, height=height)
+    assert_same_picture(image.pixels, expected)
 
 
 def test_flow_euler_equals_diffusers(sana: Sana, tiny_folder: Path) -> None:
@@ -168,7 +180,7 @@ def test_fp16_checkpoint_runs_in_fp32_on_the_cpu(tiny_folder: Path, tmp_path: Pa
     with Sana.load(str(tmp_path / "half"), device="cpu") as half:
         image = half.generate(PROMPT, seed=7, steps=2)
     assert image.metadata["dtype"] == "fp32"
-    pipeline = SanaPipeline.from_pretrained(tmp_path / "half")
+    pipeline = SanaPipeline.from_pretrained(tmp_path / "half", torch_dtype=torch.float32)
     (expected,) = theirs(pipeline, PROMPT, [7], num_inference_steps=2, width=128, height=128)
     assert_same_picture(image.pixels, expected)
 

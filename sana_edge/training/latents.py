@@ -55,7 +55,7 @@ def main() -> None:
             pixels = np.stack([np.asarray(render(numbered_scene(start + i), args.side)) for i in range(32)])
             batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(device).float() / 127.5 - 1
             with torch.inference_mode(), torch.autocast(device, torch.bfloat16):
-                parts.append(model.encode(batch).half().cpu())
+                parts.append(model.encode(batch).half().cpu().contiguous())
         partial = path.with_suffix(".partial")
         save_file({"latents": torch.cat(parts)}, partial)
         os.replace(partial, path)

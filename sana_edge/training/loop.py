@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import time
@@ -75,12 +76,12 @@ class Loop:
         bar = tqdm(
             total=round(60 * self.minutes), initial=round(self.seconds), unit="s", desc=self.folder.name
         )
-        saved, mean, figures = time.monotonic(), 0.0, dict[str, float]()
+        saved, mean, figures = time.monotonic(), math.nan, dict[str, float]()
         try:
             while self.progress < 1:
                 began = time.monotonic()
                 value, figures = self._update(loss)
-                mean = value if self.step == 0 else 0.98 * mean + 0.02 * value
+                mean = value if math.isnan(mean) else 0.98 * mean + 0.02 * value
                 self.step += 1
                 self.seconds += time.monotonic() - began
                 bar.n = round(self.seconds)

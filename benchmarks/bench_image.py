@@ -1,0 +1,204 @@
+"""Time and memory of each stage of a picture, beside diffusers with the same weights, dtype and threads.
+
+    python benchmarks/bench_image.py --model sana-tiny
+    python benchmarks/bench_image.py --shapes 0.6b --layers 4 --threads 2
+
+measures a whole model from its folder, or the networks of the public models in full size with random weights.
+The implementations take turns, and what they return is compared. Prints a table and writes JSON with every
+sample.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from bench_table import chart, table
+from contenders import Work
+from measuring import Row, measure, with_context
+from model_work import ModelWork
+from record import header, write_bytes, write_json
+from shapes_work import DENOISERS, DecoderWork, DenoiserWork
+
+from sana_edge.errors import InvalidInput, SanaError
+from sana_edge.image import check_writable
+from sana_edge.request import Request
+from sana_edge.stages import DTYPES, check_dtype, choose_device
+from sana_edge.text_encoder import MAX_TOKENS
+
+RESULTS = Path(__file__).parent / "results"
+NATIVE_SIZE = 1024
+TOKENS = 30
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the benchmark: 0, 1 for an error, 2 for usage, 130 for Ctrl-C."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    options = _options(given)
+    try:
+        _run(options, given)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except (SanaError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        if isinstance(error, SanaError) and error.hint:
+            print(f"hint:  {error.hint}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _run(options: argparse.Namespace, given: Sequence[str]) -> None:
+    works = choose(options)
+    output = options.output or RESULTS / f"bench_image-{_name(options, works)}.json"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(output)
+    data = {**header("benchmarks/bench_image.py", given), "load_before": _load(), "repeat": options.repeat}
+    results: dict[str, list[Row]] = {}
+    for work, stages in works.items():
+        say = partial(_say, work.title)
+        rows = measure(work, stages, options.repeat, say)
+        rows += with_context(rows, options.steps)
+        results[work.title] = rows
+        layers = work.layers if isinstance(work, DenoiserWork) else None
+        print(table(work.title, rows, layers), end="\n\n", flush=True)
+    data["works"] = [
+        {"title": work.title, **work.facts, "rows": [row.facts() for row in results[work.title]]}
+        for work in works
+    ]
+    write_json(output, data)
+    if options.chart:
+        write_bytes(output.with_suffix(".png"), chart(results))
+
+
+def choose(options: argparse.Namespace) -> dict[Work, tuple[str, ...]]:
+    """The works and their stages that the options ask for.
+
+    Raises: SanaError for options that cannot be served, before anything heavy is loaded.
+    """
+    device = choose_device(options.device)
+    works: list[Work] = []
+    for dtype in options.dtype:
+        if dtype not in DTYPES:
+            raise InvalidInput(f"unknown dtype {dtype!r}", f"choose {', '.join(DTYPES)}")
+        check_dtype(dtype, device)
+        common = {"dtype": dtype, "device": device.type, "threads": options.threads}
+        works += [_model_work(options, common)] if options.model else _shapes_works(options, common)
+    known = tuple(dict.fromkeys(stage for work in works for stage in work.stages))
+    wanted = options.stage or known
+    for stage in wanted:
+        if stage not in known:
+            raise InvalidInput(f"unknown stage {stage!r}", f"choose from {', '.join(known)}")
+    chosen = {work: tuple(stage for stage in work.stages if stage in wanted) for work in works}
+    return {work: stages for work, stages in chosen.items() if stages}
+
+
+def _model_work(options: argparse.Namespace, common: dict[str, Any]) -> Work:
+    for name in ("layers", "decode_size", "tokens", "tiled"):
+        if getattr(options, name):
+            raise InvalidInput(f"--{name.replace('_', '-')} does not go with --model", "it is for --shapes")
+    work = ModelWork(
+        model=options.model, prompt=options.prompt, size=options.size, steps=options.steps, **common
+    )
+    work.plan()
+    return work
+
+
+def _shapes_works(options: argparse.Namespace, common: dict[str, Any]) -> list[Work]:
+    layers, size = options.layers or DENOISERS[options.shapes].num_layers, options.size or NATIVE_SIZE
+    tokens = options.tokens or TOKENS
+    decoded = options.decode_size or [size]
+    if layers > DENOISERS[options.shapes].num_layers:
+        most = DENOISERS[options.shapes].num_layers
+        raise InvalidInput(f"{layers} layers are more than {options.shapes} has", f"choose up to {most}")
+    if tokens > MAX_TOKENS:
+        raise InvalidInput(f"{tokens} tokens are more than a prompt has", f"choose up to {MAX_TOKENS}")
+    for side in (size, *decoded):
+        Request("a size that is checked", size=(side, side), steps=options.steps)
+    shapes = {"shapes": options.shapes, **common}
+    denoiser = DenoiserWork(layers=layers, size=size, tokens=tokens, steps=options.steps, **shapes)
+    return [denoiser, *(DecoderWork(size=side, tiled=options.tiled, **shapes) for side in decoded)]
+
+
+def _name(options: argparse.Namespace, works: Iterable[Work]) -> str:
+    """What was measured, for the name of the file."""
+    names = [work.name for work in works if isinstance(work, ModelWork)]
+    parts = names[:1] or [options.shapes]
+    parts += [f"{options.layers}layers"] if options.layers else []
+    parts += [f"{options.size}px"] if options.size else []
+    parts += options.stage or []
+    parts += ["cuda" for work in works if work.device == "cuda"][:1]
+    return "-".join(parts)
+
+
+def _say(title: str, line: str) -> None:
+    print(f"{title}: {line}", file=sys.stderr, flush=True)
+
+
+def _load() -> float | None:
+    """Processes that were running in the last minute, on average: a number near 0 means a quiet machine."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
+
+def _options(given: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="bench_image.py", description="Time a picture's stages.", allow_abbrev=False
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--model", metavar="NAME", help="a bundled name, or a folder in diffusers layout")
+    what.add_argument("--shapes", choices=DENOISERS, help="full-size networks with random weights")
+    add = parser.add_argument
+    add("--dtype", type=_words, default=["fp32", "bf16"], metavar="A,B", help="(default: fp32,bf16)")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: %(default)s)")
+    threads = torch.get_num_threads()
+    add("--threads", type=_positive, default=threads, metavar="N", help="of torch (default: %(default)s)")
+    add(
+        "--repeat",
+        type=_positive,
+        default=5,
+        metavar="N",
+        help="samples of each stage (default: %(default)s)",
+    )
+    add(
+        "--stage",
+        type=_words,
+        metavar="A,B",
+        help="only these: text-first, text, context, step, decode, picture",
+    )
+    add(
+        "--size", type=_positive, metavar="PX", help="side of the picture (default: the model's own, or 1024)"
+    )
+    add("--steps", type=_positive, default=20, metavar="N", help="of the schedule (default: %(default)s)")
+    add("--prompt", default="a red house left of a yellow star", metavar="TEXT", help="for --model")
+    add("--layers", type=_positive, metavar="N", help="of the denoiser's, for --shapes (default: all)")
+    add("--tokens", type=_positive, metavar="N", help=f"of the prompt, for --shapes (default: {TOKENS})")
+    add("--decode-size", type=_sizes, metavar="PX,PX", help="for --shapes, where it is not --size")
+    add("--tiled", action="store_true", help="let diffusers decode in its tiles, for --shapes")
+    add("--output", type=Path, metavar="PATH", help="the JSON (default: results/bench_image-*.json)")
+    add("--chart", action="store_true", help="write a PNG beside it")
+    return parser.parse_args(given)
+
+
+def _words(text: str) -> list[str]:
+    return text.split(",")
+
+
+def _sizes(text: str) -> list[int]:
+    return [_positive(part) for part in text.split(",")]
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

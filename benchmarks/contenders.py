@@ -1,0 +1,65 @@
+"""What is compared: implementations of the same work, each a set of stages that are calls without arguments.
+
+To add an implementation, give it an entry in the ``loaders`` of the works that it can do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+OURS = "sana-edge"
+BASELINE = "diffusers"
+
+Output = Tensor | NDArray[np.uint8] | None
+"""What a stage returns, to be compared: pictures are (H, W, 3) uint8, None is not compared."""
+Stage = Callable[[], Output]
+Loader = Callable[[], dict[str, Stage]]
+"""Loads an implementation and returns its stages by name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What all implementations do, in plain values: processes of their own get a copy.
+
+    dtype: "fp32", "bf16" or "fp16"; device: "cpu" or "cuda"; threads: of torch.
+    """
+
+    dtype: str
+    device: str
+    threads: int
+
+    @property
+    def title(self) -> str:
+        raise NotImplementedError
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The settings as JSON values."""
+        return dataclasses.asdict(self)
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """All stages, in the order of their measurement; an implementation may lack some."""
+        raise NotImplementedError
+
+    @property
+    def unequal(self) -> tuple[str, ...]:
+        """Stages whose outputs may differ by more than rounding."""
+        return ()
+
+    def loaders(self) -> dict[str, Loader]:
+        """The implementations, BASELINE among them; calling this makes the weights that they share."""
+        raise NotImplementedError
+
+
+def guided(predicted: Tensor, guidance: float) -> Tensor:
+    """Classifier-free guidance of a prediction for the negative and the positive prompt, (2, C, h, w)."""
+    unguided, prompted = predicted.float().chunk(2)
+    return unguided + guidance * (prompted - unguided)

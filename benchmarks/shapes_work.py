@@ -1,0 +1,252 @@
+"""The public models' networks in full size with random weights, for machines without the checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from contenders import BASELINE, OURS, Loader, Stage, Work, guided
+from torch import Tensor
+
+from sana_edge import tiling
+from sana_edge.autoencoder import Autoencoder
+from sana_edge.config import LATENT_CELL, AutoencoderConfig, DenoiserConfig
+from sana_edge.denoiser import Denoiser
+from sana_edge.sampler import make_sampler
+from sana_edge.stages import DTYPES
+from sana_edge.text_encoder import MAX_TOKENS, TextFeatures
+from sana_edge.weights import load_into
+
+GUIDANCE = 4.5
+BLOCKS = ("ResBlock",) * 3 + ("EfficientViTBlock",) * 3
+
+DENOISERS = {
+    "0.6b": DenoiserConfig(
+        num_layers=28,
+        num_attention_heads=36,
+        num_cross_attention_heads=16,
+        cross_attention_head_dim=72,
+        cross_attention_dim=1152,
+    ),
+    "1.6b": DenoiserConfig(),
+    # for tests
+    "tiny": DenoiserConfig(
+        num_layers=3,
+        num_attention_heads=2,
+        num_cross_attention_heads=2,
+        cross_attention_head_dim=32,
+        cross_attention_dim=64,
+        caption_channels=48,
+    ),
+}
+F32C32 = AutoencoderConfig(
+    encoder_block_types=BLOCKS,
+    decoder_block_types=BLOCKS,
+    upsample_block_type="interpolate",
+    downsample_block_type="Conv",
+    scaling_factor=0.41407,
+)
+AUTOENCODERS = {
+    "0.6b": F32C32,
+    "1.6b": F32C32,
+    "tiny": replace(
+        F32C32,
+        encoder_block_out_channels=(8, 8, 16, 16, 32, 32),
+        decoder_block_out_channels=(8, 8, 16, 16, 32, 32),
+        encoder_layers_per_block=(1,) * 6,
+        decoder_layers_per_block=(1,) * 6,
+        attention_head_dim=16,
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoiserWork(Work):
+    """One step with guidance, and what is prepared for a schedule.
+
+    layers: the network is cut after so many; size: side of the picture in pixels; tokens: of the prompt, out
+    of the 300 that diffusers computes, while the negative prompt is empty, one token; steps: of the schedule.
+    """
+
+    shapes: str
+    layers: int
+    size: int
+    tokens: int
+    steps: int
+
+    @property
+    def title(self) -> str:
+        layers = f"{self.layers} of {DENOISERS[self.shapes].num_layers} layers"
+        return (
+            f"{self.shapes} denoiser, {layers}, {self.size}x{self.size}, guided, {self.tokens} tokens, "
+            f"{self.dtype} on {self.device}"
+        )
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {**super().facts, "all_layers": DENOISERS[self.shapes].num_layers}
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        return ("context", "step")
+
+    @property
+    def config(self) -> DenoiserConfig:
+        return replace(DENOISERS[self.shapes], num_layers=self.layers)
+
+    def loaders(self) -> dict[str, Loader]:
+        with torch.device("meta"):
+            shapes = Denoiser(self.config).to_diffusers()
+        state = _random_weights(shapes, self)
+        return {
+            OURS: partial(_our_denoiser, self, state),
+            BASELINE: partial(_diffusers_denoiser, self, state),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderWork(Work):
+    """The decoder of DC-AE. size: of the picture in pixels; tiled: whether diffusers decodes in its tiles."""
+
+    shapes: str
+    size: int
+    tiled: bool
+
+    @property
+    def title(self) -> str:
+        tiles = f"{BASELINE} in tiles, " if self.tiled else ""
+        return f"{self.shapes} decoder, {self.size}x{self.size}, {tiles}{self.dtype} on {self.device}"
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        return ("decode",)
+
+    @property
+    def unequal(self) -> tuple[str, ...]:
+        # attention sees a tile only
+        return ("decode",) if self.tiled else ()
+
+    def loaders(self) -> dict[str, Loader]:
+        with torch.device("meta"):
+            shapes = Autoencoder(AUTOENCODERS[self.shapes], encoder=False).state_dict()
+        state = _random_weights(shapes, self)
+        return {OURS: partial(_our_decoder, self, state), BASELINE: partial(_diffusers_decoder, self, state)}
+
+
+def _our_denoiser(work: DenoiserWork, state: Mapping[str, Tensor]) -> dict[str, Stage]:
+    denoiser = Denoiser.from_diffusers(work.config, state).requires_grad_(False).eval()
+    # as with the public 1.0 weights, most of them trained in fp16
+    denoiser.clamp = True
+    latent, captions, mask = _inputs(work)
+    lengths = mask.sum(dim=1).tolist()
+    groups = [
+        TextFeatures(captions[row : row + 1, :length], mask[row : row + 1, :length])
+        for row, length in enumerate(lengths)
+    ]
+    times = _times(work)
+
+    @torch.inference_mode()
+    def context() -> None:
+        denoiser.text_context(groups)
+        denoiser.modulation(times)
+
+    @torch.inference_mode()
+    def step() -> Tensor:
+        return guided(denoiser(torch.cat([latent] * 2), tables[work.steps // 2], texts), GUIDANCE)
+
+    with torch.inference_mode():
+        texts, tables = denoiser.text_context(groups), denoiser.modulation(times)
+    return {"context": context, "step": step}
+
+
+def _diffusers_denoiser(work: DenoiserWork, state: Mapping[str, Tensor]) -> dict[str, Stage]:
+    from diffusers import SanaTransformer2DModel
+
+    with torch.device("meta"):
+        transformer = SanaTransformer2DModel(**asdict(work.config))
+    transformer.load_state_dict(state, assign=True)
+    transformer.requires_grad_(False).eval()
+    latent, captions, mask = _inputs(work)
+    time = _times(work)[work.steps // 2]
+
+    @torch.no_grad()
+    def step() -> Tensor:
+        predicted = transformer(
+            torch.cat([latent] * 2).to(transformer.dtype),
+            encoder_hidden_states=captions,
+            encoder_attention_mask=mask.long(),
+            timestep=time.expand(2),
+            return_dict=False,
+        )[0]
+        return guided(predicted, GUIDANCE)
+
+    return {"step": step}
+
+
+def _our_decoder(work: DecoderWork, state: Mapping[str, Tensor]) -> dict[str, Stage]:
+    with torch.device("meta"):
+        autoencoder = Autoencoder(AUTOENCODERS[work.shapes], encoder=False)
+    load_into(autoencoder, state, where=work.title)
+    # the layout that the loader of a model folder gives the weights
+    autoencoder.to(memory_format=torch.channels_last).requires_grad_(False).eval()  # type: ignore[call-overload]
+    latent = _latent(work).to(DTYPES[work.dtype])
+
+    @torch.inference_mode()
+    def decode() -> Tensor:
+        return tiling.decode(autoencoder, latent)
+
+    return {"decode": decode}
+
+
+def _diffusers_decoder(work: DecoderWork, state: Mapping[str, Tensor]) -> dict[str, Stage]:
+    from diffusers import AutoencoderDC
+
+    with torch.device("meta"):
+        autoencoder = AutoencoderDC(**asdict(AUTOENCODERS[work.shapes]))
+    del autoencoder.encoder
+    autoencoder.load_state_dict(state, assign=True)
+    autoencoder.requires_grad_(False).eval()
+    if work.tiled:
+        autoencoder.enable_tiling()
+    latent = _latent(work).to(DTYPES[work.dtype])
+
+    @torch.no_grad()
+    def decode() -> Tensor:
+        pixels: Tensor = autoencoder.decode(latent, return_dict=False)[0]
+        return pixels
+
+    return {"decode": decode}
+
+
+def _random_weights(shapes: Mapping[str, Tensor], work: Work) -> dict[str, Tensor]:
+    """Normal weights that keep activations near 1, the same in every process."""
+    generator = torch.Generator().manual_seed(0)
+    state = {}
+    for name, like in shapes.items():
+        fan_in = like[0].numel() if like.ndim > 1 else 4
+        tensor = torch.randn(like.shape, generator=generator) * (0.5 if "table" in name else fan_in**-0.5)
+        if "norm" in name and name.endswith("weight"):
+            tensor += 1
+        state[name] = tensor.to(work.device, DTYPES[work.dtype])
+    return state
+
+
+def _inputs(work: DenoiserWork) -> tuple[Tensor, Tensor, Tensor]:
+    """Latent (1, C, h, w) fp32; captions (2, 300, C) and their mask (2, 300), the negative prompt first."""
+    generator = torch.Generator().manual_seed(1)
+    captions = torch.randn(2, MAX_TOKENS, work.config.caption_channels, generator=generator)
+    mask = torch.arange(MAX_TOKENS) < torch.tensor([[1], [work.tokens]])
+    return _latent(work), captions.to(work.device, DTYPES[work.dtype]), mask.to(work.device)
+
+
+def _latent(work: DenoiserWork | DecoderWork) -> Tensor:
+    side = work.size // LATENT_CELL
+    shape = (1, DenoiserConfig().in_channels, side, side)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(2)).to(work.device)
+
+
+def _times(work: DenoiserWork) -> Tensor:
+    return make_sampler("flow-dpm", steps=work.steps).timesteps.to(work.device)

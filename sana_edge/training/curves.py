@@ -1,0 +1,55 @@
+"""Step 5: the loss curves of the model card. `python -m sana_edge.training.curves`"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+TRAININGS = {
+    "text": "text encoder",
+    "vae": "autoencoder",
+    "vae-decoder": "its decoder alone",
+    "dit": "denoiser",
+}
+
+
+def read_log(folder: Path) -> list[dict[str, float]]:
+    """The records of `log.jsonl`; where a training went back to a checkpoint, the later ones count."""
+    records: dict[int, dict[str, float]] = {}
+    for line in (folder / "log.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        records = {step: kept for step, kept in records.items() if step < record["step"]}
+        records[record["step"]] = record
+    return list(records.values())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="draw loss curves, and keep their numbers beside them")
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--output", type=Path, default=Path("runs/model"))
+    args = parser.parse_args()
+
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    logs = {
+        name: read_log(args.runs / name) for name in TRAININGS if (args.runs / name / "log.jsonl").exists()
+    }
+    figure, axes = pyplot.subplots(1, len(logs), figsize=(3.4 * len(logs), 2.8), layout="constrained")
+    for axis, (name, records) in zip(axes, logs.items(), strict=True):
+        axis.plot([r["minutes"] for r in records], [r["loss"] for r in records], color="#3f7fdb")
+        axis.set(title=TRAININGS[name], xlabel="minutes", yscale="log")
+        axis.grid(alpha=0.3, which="both")
+    axes[0].set_ylabel("loss (mean of about 50 steps)")
+    partial = args.output / "curves.partial"
+    figure.savefig(partial, format="png", dpi=110)
+    os.replace(partial, args.output / "curves.png")
+    (args.output / "curves.json").write_text(json.dumps(logs) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""The training loop and the steps around it, at sizes of a second."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sana_edge.training import loop, train_autoencoder, train_denoiser
+from sana_edge.training.latents import numbered_scene
+from sana_edge.training.layout import held_out
+
+
+class Clock:
+    """Every reading is a second later, so that a budget of minutes is a number of steps."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        self.now += 1.0
+        return self.now
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
+    clock = Clock()
+    monkeypatch.setattr(loop, "time", clock)
+    yield clock
+
+
+def make(folder: Path, seconds: int) -> tuple[loop.Loop, nn.Linear]:
+    torch.manual_seed(0)
+    model = nn.Linear(4, 4)
+    optimizer = torch.optim.AdamW(model.parameters(), 0.05)
+    return loop.Loop(model, [optimizer], folder, minutes=seconds / 60, precision="no", warmup=2), model
+
+
+def run(trainer: loop.Loop, model: nn.Linear) -> None:
+    def loss(step: int, progress: float) -> tuple[Tensor, dict[str, float]]:
+        batch = torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
+        return (model(batch) - 2 * batch).square().mean(), {"progress": progress}
+
+    trainer.run(loss, log_steps=10)
+
+
+def test_a_training_learns_logs_and_keeps_its_average(tmp_path: Path) -> None:
+    trainer, model = make(tmp_path, 200)
+    run(trainer, model)
+    records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert records[-1]["loss"] < 0.2 * records[0]["loss"]
+    assert [r["step"] for r in records] == list(range(10, 201, 10))
+    average = loop.ema_state(tmp_path)
+    assert torch.allclose(average["weight"], 2 * torch.eye(4), atol=0.3)
+    assert not torch.equal(average["weight"], model.weight)
+
+
+def test_an_interrupted_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    whole, model = make(tmp_path / "whole", 60)
+    run(whole, model)
+    stopped, other = make(tmp_path / "parts", 60)
+    inner = stopped._update
+
+    def interrupted(loss: loop.Loss) -> tuple[float, dict[str, float]]:
+        if stopped.step == 23:
+            raise KeyboardInterrupt
+        return inner(loss)
+
+    stopped._update = interrupted  # type: ignore[method-assign]
+    run(stopped, other)
+    assert stopped.step == 23
+    resumed, third = make(tmp_path / "parts", 60)
+    assert resumed.step == 23
+    run(resumed, third)
+    assert resumed.step == whole.step
+    assert torch.allclose(third.weight, model.weight, atol=1e-6)
+    assert torch.allclose(resumed.ema["weight"], whole.ema["weight"], atol=1e-6)
+
+
+def test_a_save_that_fails_keeps_the_checkpoint_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, model = make(tmp_path, 20)
+    run(trainer, model)
+    before = trainer.state_file.read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(loop, "save_file", full)
+    with pytest.raises(OSError, match="No space"):
+        trainer.save()
+    assert trainer.state_file.read_bytes() == before
+
+
+def test_numbered_scenes_are_fixed_and_never_held_out() -> None:
+    for number in range(50):
+        assert numbered_scene(number) == numbered_scene(number)
+        assert not held_out().holds(numbered_scene(number))
+
+
+def test_crops_come_from_scenes_in_the_range_of_the_autoencoder() -> None:
+    dataset = train_autoencoder.Crops(side=64, crop=32, seed=0)
+    parts = [part for part, _ in zip(dataset, range(6), strict=False)]
+    assert all(part.shape == (3, 32, 32) and part.dtype == torch.uint8 for part in parts)
+    assert not torch.equal(parts[0], parts[1])
+
+
+def test_reconstruction_loss_is_zero_only_for_the_picture_itself() -> None:
+    picture = torch.rand(1, 3, 8, 8)
+    assert train_autoencoder.reconstruction_loss(picture, picture) == 0
+    # an offset has no gradient: L1 + 2 L2 of 0.1
+    assert train_autoencoder.reconstruction_loss(picture + 0.1, picture) == pytest.approx(0.12, rel=1e-3)
+
+
+def test_a_new_denoiser_predicts_nothing_and_all_of_it_can_learn() -> None:
+    config = train_denoiser.CONFIG
+    model = train_denoiser.Denoiser(config)
+    train_denoiser.initialise(model)
+    features = train_denoiser.TextFeatures(torch.randn(2, 5, config.caption_channels), torch.ones(2, 5) > 0)
+    velocity = model(
+        torch.randn(2, 32, 4, 4),
+        model.modulation(torch.tensor([10.0, 900.0])),
+        model.text_context([features]),
+    )
+    assert velocity.abs().max() == 0
+    grouped = {
+        id(p) for o in train_denoiser.optimizers(model, 1e-3) for g in o.param_groups for p in g["params"]
+    }
+    assert grouped == {id(p) for p in model.parameters()}
