@@ -53,8 +53,10 @@ def commit() -> dict[str, Any]:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Writes the whole file or nothing."""
-    write_bytes(path, (json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode())
+    """Writes the whole file or nothing; an object or a list without others inside takes one line."""
+    text = json.dumps(data, indent=1, ensure_ascii=False)
+    flat = re.sub(r"[\[{][^\[\]{}]*[\]}]", lambda match: re.sub(r"\n *", " ", match[0]), text)
+    write_bytes(path, (flat + "\n").encode())
 
 
 def write_bytes(path: Path, data: bytes) -> None:

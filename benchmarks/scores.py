@@ -124,8 +124,14 @@ def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "categories": {
             name: {**_plain(s), "shuffled": round(control[name], 4)} for name, s in scores.items()
         },
-        "results": [{**o.prompt.facts(), **o.row()} for o in outcomes],
+        "results": [_result(outcome) for outcome in outcomes],
     }
+
+
+def _result(outcome: Outcome) -> dict[str, Any]:
+    row = outcome.row()
+    found = [{name: value for name, value in d.items() if name != "box"} for d in row["found"]]
+    return {**outcome.prompt.facts(), **row, "found": found}
 
 
 def _plain(score: Score) -> dict[str, Any]:

@@ -135,10 +135,17 @@ def _models(arguments: argparse.Namespace) -> None:
             raise InvalidInput("no model to pull", "`sana-edge models list` shows the names")
         print(hub.resolve(arguments.name, refresh=True, progress=not arguments.quiet).path)
         return
+    licences: list[str] = []
     for model in hub.list_models():
-        size = f"{model.size / 1e6:.0f} MB here" if model.size is not None else "not downloaded"
-        source = f"{model.info.repository}; licence: {model.info.licence}" if model.info else ""
-        print(f"{model.name:26} {model.origin:8} {size:15} {source}".rstrip())
+        state = f"{model.size / 1e6:.0f} MB" if model.size is not None else "not downloaded"
+        source = ""
+        if model.info is not None:
+            if model.info.licence not in licences:
+                licences.append(model.info.licence)
+            source = f"{model.info.repository} [{licences.index(model.info.licence) + 1}]"
+        print(f"{model.name:26} {model.origin:8} {state:15} {source}".rstrip())
+    for number, licence in enumerate(licences, start=1):
+        print(f"[{number}] licence: {licence}")
 
 
 def _convert(arguments: argparse.Namespace) -> None:

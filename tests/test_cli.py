@@ -206,9 +206,8 @@ def test_models(capsys: Capture) -> None:
     listed = capsys.readouterr().out
     assert main(["models", "list"]) == 0
     assert capsys.readouterr().out == listed
-    assert re.search(
-        r"^sana-0\.6b-1024 +public .*Sana_600M_1024px_diffusers; licence: ", listed, re.MULTILINE
-    )
+    assert re.search(r"^sana-0\.6b-1024 +public .*/Sana_600M_1024px_diffusers \[1\]$", listed, re.MULTILINE)
+    assert "\n[1] licence: " in listed
     assert main(["models", "pull"]) == 1
     assert "no model to pull" in capsys.readouterr().err
 

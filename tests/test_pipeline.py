@@ -105,12 +105,14 @@ def test_several_images_equal_diffusers_and_each_alone(sana: Sana, tiny_folder: 
         assert image.png() == sana.generate(PROMPT, seed=seed, steps=3).png()
 
 
-@pytest.mark.skipif(not (BUNDLED / "sana-tiny").is_dir(), reason="the bundled model is not there")
+@pytest.mark.skipif(
+    not (BUNDLED / "sana-tiny" / "model_index.json").is_file(), reason="the bundled model is not there"
+)
 def test_the_bundled_model_equals_diffusers() -> None:
     with Sana.load(device="cpu") as tiny:
         width, height = tiny.native_size
         image = tiny.generate(PROMPT, seed=7)
-    pipeline = SanaPipeline.from_pretrained(BUNDLED / "sana-tiny", torch_dtype=torch.float32)
+    pipeline = SanaPipeline.from_pretrained(BUNDLED / "sana-tiny").to(torch.float32)
     (expected,) = theirs(pipeline, PROMPT, [7], width=width, height=height)
     assert_same_picture(image.pixels, expected)
 
@@ -180,7 +182,7 @@ def test_fp16_checkpoint_runs_in_fp32_on_the_cpu(tiny_folder: Path, tmp_path: Pa
     with Sana.load(str(tmp_path / "half"), device="cpu") as half:
         image = half.generate(PROMPT, seed=7, steps=2)
     assert image.metadata["dtype"] == "fp32"
-    pipeline = SanaPipeline.from_pretrained(tmp_path / "half", torch_dtype=torch.float32)
+    pipeline = SanaPipeline.from_pretrained(tmp_path / "half").to(torch.float32)
     (expected,) = theirs(pipeline, PROMPT, [7], num_inference_steps=2, width=128, height=128)
     assert_same_picture(image.pixels, expected)
 

@@ -211,10 +211,10 @@ def test_header_names_no_folder_of_this_machine(tmp_path: Path) -> None:
 
 def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
-    write_json(path, {"a": 1})
+    write_json(path, {"a": [{"b": 1, "c": "two\n  lines [{"}]})
     with pytest.raises(TypeError):
         write_json(path, {"a": object()})
-    assert json.loads(path.read_text()) == {"a": 1}
+    assert json.loads(path.read_text()) == {"a": [{"b": 1, "c": "two\n  lines [{"}]}
     assert len(list(tmp_path.iterdir())) == 1
 
 
