@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -66,8 +68,8 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(tmp_path: Path) -> 
     inner = stopped._update
 
     def interrupted(loss: loop.Loss) -> tuple[float, dict[str, float]]:
-        if stopped.step == 23:
-            raise KeyboardInterrupt
+        if stopped.step == 22:
+            os.kill(os.getpid(), signal.SIGTERM)
         return inner(loss)
 
     stopped._update = interrupted  # type: ignore[method-assign]
@@ -88,13 +90,15 @@ def test_a_save_that_fails_keeps_the_checkpoint_before(
     run(trainer, model)
     before = trainer.state_file.read_bytes()
 
-    def full(*_: object) -> None:
+    def full(_: object, path: Path, *__: object) -> None:
+        path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(loop, "save_file", full)
     with pytest.raises(OSError, match="No space"):
         trainer.save()
     assert trainer.state_file.read_bytes() == before
+    assert {path.name for path in tmp_path.iterdir()} == {"state.safetensors", "log.jsonl"}
 
 
 def test_numbered_scenes_are_fixed_and_never_held_out() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,10 @@ from torch import Tensor
 from transformers import Gemma2ForCausalLM
 
 from .. import weights
+from ..config import AutoencoderConfig, DenoiserConfig
 from ..denoiser import Denoiser
 from . import train_autoencoder, train_denoiser, train_text_encoder
+from .files import replacing
 from .latents import load_latents
 from .loop import ema_state
 
@@ -48,15 +49,15 @@ INDEX = {
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Indented JSON, through a temporary name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def write_component(folder: Path, class_name: str, config: Any, state: dict[str, Tensor]) -> None:
+def write_component(
+    folder: Path, config: AutoencoderConfig | DenoiserConfig, state: dict[str, Tensor]
+) -> None:
     """`config.json` and fp16 weights of a diffusers model."""
-    write_json(folder / "config.json", {"_class_name": class_name, **dataclasses.asdict(config)})
+    write_json(folder / "config.json", config.to_dict())
     half = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
     weights.save_state(half, folder / "diffusion_pytorch_model.safetensors")
 
@@ -81,13 +82,13 @@ def main() -> None:
         return
     scale = 1 / float(load_latents(args.runs / "latents").float().std())
     autoencoder = dataclasses.replace(train_autoencoder.CONFIG, scaling_factor=round(scale, 5))
-    write_component(args.output / "vae", "AutoencoderDC", autoencoder, ema_state(args.runs / "vae"))
+    further = args.runs / "vae-decoder"
+    trained = further if further.exists() else args.runs / "vae"
+    write_component(args.output / "vae", autoencoder, ema_state(trained))
     with torch.device("meta"):
         denoiser = Denoiser(train_denoiser.CONFIG)
     denoiser.load_state_dict(ema_state(args.runs / "dit"), assign=True)
-    write_component(
-        args.output / "transformer", "SanaTransformer2DModel", train_denoiser.CONFIG, denoiser.to_diffusers()
-    )
+    write_component(args.output / "transformer", train_denoiser.CONFIG, denoiser.to_diffusers())
     write_json(args.output / "scheduler" / "scheduler_config.json", SCHEDULER)
     write_json(args.output / "model_index.json", INDEX)
 

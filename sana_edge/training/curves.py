@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
+
+from .files import replacing
 
 TRAININGS = {
     "text": "text encoder",
     "vae": "autoencoder",
     "vae-decoder": "its decoder alone",
-    "dit": "denoiser",
+    "dit-first": "denoiser, features as they are",
+    "dit": "denoiser, features whitened",
 }
 
 
@@ -39,16 +41,20 @@ def main() -> None:
     logs = {
         name: read_log(args.runs / name) for name in TRAININGS if (args.runs / name / "log.jsonl").exists()
     }
-    figure, axes = pyplot.subplots(1, len(logs), figsize=(3.4 * len(logs), 2.8), layout="constrained")
-    for axis, (name, records) in zip(axes, logs.items(), strict=True):
+    if not logs:
+        parser.error(f"no log.jsonl in the training folders of {args.runs}")
+    figure, grid = pyplot.subplots(
+        1, len(logs), figsize=(3.2 * len(logs), 2.8), layout="constrained", squeeze=False
+    )
+    for axis, (name, records) in zip(grid[0], logs.items(), strict=True):
         axis.plot([r["minutes"] for r in records], [r["loss"] for r in records], color="#3f7fdb")
         axis.set(title=TRAININGS[name], xlabel="minutes", yscale="log")
         axis.grid(alpha=0.3, which="both")
-    axes[0].set_ylabel("loss (mean of about 50 steps)")
-    partial = args.output / "curves.partial"
-    figure.savefig(partial, format="png", dpi=110)
-    os.replace(partial, args.output / "curves.png")
-    (args.output / "curves.json").write_text(json.dumps(logs) + "\n")
+    grid[0][0].set_ylabel("loss (mean of about 50 steps)")
+    with replacing(args.output / "curves.png") as partial:
+        figure.savefig(partial, format="png", dpi=110)
+    with replacing(args.output / "curves.json") as partial:
+        partial.write_text(json.dumps(logs) + "\n")
 
 
 if __name__ == "__main__":

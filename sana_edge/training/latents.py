@@ -6,7 +6,6 @@ Scene number i is the same everywhere, so only its latent is stored; captions ar
 from __future__ import annotations
 
 import argparse
-import os
 import random
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..autoencoder import Autoencoder
+from .files import replacing
 from .layout import training_scene
 from .loop import ema_state
 from .scenes import Scene, render
@@ -56,9 +56,8 @@ def main() -> None:
             batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(device).float() / 127.5 - 1
             with torch.inference_mode(), torch.autocast(device, torch.bfloat16):
                 parts.append(model.encode(batch).half().cpu().contiguous())
-        partial = path.with_suffix(".partial")
-        save_file({"latents": torch.cat(parts)}, partial)
-        os.replace(partial, path)
+        with replacing(path) as partial:
+            save_file({"latents": torch.cat(parts)}, partial)
 
 
 if __name__ == "__main__":

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -17,6 +16,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
+
+from .files import replacing
 
 Loss = Callable[[int, float], tuple[Tensor, dict[str, float]]]
 """loss(step, progress) -> (scalar loss, figures for the log)."""
@@ -70,15 +71,13 @@ class Loop:
         return min(1.0, self.seconds / (60 * self.minutes))
 
     def run(self, loss: Loss, *, save_minutes: float = 5.0, log_steps: int = 50) -> None:
-        """Trains to the end of the budget; Ctrl-C or SIGTERM saves and stops."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.default_int_handler)
+        """Trains to the end of the budget; Ctrl-C or SIGTERM ends the step, saves and stops."""
         bar = tqdm(
             total=round(60 * self.minutes), initial=round(self.seconds), unit="s", desc=self.folder.name
         )
-        saved, mean, figures = time.monotonic(), math.nan, dict[str, float]()
-        try:
-            while self.progress < 1:
+        saved, mean = time.monotonic(), math.nan
+        with bar, signals() as asked:
+            while self.progress < 1 and not asked:
                 began = time.monotonic()
                 value, figures = self._update(loss)
                 mean = value if math.isnan(mean) else 0.98 * mean + 0.02 * value
@@ -86,22 +85,14 @@ class Loop:
                 self.seconds += time.monotonic() - began
                 bar.n = round(self.seconds)
                 if self.step % log_steps == 0:
-                    record = {
-                        "step": self.step,
-                        "minutes": round(self.seconds / 60, 2),
-                        "loss": round(mean, 5),
-                    }
-                    self._log(record | {k: round(v, 4) for k, v in figures.items()})
-                    bar.set_postfix(
-                        step=self.step, loss=f"{mean:.4f}", **{k: f"{v:.3f}" for k, v in figures.items()}
-                    )
+                    self._log(mean, figures)
+                    bar.set_postfix(step=self.step, loss=f"{mean:.4f}", **figures)
                 if time.monotonic() - saved > 60 * save_minutes:
                     self.save()
                     saved = time.monotonic()
-        except KeyboardInterrupt:
-            bar.write(f"stopped at step {self.step}; the same command goes on from here")
-        self.save()
-        bar.close()
+            self.save()
+            if asked:
+                bar.write(f"stopped at step {self.step}; the same command goes on from here")
 
     def _update(self, loss: Loss) -> tuple[float, dict[str, float]]:
         rate = min(1.0, (self.step + 1) / self.warmup)
@@ -123,9 +114,10 @@ class Loop:
             kept.lerp_(live[key], 1 - decay) if kept.is_floating_point() else kept.copy_(live[key])
         return float(value.detach()), figures
 
-    def _log(self, record: dict[str, Any]) -> None:
+    def _log(self, mean: float, figures: dict[str, float]) -> None:
+        record = {"step": self.step, "minutes": round(self.seconds / 60, 2), "loss": round(mean, 5)}
         with open(self.folder / "log.jsonl", "a") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json.dumps(record | {k: round(v, 4) for k, v in figures.items()}) + "\n")
 
     def save(self) -> None:
         """Writes the whole state to a temporary name and renames it."""
@@ -137,15 +129,9 @@ class Loop:
             for i, values in optimizer.state_dict()["state"].items():
                 for name, v in values.items():
                     tensors[f"optimizer{n}.{i}.{name}"] = torch.as_tensor(v)
-        partial = self.state_file.with_suffix(".partial")
-        save_file(
-            {
-                k: v.detach().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()
-            },  # tied weights twice
-            partial,
-            {"step": str(self.step), "seconds": str(self.seconds)},
-        )
-        os.replace(partial, self.state_file)
+        whole = {k: v.detach().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
+        with replacing(self.state_file) as partial:
+            save_file(whole, partial, {"step": str(self.step), "seconds": str(self.seconds)})
 
     def restore(self) -> None:
         """Goes on from `state_file`."""
@@ -166,6 +152,19 @@ class Loop:
                     _, i, name = key.split(".", 2)
                     state["state"].setdefault(int(i), {})[name] = v
             optimizer.load_state_dict(state)
+
+
+@contextmanager
+def signals() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM instead of being stopped by them in the middle of a step."""
+    asked: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda number, _: asked.append(number)) for number in numbers]
+    try:
+        yield asked
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def ema_state(folder: Path) -> dict[str, Tensor]:

@@ -104,6 +104,7 @@ def main() -> None:
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, args.rate, betas=(0.9, 0.95), weight_decay=0.0)
     loop = Loop(model, [optimizer], args.folder, minutes=args.minutes, warmup=200, decay_from=0.2)
+    torch.manual_seed(loop.step)
     crops = batches(args.side, args.crop, args.batch, loop.step)
     whole: Iterator[Tensor] | None = None
 

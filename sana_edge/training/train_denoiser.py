@@ -129,13 +129,14 @@ def main() -> None:
     latents = load_latents(args.latents)
     scale = 1 / float(latents.float().std())
     scenes = [numbered_scene(i) for i in range(len(latents))]
+    torch.manual_seed(loop.step)
     rng = random.Random(f"denoiser {loop.step}")
     print(f"{len(latents)} latents, scaling factor {scale:.5f}")
 
     def loss(step: int, progress: float) -> tuple[Tensor, dict[str, float]]:
         numbers = rng.choices(range(len(scenes)), k=args.batch)
         texts = ["" if rng.random() < DROPOUT else caption(scenes[i], rng) for i in numbers]
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
             features = text_features(encoder, texts, device)
         clean = latents[numbers].to(device).float() * scale
         uniform = torch.randn(args.batch, device=device).sigmoid()
