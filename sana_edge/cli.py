@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import logging
 import os
@@ -25,17 +26,27 @@ if TYPE_CHECKING:
 
 OUTPUT = "sana-{seed}.png"
 
+_SIZE = re.compile(r"(-?\d+)x(-?\d+)")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code: 0, 1 for an error, 2 for usage, 130 for Ctrl-C."""
-    arguments = _parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        # a file name that the terminal cannot show is no reason to fail
+        sys.stdout.reconfigure(errors="backslashreplace")
+    arguments = _parser().parse_args(_joined(sys.argv[1:] if argv is None else argv))
     if arguments.verbose:
         logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
     try:
         arguments.run(arguments)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        # nobody reads on; what is still buffered must not fail again when the interpreter ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except SanaError as error:
         _report(error.message, error.hint, arguments.verbose)
         return 1
@@ -44,6 +55,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         _report(message, "run it again with -v to see where this comes from", arguments.verbose)
         return 1
     return 0
+
+
+def _joined(argv: Sequence[str]) -> list[str]:
+    """Write ``--size -64x64`` as one argument, or argparse would take its value for an option."""
+    joined: list[str] = []
+    for argument in argv:
+        if joined[-1:] == ["--size"] and _SIZE.fullmatch(argument):
+            argument = f"{joined.pop()}={argument}"
+        joined.append(argument)
+    return joined
 
 
 def _report(message: str, hint: str, verbose: bool) -> None:
@@ -135,6 +156,8 @@ def _models(arguments: argparse.Namespace) -> None:
             raise InvalidInput("no model to pull", "`sana-edge models list` shows the names")
         print(hub.resolve(arguments.name, refresh=True, progress=not arguments.quiet).path)
         return
+    if arguments.name is not None:
+        arguments.usage_error(f"unrecognized arguments: {arguments.name}")
     licences: list[str] = []
     for model in hub.list_models():
         state = f"{model.size / 1e6:.0f} MB" if model.size is not None else "not downloaded"
@@ -172,7 +195,7 @@ def _doctor(arguments: argparse.Namespace) -> None:
 
 
 def _size(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(-?\d+)x(-?\d+)", text)
+    match = _SIZE.fullmatch(text)
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT, such as 512x512")
     return int(match.group(1)), int(match.group(2))
@@ -234,6 +257,7 @@ def _parser() -> argparse.ArgumentParser:
     models = command("models", _models, "list the models with a name, or download one")
     models.add_argument("action", nargs="?", choices=("list", "pull"), default="list", help="(default: list)")
     models.add_argument("name", nargs="?", help="the model to pull: a name from the list or a repository")
+    models.set_defaults(usage_error=models.error)
     _add_convert_options(command("convert", _convert, "turn an NVlabs .pth into a diffusers model folder"))
     command("doctor", _doctor, "show what this machine can run, and why not")
     return parser

@@ -81,7 +81,10 @@ class Image:
                 file.flush()
                 # a full disk may show only here, and the name must not appear before the content
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
+            if force:
+                os.replace(temporary, path)
+            else:
+                _name(temporary, path)
         return path
 
 
@@ -111,7 +114,7 @@ def refuse_overwrite(path: Path, *, force: bool) -> None:
     if os.path.lexists(path) and not os.path.isfile(path):
         raise InvalidInput(f"{path} is not a regular file", "choose another name")
     if os.path.exists(path) and not force:
-        raise InvalidInput(f"{path} already exists", "choose another name, or replace it with --force")
+        raise _taken(path)
 
 
 def check_writable(path: Path) -> None:
@@ -120,6 +123,33 @@ def check_writable(path: Path) -> None:
         temporary.touch(exist_ok=False)
         with suppress(FileNotFoundError):
             path.lstat()
+
+
+def _taken(path: Path) -> InvalidInput:
+    return InvalidInput(f"{path} already exists", "choose another name, or replace it with --force")
+
+
+def _name(temporary: Path, path: Path) -> None:
+    """Give a written file a name, unless something has taken that since it was checked."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError as error:
+        raise _taken(path) from error
+    except OSError:
+        _name_without_links(temporary, path)
+
+
+def _name_without_links(temporary: Path, path: Path) -> None:
+    """As `_name`, where there are no hard links: an empty file holds the name until it is replaced."""
+    try:
+        path.touch(exist_ok=False)
+    except FileExistsError as error:
+        raise _taken(path) from error
+    try:
+        os.replace(temporary, path)
+    except BaseException:
+        path.unlink()
+        raise
 
 
 @contextmanager

@@ -16,38 +16,35 @@ class KnownModel:
     """A public model.
 
     ``trained`` is the precision its denoiser was trained in ("fp16" or "bf16"), ``variant`` the weight files
-    to take, None for those without a variant name, ``native_size`` the side of its pictures in pixels.
+    to take, None for those without a variant name.
     """
 
     name: str
     repository: str
     trained: str
     variant: str | None
-    native_size: int
     licence: str = _SANA
 
 
-def _model(
-    name: str, repository: str, trained: str, variant: str | None, size: int, licence: str = _SANA
-) -> KnownModel:
-    return KnownModel(name, f"{_OWNER}/{repository}_diffusers", trained, variant, size, licence)
+def _model(name: str, repository: str, trained: str, variant: str | None, licence: str = _SANA) -> KnownModel:
+    return KnownModel(name, f"{_OWNER}/{repository}_diffusers", trained, variant, licence)
 
 
 KNOWN: dict[str, KnownModel] = {
     model.name: model
     for model in (
-        _model("sana-0.6b-512", "Sana_600M_512px", "fp16", "fp16", 512),
-        _model("sana-0.6b-1024", "Sana_600M_1024px", "fp16", "fp16", 1024),
-        _model("sana-1.6b-512", "Sana_1600M_512px", "fp16", "fp16", 512),
-        _model("sana-1.6b-512-multiling", "Sana_1600M_512px_MultiLing", "fp16", "fp16", 512),
-        _model("sana-1.6b-1024", "Sana_1600M_1024px", "fp16", "fp16", 1024),
-        _model("sana-1.6b-1024-multiling", "Sana_1600M_1024px_MultiLing", "fp16", "fp16", 1024),
-        _model("sana-1.6b-1024-bf16", "Sana_1600M_1024px_BF16", "bf16", "bf16", 1024),
-        _model("sana-1.6b-2048", "Sana_1600M_2Kpx_BF16", "bf16", "bf16", 2048),
-        _model("sana-1.6b-4096", "Sana_1600M_4Kpx_BF16", "bf16", "bf16", 4096),
-        _model("sana-1.5-1.6b-1024", "SANA1.5_1.6B_1024px", "bf16", None, 1024),
-        _model("sana-1.5-4.8b-1024", "SANA1.5_4.8B_1024px", "bf16", None, 1024),
-        _model("sana-sprint-0.6b-1024", "Sana_Sprint_0.6B_1024px", "bf16", None, 1024, _SPRINT),
-        _model("sana-sprint-1.6b-1024", "Sana_Sprint_1.6B_1024px", "bf16", None, 1024, _SPRINT),
+        _model("sana-0.6b-512", "Sana_600M_512px", "fp16", "fp16"),
+        _model("sana-0.6b-1024", "Sana_600M_1024px", "fp16", "fp16"),
+        _model("sana-1.6b-512", "Sana_1600M_512px", "fp16", "fp16"),
+        _model("sana-1.6b-512-multiling", "Sana_1600M_512px_MultiLing", "fp16", "fp16"),
+        _model("sana-1.6b-1024", "Sana_1600M_1024px", "fp16", "fp16"),
+        _model("sana-1.6b-1024-multiling", "Sana_1600M_1024px_MultiLing", "fp16", "fp16"),
+        _model("sana-1.6b-1024-bf16", "Sana_1600M_1024px_BF16", "bf16", "bf16"),
+        _model("sana-1.6b-2048", "Sana_1600M_2Kpx_BF16", "bf16", "bf16"),
+        _model("sana-1.6b-4096", "Sana_1600M_4Kpx_BF16", "bf16", "bf16"),
+        _model("sana-1.5-1.6b-1024", "SANA1.5_1.6B_1024px", "bf16", None),
+        _model("sana-1.5-4.8b-1024", "SANA1.5_4.8B_1024px", "bf16", None),
+        _model("sana-sprint-0.6b-1024", "Sana_Sprint_0.6B_1024px", "bf16", None, _SPRINT),
+        _model("sana-sprint-1.6b-1024", "Sana_Sprint_1.6B_1024px", "bf16", None, _SPRINT),
     )
 }

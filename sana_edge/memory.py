@@ -1,10 +1,11 @@
-"""How much memory was used, and one error for the ways in which it runs out."""
+"""How much memory is free and was used, and one error for the ways in which it runs out."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -12,6 +13,19 @@ from sana_edge.errors import OutOfMemory
 
 # not every allocator has an exception class of its own
 _MESSAGES = ("can't allocate memory", "not enough memory", "out of memory")
+
+_MEMINFO = Path("/proc/meminfo")
+# where a container sees the limits of its own control group: v2 and v1 name their files differently
+_CGROUP = Path("/sys/fs/cgroup")
+_CGROUP_FILES = (
+    ("memory.max", "memory.current", "memory.stat", ("inactive_file", "active_file")),
+    (
+        "memory/memory.limit_in_bytes",
+        "memory/memory.usage_in_bytes",
+        "memory/memory.stat",
+        ("total_inactive_file", "total_active_file"),
+    ),
+)
 
 
 @contextmanager
@@ -25,6 +39,47 @@ def memory_errors(what: str) -> Iterator[None]:
         raise OutOfMemory(
             f"not enough memory for {what}", "choose a smaller size, or close other programs"
         ) from error
+
+
+def available_memory(device: torch.device) -> int | None:
+    """The bytes that are free on a device, None where the system does not tell.
+
+    On the CPU what can be had without swapping, within the limits of a container.
+    """
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return free + cached
+    if device.type != "cpu":
+        return None
+    kilobytes = _table(_MEMINFO).get("MemAvailable")
+    known = [] if kilobytes is None else [kilobytes * 1024]
+    for limit_file, used_file, table_file, cache_keys in _CGROUP_FILES:
+        limit, used = _number(_CGROUP / limit_file), _number(_CGROUP / used_file)
+        if limit is not None and used is not None:
+            # files that were read count as used, but give way
+            table = _table(_CGROUP / table_file)
+            cached = sum(table.get(key, 0) for key in cache_keys)
+            known.append(max(limit - used + cached, 0))
+    return min(known, default=None)
+
+
+def _number(path: Path) -> int | None:
+    """The number in a file; None where there is no such file, or it says "max"."""
+    try:
+        return int(path.read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None
+
+
+def _table(path: Path) -> dict[str, int]:
+    """The lines "name number" or "name: number unit" of a file; empty where there is no such file."""
+    try:
+        lines = path.read_text(encoding="ascii").splitlines()
+    except (OSError, ValueError):
+        return {}
+    words = (line.split() for line in lines)
+    return {name.rstrip(":"): int(number) for name, number, *_ in words if number.isdecimal()}
 
 
 def peak_memory(device: torch.device) -> int | None:

@@ -166,7 +166,7 @@ class Sana:
             negative_prompt: what the picture should not show; needs guidance above 1.
             size: (width, height) in pixels, multiples of 32; the model's native size if left out.
             steps: denoising steps; 20 if left out, 2 for Sprint models.
-            guidance: how strictly the prompt is followed; 4.5 if left out, 1 turns it off.
+            guidance: how strictly the prompt is followed, 0 to 1000; 4.5 if left out, 1 turns it off.
             seed: 0 to 2**63 - 1; random if left out. A seed draws the same noise on every device, and a
                 picture does not depend on how many are made with it.
             sampler: "flow-dpm", "flow-euler" or "scm"; what the model was made for if left out.
@@ -175,6 +175,7 @@ class Sana:
             InvalidInput: an argument cannot be served; nothing was computed.
             Cancelled: ``cancel`` was set; nothing is decoded after it.
             OutOfMemory: the picture does not fit into memory.
+            SanaError: the numbers overflowed, and there is no picture.
         """
         pictures = []
         count = 1 if images is None else images
@@ -198,7 +199,8 @@ class Sana:
         """Take the steps of `generate` one by one, with its arguments; the last step has the picture.
 
         The arguments are checked at once; work begins with the first step. Leaving the loop cancels, and
-        nothing is decoded then. Until the iterator is used up, closed or collected, other calls wait.
+        nothing is decoded then. Until the iterator is used up, closed or collected, other calls wait; in the
+        thread that took the last step, which would wait for itself, they are an error.
         """
         stages = self._open()
         request = Request(prompt, images=images, **options)
@@ -232,6 +234,8 @@ class Sana:
                         image = _image(stages, plan, picture, pixels, clock.read(), notes)
                     preview = functools.partial(stages.preview, clean)
                     yield Step(picture * plan.steps + i, total, image, preview)
+                    # the next step may be taken by another thread than the last one
+                    self._owner = threading.get_ident()
 
     def _open(self) -> Stages:
         if self._stages is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import secrets
 import typing
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from sana_edge.errors import InvalidInput
 MAX_SIDE = 8192
 MAX_STEPS = 1000
 MAX_IMAGES = 10_000
+MAX_GUIDANCE = 1000
 MAX_SEED = 2**63 - 1
 SAMPLERS: tuple[SamplerKind, ...] = typing.get_args(SamplerKind)
 
@@ -137,15 +137,16 @@ def _check_whole(value: Any, name: str, low: int, high: int, usual: str = "") ->
     # bool is an int to Python; numpy's integers are not, and are refused rather than half supported
     if type(value) is not int or not low <= value <= high:
         raise InvalidInput(
-            f"{name} is {value!r}",
+            f"{name} is {_shown(value)}",
             f"choose a whole number from {low} to {high}" + (f"; {usual}" if usual else ""),
         )
 
 
 def _check_guidance(value: Any) -> None:
-    if not isinstance(value, int | float) or not 0 <= value < math.inf:
+    if not isinstance(value, int | float) or not 0 <= value <= MAX_GUIDANCE:
         raise InvalidInput(
-            f"guidance is {value!r}", "choose a number from 0 up; 4.5 is usual, 1 turns guidance off"
+            f"guidance is {_shown(value)}",
+            f"choose a number from 0 to {MAX_GUIDANCE}; 4.5 is usual, 1 turns guidance off",
         )
 
 
@@ -153,7 +154,7 @@ def _check_size(size: Any) -> None:
     if not isinstance(size, tuple | list) or len(size) != 2 or any(type(side) is not int for side in size):
         raise InvalidInput(f"size is {size!r}", "give width and height in pixels, such as (512, 512)")
     width, height = size
-    shown = f"{width}x{height}"
+    shown = f"{_shown(width)}x{_shown(height)}"
     if min(size) < LATENT_CELL:
         raise InvalidInput(f"size {shown} is too small", f"choose sides of at least {LATENT_CELL}")
     if max(size) > MAX_SIDE:
@@ -162,3 +163,8 @@ def _check_size(size: Any) -> None:
         below = "x".join(str(max(side // LATENT_CELL, 1) * LATENT_CELL) for side in size)
         above = "x".join(str(-(-side // LATENT_CELL) * LATENT_CELL) for side in size)
         raise InvalidInput(f"size {shown} is not a multiple of {LATENT_CELL}", f"try {below} or {above}")
+
+
+def _shown(value: Any) -> str:
+    # Python refuses to write integers of thousands of digits
+    return "a huge number" if isinstance(value, int) and abs(value) >= 10**30 else repr(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -16,8 +17,9 @@ from sana_edge import tiling
 from sana_edge.autoencoder import Autoencoder, decoder_state
 from sana_edge.config import AutoencoderConfig, DenoiserConfig, SamplerConfig
 from sana_edge.denoiser import Denoiser, Modulation, TextContext
-from sana_edge.errors import InvalidInput, OutOfMemory, UnsupportedDevice
+from sana_edge.errors import InvalidInput, OutOfMemory, SanaError, UnsupportedDevice
 from sana_edge.hub import ResolvedModel
+from sana_edge.memory import available_memory
 from sana_edge.model_folder import read_json
 from sana_edge.request import Plan
 from sana_edge.sampler import Sampler, make_sampler
@@ -51,7 +53,7 @@ class Stages:
     sampler: SamplerConfig
 
     def check_memory(self, plan: Plan) -> None:
-        """Compare an estimate of the largest stage with what is free, before anything is computed.
+        """Compare an estimate of the largest stage with what is free, where that is known; computes nothing.
 
         Raises:
             OutOfMemory: it does not fit, even decoded in tiles.
@@ -64,8 +66,8 @@ class Stages:
         decoding = pixels + tiling.decode_bytes(config, min(height, tile), min(width, tile), dtype)
         tokens = height * width * (2 if plan.guided else 1)
         denoising = tokens * self.denoiser.config.dim * DTYPES[self.dtype].itemsize * _TOKEN_COPIES
-        needed, free = max(decoding, denoising), tiling.available_memory(self.device)
-        if needed > free:
+        needed, free = max(decoding, denoising), available_memory(self.device)
+        if free is not None and needed > free:
             raise OutOfMemory(
                 f"{plan.width}x{plan.height} needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free",
                 "choose a smaller size, or close other programs",
@@ -112,10 +114,16 @@ class Stages:
         return unguided + plan.guidance * (prompted - unguided)
 
     def decode(self, latent: Tensor) -> NDArray[np.uint8]:
-        """Turn a latent into (H, W, 3) uint8."""
+        """Turn a latent into (H, W, 3) uint8.
+
+        Raises:
+            SanaError: the latent, or what the autoencoder makes of it, has NaN or infinite values.
+        """
+        _check_finite(latent, "latent")
         weight = next(self.autoencoder.parameters())
         latent = latent.to(weight.dtype) / self.autoencoder.config.scaling_factor
         pixels = tiling.decode(self.autoencoder, latent)
+        _check_finite(pixels, "decoded picture")
         levels = pixels[0].mul_(0.5).add_(0.5).clamp_(0, 1).float().mul_(255).round_()
         result: NDArray[np.uint8] = levels.byte().permute(1, 2, 0).contiguous().cpu().numpy()
         return result
@@ -142,7 +150,7 @@ def load_stages(model: ResolvedModel, *, device: torch.device, dtype: str) -> St
     others = DTYPES[dtype] if dtype != "fp16" else _without_fp16(device)
     config = DenoiserConfig.from_dict(read_json(model.path / "transformer" / "config.json"))
     denoiser = Denoiser.from_diffusers(config, state)
-    denoiser.clamp = needs_clamp(config, state)
+    denoiser.clamp = model.info.trained == "fp16" if model.info else needs_clamp(config, state)
     denoiser.to(device, DTYPES[dtype]).requires_grad_(False).eval()
     return Stages(
         name=model.name,
@@ -210,6 +218,16 @@ def _load_decoder(model: ResolvedModel, device: torch.device, dtype: torch.dtype
 def _placed(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     tensor = tensor.to(device, dtype)
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
+
+
+def _check_finite(values: Tensor, name: str) -> None:
+    # the extremes of anything with NaN are NaN
+    low, high = (float(extreme) for extreme in values.aminmax())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise SanaError(
+            f"the {name} has values that are not finite ({low} to {high})",
+            "choose dtype fp32 or bf16, or a lower guidance",
+        )
 
 
 def _cut(name: str, excess: int) -> str:

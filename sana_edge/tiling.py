@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,11 +11,12 @@ from sana_edge.autoencoder import Autoencoder
 from sana_edge.autoencoder_blocks import EXPAND_RATIO, strip_rows
 from sana_edge.config import AutoencoderConfig
 from sana_edge.errors import InvalidInput, OutOfMemory
+from sana_edge.memory import available_memory
 
 # pixels; with tiles of 512 the seams show in flat areas at 4096 px
 DEFAULT_TILE = 1024
 
-# what a laptop can be expected to have free, for systems that do not tell
+# what a laptop can be expected to have free, to choose between tiles and a whole picture where it is unknown
 _ASSUMED_MEMORY = 4 << 30
 
 
@@ -41,7 +41,8 @@ def decode(
         tile: side of a tile in pixels; a picture that is no larger is decoded at once. None decodes at once
             whatever fits the memory, and the rest in tiles of 1024.
         stride: pixels from tile to tile, 7/8 of a tile by default.
-        memory_limit: bytes to use; None takes what is free on the latent's device.
+        memory_limit: bytes to use; None takes what is free on the latent's device, or 4 GiB where that is
+            unknown.
         on_tile: called with (tiles done, all tiles) after each tile.
 
     Returns:
@@ -49,18 +50,19 @@ def decode(
 
     Raises:
         InvalidInput: ``tile`` or ``stride`` is no multiple of a latent cell, or the stride exceeds the tile.
-        OutOfMemory: not even one tile fits.
+        OutOfMemory: not even one tile fits what is known to be free.
     """
     config = autoencoder.config
     cell = config.spatial_compression
     batch, _, height, width = latent.shape
     pixels = batch * config.in_channels * height * width * cell**2 * latent.element_size()
     free = available_memory(latent.device) if memory_limit is None else memory_limit
-    if tile is None and pixels + decode_bytes(config, height, width, latent.dtype) > free:
+    expected = _ASSUMED_MEMORY if free is None else free
+    if tile is None and pixels + decode_bytes(config, height, width, latent.dtype) > expected:
         tile = DEFAULT_TILE
     side, step = _tiles(max(height, width), cell, tile, stride)
     needed = pixels + decode_bytes(config, min(side, height), min(side, width), latent.dtype)
-    if needed > free:
+    if free is not None and needed > free:
         raise OutOfMemory(
             f"decoding {width * cell}x{height * cell} pixels needs {needed} bytes, {free} are free",
             "choose a smaller size or tile, or close other programs",
@@ -131,21 +133,6 @@ def _cross_fade(before: Tensor, after: Tensor, dim: int) -> None:
     end = before.narrow(dim, before.shape[dim] - extent, extent)
     beginning = after.narrow(dim, 0, extent)
     beginning.copy_(end * (1 - share) + beginning * share)
-
-
-def available_memory(device: torch.device) -> int:
-    """Return the bytes that are free on a device: on the CPU what can be had without swapping."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return free + cached
-    info = Path("/proc/meminfo")
-    if device.type == "cpu" and info.exists():
-        for line in info.read_text().splitlines():
-            name, _, value = line.partition(":")
-            if name == "MemAvailable":
-                return int(value.split()[0]) * 1024
-    return _ASSUMED_MEMORY
 
 
 def decode_bytes(config: AutoencoderConfig, height: int, width: int, dtype: torch.dtype) -> int:

@@ -39,10 +39,14 @@ BAD_REQUESTS: dict[str, tuple[dict[str, Any], str, str]] = {
     "steps-many": ({"steps": 1001}, "steps is 1001", "from 1 to 1000"),
     "steps-fraction": ({"steps": 2.5}, "steps is 2.5", "whole number"),
     "steps-bool": ({"steps": True}, "steps is True", "whole number"),
-    "guidance-nan": ({"guidance": float("nan")}, "guidance is nan", "from 0 up"),
-    "guidance-inf": ({"guidance": float("inf")}, "guidance is inf", "from 0 up"),
-    "guidance-negative": ({"guidance": -0.5}, "guidance is -0.5", "from 0 up"),
-    "guidance-text": ({"guidance": "high"}, "guidance is 'high'", "from 0 up"),
+    "guidance-nan": ({"guidance": float("nan")}, "guidance is nan", "from 0 to 1000"),
+    "guidance-inf": ({"guidance": float("inf")}, "guidance is inf", "from 0 to 1000"),
+    "guidance-negative": ({"guidance": -0.5}, "guidance is -0.5", "from 0 to 1000"),
+    "guidance-large": ({"guidance": 1000.5}, "guidance is 1000.5", "from 0 to 1000"),
+    "guidance-huge": ({"guidance": 10**400}, "guidance is a huge number", "from 0 to 1000"),
+    "seed-huge": ({"seed": 10**5000}, "seed is a huge number", "from 0 to"),
+    "size-huge": ({"size": (10**5000, 64)}, "size a huge numberx64 is too large", "at most 8192"),
+    "guidance-text": ({"guidance": "high"}, "guidance is 'high'", "from 0 to 1000"),
     "seed-negative": ({"seed": -1}, "seed is -1", "from 0 to"),
     "seed-large": ({"seed": 2**63}, f"seed is {2**63}", f"to {2**63 - 1}"),
     "seed-overflow": ({"seed": 2**63 - 1, "images": 2}, "seed is", f"to {2**63 - 2}"),
@@ -61,7 +65,7 @@ def test_requests(options: dict[str, Any], message: str, hint: str) -> None:
 
 def test_extreme_values_that_are_fine() -> None:
     Request("x", seed=2**63 - 1, steps=1000, guidance=0.0, size=(32, 8192))
-    Request("🏠", seed=0, steps=1, guidance=1e6, images=10_000)
+    Request("🏠", seed=0, steps=1, guidance=1000, images=10_000)
 
 
 @pytest.mark.parametrize("options", [{"images": 0}, {"steps": 0}, {"guidance": float("nan")}], ids=str)
@@ -119,6 +123,8 @@ CLI_VALUES: dict[str, tuple[tuple[str, ...], str, str]] = {
     "size": (("--size", "1000x1000"), "1000x1000 is not a multiple of 32", "992x992 or 1024x1024"),
     "size-zero": (("--size", "0x0"), "0x0 is too small", "at least 32"),
     "size-negative": (("--size=-64x64",), "-64x64 is too small", "at least 32"),
+    "size-negative-apart": (("--size", "-64x64"), "-64x64 is too small", "at least 32"),
+    "size-negative-height": (("--size", "-64x-64"), "-64x-64 is too small", "at least 32"),
     "size-enormous": (("--size", "99999999x64"), "too large", "at most 8192"),
     "steps": (("--steps", "0"), "steps is 0", "from 1 to 1000"),
     "guidance-nan": (("--guidance", "nan"), "guidance is nan", "4.5 is usual"),
@@ -129,6 +135,11 @@ CLI_VALUES: dict[str, tuple[tuple[str, ...], str, str]] = {
     "model-folder": (("--model", "./nowhere"), "no folder ./nowhere", "diffusers layout"),
     "model-empty": (("--model", ""), "unknown model ''", "models list"),
     "output-folder": (("--output", "missing/a.png"), "cannot write missing/a.png", "create the folder"),
+    "output-in-a-file": (
+        ("--output", f"{__file__}/a.png"),
+        "Not a directory",
+        "a part of the path is a file",
+    ),
     "output-suffix": (("--output", "a.jpg"), "a.jpg does not end in .png", ".png file"),
 }
 
@@ -253,6 +264,13 @@ def test_existing_output_is_refused_before_the_model_is_loaded(
     assert_refused(run(*arguments, model="./no-such-model"), capsys, f"{name} already exists", "--force")
     assert (tmp_path / name).read_bytes() == b"mine"
     assert os.listdir(tmp_path) == [name]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
+def test_read_only_folder(tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "closed").mkdir(mode=0o500)
+    output = str(tmp_path / "closed" / "a.png")
+    assert_refused(run("--output", output), capsys, "Permission denied", "a folder that you may write to")
 
 
 def test_full_disk(place: Path, capsys: Capture, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

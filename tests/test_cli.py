@@ -137,6 +137,8 @@ def test_ctrl_c_exits_with_130_and_leaves_no_file(cwd: Path, tiny_folder: Path) 
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # a test run in the background of a shell ignores Ctrl-C, and so would its children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert process.stderr is not None and process.stdout is not None
         for line in process.stderr:
@@ -166,7 +168,9 @@ def test_help_shows_every_default(capsys: Capture) -> None:
     assert text.count("(default: ") == len(options) - 1, "every option with a value but --prompt"
 
 
-@pytest.mark.parametrize("arguments", [[], ["paint"], ["generate"], ["models", "burn"]], ids=str)
+@pytest.mark.parametrize(
+    "arguments", [[], ["paint"], ["generate"], ["models", "burn"], ["models", "list", "sana-tiny"]], ids=str
+)
 def test_usage_errors_exit_with_2(capsys: Capture, arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(arguments)
@@ -210,6 +214,27 @@ def test_models(capsys: Capture) -> None:
     assert "\n[1] licence: " in listed
     assert main(["models", "pull"]) == 1
     assert "no model to pull" in capsys.readouterr().err
+
+
+def test_a_name_that_the_terminal_cannot_show(cwd: Path, tiny_folder: Path) -> None:
+    command = [sys.executable, "-m", "sana_edge", "generate", "--prompt", "x", "--steps", "1", "--quiet"]
+    command += ["--model", str(tiny_folder), "--output", "é.png"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "1"}
+    result = subprocess.run(command, capture_output=True, timeout=120, check=False, env=environment)
+    assert (result.returncode, result.stdout.split(), result.stderr) == (0, [rb"\xe9.png"], b"")
+    assert os.listdir(cwd) == ["é.png"]
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        result = subprocess.run(
+            [sys.executable, "-m", "sana_edge", "models"], stdout=write, stderr=subprocess.PIPE, check=False
+        )
+    finally:
+        os.close(write)
+    assert (result.returncode, result.stderr) == (1, b"")
 
 
 def test_models_pull_prints_where_it_is(tiny_folder: Path, capsys: Capture) -> None:

@@ -159,7 +159,7 @@ def test_wide_images_go_through_the_feed_forward_in_pieces() -> None:
     assert error(actual, theirs(model, latent, 50, captions, mask)) <= 1e-5
 
 
-def test_clamp_limits_the_self_attention_output_in_fp32() -> None:
+def test_clamp_limits_the_self_attention_output_in_every_dtype() -> None:
     """diffusers clips in fp16 only; a hook makes it clip in fp32, which is what fp16 weights need."""
     model = random_model()
     last = model.transformer_blocks[-1]
@@ -183,6 +183,12 @@ def test_clamp_limits_the_self_attention_output_in_fp32() -> None:
     assert error(clipped, unclipped) > 0.01
     denoiser.clamp = True
     assert error(run(), clipped) <= 1e-5
+    # unclipped it is as far away in bf16 as in fp32
+    rounded = denoiser.bfloat16()
+    latent, captions = latent.bfloat16(), captions.bfloat16()
+    assert error(run().float(), clipped) < 0.1 * error(unclipped, clipped)
+    rounded.clamp = False
+    assert error(run().float(), clipped) > 0.5 * error(unclipped, clipped)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -20,6 +20,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from sana_edge import hub
+from sana_edge.cli import main
 from sana_edge.errors import CheckpointError, ModelNotFound, SanaError
 from sana_edge.known_models import KNOWN
 
@@ -340,6 +341,35 @@ def test_no_network(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SanaError, match="cannot download someone/sana-mine") as caught:
         hub.resolve("someone/sana-mine")
     assert "network" in caught.value.hint
+
+
+def test_no_network_on_the_command_line(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with Hub() as closed:
+        endpoint = closed.endpoint
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
+    output = tmp_path / "a.png"
+    command = ["generate", "--prompt", "x", "--model", "someone/sana-mine", "--output", str(output)]
+    assert main(command) == 1
+    out, err = capsys.readouterr()
+    error, hint = err.splitlines()
+    assert out == "" and not output.exists()
+    assert error.startswith("error: cannot download someone/sana-mine")
+    assert hint.startswith("hint:  check the network")
+
+
+@pytest.mark.parametrize("quiet", [False, True], ids=["shown", "quiet"])
+def test_a_download_shows_its_progress_unless_quiet(
+    server: Hub, tiny_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], quiet: bool
+) -> None:
+    server.repositories["someone/tiny"] = tiny_folder
+    output = str(tmp_path / "a.png")
+    command = ["generate", "--prompt", "x", "--steps", "1", "--model", "someone/tiny", "--output", output]
+    assert main([*command, "--quiet"] if quiet else command) == 0
+    out, err = capfd.readouterr()
+    assert out == f"{output}\n"
+    assert err == "" if quiet else "100%" in err
 
 
 def test_cache_in_the_place_of_a_file(server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,6 +72,29 @@ def test_existing_file_is_kept_without_force(tmp_path: Path) -> None:
     assert read_metadata(path) == METADATA
 
 
+@pytest.mark.parametrize("links", [True, False], ids=["links", "no-links"])
+def test_a_file_that_appears_late_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    def no_links(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    if not links:
+        monkeypatch.setattr(os, "link", no_links)
+    assert read_metadata(picture().save(tmp_path / "free.png")) == METADATA
+    fsync = os.fsync
+
+    def late(file: int) -> None:
+        fsync(file)
+        (tmp_path / "late.png").write_bytes(b"mine")
+
+    monkeypatch.setattr(os, "fsync", late)
+    with pytest.raises(InvalidInput, match=r"late\.png already exists"):
+        picture().save(tmp_path / "late.png")
+    assert (tmp_path / "late.png").read_bytes() == b"mine"
+    assert sorted(os.listdir(tmp_path)) == ["free.png", "late.png"]
+
+
 def test_only_regular_files_are_replaced(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "dangling.png").symlink_to(tmp_path / "nowhere")
@@ -110,6 +133,17 @@ def test_full_disk_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert "disk is full" in caught.value.hint
     assert os.listdir(tmp_path) == ["old.png"]
     assert (tmp_path / "old.png").read_bytes() == b"mine"
+
+
+def test_full_disk_without_links_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "link", full)
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(SanaError, match="No space left"):
+        picture().save(tmp_path / "house.png")
+    assert os.listdir(tmp_path) == []
 
 
 def test_interruption_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

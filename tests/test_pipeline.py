@@ -6,6 +6,7 @@ import json
 import logging
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SanaPipeline, SanaSprintPipeline
 from numpy.typing import NDArray
 
-from sana_edge import Cancelled, Image, OutOfMemory, Sana, SanaError, Step, UnsupportedDevice, tiling
-from sana_edge.hub import BUNDLED
+from sana_edge import Cancelled, Image, OutOfMemory, Sana, SanaError, Step, UnsupportedDevice, stages
+from sana_edge.hub import BUNDLED, ResolvedModel
+from sana_edge.known_models import KNOWN
 from sana_edge.memory import memory_errors
 
 PROMPT = "a red house left of a yellow star"
@@ -105,9 +107,6 @@ def test_several_images_equal_diffusers_and_each_alone(sana: Sana, tiny_folder: 
         assert image.png() == sana.generate(PROMPT, seed=seed, steps=3).png()
 
 
-@pytest.mark.skipif(
-    not (BUNDLED / "sana-tiny" / "model_index.json").is_file(), reason="the bundled model is not there"
-)
 def test_the_bundled_model_equals_diffusers() -> None:
     with Sana.load(device="cpu") as tiny:
         width, height = tiny.native_size
@@ -185,6 +184,35 @@ def test_fp16_checkpoint_runs_in_fp32_on_the_cpu(tiny_folder: Path, tmp_path: Pa
     pipeline = SanaPipeline.from_pretrained(tmp_path / "half").to(torch.float32)
     (expected,) = theirs(pipeline, PROMPT, [7], num_inference_steps=2, width=128, height=128)
     assert_same_picture(image.pixels, expected)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "clamp"), [(torch.float32, True), (torch.float16, True), (torch.bfloat16, False)], ids=str
+)
+def test_what_was_trained_in_fp16_is_clamped(
+    tiny_folder: Path, tmp_path: Path, dtype: torch.dtype, clamp: bool
+) -> None:
+    SanaPipeline.from_pretrained(tiny_folder).to(dtype).save_pretrained(tmp_path / "model")
+    with Sana.load(str(tmp_path / "model"), device="cpu") as loaded:
+        assert loaded._stages is not None and loaded._stages.denoiser.clamp == clamp
+    # the table knows better than the files
+    for name, known in (("sana-1.6b-1024", True), ("sana-1.6b-1024-bf16", False)):
+        model = ResolvedModel(tmp_path / "model", name, KNOWN[name])
+        loaded_stages = stages.load_stages(model, device=torch.device("cpu"), dtype="fp32")
+        assert loaded_stages.denoiser.clamp == known
+
+
+def test_sprint_is_not_clamped(sprint: Sana) -> None:
+    assert sprint._stages is not None and not sprint._stages.denoiser.clamp
+
+
+@pytest.mark.parametrize(("part", "name"), [("denoiser", "latent"), ("autoencoder", "decoded picture")])
+def test_values_that_are_not_finite_are_no_picture(tiny_folder: Path, part: str, name: str) -> None:
+    with Sana.load(str(tiny_folder)) as broken:
+        next(getattr(broken._stages, part).parameters()).fill_(torch.inf)
+        with pytest.raises(SanaError, match=f"the {name} has values that are not finite") as caught:
+            broken.generate(PROMPT, steps=1)
+    assert "lower guidance" in caught.value.hint
 
 
 def test_stream_gives_steps_previews_and_one_image(sana: Sana) -> None:
@@ -318,6 +346,25 @@ def test_an_open_stream_in_the_same_thread_is_an_error_not_a_deadlock(sana: Sana
     assert sana.generate(PROMPT, steps=1)
 
 
+def test_a_stream_whose_steps_are_taken_by_different_threads(sana: Sana) -> None:
+    """As `asyncio.to_thread` takes them: the thread of the last step must not wait for itself."""
+    cancel = threading.Event()
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as two:
+        steps = sana.stream(PROMPT, seed=7, steps=3)
+        one.submit(next, steps).result(30)
+        two.submit(next, steps).result(30)
+        with pytest.raises(SanaError, match="still open in this thread"):
+            nested = two.submit(sana.generate, PROMPT, steps=1, cancel=cancel)
+            try:
+                nested.result(10)
+            finally:
+                cancel.set()
+        waiting = one.submit(sana.generate, PROMPT, seed=7, steps=3)
+        last = two.submit(next, steps).result(30)
+        two.submit(steps.close).result(30)
+        assert last.image is not None and waiting.result(30).png() == last.image.png()
+
+
 def test_a_stream_that_was_never_started_holds_nothing(sana: Sana) -> None:
     steps = sana.stream(PROMPT, steps=3)
     assert sana.generate(PROMPT, steps=1)
@@ -379,10 +426,12 @@ def test_running_out_of_memory(sana: Sana, monkeypatch: pytest.MonkeyPatch, erro
 def test_a_size_that_cannot_fit_is_refused_before_any_work(
     sana: Sana, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tiling, "available_memory", lambda _: 100_000_000)
+    monkeypatch.setattr(stages, "available_memory", lambda _: 100_000_000)
     with pytest.raises(OutOfMemory, match=r"8192x8192 needs about .* GB, 0.1 GB are free"):
         sana.stream(PROMPT, size=(8192, 8192))
     assert sana.generate(PROMPT, steps=1)
+    monkeypatch.setattr(stages, "available_memory", lambda _: None)
+    sana.stream(PROMPT, size=(8192, 8192)).close()
 
 
 def test_other_runtime_errors_stay_what_they_are() -> None:
