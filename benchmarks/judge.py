@@ -24,8 +24,6 @@ REACH = 2
 """Edges may be this many pixels of SIDE from where the drawing has them (4 of 256)."""
 STRONG, FAINT = 30.0, 4.0
 """Colour differences per pixel from which an edge is as strong as any, and up to which it is noise."""
-CLEAR = 60.0
-"""A pixel that differs so much from the background is not of it."""
 WRONG = 3 * 25.0**2
 """The squared colour difference at which an edge is lost."""
 CELLS = 6
@@ -127,21 +125,15 @@ def _score(fit: Fit, picture: Array, canvas: Array) -> float:
     It is 1 less the share of the drawing's edges that the picture lacks, or of the picture's that the drawing
     lacks if that is more, in the worst quarter of the object's parts.
     """
-    want, under = picture[fit.window], canvas[fit.window]
-    have = fit.stamp.laid(under)
-    return 1 - max(_lost(have, want, under, fit), _lost(want, have, under, fit))
+    want, have = picture[fit.window], fit.stamp.laid(canvas[fit.window])
+    return 1 - max(_lost(have, want, fit), _lost(want, have, fit))
 
 
-def _lost(image: Array, other: Array, under: Array, fit: Fit) -> float:
-    """The share of the edges of `image` that `other` has nowhere near, in the worst quarter of the parts.
-
-    Around the object an edge counts as far as `image` differs from `under`: hills and waves are no part of it.
-    """
+def _lost(image: Array, other: Array, fit: Fit) -> float:
+    """The share of the edges of `image` that `other` has nowhere near, in the worst quarter of the parts."""
     down, right = np.gradient(image, axis=(0, 1))
     slope = np.sqrt(_squares(np.asarray(down)) + _squares(np.asarray(right)))
-    apart = np.minimum(np.sqrt(_squares(image - under)) / CLEAR, 1)
-    belongs = np.where(fit.stamp.alpha[..., 0] > 0.1, 1, apart * fit.stamp.near)
-    edges = np.clip(slope - FAINT, 0, STRONG) * belongs
+    edges = np.clip(slope - FAINT, 0, STRONG) * fit.stamp.near
     least = np.full(edges.shape, WRONG, dtype=np.float32)
     shifted = np.pad(other, ((REACH, REACH), (REACH, REACH), (0, 0)), mode="edge")
     rows, columns = edges.shape
