@@ -27,7 +27,7 @@ SHAKE = 0.025
 
 
 class HeldOut:
-    """Combinations that never occur in a training scene; drawn once from a fixed seed.
+    """Combinations that never occur in a scene the denoiser is trained on; drawn once from a fixed seed.
 
     colours: (kind, colour); pairs: unordered {kind, kind} of one scene; relations: (kind, relation, kind);
     counts: (kind, count); singles: (kind, size, background) of a scene with one object.
