@@ -74,17 +74,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="make a model folder from the training folders")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--output", type=Path, default=Path("runs/model"))
+    parser.add_argument("--base", type=Path, help="model folder with the parts that were not trained here")
     parser.add_argument("--text-only", action="store_true", help="what the denoiser's training needs")
     args = parser.parse_args()
 
-    write_text_encoder(args.runs, args.output)
+    if args.base and not (args.runs / "text").exists():
+        for part in ("text_encoder", "tokenizer"):
+            shutil.copytree(args.base / part, args.output / part, dirs_exist_ok=True)
+    else:
+        write_text_encoder(args.runs, args.output)
     if args.text_only:
         return
     scale = 1 / float(load_latents(args.runs / "latents").float().std())
     autoencoder = dataclasses.replace(train_autoencoder.CONFIG, scaling_factor=round(scale, 5))
-    further = args.runs / "vae-decoder"
-    trained = further if further.exists() else args.runs / "vae"
-    write_component(args.output / "vae", autoencoder, ema_state(trained))
+    trained = [args.runs / "vae-decoder", args.runs / "vae", *([args.base / "vae"] if args.base else [])]
+    chosen = next((folder for folder in trained if folder.exists()), args.runs / "vae")
+    write_component(args.output / "vae", autoencoder, train_autoencoder.starting_state(chosen))
     with torch.device("meta"):
         denoiser = Denoiser(train_denoiser.CONFIG)
     denoiser.load_state_dict(ema_state(args.runs / "dit"), assign=True)

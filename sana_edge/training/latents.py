@@ -18,9 +18,8 @@ from tqdm import tqdm
 from ..autoencoder import Autoencoder
 from .files import replacing
 from .layout import training_scene
-from .loop import ema_state
 from .scenes import Scene, render
-from .train_autoencoder import CONFIG
+from .train_autoencoder import CONFIG, starting_state
 
 
 def numbered_scene(number: int) -> Scene:
@@ -35,7 +34,9 @@ def load_latents(folder: Path) -> Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="encode training scenes; goes on where it stopped")
-    parser.add_argument("--vae", type=Path, default=Path("runs/vae"))
+    parser.add_argument(
+        "--vae", type=Path, default=Path("runs/vae"), help="training folder, or a model's vae/"
+    )
     parser.add_argument("--folder", type=Path, default=Path("runs/latents"))
     parser.add_argument("--count", type=int, default=24576)
     parser.add_argument("--side", type=int, default=256)
@@ -44,7 +45,7 @@ def main() -> None:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = Autoencoder(CONFIG).eval().to(device)
-    model.load_state_dict(ema_state(args.vae))
+    model.load_state_dict(starting_state(args.vae))
     args.folder.mkdir(parents=True, exist_ok=True)
     for first in tqdm(range(0, args.count, args.shard), unit="shard"):
         path = args.folder / f"latents-{first:07d}.safetensors"

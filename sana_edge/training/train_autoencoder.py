@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from ..autoencoder import Autoencoder
 from ..config import AutoencoderConfig
+from ..weights import load_state
 from .layout import draw_scene
 from .loop import Loop, ema_state
 from .scenes import render
@@ -78,6 +79,13 @@ def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
     return error.abs().mean() + 2 * error.square().mean() + 0.5 * gradient
 
 
+def starting_state(folder: Path) -> dict[str, Tensor]:
+    """The weights of a training folder, or of a component folder in diffusers layout, in fp32."""
+    if (folder / "config.json").exists():
+        return {name: tensor.float() for name, tensor in load_state(folder).items()}
+    return ema_state(folder)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="train the autoencoder of sana-tiny")
     parser.add_argument("--folder", type=Path, default=Path("runs/vae"))
@@ -89,7 +97,9 @@ def main() -> None:
     parser.add_argument(
         "--noise", type=float, default=0.35, help="largest deviation of the noise on the latents"
     )
-    parser.add_argument("--decoder-of", type=Path, help="folder of a training whose decoder to train further")
+    parser.add_argument(
+        "--decoder-of", type=Path, help="training folder, or a model's vae/, whose decoder to train further"
+    )
     parser.add_argument(
         "--whole-from", type=float, default=0.7, help="share of the time after which crops end"
     )
@@ -98,7 +108,7 @@ def main() -> None:
     torch.manual_seed(0)
     model = Autoencoder(CONFIG)
     if args.decoder_of:
-        model.load_state_dict(ema_state(args.decoder_of))
+        model.load_state_dict(starting_state(args.decoder_of))
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name.startswith("decoder."))
     trained = [p for p in model.parameters() if p.requires_grad]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..config import DenoiserConfig
 from ..denoiser import Denoiser
 from ..text_encoder import TextEncoder, TextFeatures
+from ..weights import load_state
 from .captions import caption
 from .latents import load_latents, numbered_scene
 from .loop import Loop, ema_state
@@ -102,6 +103,14 @@ def text_features(encoder: TextEncoder, texts: list[str], device: torch.device) 
     return replace(features, embeddings=features.embeddings.to(device), mask=mask.to(device))
 
 
+def starting_state(folder: Path) -> dict[str, Tensor]:
+    """The weights of a training folder, or of a component folder in diffusers layout, in fp32."""
+    if (folder / "config.json").exists():
+        stored = {name: tensor.float() for name, tensor in load_state(folder).items()}
+        return Denoiser.from_diffusers(CONFIG, stored).state_dict()
+    return ema_state(folder)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="train the denoiser of sana-tiny")
     parser.add_argument("--folder", type=Path, default=Path("runs/dit"))
@@ -112,16 +121,19 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rate", type=float, default=3e-3)
-    parser.add_argument("--start", type=Path, help="training folder whose weights to begin with")
+    parser.add_argument(
+        "--start", type=Path, help="training folder, or a model's transformer/, whose weights to begin with"
+    )
     args = parser.parse_args()
 
     torch.manual_seed(0)
     model = Denoiser(CONFIG)
-    initialise(model)
-    if args.start:
-        model.load_state_dict(ema_state(args.start))
     encoder = TextEncoder.load(args.text, dtype=torch.float32, device="cpu")
-    whiten_captions(model, encoder)
+    if args.start:
+        model.load_state_dict(starting_state(args.start))
+    else:
+        initialise(model)
+        whiten_captions(model, encoder)
     loop = Loop(
         model, optimizers(model, args.rate), args.folder, minutes=args.minutes, ema_decay=0.998, warmup=200
     )
