@@ -1,4 +1,4 @@
-"""What each float operation of the denoiser computes: slow, in fp32, one formula after the other.
+"""What each operation computes: slow, in fp32 or exact integers, one formula after the other.
 
 These functions define the operations; `sana_edge.ops` and every kernel are tested against them.
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from sana_edge import quant
 
 
 def relu_linear_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, eps: float = 1e-15) -> Tensor:
@@ -90,3 +92,68 @@ def glu_depthwise(x: Tensor, weight: Tensor, bias: Tensor, height: int, width: i
     mixed = F.conv2d(image, weight.float(), bias.float(), padding=1, groups=image.shape[1])
     value, gate = mixed.flatten(2).transpose(1, 2).chunk(2, dim=-1)
     return (value * F.silu(gate)).to(x.dtype)
+
+
+def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Per-token INT8: values (..., C) int8 and scales (...,) fp32, absmax of the row / 127.
+
+    Values are x · (1 / scale) in fp32, rounded half to even, within ±127; rows of zeros have scale 1.
+    """
+    return quant.quantize_rows(x)
+
+
+def quantize_tensor(x: Tensor, scale: Tensor) -> Tensor:
+    """INT8 values of x with one given scale, () fp32; what lies beyond ±127 steps is clipped."""
+    return quant.quantize(x, scale)
+
+
+def w8a8_linear(
+    values: Tensor,
+    scales: Tensor,
+    weight: Tensor,
+    weight_scales: Tensor,
+    bias: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """INT8 activations times INT8 weights, accumulated exactly as integers.
+
+    Args:
+        values: (..., in) int8.
+        scales: (...,) fp32 of the rows, or () of the whole tensor.
+        weight: (out, in) int8.
+        weight_scales: (out,) fp32.
+        bias: (out,), added after the scales.
+
+    Returns:
+        (..., out): float(sum) · row scale · column scale + bias, in that order in fp32; then ``dtype``.
+    """
+    sums = (values.double() @ weight.double().T).float()
+    rows = scales if scales.ndim == 0 else scales.unsqueeze(-1)
+    out = sums * rows * weight_scales
+    return (out if bias is None else out + bias.float()).to(dtype)
+
+
+def w8a8_conv2d(
+    values: Tensor,
+    scale: Tensor,
+    weight: Tensor,
+    weight_scales: Tensor,
+    bias: Tensor | None = None,
+    padding: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """INT8 convolution, stride 1, zero padding, accumulated exactly as integers.
+
+    Args:
+        values: (B, in, H, W) int8.
+        scale: () fp32 of the whole map.
+        weight: (out, in, kh, kw) int8.
+        weight_scales: (out,) fp32.
+        bias: (out,), added after the scales.
+
+    Returns:
+        (B, out, H', W') in ``dtype``, fp32 until then.
+    """
+    sums = F.conv2d(values.double(), weight.double(), padding=padding).float()
+    out = sums * scale * weight_scales[:, None, None]
+    return (out if bias is None else out + bias.float()[:, None, None]).to(dtype)

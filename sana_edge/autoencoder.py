@@ -12,16 +12,16 @@ from torch import Tensor, nn
 
 from sana_edge.autoencoder_blocks import (
     ACTIVATIONS,
-    ChannelNorm,
     Downsample,
-    EfficientViTBlock,
     ResBlock,
     Upsample,
-    add,
     average_groups,
     multiple,
 )
 from sana_edge.config import AutoencoderConfig
+from sana_edge.conv_layers import Conv2d
+from sana_edge.efficient_vit import EfficientViTBlock
+from sana_edge.maps import ChannelNorm, add
 
 
 def _blocks(config: AutoencoderConfig, side: str, stage: int) -> Iterator[nn.Module]:
@@ -67,7 +67,7 @@ class _Decoder(nn.Module):
         super().__init__()
         channels, layers = config.decoder_block_out_channels, config.decoder_layers_per_block
         interpolate = config.upsample_block_type == "interpolate"
-        self.conv_in = nn.Conv2d(config.latent_channels, channels[-1], 3, padding=1)
+        self.conv_in = Conv2d(config.latent_channels, channels[-1], 3, padding=1)
         self.repeats = multiple(channels[-1], config.latent_channels) if config.decoder_in_shortcut else 0
         self.up_blocks = nn.ModuleList()
         for stage in range(len(channels)):
@@ -81,7 +81,7 @@ class _Decoder(nn.Module):
         self.activation = ACTIVATIONS[config.decoder_conv_act_fn]
         self.conv_out: nn.Module
         if layers[0] > 0:
-            self.conv_out = nn.Conv2d(width, config.in_channels, 3, padding=1)
+            self.conv_out = Conv2d(width, config.in_channels, 3, padding=1)
         else:
             self.conv_out = Upsample(width, config.in_channels, interpolate=interpolate, shortcut=False)
 

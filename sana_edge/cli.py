@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sana_edge
+from sana_edge import quantize_command
 from sana_edge.errors import InvalidInput, SanaError
 from sana_edge.extras import torch_extra
 from sana_edge.request import SAMPLERS, Request, random_seed
@@ -88,12 +89,12 @@ def _generate(arguments: argparse.Namespace) -> None:
         refuse_overwrite(path, force=arguments.force)
     check_writable(paths[0])
     with _load(arguments) as sana:
-        remaining = iter(paths)
+        remaining, said = iter(paths), set[str]()
         with closing(sana.stream(arguments.prompt, seed=seed, **options)) as steps:
             for step in _shown(steps, arguments.quiet):
                 if step.image is not None:
                     path = step.image.save(next(remaining), force=arguments.force)
-                    _announce(step.image, path, sana.peak_memory, arguments)
+                    _announce(step.image, path, sana.peak_memory, said, arguments)
 
 
 def _load(arguments: argparse.Namespace) -> Sana:
@@ -101,6 +102,7 @@ def _load(arguments: argparse.Namespace) -> Sana:
         arguments.model,
         device=arguments.device,
         dtype=arguments.dtype,
+        int8=arguments.int8,
         offline=arguments.offline,
         progress=not arguments.quiet,
     )
@@ -129,7 +131,10 @@ def _shown(steps: Iterable[Step], quiet: bool) -> Iterator[Step]:
             yield step
 
 
-def _announce(image: Image, path: Path, peak_memory: int | None, arguments: argparse.Namespace) -> None:
+def _announce(
+    image: Image, path: Path, peak_memory: int | None, said: set[str], arguments: argparse.Namespace
+) -> None:
+    """Print a picture's path, or its JSON line, and on stderr its times and the notes not ``said`` yet."""
     from tqdm import tqdm
 
     seconds = {stage: round(value, 3) for stage, value in image.timings.items()}
@@ -144,8 +149,10 @@ def _announce(image: Image, path: Path, peak_memory: int | None, arguments: argp
         width, height = image.metadata["size"]
         spent = ", ".join(f"{stage} {value:.2f} s" for stage, value in seconds.items())
         tqdm.write(f"{width}x{height}, seed {image.seed}: {spent}", file=sys.stderr)
-        for note in image.notes:
-            tqdm.write(f"note:  {note}", file=sys.stderr)
+        for note in dict.fromkeys(image.notes):
+            if note not in said:
+                tqdm.write(f"note:  {note}", file=sys.stderr)
+        said.update(image.notes)
 
 
 def _models(arguments: argparse.Namespace) -> None:
@@ -216,6 +223,8 @@ def _add_generate_options(parser: argparse.ArgumentParser) -> None:
     add("--sampler", choices=SAMPLERS, help="(default: what the model was made for)")
     dtypes = "of the denoiser (default: %(default)s, the checkpoint's own; on the CPU fp32 in place of fp16)"
     add("--dtype", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help=dtypes)
+    eight = "INT8 layers: the bundled package, or quantized while loading; packages are INT8 without it"
+    add("--int8", action="store_true", help=eight)
     devices = "(default: %(default)s, cuda where it can be used)"
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help=devices)
     place = "a .png file or an existing folder; the seed takes the place of {seed}, or stands at the end of"
@@ -259,5 +268,7 @@ def _parser() -> argparse.ArgumentParser:
     models.add_argument("name", nargs="?", help="the model to pull: a name from the list or a repository")
     models.set_defaults(usage_error=models.error)
     _add_convert_options(command("convert", _convert, "turn an NVlabs .pth into a diffusers model folder"))
+    quantizing = command("quantize", quantize_command.run, "make an INT8 package of a float model")
+    quantize_command.add_options(quantizing, _size)
     command("doctor", _doctor, "show what this machine can run, and why not")
     return parser

@@ -18,13 +18,17 @@ from torch import Tensor, nn
 from sana_edge import denoiser_layout, ops
 from sana_edge.config import DenoiserConfig
 from sana_edge.denoiser_block import Block, Constant, KeysValues
-from sana_edge.errors import InvalidInput
+from sana_edge.errors import CheckpointError, InvalidInput
+from sana_edge.layers import Linear, Move, W8A8Linear, keeping_dtype
 from sana_edge.text_encoder import TextFeatures
 
 _FREQUENCIES = 128
 _MAX_PERIOD = 10000
 _CAPTION_EPS = 1e-5
 _FINAL_EPS = 1e-6
+
+# what runs once for a prompt or a schedule
+_COLD = ("time", "guidance", "modulate", "caption_expand", "caption_mix", "cross_kv")
 
 
 @dataclass(frozen=True)
@@ -54,14 +58,14 @@ class Embedder(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.expand = nn.Linear(2 * _FREQUENCIES, dim)
-        self.mix = nn.Linear(dim, dim)
+        self.expand = Linear(2 * _FREQUENCIES, dim)
+        self.mix = Linear(dim, dim)
 
-    def forward(self, numbers: Tensor) -> Tensor:
-        """(S,) to (S, dim); angles are fp32 whatever the weights are."""
+    def forward(self, numbers: Tensor, dtype: torch.dtype) -> Tensor:
+        """(S,) to (S, dim) in ``dtype``; angles are fp32."""
         exponents = torch.arange(_FREQUENCIES, dtype=torch.float32, device=numbers.device) / _FREQUENCIES
         angles = numbers.float()[:, None] * torch.exp(-math.log(_MAX_PERIOD) * exponents)
-        waves = torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.expand.weight.dtype)
+        waves = torch.cat([angles.cos(), angles.sin()], dim=-1).to(dtype)
         embedded: Tensor = self.mix(F.silu(self.expand(waves)))
         return embedded
 
@@ -70,8 +74,13 @@ class Denoiser(nn.Module):
     """Predicts the velocity of a noisy latent: x_t = (1 − σ) x_0 + σ ε, velocity ε − x_0.
 
     ``clamp`` limits every self-attention output to ±65504, which weights trained in fp16 have only ever seen
-    (set it from the checkpoint's dtype); fp16 weights are clamped without it.
+    (set it from the checkpoint's dtype); in fp16 they are clamped without it.
+
+    Layers may be INT8 (`sana_edge.quantized`). ``smoothing`` is (layers, 2, dim) fp32 or None: factors by
+    which the inputs of every block's ``qkv`` and ``expand`` are divided; their weights make up for it.
     """
+
+    smoothing: Tensor | None
 
     def __init__(self, config: DenoiserConfig) -> None:
         super().__init__()
@@ -81,30 +90,59 @@ class Denoiser(nn.Module):
         self.patch = nn.Linear(config.in_channels, dim)
         self.time = Embedder(dim)
         self.guidance = Embedder(dim) if config.guidance_embeds else None
-        self.modulate = nn.Linear(dim, 6 * dim)
-        self.caption_expand = nn.Linear(config.caption_channels, dim)
-        self.caption_mix = nn.Linear(dim, dim)
+        self.modulate = Linear(dim, 6 * dim)
+        self.caption_expand = Linear(config.caption_channels, dim)
+        self.caption_mix = Linear(dim, dim)
         self.caption_norm = nn.Parameter(torch.ones(dim))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.table = nn.Parameter(torch.randn(2, dim) / dim**0.5)
         self.head = nn.Linear(dim, config.out_channels)
+        self.register_buffer("smoothing", None)
 
     @classmethod
     def from_diffusers(cls, config: DenoiserConfig, state: Mapping[str, Tensor]) -> Denoiser:
-        """Build from the state dict of a SanaTransformer2DModel, in its dtype.
+        """Build from the state dict of a SanaTransformer2DModel, in its dtypes; INT8 where there are scales.
 
         Raises:
-            CheckpointError: a tensor is missing, has another shape, or belongs to no parameter.
+            CheckpointError: a tensor is missing, has another shape or dtype, or belongs to no parameter.
         """
         with torch.device("meta"):
             denoiser = cls(config)
+            for name, scale in denoiser_layout.quantized(config, state).items():
+                layer = denoiser.get_submodule(name)
+                denoiser.set_submodule(name, _unfilled(name, layer, scale))
+            if "transformer_blocks.0.smoothing" in state:
+                denoiser.smoothing = torch.ones(config.num_layers, 2, config.dim)
         shapes = {name: tensor.shape for name, tensor in denoiser.state_dict().items()}
         denoiser.load_state_dict(denoiser_layout.from_diffusers(config, state, shapes), assign=True)
         return denoiser
 
     def to_diffusers(self) -> dict[str, Tensor]:
-        """The state dict of the SanaTransformer2DModel with these weights, in new memory."""
+        """The state dict of the SanaTransformer2DModel with these weights, in new memory.
+
+        INT8 modules have int8 ``weight``, fp32 ``weight_scale`` and perhaps ``input_scale``, the blocks of a
+        smoothed model ``smoothing`` (2, dim).
+        """
         return denoiser_layout.to_diffusers(self.config, self.state_dict())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What is computed in, INT8 layers aside."""
+        return self.patch.weight.dtype
+
+    def to_compute(self, device: torch.device | str, dtype: torch.dtype) -> Denoiser:
+        """Move to a device and compute in ``dtype``.
+
+        Of a model with INT8 layers, what runs once for a prompt or a schedule keeps the dtype that it is
+        stored in and is cast when it is used: a sixth of the weights.
+        """
+        self.to(device)
+        cold = _COLD if any(isinstance(module, W8A8Linear) for module in self.modules()) else ()
+        for name, module in self.named_modules():
+            if set(cold).isdisjoint(name.split(".")):
+                for parameter in module.parameters(recurse=False):
+                    parameter.data = parameter.data.to(dtype)
+        return self
 
     def text_context(self, groups: Sequence[TextFeatures]) -> TextContext:
         """Project captions and compute every layer's cross-attention keys and values, once per prompt.
@@ -136,17 +174,17 @@ class Denoiser(nn.Module):
         if self.guidance is None:
             if guidance is not None:
                 raise InvalidInput(f"guidance is {guidance}, but this model embeds none", "leave it out")
-            embedded: Tensor = self.time(timesteps * config.timestep_scale)
+            embedded: Tensor = self.time(timesteps * config.timestep_scale, self.dtype)
         else:
             if guidance is None:
                 raise InvalidInput("this model embeds guidance, but none was given", "pass guidance")
             scaled = timesteps.new_tensor([guidance * config.guidance_embeds_scale], dtype=torch.float32)
-            embedded = self.time(timesteps) + self.guidance(scaled)
+            embedded = self.time(timesteps, self.dtype) + self.guidance(scaled, self.dtype)
         shared = self.modulate(F.silu(embedded)).view(-1, 6, config.dim)
         tables = torch.stack([block.table for block in self._blocks()])
         blocks = tables + shared[:, None]
         final = self.table + embedded[:, None]
-        return Modulation(blocks + _ones_at(blocks, 1, 4), final + _ones_at(final, 1))
+        return Modulation(self._smoothed(blocks + _ones_at(blocks, 1, 4)), final + _ones_at(final, 1))
 
     def forward(self, latent: Tensor, modulation: Modulation, context: TextContext) -> Tensor:
         """Velocity of a noisy latent.
@@ -164,7 +202,7 @@ class Denoiser(nn.Module):
         """
         B, _, H, W = latent.shape
         _check_split(B, context)
-        x = self.patch(latent.to(self.patch.weight.dtype).flatten(2).transpose(1, 2))
+        x = self.patch(latent.to(self.dtype).flatten(2).transpose(1, 2))
         if self.config.interpolation_scale is not None:
             x = self._add_positions(x, H, W)
         # under autocast the token stream stays in the tables' fp32
@@ -179,13 +217,28 @@ class Denoiser(nn.Module):
     def _blocks(self) -> list[Block]:
         return cast("list[Block]", list(self.blocks))
 
+    def _smoothed(self, blocks: Tensor) -> Tensor:
+        """Divide shift and scale of both norms, (S, layers, 6, dim), by the smoothing factors."""
+        if self.smoothing is None:
+            return blocks
+        factors = torch.ones_like(blocks[0], dtype=torch.float32)
+        factors[:, 0:2], factors[:, 3:5] = self.smoothing[:, :1], self.smoothing[:, 1:]
+        return (blocks / factors).to(blocks.dtype)
+
+    def _apply(self, fn: Move, recurse: bool = True) -> Denoiser:
+        smoothing = self.smoothing
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if smoothing is not None:
+            self.smoothing = keeping_dtype(fn)(smoothing)
+        return self
+
     def _caption(self, group: TextFeatures) -> tuple[Tensor, Tensor | None]:
         mask = group.mask.bool()
         if not mask.any(dim=1).all():
             raise InvalidInput("a prompt's mask has no valid token", "an empty prompt keeps its first")
         used = mask.any(dim=0)
         mask = mask[:, used]
-        embeddings = group.embeddings[:, used].to(self.caption_expand.weight.dtype)
+        embeddings = group.embeddings[:, used].to(self.dtype)
         caption: Tensor = self.caption_mix(F.gelu(self.caption_expand(embeddings), approximate="tanh"))
         return ops.rms_norm(caption, self.caption_norm, _CAPTION_EPS), None if mask.all() else mask
 
@@ -205,6 +258,14 @@ class Denoiser(nn.Module):
         omega = 1.0 / _MAX_PERIOD ** (torch.arange(quarter, dtype=torch.float64) / quarter)
         angles = positions.double()[:, None] * omega
         return torch.cat([angles.sin(), angles.cos()], dim=-1).float()
+
+
+def _unfilled(name: str, layer: nn.Module, input_scale: bool) -> W8A8Linear:
+    """An INT8 layer of the shape of a float one."""
+    if not isinstance(layer, Linear):
+        raise CheckpointError(f"{name} has an INT8 scale, but is not a layer that can be INT8")
+    bias = layer.bias is not None
+    return W8A8Linear(layer.in_features, layer.out_features, bias=bias, input_scale=input_scale)
 
 
 def _ones_at(table: Tensor, *positions: int) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sana_edge import ops
 from sana_edge.config import DenoiserConfig
+from sana_edge.layers import Linear
 
 _RMS_EPS = 1e-5
 _FP16_MAX = 65504.0
@@ -35,7 +36,10 @@ class Constant:
 
 
 class Block(nn.Module):
-    """Linear self-attention, cross-attention to the text and Mix-FFN, each added to the token stream."""
+    """Linear self-attention, cross-attention to the text and Mix-FFN, each added to the token stream.
+
+    All linear layers but ``cross_kv`` may be replaced by `sana_edge.layers.W8A8Linear`.
+    """
 
     def __init__(self, config: DenoiserConfig) -> None:
         super().__init__()
@@ -44,14 +48,14 @@ class Block(nn.Module):
         self.eps = config.norm_eps
         self.heads, self.cross_heads = config.num_attention_heads, config.num_cross_attention_heads
         self.table = nn.Parameter(torch.randn(6, dim) / dim**0.5)
-        self.qkv = nn.Linear(dim, 3 * dim, bias=config.attention_bias)
-        self.out = nn.Linear(dim, dim)
-        self.cross_q = nn.Linear(dim, inner)
-        self.cross_kv = nn.Linear(config.cross_attention_dim, 2 * inner)
-        self.cross_out = nn.Linear(inner, dim)
-        self.expand = nn.Linear(dim, 2 * hidden)
+        self.qkv = Linear(dim, 3 * dim, bias=config.attention_bias)
+        self.out = Linear(dim, dim)
+        self.cross_q = Linear(dim, inner)
+        self.cross_kv = Linear(config.cross_attention_dim, 2 * inner)
+        self.cross_out = Linear(inner, dim)
+        self.expand = Linear(dim, 2 * hidden)
         self.depthwise = nn.Conv2d(2 * hidden, 2 * hidden, 3, padding=1, groups=2 * hidden)
-        self.project = nn.Linear(hidden, dim, bias=False)
+        self.project = Linear(hidden, dim, bias=False)
         normed = config.qk_norm is not None
         self.norm_q = nn.Parameter(torch.ones(dim)) if normed else None
         self.norm_k = nn.Parameter(torch.ones(dim)) if normed else None
@@ -62,7 +66,7 @@ class Block(nn.Module):
         """Keys and values of projected captions (rows, L, dim) under a mask (rows, L); see `TextContext`."""
         keys, values = self.cross_kv(caption).chunk(2, dim=-1)
         if caption.shape[1] == 1:
-            return Constant(_linear(self.cross_out, values))
+            return Constant(self.cross_out(values))
         keys, values = self._heads(_normed(keys, self.cross_norm_k)), self._heads(values)
         return KeysValues(keys, values, None if mask is None else mask[:, None, None])
 
@@ -83,31 +87,31 @@ class Block(nn.Module):
         shares = x.chunk(len(text))
         x = ops.add_parts(x, [self._cross(part, group) for part, group in zip(shares, text, strict=True)])
         hidden = ops.norm_modulate(x, scale_ffn, shift_ffn, self.eps)
-        hidden = ops.expand_glu_depthwise(hidden, _tensors(self.expand), _tensors(self.depthwise), *size)
-        return ops.add(x, _linear(self.project, hidden), gate_ffn)
+        hidden = ops.expand_glu_depthwise(
+            hidden, self.expand.columns(hidden), _tensors(self.depthwise), *size
+        )
+        return ops.add(x, self.project(hidden), gate_ffn)
 
     def _attend(self, x: Tensor) -> Tensor:
-        q, k, v = _linear(self.qkv, x).chunk(3, dim=-1)
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
         q, k = _normed(q, self.norm_q), _normed(k, self.norm_k)
-        return _linear(self.out, ops.relu_linear_attention(q, k, v, self.heads))
+        output: Tensor = self.out(ops.relu_linear_attention(q, k, v, self.heads))
+        return output
 
     def _cross(self, x: Tensor, group: KeysValues | Constant) -> Tensor:
         if isinstance(group, Constant):
             return group.output.repeat_interleave(len(x) // len(group.output), dim=0)
         # images of one prompt follow each other: they attend to it as one long image
         rows = len(group.keys)
-        q = _normed(_linear(self.cross_q, x), self.cross_norm_q)
+        q = _normed(self.cross_q(x), self.cross_norm_q)
         heads = self._heads(q.view(rows, -1, q.shape[-1]))
         read = ops.cross_attention(heads, group.keys, group.values, group.mask)
-        return _linear(self.cross_out, read.transpose(1, 2).reshape(q.shape))
+        output: Tensor = self.cross_out(read.transpose(1, 2).reshape(q.shape))
+        return output
 
     def _heads(self, x: Tensor) -> Tensor:
         # (rows, length, inner) to (rows, heads, length, head dim)
         return x.view(*x.shape[:2], self.cross_heads, -1).transpose(1, 2)
-
-
-def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    return ops.linear(x, layer.weight, layer.bias)
 
 
 def _tensors(layer: nn.Module) -> ops.Layer:

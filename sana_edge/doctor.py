@@ -57,7 +57,7 @@ def backends() -> list[Backend]:
 
     capability = torch.backends.cpu.get_cpu_capability()
     threads = torch.get_num_threads()
-    return [_cuda(), Backend("torch cpu", True, f"{threads} threads, {capability}")]
+    return [_cuda(), Backend("torch cpu", True, f"{threads} threads, {capability}"), _int8()]
 
 
 def _cuda() -> Backend:
@@ -82,6 +82,22 @@ def _cuda() -> Backend:
         free, total = torch.cuda.mem_get_info(index)
         devices.append(f"{properties.name} ({version}, {_gigabytes(free)} of {_gigabytes(total)} free)")
     return Backend(name, True, "; ".join(devices))
+
+
+def _int8() -> Backend:
+    import torch
+
+    from sana_edge import ops
+    from sana_edge.weight_only import choose_product
+
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    refusals = {device: refusal for device in devices if (refusal := ops.int8_refusal(device))}
+    slower = (f"{device} multiplies in fp32, because: {refusal}" for device, refusal in refusals.items())
+    usable = [f"torch._int_mm on {device}" for device in devices if device not in refusals]
+    refusal = ops.onednn_refusal()
+    convolutions = f"no oneDNN convolution: {refusal}" if refusal else "oneDNN convolution on cpu"
+    text = (f"text encoder on {device}: {choose_product(device).reason}" for device in devices)
+    return Backend("int8", bool(usable), "; ".join([*usable, *slower, convolutions, *text]))
 
 
 def _unusable(reason: str) -> list[Backend]:

@@ -17,6 +17,9 @@ from sana_edge.model_folder import PIPELINES, check_folder, component_variant, n
 
 BUNDLED = Path(__file__).parent / "models"
 
+# ends the name of a bundled model's quantized package
+_PACKAGE = "-int8"
+
 # a full disk, a file system without large files, a cache folder that cannot be one
 _STORAGE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
@@ -55,13 +58,14 @@ class ListedModel:
 
 
 def resolve(
-    model: str, *, offline: bool = False, refresh: bool = False, progress: bool = True
+    model: str, *, int8: bool = False, offline: bool = False, refresh: bool = False, progress: bool = True
 ) -> ResolvedModel:
     """Find a model and check that it is whole, downloading what is missing.
 
     Args:
         model: in this order a bundled name ("sana-tiny"), a name of the table ("sana-0.6b-1024"), a folder in
             diffusers layout, or a repository "owner/name".
+        int8: of a bundled model take the quantized package, "sana-tiny-int8", where there is one.
         offline: use only what is on this machine; HF_HUB_OFFLINE=1 says the same.
         refresh: ask the hub for a newer revision even if the cache has the model.
         progress: show the download on stderr.
@@ -71,7 +75,10 @@ def resolve(
         CheckpointError: the folder is no SANA pipeline, or a file is missing.
         SanaError: the hub cannot be reached, the download broke off, or the disk is full.
     """
-    if model in _bundled():
+    bundled = _bundled()
+    if int8 and f"{model}{_PACKAGE}" in bundled:
+        model = f"{model}{_PACKAGE}"
+    if model in bundled:
         check_folder(BUNDLED / model)
         return ResolvedModel(BUNDLED / model, model)
     info = KNOWN.get(model.lower())

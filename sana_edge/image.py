@@ -42,7 +42,7 @@ class Image:
         pixels: (H, W, 3) uint8 RGB.
         seed: the seed its noise was drawn from.
         metadata: what is needed to make it again: prompt, negative_prompt, seed, model, steps, guidance,
-            size [W, H], sampler, dtype, version. JSON values only.
+            size [W, H], sampler, dtype, version; quantization where the model is INT8. JSON values only.
         timings: seconds spent in "text", "denoise" and "decode".
         notes: what the caller should know, such as a truncated prompt; usually empty.
     """

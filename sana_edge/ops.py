@@ -1,34 +1,51 @@
-"""The denoiser's float operations, the only door to their implementations.
+"""The denoiser's operations, float and INT8, the only door to their implementations.
 
 Each computes what the function of the same name in `sana_edge.kernels.reference` defines. Tensors that a
 docstring calls scratch, and sums "in place", are overwritten where no gradient is recorded.
 
 What makes the CPU fast: oneDNN's 1×1 convolution on a channels-last view is a linear layer that adds its bias
 for nothing (torch's own writes the bias first and adds to it), and tensors that stay in the cache and in
-malloc's pool cost less than the page faults of fresh ones.
+malloc's pool cost less than the page faults of fresh ones. INT8 products are torch._int_mm's, and what is
+done to them is done in pieces that stay in the cache.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sana_edge import conv_ops, quant
+from sana_edge.conv_ops import onednn_refusal as onednn_refusal
+from sana_edge.conv_ops import pack_conv2d as pack_conv2d
+from sana_edge.conv_ops import quantize_map as quantize_map
+from sana_edge.conv_ops import unpack_conv2d as unpack_conv2d
+from sana_edge.int_mm import hold_weight as hold_weight
+from sana_edge.int_mm import int8_refusal as int8_refusal
+from sana_edge.int_mm import int8_sums as int8_sums
+
 # a layer's weight and bias
 Layer = tuple[Tensor, Tensor]
+# gives a linear layer's output channels start to stop: (B, N, stop - start)
+Columns = Callable[[int, int], Tensor]
 
 # a piece of the Mix-FFN on a CPU, and what its channels are a multiple of; measured at 1024 px on two cores,
 # where 4 to 8 MiB are equally good
 _PIECE_BYTES = 6 << 20
 _PIECE_CHANNELS = 192
 
+# rows and columns of a piece of an INT8 product, and the bytes in fp32 of one that is quantized, on a CPU
+_PRODUCT_ROWS = 256
+_PRODUCT_COLUMNS = 576
+_QUANTIZED_BYTES = 1 << 20
+
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x (B, N, in) times weight (out, in) transposed, plus bias (out,)."""
+    """x (..., in) times weight (out, in) transposed, plus bias (out,)."""
     onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    if torch.is_grad_enabled() or x.device.type != "cpu" or not onednn:
+    if torch.is_grad_enabled() or x.device.type != "cpu" or not onednn or x.ndim != 3:
         return F.linear(x, weight, bias)
     # (B, in, N, 1) in channels-last memory
     image = x.unsqueeze(2).permute(0, 3, 1, 2)
@@ -95,21 +112,21 @@ def glu_depthwise(x: Tensor, weight: Tensor, bias: Tensor, height: int, width: i
     return value * F.silu(gate, inplace=not torch.is_grad_enabled())
 
 
-def expand_glu_depthwise(x: Tensor, expand: Layer, depthwise: Layer, height: int, width: int) -> Tensor:
-    """`glu_depthwise` of ``linear(x, *expand)``, x (B, N, C) to (B, N, h), in pieces of channels on a CPU.
+def expand_glu_depthwise(x: Tensor, expand: Columns, depthwise: Layer, height: int, width: int) -> Tensor:
+    """`glu_depthwise` of expanded x (B, N, C), (B, N, h), in pieces of channels on a CPU.
 
     Args:
-        expand: weight (2h, C) and bias (2h,).
+        expand: gives channels start to stop of the expanded x, (B, N, 2h) in all; x is not read otherwise.
         depthwise: weight (2h, 1, 3, 3) and bias (2h,).
     """
+    hidden = len(depthwise[0]) // 2
     if torch.is_grad_enabled() or x.device.type != "cpu":
-        return glu_depthwise(linear(x, *expand), *depthwise, height, width)
+        return glu_depthwise(expand(0, 2 * hidden), *depthwise, height, width)
 
     def mix(start: int, stop: int) -> Tensor:
-        piece = linear(x, expand[0][start:stop], expand[1][start:stop])
-        return _silu_depthwise(piece, depthwise[0][start:stop], depthwise[1][start:stop], height, width)
+        weight, bias = (tensor[start:stop] for tensor in depthwise)
+        return _silu_depthwise(expand(start, stop), weight, bias, height, width)
 
-    hidden = len(expand[0]) // 2
     out = x.new_empty(*x.shape[:2], hidden)
     step = _PIECE_BYTES // (out[..., 0].numel() * x.element_size())
     step = max(step - step % _PIECE_CHANNELS, _PIECE_CHANNELS)
@@ -145,3 +162,93 @@ def add_parts(x: Tensor, parts: Sequence[Tensor]) -> Tensor:
 def saturate(x: Tensor, limit: float) -> Tensor:
     """Scratch x clipped to ±limit."""
     return x.clamp(-limit, limit) if torch.is_grad_enabled() else x.clamp_(-limit, limit)
+
+
+def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Activations (..., C) as int8, one scale per token: values (..., C), scales (...,) fp32.
+
+    The scale of a row with NaN or infinity is NaN, and so is all that is computed from it.
+    """
+    return _quantize(x, None)
+
+
+def quantize_tensor(x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """`quantize_rows` with one given scale () fp32; the rows' scales are this, or NaN as there."""
+    return _quantize(x, scale)
+
+
+def _quantize(x: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
+    rows = x.detach().flatten(0, -2)
+    values = torch.empty(rows.shape, dtype=torch.int8, device=x.device)
+    scales = torch.empty(len(rows), dtype=torch.float32, device=x.device)
+    step = max(_QUANTIZED_BYTES // (4 * x.shape[-1]), 1) if x.device.type == "cpu" else max(len(rows), 1)
+    for start in range(0, len(rows), step):
+        piece = rows[start : start + step].float()
+        found = quant.row_scales(piece)
+        used = found if scale is None else scale
+        scales[start : start + step] = torch.where(found.isfinite(), used, torch.nan)
+        values[start : start + step] = quant.quantize(piece, used.unsqueeze(-1))
+    return values.view(x.shape), scales.view(x.shape[:-1])
+
+
+def w8a8_linear(
+    values: Tensor,
+    scales: Tensor,
+    weight: Tensor,
+    weight_scales: Tensor,
+    bias: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """INT8 values (..., in) times weight (out, in), exact sums · row scale · column scale + bias; (..., out).
+
+    Args:
+        scales: (...,) fp32 of the rows, or () of all of them.
+        weight: int8; fastest as `hold_weight` gives it.
+        weight_scales: (out,) fp32.
+        bias: (out,).
+        dtype: of the result; fp32 is used until then.
+    """
+    left = values.flatten(0, -2)
+    rows = scales.expand(values.shape[:-1]).reshape(-1, 1)
+    offsets = None if bias is None else bias.float()
+    out = torch.empty(len(left), len(weight), dtype=dtype, device=values.device)
+    pieces = values.device.type == "cpu"
+    height, width = (_PRODUCT_ROWS, _PRODUCT_COLUMNS) if pieces else (max(len(left), 1), len(weight))
+    for start in range(0, len(weight), width):
+        columns = slice(start, start + width)
+        for top in range(0, len(left), height):
+            band = slice(top, top + height)
+            part = (
+                int8_sums(left[band], weight[columns]).float().mul_(rows[band]).mul_(weight_scales[columns])
+            )
+            out[band, columns] = part if offsets is None else part.add_(offsets[columns])
+    return out.view(*values.shape[:-1], len(weight))
+
+
+def w8a8_conv2d(
+    values: Tensor,
+    scale: Tensor,
+    weight: Tensor,
+    weight_scales: Tensor,
+    bias: Tensor | None = None,
+    padding: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """INT8 convolution, stride 1, zero padding, exact sums · scale · channel scale + bias; (B, out, H', W').
+
+    Args:
+        values: (B, in, H, W) int8.
+        scale: () fp32 of the whole map.
+        weight: (out, in, kh, kw) int8; fastest as `pack_conv2d` gives it.
+        weight_scales: (out,) fp32.
+        bias: (out,).
+        dtype: of the result; fp32 is used until then.
+    """
+    if conv_ops.is_packed(weight):
+        return conv_ops.onednn_conv2d(values, scale, weight, weight_scales, bias, padding, dtype)
+    # (out, kh kw in)
+    matrix = weight.permute(0, 2, 3, 1).flatten(1)
+    kernel = (weight.shape[2], weight.shape[3])
+    pieces = conv_ops.unfold(values, kernel, padding)
+    rows = [w8a8_linear(columns, scale, matrix, weight_scales, bias, dtype) for columns in pieces]
+    return torch.cat(rows, dim=1).permute(0, 3, 1, 2)

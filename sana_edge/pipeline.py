@@ -77,6 +77,7 @@ class Sana:
         *,
         device: str = "auto",
         dtype: str = "auto",
+        int8: bool = False,
         offline: bool = False,
         progress: bool = False,
     ) -> Sana:
@@ -87,7 +88,9 @@ class Sana:
                 layout, or a Hugging Face repository.
             device: "auto", "cpu" or "cuda".
             dtype: of the denoiser, "auto", "fp32", "bf16" or "fp16"; auto is the checkpoint's own,
-                fp32 instead of fp16 on the CPU.
+                fp32 instead of fp16 on the CPU. In an INT8 model, of what is not INT8.
+            int8: a bundled model's INT8 package, or else INT8 layers made while loading, without
+                calibration. A package is INT8 also without it.
             offline: never use the network.
             progress: show a download on stderr.
 
@@ -97,9 +100,12 @@ class Sana:
         place = choose_device(device)
         check_dtype(dtype, place)
         with torch_extra(), memory_errors(model):
-            found = hub.resolve(model, offline=offline, progress=progress)
-            stages = load_stages(found, device=place, dtype=dtype)
-        logger.info("loaded %s from %s: %s on %s", stages.name, found.path, stages.dtype, place)
+            found = hub.resolve(model, int8=int8, offline=offline, progress=progress)
+            stages = load_stages(found, device=place, dtype=dtype, int8=int8)
+        kinds = f"{stages.dtype}, {stages.quantization}" if stages.quantization else stages.dtype
+        logger.info("loaded %s from %s: %s on %s", stages.name, found.path, kinds, place)
+        for note in stages.notes:
+            logger.warning(note)
         return cls(stages)
 
     def close(self) -> None:
@@ -297,6 +303,8 @@ def _image(
         "dtype": stages.dtype,
         "version": __version__,
     }
+    if stages.quantization is not None:
+        metadata["quantization"] = stages.quantization
     return Image(pixels, seed, metadata, timings, notes)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,22 +12,23 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sana_edge import tiling
-from sana_edge.autoencoder import Autoencoder, decoder_state
-from sana_edge.config import AutoencoderConfig, DenoiserConfig, SamplerConfig
+from sana_edge import package, tiling
+from sana_edge.autoencoder import Autoencoder
+from sana_edge.components import DTYPES, load_decoder, load_denoiser
+from sana_edge.config import SamplerConfig
 from sana_edge.denoiser import Denoiser, Modulation, TextContext
 from sana_edge.errors import InvalidInput, OutOfMemory, SanaError, UnsupportedDevice
 from sana_edge.hub import ResolvedModel
 from sana_edge.memory import available_memory
 from sana_edge.model_folder import read_json
+from sana_edge.package import Quantization
 from sana_edge.request import Plan
 from sana_edge.sampler import Sampler, make_sampler
 from sana_edge.text_encoder import TextEncoder
-from sana_edge.weights import load_into, load_state, needs_clamp
 
 logger = logging.getLogger("sana_edge")
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+WHILE_LOADING = "quantized while loading, without calibration; `sana-edge quantize` makes a package"
 
 # longest side of a preview's latent; 8 cells are 256 pixels
 PREVIEW_CELLS = 8
@@ -41,7 +41,8 @@ _TOKEN_COPIES = 12
 class Stages:
     """What turns a prompt into a picture, one method for each part of the way.
 
-    ``dtype`` is the denoiser's, by its short name. Latents are (1, C, h, w) fp32 on ``device``.
+    ``dtype`` is the denoiser's, by its short name, ``quantization`` an INT8 model's scheme; ``notes`` say
+    what happened while loading. Latents are (1, C, h, w) fp32 on ``device``.
     """
 
     name: str
@@ -51,6 +52,8 @@ class Stages:
     denoiser: Denoiser
     autoencoder: Autoencoder
     sampler: SamplerConfig
+    quantization: str | None = None
+    notes: tuple[str, ...] = ()
 
     def check_memory(self, plan: Plan) -> None:
         """Compare an estimate of the largest stage with what is free, where that is known; computes nothing.
@@ -63,7 +66,9 @@ class Stages:
         tile = tiling.DEFAULT_TILE // cell
         height, width = plan.height // cell, plan.width // cell
         pixels = config.in_channels * plan.height * plan.width * dtype.itemsize
-        decoding = pixels + tiling.decode_bytes(config, min(height, tile), min(width, tile), dtype)
+        # the sums of an INT8 layer are INT32
+        widest = torch.float32 if self.quantization else dtype
+        decoding = pixels + tiling.decode_bytes(config, min(height, tile), min(width, tile), widest)
         tokens = height * width * (2 if plan.guided else 1)
         denoising = tokens * self.denoiser.config.dim * DTYPES[self.dtype].itemsize * _TOKEN_COPIES
         needed, free = max(decoding, denoising), available_memory(self.device)
@@ -85,7 +90,7 @@ class Stages:
             notes.append("the negative prompt is not used: that needs guidance above 1, and no Sprint model")
         for note in filter(None, notes):
             logger.warning(note)
-        return self.denoiser.text_context(groups), tuple(filter(None, notes))
+        return self.denoiser.text_context(groups), (*self.notes, *filter(None, notes))
 
     def schedule(self, plan: Plan) -> tuple[Sampler, Modulation]:
         """Make the sampler, and the denoiser's modulation tables for all of its steps."""
@@ -135,33 +140,37 @@ class Stages:
         return self.decode(F.avg_pool2d(latent, factor, ceil_mode=True))
 
 
-def load_stages(model: ResolvedModel, *, device: torch.device, dtype: str) -> Stages:
-    """Read a model folder.
+def load_stages(model: ResolvedModel, *, device: torch.device, dtype: str, int8: bool = False) -> Stages:
+    """Read a model folder, a float one or a package.
 
     Args:
         dtype: "auto", "fp32", "bf16" or "fp16", for the denoiser. The other two networks overflow in fp16 and
-            run in bf16 then, or in fp32 where the device has no bf16.
+            run in bf16 then, or in fp32 where the device has no bf16. In an INT8 model, of what is not INT8.
+        int8: make float weights INT8 while they are loaded; a package is INT8 anyway.
 
     Raises:
         CheckpointError: a file is missing, damaged, or does not fit its config.
     """
-    state = load_state(model.path / "transformer", variant=model.component_variant("transformer"))
-    dtype = _stored_dtype(state, device) if dtype == "auto" else dtype
+    scheme = package.scheme(model.path)
+    quantize = int8 and scheme is None
+    denoiser, dtype = load_denoiser(model, device=device, dtype=dtype, int8=quantize)
     others = DTYPES[dtype] if dtype != "fp16" else _without_fp16(device)
-    config = DenoiserConfig.from_dict(read_json(model.path / "transformer" / "config.json"))
-    denoiser = Denoiser.from_diffusers(config, state)
-    denoiser.clamp = model.info.trained == "fp16" if model.info else needs_clamp(config, state)
-    denoiser.to(device, DTYPES[dtype]).requires_grad_(False).eval()
     return Stages(
         name=model.name,
         device=device,
         dtype=dtype,
         text_encoder=TextEncoder.load(
-            model.path, dtype=others, device=device, variant=model.component_variant("text_encoder")
+            model.path,
+            dtype=others,
+            device=device,
+            variant=model.component_variant("text_encoder"),
+            int8=quantize,
         ),
         denoiser=denoiser,
-        autoencoder=_load_decoder(model, device, others),
+        autoencoder=load_decoder(model, device=device, dtype=others, int8=quantize),
         sampler=SamplerConfig.from_dict(read_json(model.path / "scheduler" / "scheduler_config.json")),
+        quantization=Quantization("token").summary if quantize else scheme,
+        notes=(WHILE_LOADING,) if quantize else (),
     )
 
 
@@ -194,30 +203,8 @@ def check_dtype(name: str, device: torch.device) -> None:
         raise UnsupportedDevice("fp16 is not supported on the CPU", "choose fp32 or bf16")
 
 
-def _stored_dtype(state: Mapping[str, Tensor], device: torch.device) -> str:
-    """The short name of a checkpoint's dtype, fp32 in place of fp16 on the CPU."""
-    stored = next(iter(state.values())).dtype
-    name = next((short for short, dtype in DTYPES.items() if dtype == stored), "fp32")
-    return "fp32" if name == "fp16" and device.type == "cpu" else name
-
-
 def _without_fp16(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cpu" or torch.cuda.is_bf16_supported() else torch.float32
-
-
-def _load_decoder(model: ResolvedModel, device: torch.device, dtype: torch.dtype) -> Autoencoder:
-    folder = model.path / "vae"
-    config = AutoencoderConfig.from_dict(read_json(folder / "config.json"))
-    with torch.device("meta"):
-        autoencoder = Autoencoder(config, encoder=False)
-    state = decoder_state(load_state(folder, variant=model.component_variant("vae")))
-    load_into(autoencoder, {key: _placed(state[key], device, dtype) for key in state}, where=str(folder))
-    return autoencoder.requires_grad_(False).eval()
-
-
-def _placed(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    tensor = tensor.to(device, dtype)
-    return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
 
 def _check_finite(values: Tensor, name: str) -> None:

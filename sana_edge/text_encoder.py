@@ -7,8 +7,7 @@ valid tokens never looks, and is dropped.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -19,8 +18,7 @@ from torch import Tensor
 
 from sana_edge.errors import CheckpointError
 from sana_edge.instruction import CHI
-from sana_edge.model_folder import read_json
-from sana_edge.weights import load_state
+from sana_edge.text_weights import load_text_model
 
 if TYPE_CHECKING:
     from transformers import Gemma2Model, PreTrainedTokenizerBase
@@ -66,20 +64,25 @@ class TextEncoder:
         dtype: torch.dtype,
         device: torch.device | str,
         variant: str | None = None,
+        int8: bool = False,
     ) -> TextEncoder:
         """Read ``tokenizer/`` and ``text_encoder/`` of a model folder in diffusers layout.
 
         Args:
             folder: the model folder; nothing is downloaded.
-            dtype: of the weights and the features; the public models want bf16 or fp32.
+            dtype: of the features, and of the weights that are not INT8; the public models want bf16 or fp32.
             device: where the model runs and the features are.
             variant: which of several weight files, as in `load_state`.
+            int8: make float weights INT8 while they are loaded; a package is INT8 anyway.
 
         Raises:
             CheckpointError: a file is missing or damaged, or is not of a Gemma-2.
         """
         tokenizer = _load_tokenizer(folder / "tokenizer")
-        return cls(tokenizer, _load_model(folder / "text_encoder", dtype, variant).to(device))
+        model = load_text_model(
+            folder / "text_encoder", dtype=dtype, device=device, variant=variant, int8=int8
+        )
+        return cls(tokenizer, model)
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str], *, instruction: Sequence[str] | None = CHI) -> TextFeatures:
@@ -190,65 +193,6 @@ def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             "the files are damaged or of another format; download the model again",
         ) from error
     return tokenizer
-
-
-def _load_model(folder: Path, dtype: torch.dtype, variant: str | None) -> Gemma2Model:
-    from transformers import Gemma2Config, Gemma2Model
-
-    path = folder / "config.json"
-    description = read_json(path)
-    if description.get("model_type") != "gemma2":
-        raise CheckpointError(
-            f"{path} has model_type {description.get('model_type')!r}, expected 'gemma2'",
-            "only SANA models with a Gemma-2 text encoder are supported",
-        )
-    state = load_state(folder, variant=variant)
-    # a causal language model's output layer, unused here and tied to the embedding
-    state.pop("lm_head.weight", None)
-    try:
-        with _quiet():
-            model, report = Gemma2Model.from_pretrained(
-                None,
-                config=Gemma2Config.from_dict(description),
-                state_dict=state,
-                dtype=dtype,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-            )
-    except Exception as error:  # the library's checks of the values raise several kinds
-        raise CheckpointError(
-            f"{path} does not describe a Gemma-2: {_one_line(error)}",
-            "the file is damaged; download the model again",
-        ) from error
-    for problem, entries in (
-        ("wrong shapes", report["mismatched_keys"]),
-        ("missing weights", report["missing_keys"]),
-        ("unexpected weights", report["unexpected_keys"]),
-    ):
-        if entries:
-            shown = ", ".join(sorted(str(entry) for entry in entries)[:3])
-            raise CheckpointError(
-                f"{folder}: {len(entries)} {problem}: {shown}",
-                "the weights do not belong to config.json; download the model again",
-            )
-    encoder: Gemma2Model = model.requires_grad_(False)
-    return encoder
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the library's progress bar and load report off stderr; problems are raised instead."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def _one_line(error: Exception) -> str:

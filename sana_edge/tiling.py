@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from sana_edge.autoencoder import Autoencoder
-from sana_edge.autoencoder_blocks import EXPAND_RATIO, strip_rows
 from sana_edge.config import AutoencoderConfig
+from sana_edge.efficient_vit import EXPAND_RATIO
 from sana_edge.errors import InvalidInput, OutOfMemory
+from sana_edge.maps import strip_rows
 from sana_edge.memory import available_memory
 
 # pixels; with tiles of 512 the seams show in flat areas at 4096 px

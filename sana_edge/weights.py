@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -31,17 +32,62 @@ def load_state(folder: Path, *, variant: str | None = None) -> dict[str, Tensor]
     Raises:
         CheckpointError: nothing to load, a missing shard, a damaged file, or only pickles.
     """
+    state: dict[str, Tensor] = {}
+    for path in weight_files(folder, variant=variant):
+        state.update(_load_file(path))
+    return state
+
+
+def weight_files(folder: Path, *, variant: str | None = None) -> list[Path]:
+    """The files that `load_state` reads; arguments and errors are the same, but the files are not opened."""
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is missing", "download the model again")
     entry = folder / choose_entry((path.name for path in folder.iterdir()), variant, str(folder))
     if entry.suffix != ".json":
-        return _load_file(entry)
-    state: dict[str, Tensor] = {}
-    for name in shard_names(entry):
+        return [entry]
+    names = shard_names(entry)
+    for name in names:
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder} lacks the shard {name} that {entry.name} names", _DAMAGED)
-        state.update(_load_file(folder / name))
-    return state
+    return [folder / name for name in names]
+
+
+class StoredState(Mapping[str, Tensor]):
+    """The weights of one component by name, mapped from their file anew at every access.
+
+    What was read of a tensor leaves the memory with it, while all the tensors of `load_state` share one
+    mapping for each file, which lasts as long as any of them.
+    """
+
+    def __init__(
+        self, folder: Path, *, variant: str | None = None, name: Callable[[str], str | None] = str
+    ) -> None:
+        """Read the names; arguments and errors are those of `load_state`.
+
+        Args:
+            name: gives a tensor another name than the stored one, or None to leave it out.
+        """
+        # the file and the stored name
+        self._places: dict[str, tuple[Path, str]] = {}
+        for path in weight_files(folder, variant=variant):
+            with _damage_named(path), safe_open(path, framework="pt") as file:
+                found = ((name(stored), (path, stored)) for stored in file.keys())  # noqa: SIM118
+                self._places.update((known, place) for known, place in found if known is not None)
+
+    def __getitem__(self, name: str) -> Tensor:
+        path, stored = self._places[name]
+        with _damage_named(path), safe_open(path, framework="pt") as file:
+            tensor: Tensor = file.get_tensor(stored)
+        return tensor
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._places
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
 
 
 def load_into(module: nn.Module, state: Mapping[str, Tensor], *, where: str) -> None:
@@ -70,7 +116,10 @@ def check_state(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], *, 
     found = (("missing keys", missing), ("unexpected keys", unexpected), ("wrong shapes", shapes))
     problems = [f"{len(items)} {name} ({_first(items)})" for name, items in found if items]
     if problems:
-        raise CheckpointError(f"{where} does not fit its config: {'; '.join(problems)}")
+        raise CheckpointError(
+            f"{where} does not fit its config: {'; '.join(problems)}",
+            "the weights do not belong to config.json; download the model again",
+        )
 
 
 def save_state(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
@@ -111,8 +160,14 @@ def needs_clamp(config: DenoiserConfig, state: Mapping[str, Tensor]) -> bool:
 
 
 def _load_file(path: Path) -> dict[str, Tensor]:
-    try:
+    with _damage_named(path):
         return load_file(path)
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, SafetensorError) as error:
         size = path.stat().st_size if path.exists() else 0
         raise CheckpointError(f"cannot read {path} ({size} bytes): {error}", _DAMAGED) from error

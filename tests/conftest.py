@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import Gemma2Config, Gemma2Model, PreTrainedTokenizerFast
 
 from sana_edge.instruction import CHI
+from sana_edge.package import KEY, METHOD
 
 WIDTH = 64
 CAPTION_WIDTH = 32
@@ -46,6 +49,16 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             ),
         )
     pipeline.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def marked_int8(tiny_folder: Path, tmp_path: Path) -> Path:
+    """A folder that calls itself INT8; its weights are float."""
+    folder = tmp_path / "marked-int8"
+    shutil.copytree(tiny_folder, folder)
+    path = folder / "transformer" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), KEY: {"quant_method": METHOD}}))
     return folder
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sana_edge import autoencoder_blocks as blocks
 from sana_edge.autoencoder import Autoencoder, decoder_state
 from sana_edge.config import AutoencoderConfig
+from sana_edge.efficient_vit import EfficientViTBlock
 from sana_edge.errors import CheckpointError
 
 RES, VIT = "ResBlock", "EfficientViTBlock"
@@ -143,7 +144,7 @@ def test_blocks_of_full_width_match_diffusers(kind: str, width: int, height: int
     if kind == VIT:
         channels = 1024
         theirs: nn.Module = reference.EfficientViTBlock(channels, norm_type="rms_norm")
-        ours: nn.Module = blocks.EfficientViTBlock(channels, 32, (5,))
+        ours: nn.Module = EfficientViTBlock(channels, 32, (5,))
     else:
         channels = 512
         theirs = reference.ResBlock(channels, channels, norm_type="rms_norm", act_fn="silu")

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import sana_edge
-from sana_edge import doctor, hub
+from sana_edge import doctor, hub, ops, weight_only
 
 
 def test_report(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,6 +38,22 @@ def test_backends_of_this_machine() -> None:
     assert by_name["torch cuda"].usable == torch.cuda.is_available()
     if torch.version.cuda is None:
         assert by_name["torch cuda"].detail == f"torch {torch.__version__} is built without CUDA"
+
+
+def test_what_multiplies_int8(monkeypatch: pytest.MonkeyPatch) -> None:
+    by_name = {backend.name: backend for backend in doctor.backends()}
+    assert by_name["int8"].usable and by_name["int8"].detail.startswith("torch._int_mm on cpu")
+    monkeypatch.setattr(ops, "int8_refusal", lambda device: f"no INT8 on {device}")
+    monkeypatch.setattr(ops, "onednn_refusal", lambda: "none here")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(
+        weight_only, "choose_product", lambda device: weight_only.Product("dequantized", "no INT8 there")
+    )
+    slower = "cpu multiplies in fp32, because: no INT8 on cpu"
+    rest = "no oneDNN convolution: none here; text encoder on cpu: no INT8 there"
+    refused = doctor.Backend("int8", False, f"{slower}; {rest}")
+    assert doctor.backends()[-1] == refused
+    assert f"int8: no, {refused.detail}" in doctor.report()
 
 
 def test_cuda_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -278,7 +278,7 @@ BREAKS: dict[str, tuple[Callable[[Path], Any], str, str]] = {
     "extra-key": (
         lambda f: edit_weights(f / WEIGHTS, lambda s: s.update(more=torch.zeros(1))),
         "text_encoder",
-        "unexpected weights: more",
+        "unexpected keys (more)",
     ),
     "wrong-shape": (
         lambda f: edit_weights(f / WEIGHTS, lambda s: s.update({"norm.weight": torch.zeros(31)})),

@@ -1,0 +1,164 @@
+"""Runs the float pipeline over a set of prompts and listens to the input of every layer to be quantized."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sana_edge.calib.listener import SAMPLE_ROWS, Listener, nothing, targets
+from sana_edge.calib.prompts import PromptSet
+from sana_edge.calib.statistics import Statistics, checksum
+from sana_edge.calib.statistics_store import StatisticsStore
+from sana_edge.memory import memory_errors
+from sana_edge.request import Plan, Request
+from sana_edge.stages import Stages
+
+logger = logging.getLogger("sana_edge")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A denoising step of the observation that has been taken; prompts and steps count from 1."""
+
+    prompt: int
+    prompts: int
+    step: int
+    steps: int
+
+
+def observe(
+    stages: Stages,
+    prompts: PromptSet | Sequence[str],
+    *,
+    steps: int | None = None,
+    size: tuple[int, int] | None = None,
+    guidance: float | None = None,
+    seed: int = 0,
+    folder: Path | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    note: Callable[[str], None] = logger.warning,
+) -> Statistics:
+    """Make a picture of each prompt and collect the statistics of all denoising steps and of the decoder.
+
+    The n-th prompt has the noise of seed + n. After each prompt the statistics so far are stored in
+    ``folder``, in a file of its own for these weights, prompts and options. The same call after an
+    interruption goes on behind the last finished prompt, and ends with the same bits as without it, given
+    the same machine and threads; after the end, it returns what is stored.
+
+    Args:
+        stages: a float model, in the dtype it will be used in.
+        steps: the model's default if left out, and so are ``size`` (width, height) and ``guidance``.
+        folder: made if it is missing; None stores nothing.
+        progress: called after each denoising step; an exception from it ends the observation.
+        note: is told of stored statistics that are used, or cannot be.
+
+    Returns:
+        Statistics of every target; ``info`` has model, model_checksum (of the weights of denoiser and
+        decoder), dtype, prompt_set, prompt_checksum, prompts (how many), observed (how many of them), steps,
+        size, guidance, seed, sampler, flow_shift and sample_rows.
+
+    Raises:
+        InvalidInput: an option that the model cannot serve, or no prompts.
+        OutOfMemory: the pictures do not fit.
+        SanaError: a layer's input is not finite (the message names layer, step and prompt), or ``folder``
+            cannot be written.
+    """
+    chosen = prompts if isinstance(prompts, PromptSet) else _prompt_set(prompts, note)
+    request = Request(
+        chosen.prompts[0], steps=steps, size=size, guidance=guidance, seed=seed, images=len(chosen.prompts)
+    )
+    plan = request.plan(stages.denoiser.config.native_size, stages.sampler.kind)
+    stages.check_memory(plan)
+    layers = targets(stages)
+    statistics = Statistics(nothing(layers, plan.steps), _info(stages, chosen, plan))
+    store = StatisticsStore(folder, statistics, note) if folder is not None else None
+    if store is not None:
+        statistics = store.load()
+    listener = Listener(statistics)
+    with memory_errors(f"{plan.width}x{plan.height}"), torch.no_grad(), listener.attached(layers):
+        for number in range(statistics.info["observed"], len(chosen.prompts)):
+            _observe_prompt(stages, plan, chosen.prompts, number, listener, progress)
+            statistics.info["observed"] = number + 1
+            if store is not None:
+                store.save(statistics)
+    return statistics
+
+
+@contextmanager
+def progress_bar(quiet: bool = False) -> Iterator[Callable[[Progress], None]]:
+    """A bar on stderr, where that is a terminal, to pass to `observe` as ``progress``."""
+    from tqdm import tqdm
+
+    with tqdm(disable=quiet or not sys.stderr.isatty(), unit="step", leave=False) as bar:
+
+        def show(progress: Progress) -> None:
+            done = (progress.prompt - 1) * progress.steps + progress.step
+            if bar.total is None:
+                # what an earlier run did is no measure of speed
+                bar.initial = bar.n = done - 1
+                bar.total = progress.prompts * progress.steps
+            if progress.step == 1:
+                bar.set_description(f"prompt {progress.prompt} of {progress.prompts}")
+            bar.update(done - bar.n)
+
+        yield show
+
+
+def _prompt_set(prompts: Sequence[str], note: Callable[[str], None]) -> PromptSet:
+    chosen = PromptSet.of(prompts)
+    for text in chosen.notes:
+        note(text)
+    return chosen
+
+
+def _observe_prompt(
+    stages: Stages,
+    plan: Plan,
+    prompts: Sequence[str],
+    number: int,
+    listener: Listener,
+    progress: Callable[[Progress], None] | None,
+) -> None:
+    """The stages of one picture, as `sana_edge.Sana.stream` runs them."""
+    # the empty negative prompt goes through cross_out here, once for all steps
+    with listener.step(number, 0, sampled=False):
+        context, _ = stages.read(dataclasses.replace(plan, prompt=prompts[number]))
+    sampler, tables = stages.schedule(plan)
+    noise = torch.Generator().manual_seed(plan.seed + number)
+    x = stages.noise(plan, noise) * sampler.initial_scale
+    for i in range(plan.steps):
+        with listener.step(number, i):
+            velocity = stages.velocity(sampler.model_input(x, i), tables[i], context, plan)
+        x = sampler.step(x, velocity, i, generator=noise)
+        if progress is not None:
+            progress(Progress(number + 1, len(prompts), i + 1, plan.steps))
+    with listener.step(number, plan.steps):
+        stages.decode(sampler.finish(x))
+
+
+def _info(stages: Stages, prompts: PromptSet, plan: Plan) -> dict[str, Any]:
+    weights = {f"denoiser.{name}": tensor for name, tensor in stages.denoiser.state_dict().items()}
+    return {
+        "model": stages.name,
+        "model_checksum": checksum({**weights, **stages.autoencoder.state_dict()}),
+        "dtype": stages.dtype,
+        "prompt_set": prompts.name,
+        "prompt_checksum": prompts.checksum,
+        "prompts": len(prompts.prompts),
+        "observed": 0,
+        "steps": plan.steps,
+        "size": [plan.width, plan.height],
+        "guidance": plan.guidance,
+        "seed": plan.seed,
+        "sampler": plan.sampler,
+        "flow_shift": stages.sampler.flow_shift,
+        "sample_rows": SAMPLE_ROWS,
+    }

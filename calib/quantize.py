@@ -1,0 +1,168 @@
+"""`sana-edge quantize`: a float model in, an INT8 package with a report of what that cost out."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from sana_edge import hub, package
+from sana_edge.calib import calibrate, component
+from sana_edge.calib.calibrate import Told
+from sana_edge.calib.measuring import Run, measure
+from sana_edge.calib.picture import draw
+from sana_edge.calib.prompts import PromptSet, default_set, load_prompts
+from sana_edge.calib.report import FILE, PICTURE, Layer, Report
+from sana_edge.calib.settings import Settings, calibration_folder
+from sana_edge.calib.task import Task, layer_names
+from sana_edge.calib.trajectory import Comparison, Trajectory, compare, follow
+from sana_edge.calib.writer import new_folder, write_json
+from sana_edge.config import AutoencoderConfig
+from sana_edge.errors import InvalidInput
+from sana_edge.hub import ResolvedModel
+from sana_edge.memory import memory_errors
+from sana_edge.model_folder import read_json
+from sana_edge.request import MAX_SEED, Plan, Request
+from sana_edge.stages import Stages, choose_device, load_stages
+
+
+def quantize(
+    model: str,
+    output: Path,
+    settings: Settings | None = None,
+    *,
+    device: str = "auto",
+    offline: bool = False,
+    force: bool = False,
+    told: Told = lambda name, done, count: None,
+) -> Report:
+    """Write a package of an INT8 denoiser, decoder and text encoder, whole or not at all, with its report.
+
+    With calibration the float model runs, in fp32. Without it nothing runs: tensors go from file to file
+    one by one, in less memory than the model takes.
+
+    Args:
+        model: as `sana_edge.Sana.load` takes it; a float model.
+        output: the folder to make. A calibration that is interrupted leaves a hidden folder beside it, which
+            the next one takes up.
+        device: of the calibration, "auto", "cpu" or "cuda".
+        force: replace a model folder at ``output``.
+        told: what is being done, how much of it is done, how much there is; 0 and 0 where that is not known.
+
+    Raises:
+        InvalidInput: the model is quantized already, ``output`` is taken, or the prompts are not usable.
+        CheckpointError: the model is damaged; the message names the tensor.
+        SanaError: as `new_folder`, `sana_edge.hub.resolve` and `sana_edge.calib.observe.observe`.
+    """
+    settings, place = settings or Settings(), choose_device(device)
+    output = output.absolute()
+    with new_folder(output, force=force) as folder, memory_errors(model):
+        found = hub.resolve(model, offline=offline)
+        if package.is_package(found.path):
+            raise InvalidInput(f"{model} is already quantized", "give the float model that it was made of")
+        task = Task(found, folder, settings, place, told)
+        if settings.calibrate:
+            chosen = settings.prompts
+            prompts = default_set(found.name, found.path) if chosen is None else load_prompts(chosen)
+            report = _calibrated(task, prompts, calibration_folder(output))
+        else:
+            report = _uncalibrated(task)
+        write_json(report.to_dict(), folder / FILE)
+        (folder / PICTURE).write_bytes(draw(report))
+    shutil.rmtree(calibration_folder(output), ignore_errors=True)
+    return report
+
+
+def _uncalibrated(task: Task) -> Report:
+    ours = {theirs: name for name, parts in layer_names(task.denoiser_config).items() for theirs in parts}
+    heard: dict[str, list[float]] = {}
+
+    def hear(module: str, sqnr: float) -> None:
+        heard.setdefault(ours.get(module, module), []).append(sqnr)
+
+    with task.part("quantize"):
+        denoiser = component.quantized_denoiser(task.denoiser_config, task.state("transformer"), hear)
+        task.write("transformer", denoiser)
+        config = AutoencoderConfig.from_dict(read_json(task.model.path / "vae" / "config.json"))
+        task.write("vae", component.quantized_decoder(config, task.state("vae"), hear))
+        task.write_rest()
+    order = {name: place for place, name in enumerate(layer_names(task.denoiser_config))}
+    # q, k and v are separate in the file: the lowest stands for the layer
+    layers = [Layer(name, min(values)) for name, values in heard.items()]
+    layers.sort(key=lambda layer: order.get(layer.name, len(order)))
+    note = "without calibration the model was not run: no pictures, no errors of steps, no times"
+    return task.report(layers, None, notes=[note])
+
+
+def _calibrated(task: Task, prompts: PromptSet, observed: Path) -> Report:
+    with task.part("load"):
+        # a damaged weight would show after the observation, or not at all
+        task.check()
+        stages = load_stages(task.model, device=task.device, dtype="fp32")
+    plans, notes = _plans(task.settings, prompts, stages), list(prompts.notes)
+    with task.part("float pictures"):
+        references = []
+        for number, plan in enumerate(plans, start=1):
+            references.append(follow(stages, plan))
+            task.told("float pictures", number, len(plans))
+    with task.part("calibrate"):
+        calibration = calibrate.calibrate(
+            stages, prompts, task.settings, folder=observed, told=task.told, note=notes.append
+        )
+    with task.part("quantize"):
+        calibrate.quantize(stages, calibration, task.settings)
+        for name, state in (
+            ("transformer", stages.denoiser.to_diffusers()),
+            ("vae", stages.autoencoder.state_dict()),
+        ):
+            half = component.common_dtype(task.state(name))
+            task.write(name, component.stored(state, half), calibration)
+        # the float model makes room for what was made of it
+        del stages, state
+        task.write_rest()
+    return task.report(
+        calibration.layers,
+        calibration,
+        comparisons=_compare(task, references),
+        timesteps=references[0].timesteps.tolist() if references else [],
+        runs=_runs(task, plans),
+        notes=notes,
+    )
+
+
+def _plans(settings: Settings, prompts: PromptSet, stages: Stages) -> list[Plan]:
+    """Pictures to compare: prompts evenly over the set, and noise that calibration did not see."""
+    total = len(prompts.prompts)
+    count = min(settings.pictures, total)
+    plans = []
+    for number in range(count):
+        request = Request(
+            prompts.prompts[number * total // count],
+            steps=settings.steps,
+            size=settings.size,
+            guidance=settings.guidance,
+            seed=(settings.seed + total + number) % MAX_SEED,
+        )
+        plans.append(request.plan(stages.denoiser.config.native_size, stages.sampler.kind))
+    return plans
+
+
+def _compare(task: Task, references: list[Trajectory]) -> list[Comparison]:
+    """The package as it was written, loaded as any model is, beside the float model."""
+    if not references:
+        return []
+    with task.part("INT8 pictures"):
+        stages = load_stages(ResolvedModel(task.folder, task.model.name), device=task.device, dtype="fp32")
+        comparisons = []
+        for number, reference in enumerate(references, start=1):
+            comparisons.append(compare(stages, reference))
+            task.told("INT8 pictures", number, len(references))
+        return comparisons
+
+
+def _runs(task: Task, plans: list[Plan]) -> dict[str, Run]:
+    if not plans:
+        return {}
+    with task.part("measure"):
+        models = {"float": task.model.path, "int8": task.folder}
+        runs = {name: measure(str(path), plans[0], device=task.device.type) for name, path in models.items()}
+    return {name: run for name, run in runs.items() if run is not None}

@@ -1,0 +1,138 @@
+"""One model on its way into a package: what is read, what is written, and what that took."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sana_edge import package
+from sana_edge.calib import component
+from sana_edge.calib.calibrate import Calibration, Told
+from sana_edge.calib.component import Named
+from sana_edge.calib.report import Layer, Report, Sizes
+from sana_edge.calib.settings import Settings
+from sana_edge.calib.writer import check_finite, copy_files
+from sana_edge.components import clamps, denoiser_layers
+from sana_edge.config import DenoiserConfig
+from sana_edge.denoiser_layout import names
+from sana_edge.hub import ResolvedModel
+from sana_edge.model_folder import needed_files, read_json
+from sana_edge.package import Quantization
+from sana_edge.quantized import stacked
+from sana_edge.text_weights import quantize_text_state
+from sana_edge.weights import StoredState, weight_files
+
+_COMPONENTS = ("transformer", "vae", "text_encoder")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A model, the folder that its package is written in, and what has been spent."""
+
+    model: ResolvedModel
+    folder: Path
+    settings: Settings
+    device: torch.device
+    told: Told
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Tell and time a part of the work."""
+        self.told(name, 0, 0)
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - start, 3)
+
+    @property
+    def denoiser_config(self) -> DenoiserConfig:
+        return DenoiserConfig.from_dict(read_json(self.model.path / "transformer" / "config.json"))
+
+    def state(self, name: str) -> StoredState:
+        """The float tensors of a component."""
+        return StoredState(self.model.path / name, variant=self.model.component_variant(name))
+
+    def check(self) -> None:
+        """Raise `CheckpointError` with the name of a tensor that has a NaN or infinite value."""
+        for name in _COMPONENTS:
+            state = self.state(name)
+            for key in state:
+                if not key.startswith("encoder."):
+                    check_finite(key, state[key])
+
+    def write(self, name: str, tensors: Iterable[Named], calibration: Calibration | None = None) -> None:
+        """Write one component."""
+        files = weight_files(self.model.path / name, variant=self.model.component_variant(name))
+        denoiser = name == "transformer"
+        made = Quantization(
+            # the text encoder's activations are not INT8
+            activations="token" if name == "text_encoder" else self.settings.activations,
+            kept=_kept(self, name, calibration.kept) if calibration else (),
+            calibration=calibration.info if calibration else None,
+            source={"name": self.model.name, "checksum": package.digest(files)},
+            clamp=clamps(self.model, self.denoiser_config, self.state(name)) if denoiser else None,
+        )
+        config = read_json(self.model.path / name / "config.json")
+        component.write(self.folder / name, config, tensors, made)
+
+    def write_rest(self) -> None:
+        """Write the text encoder, and copy what has no weights."""
+        path, variant = self.model.path, self.model.component_variant("text_encoder")
+        self.write("text_encoder", quantize_text_state(path / "text_encoder", variant=variant))
+        files = [file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()]
+        needed = needed_files(files, self.model.variant)
+        copy_files((file for file in needed if not file.startswith(_COMPONENTS)), path, self.folder)
+
+    def report(self, layers: list[Layer], calibration: Calibration | None, **measured: Any) -> Report:
+        """The report of what has been written."""
+        settings = {
+            "activations": self.settings.activations,
+            "keep_fp16": self.settings.keep,
+            "device": self.device.type,
+            "calibration": calibration.info if calibration else None,
+        }
+        sizes = {
+            title: Sizes(_size(self.state(name), prefix), _size(StoredState(self.folder / name)))
+            for title, name, prefix in (
+                ("denoiser", "transformer", ""),
+                ("decoder", "vae", "decoder."),
+                ("text encoder", "text_encoder", ""),
+            )
+        }
+        return Report(
+            model=self.model.name,
+            settings=settings,
+            layers=layers,
+            sizes=sizes,
+            seconds=self.seconds,
+            **measured,
+        )
+
+
+def layer_names(config: DenoiserConfig) -> dict[str, tuple[str, ...]]:
+    """The denoiser's layers by the names in `Statistics`, as diffusers' modules, in their order."""
+    modules = set(denoiser_layers(config))
+    result = {}
+    for ours, theirs in names(config).items():
+        layer = tuple(name.removesuffix(".weight") for name in theirs)
+        if layer in modules:
+            result[f"denoiser.{ours.removesuffix('.weight')}"] = layer
+    return result
+
+
+def _kept(task: Task, name: str, kept: Iterable[str]) -> tuple[str, ...]:
+    """The modules of one component, by diffusers' names, of the layers that stay in 16 bit."""
+    if name == "vae":
+        return tuple(part for layer in kept if layer.startswith("decoder.") for part in stacked(layer))
+    modules = layer_names(task.denoiser_config)
+    return tuple(part for layer in kept if layer in modules for part in modules[layer])
+
+
+def _size(state: StoredState, prefix: str = "") -> int:
+    return sum(state[name].nbytes for name in state if name.startswith(prefix))

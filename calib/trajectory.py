@@ -1,0 +1,110 @@
+"""One picture's way through the denoising steps, with one model and with another from the same noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sana_edge import quant
+from sana_edge.image_metrics import psnr, ssim
+from sana_edge.request import Plan
+from sana_edge.stages import Stages
+
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """What a model made of a plan.
+
+    Attributes:
+        latents: (S + 1, C, h, w) fp32 on the CPU: before each step, and after the last one.
+        velocities: (S, C, h, w), guidance applied.
+        timesteps: (S,), as the denoiser gets them.
+        pixels: (H, W, 3) uint8.
+    """
+
+    plan: Plan
+    latents: Tensor
+    velocities: Tensor
+    timesteps: Tensor
+    pixels: Pixels
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """A quantized model's picture beside the float model's.
+
+    Attributes:
+        velocity_errors: (S,) relative L2 errors of the velocity where both see the float model's latent: what
+            each step adds by itself.
+        latent_errors: (S,) relative L2 errors of the latent after each step, each model on its own way: what
+            has added up.
+        psnr: of the pictures, in dB; infinite for equal ones.
+        ssim: of the pictures, 1 for equal ones.
+        decoder_psnr: of the pictures that both decoders make of the float model's latent, in dB.
+    """
+
+    plan: Plan
+    velocity_errors: list[float]
+    latent_errors: list[float]
+    psnr: float
+    ssim: float
+    decoder_psnr: float
+    reference: Pixels
+    picture: Pixels
+
+
+@torch.inference_mode()
+def follow(stages: Stages, plan: Plan, on_step: Callable[[], None] = lambda: None) -> Trajectory:
+    """Make a picture from ``plan.seed`` as `sana_edge.Sana.stream` does, and keep what is on the way."""
+    context, _ = stages.read(plan)
+    sampler, tables = stages.schedule(plan)
+    generator = torch.Generator().manual_seed(plan.seed)
+    x = stages.noise(plan, generator) * sampler.initial_scale
+    latents, velocities = [x], []
+    for i in range(plan.steps):
+        velocity = stages.velocity(sampler.model_input(x, i), tables[i], context, plan)
+        x = sampler.step(x, velocity, i, generator=generator)
+        latents.append(x)
+        velocities.append(velocity)
+        on_step()
+    return Trajectory(
+        plan=plan,
+        latents=torch.cat(latents).cpu(),
+        velocities=torch.cat(velocities).cpu(),
+        timesteps=sampler.timesteps,
+        pixels=stages.decode(sampler.finish(x)),
+    )
+
+
+@torch.inference_mode()
+def compare(stages: Stages, reference: Trajectory, on_step: Callable[[], None] = lambda: None) -> Comparison:
+    """Follow a float model's plan with a quantized one; ``on_step`` is called twice for each step."""
+    plan = reference.plan
+    context, _ = stages.read(plan)
+    sampler, tables = stages.schedule(plan)
+    errors = []
+    for i in range(plan.steps):
+        x = reference.latents[i : i + 1].to(stages.device)
+        velocity = stages.velocity(sampler.model_input(x, i), tables[i], context, plan)
+        errors.append(quant.relative_error(velocity.cpu(), reference.velocities[i : i + 1]))
+        on_step()
+    own = follow(stages, plan, on_step)
+    decoded = stages.decode(sampler.finish(reference.latents[-1:].to(stages.device)))
+    pairs = zip(own.latents[1:], reference.latents[1:], strict=True)
+    return Comparison(
+        plan=plan,
+        velocity_errors=errors,
+        latent_errors=[quant.relative_error(*pair) for pair in pairs],
+        psnr=psnr(own.pixels, reference.pixels),
+        ssim=ssim(own.pixels, reference.pixels),
+        decoder_psnr=psnr(decoded, reference.pixels),
+        reference=reference.pixels,
+        picture=own.pixels,
+    )

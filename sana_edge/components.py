@@ -1,0 +1,144 @@
+"""The denoiser and the decoder of a model folder, float or INT8, on a device and in the dtype that suits it.
+
+An INT8 network comes from a package, whose tensors are checked against its config, or is made of float
+weights while they are loaded, layer by layer. Both give the same network where nothing was calibrated.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from sana_edge import denoiser_layout, package
+from sana_edge.autoencoder import Autoencoder, decoder_state
+from sana_edge.config import AutoencoderConfig, DenoiserConfig
+from sana_edge.denoiser import Denoiser
+from sana_edge.errors import CheckpointError
+from sana_edge.hub import ResolvedModel
+from sana_edge.model_folder import read_json
+from sana_edge.package import Quantization
+from sana_edge.package_tensors import check_tensors, is_scale, to_16_bit
+from sana_edge.quantized import (
+    decoder_targets,
+    denoiser_targets,
+    prepare_decoder,
+    quantize_decoder,
+    quantize_denoiser,
+    set_activations,
+    stacked,
+)
+from sana_edge.weights import StoredState, load_into, load_state, needs_clamp
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def load_denoiser(
+    model: ResolvedModel, *, device: torch.device, dtype: str, int8: bool = False
+) -> tuple[Denoiser, str]:
+    """Read ``transformer/``; returns the denoiser and the short name of the dtype it computes in.
+
+    Args:
+        dtype: a name of `DTYPES`, or "auto": the weights' own, fp32 in place of fp16 on the CPU.
+        int8: quantize float weights; a package is INT8 anyway.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, or does not fit its config.
+    """
+    folder = model.path / "transformer"
+    quantization = package.read(folder)
+    state = _read(model, "transformer", int8 or quantization is not None)
+    config = DenoiserConfig.from_dict(read_json(folder / "config.json"))
+    if quantization is not None:
+        package.verify(folder, quantization)
+        check_tensors(state, quantization, denoiser_layers(config), where=str(folder))
+    dtype = _stored_dtype(state, device) if dtype == "auto" else dtype
+    denoiser = Denoiser.from_diffusers(config, state)
+    denoiser.clamp = clamps(model, config, state, quantization)
+    # quantized layers let go of their float weights one by one
+    del state
+    if quantization is not None:
+        set_activations(denoiser, quantization.activations)
+    elif int8:
+        quantize_denoiser(denoiser)
+        store_in_16_bit(denoiser)
+    return denoiser.to_compute(device, DTYPES[dtype]).requires_grad_(False).eval(), dtype
+
+
+def load_decoder(
+    model: ResolvedModel, *, device: torch.device, dtype: torch.dtype, int8: bool = False
+) -> Autoencoder:
+    """Read the decoder of ``vae/``; arguments and errors are those of `load_denoiser`."""
+    folder = model.path / "vae"
+    quantization = package.read(folder)
+    config = AutoencoderConfig.from_dict(read_json(folder / "config.json"))
+    state = decoder_state(_read(model, "vae", int8 or quantization is not None))
+    with torch.device("meta"):
+        autoencoder = Autoencoder(config, encoder=False)
+    if quantization is not None:
+        package.verify(folder, quantization)
+        check_tensors(state, quantization, decoder_layers(autoencoder), where=str(folder))
+        prepare_decoder(autoencoder, state)
+    load_into(autoencoder, state, where=str(folder))
+    del state
+    if int8 and quantization is None:
+        quantize_decoder(autoencoder)
+        store_in_16_bit(autoencoder)
+    autoencoder.to(device, dtype)
+    autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
+    return autoencoder.requires_grad_(False).eval()
+
+
+def denoiser_layers(config: DenoiserConfig) -> list[tuple[str, ...]]:
+    """What can be INT8 in a denoiser, as `check_tensors` wants it, by diffusers' names."""
+    with torch.device("meta"):
+        targets = denoiser_targets(Denoiser(config))
+    names = denoiser_layout.names(config)
+    return [tuple(name.removesuffix(".weight") for name in names[f"{target}.weight"]) for target in targets]
+
+
+def decoder_layers(autoencoder: Autoencoder) -> list[tuple[str, ...]]:
+    """What can be INT8 in a decoder, as `check_tensors` wants it."""
+    return [stacked(target) for target in decoder_targets(autoencoder)]
+
+
+def clamps(
+    model: ResolvedModel,
+    config: DenoiserConfig,
+    state: Mapping[str, Tensor],
+    quantization: Quantization | None = None,
+) -> bool:
+    """Whether a denoiser's self-attention is clamped: a package says it, the table knows, else `needs_clamp`.
+
+    Raises:
+        CheckpointError: the package does not say it.
+    """
+    if quantization is not None:
+        if quantization.clamp is None:
+            path = model.path / "transformer" / "config.json"
+            raise CheckpointError(f"{path}: {package.KEY} lacks clamp", package.DAMAGED)
+        return quantization.clamp
+    return model.info.trained == "fp16" if model.info else needs_clamp(config, state)
+
+
+def _read(model: ResolvedModel, component: str, int8: bool) -> dict[str, Tensor]:
+    """A component's weights; for INT8 layers each is mapped on its own, to leave the memory once copied."""
+    folder, variant = model.path / component, model.component_variant(component)
+    return dict(StoredState(folder, variant=variant)) if int8 else load_state(folder, variant=variant)
+
+
+def _stored_dtype(state: Mapping[str, Tensor], device: torch.device) -> str:
+    """The short name of the dtype of most float tensors, fp32 in place of fp16 on the CPU."""
+    floats = Counter(t.dtype for name, t in state.items() if t.is_floating_point() and not is_scale(name))
+    stored = max(floats, key=floats.__getitem__, default=torch.float32)
+    name = next((short for short, dtype in DTYPES.items() if dtype == stored), "fp32")
+    return "fp32" if name == "fp16" and device.type == "cpu" else name
+
+
+def store_in_16_bit(network: nn.Module) -> None:
+    """Round what is not INT8 to what a package would hold, so that both give the same pictures."""
+    for name, tensor in network.state_dict(keep_vars=True).items():
+        if tensor.is_floating_point() and not is_scale(name):
+            tensor.data = to_16_bit(tensor.data)

@@ -1,0 +1,91 @@
+"""``sana-edge quantize``: its options, its progress and its table."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sana_edge.extras import torch_extra
+
+
+def add_options(parser: argparse.ArgumentParser, size: Callable[[str], tuple[int, int]]) -> None:
+    """Add the command's options; ``size`` reads a WxH."""
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="a float model: a name from `models list`, a folder or a repository")
+    add("--output", type=Path, required=True, metavar="DIR", help="the package's folder, which is made")
+    prompts = "prompts to calibrate with, one per line: a file or a bundled set (default: the model's)"
+    add("--prompts", metavar="FILE", help=prompts)
+    add("--steps", type=int, metavar="N", help="denoising steps of calibration (default: the model's)")
+    add("--size", type=size, metavar="WxH", help="of its pictures (default: the model's native size)")
+    add("--guidance", type=float, metavar="F", help="of its pictures (default: 4.5)")
+    add("--seed", type=int, default=0, metavar="N", help="of its first picture (default: %(default)s)")
+    alpha = "how far outliers move from activations to weights, 0 to 1 (default: %(default)s, per layer)"
+    add("--alpha", default="auto", metavar="F", help=alpha)
+    keep = "layers that stay in 16 bit: auto, by their error; none; or how many of the denoiser, and as many"
+    add("--keep-fp16", default="auto", metavar="N", help=f"{keep} of the decoder (default: %(default)s)")
+    scales = "one dynamic scale for each token, or one calibrated scale for each layer (default: %(default)s)"
+    add("--activations", choices=("token", "tensor"), default="token", help=scales)
+    skipped = "take the weights only: needs little memory and time, and compares no pictures"
+    add("--no-calibration", action="store_true", help=skipped)
+    pictures = "that the report compares, INT8 beside float (default: %(default)s)"
+    add("--pictures", type=int, default=6, metavar="N", help=pictures)
+    devices = "of calibration (default: %(default)s, cuda where it can be used)"
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help=devices)
+    add("--force", action="store_true", help="replace a model folder at DIR")
+    add("--offline", action="store_true", help="never use the network")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Quantize; print the report's table and, last, the package's folder."""
+    from sana_edge.calib.settings import Settings, parse_alpha, parse_keep
+
+    names = ("prompts", "steps", "size", "guidance", "seed", "activations", "pictures")
+    options: dict[str, Any] = {name: getattr(arguments, name) for name in names}
+    # what is wrong shows here, before torch is loaded
+    settings = Settings(
+        **options,
+        alpha=parse_alpha(arguments.alpha),
+        keep=parse_keep(arguments.keep_fp16),
+        calibrate=not arguments.no_calibration,
+    )
+    with torch_extra():
+        from sana_edge.calib.quantize import quantize
+        from sana_edge.calib.table import table
+    with _bar(arguments.quiet) as told:
+        report = quantize(
+            arguments.model,
+            arguments.output,
+            settings,
+            device=arguments.device,
+            offline=arguments.offline,
+            force=arguments.force,
+            told=told,
+        )
+    print(table(report), end="\n\n")
+    print(arguments.output)
+
+
+@contextmanager
+def _bar(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """Gives what shows a part of the work and how far it is: a bar on stderr, where that is a terminal."""
+    from tqdm import tqdm
+
+    with tqdm(disable=quiet or not sys.stderr.isatty(), leave=False) as bar:
+        shown = ""
+
+        def show(name: str, done: int, count: int) -> None:
+            nonlocal shown
+            if name != shown:
+                shown = name
+                bar.reset(total=count or None)
+                # what an earlier run did is no measure of speed
+                bar.initial = bar.n = max(done - 1, 0)
+                bar.set_description(name, refresh=False)
+            bar.total = count or None
+            bar.update(done - bar.n)
+
+        yield show

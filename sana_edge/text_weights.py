@@ -1,0 +1,199 @@
+"""The Gemma-2 of a model folder, float or with INT8 weights, and the INT8 form of its tensors.
+
+Names are those of transformers' Gemma2Model: ``layers.0.self_attn.q_proj.weight`` and so on. In the INT8 form
+the projections of attention and FFN have an int8 ``weight`` and an fp32 ``weight_scale`` (one per output
+channel); norms and the embedding are in 16 bit. It comes from a package, or is made of float weights while
+they are loaded, layer by layer; both give the same model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from sana_edge import package
+from sana_edge.embedding_table import MappedEmbedding
+from sana_edge.errors import CheckpointError, InvalidInput, SanaError
+from sana_edge.model_folder import read_json
+from sana_edge.package_tensors import check_tensors, to_16_bit
+from sana_edge.weight_only import WeightOnlyLinear, choose_product, quantize_weight, to_bitsandbytes
+from sana_edge.weights import StoredState, check_state, load_state
+
+if TYPE_CHECKING:
+    from transformers import Gemma2Model
+
+_ATTENTION = tuple(f"self_attn.{name}_proj" for name in "qkvo")
+_FFN = tuple(f"mlp.{name}_proj" for name in ("gate", "up", "down"))
+_TABLE = "embed_tokens.weight"
+
+# looked at in one go; the embedding of Gemma-2-2B has 256000
+_ROWS = 4096
+
+
+def text_targets(layers: int) -> list[str]:
+    """Names of the modules that can be INT8 in a Gemma-2 of so many layers, in the order of their use."""
+    return [f"layers.{index}.{name}" for index in range(layers) for name in (*_ATTENTION, *_FFN)]
+
+
+def load_text_model(
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    variant: str | None = None,
+    int8: bool = False,
+) -> Gemma2Model:
+    """Read a ``text_encoder/``; the embedding stays in its file, see `MappedEmbedding`.
+
+    Args:
+        dtype: of the activations, and of all weights that are not INT8.
+        int8: quantize float weights; a package is INT8 anyway.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, does not fit its config, or is not of a Gemma-2.
+    """
+    model = _empty_model(folder)
+    quantization, where = package.read(folder), str(folder)
+    targets = text_targets(len(model.layers))
+    expected, state = model.state_dict(), _read(folder, variant, lasting=quantization is not None or not int8)
+    if quantization is not None:
+        package.verify(folder, quantization)
+        check_tensors(state, quantization, [(name,) for name in targets], where=where)
+        targets = [name for name in targets if name not in quantization.kept]
+        expected.update((f"{name}.weight_scale", expected[f"{name}.weight"][:, 0]) for name in targets)
+    elif not int8:
+        targets = []
+    check_state(expected, state, where=where)
+    _fill(model, state, targets, dtype, torch.device(device))
+    return model.requires_grad_(False).eval()
+
+
+def quantize_text_state(
+    folder: Path, *, variant: str | None = None, keep: Collection[str] = ()
+) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a float ``text_encoder/`` in the INT8 form, one after the other as they are asked for.
+
+    Args:
+        keep: names of `text_targets` that stay in 16 bit.
+
+    Raises:
+        CheckpointError: as `load_text_model`, or NaN or infinite values; names the layer.
+        InvalidInput: ``keep`` has an unknown name.
+        SanaError: the weights are INT8 already.
+    """
+    if package.read(folder) is not None:
+        raise SanaError(f"{folder} is quantized already", "give the float model")
+    model = _empty_model(folder)
+    targets = text_targets(len(model.layers))
+    unknown = sorted(set(keep) - set(targets))
+    if unknown:
+        raise InvalidInput(f"no layer of the text encoder is called {unknown[0]!r}", f"such as {targets[0]}")
+    expected, state = model.state_dict(), _read(folder, variant, lasting=False)
+    check_state(expected, state, where=str(folder))
+    weights = {f"{name}.weight" for name in targets if name not in keep}
+    for name in expected:
+        if name in weights:
+            values, scales = quantize_weight(_float(state, name), name.removesuffix(".weight"))
+            yield name, values
+            yield f"{name}_scale", scales
+        else:
+            tensor = _float(state, name)
+            yield name, tensor.to(_stored_dtype(tensor, name))
+
+
+def _empty_model(folder: Path) -> Gemma2Model:
+    """The model of a ``config.json``, on the meta device."""
+    from transformers import Gemma2Config, Gemma2Model
+
+    path = folder / "config.json"
+    description = read_json(path)
+    if description.get("model_type") != "gemma2":
+        raise CheckpointError(
+            f"{path} has model_type {description.get('model_type')!r}, expected 'gemma2'",
+            "only SANA models with a Gemma-2 text encoder are supported",
+        )
+    description.pop(package.KEY, None)
+    try:
+        with torch.device("meta"):
+            return Gemma2Model(Gemma2Config.from_dict(description))
+    except Exception as error:  # the library's checks of the values raise several kinds
+        raise CheckpointError(
+            f"{path} does not describe a Gemma-2: {' '.join(str(error).split()) or type(error).__name__}",
+            "the file is damaged; download the model again",
+        ) from error
+
+
+def _read(folder: Path, variant: str | None, *, lasting: bool) -> Mapping[str, Tensor]:
+    """The tensors by the model's names; mapped ``lasting`` as in `load_state`, or as in `StoredState`."""
+
+    def name(stored: str) -> str | None:
+        # of a causal language model the output layer is unused here and tied to the embedding
+        return None if stored == "lm_head.weight" else stored.removeprefix("model.")
+
+    if not lasting:
+        return StoredState(folder, variant=variant, name=name)
+    state = load_state(folder, variant=variant)
+    return {known: tensor for stored, tensor in state.items() if (known := name(stored)) is not None}
+
+
+def _fill(
+    model: Gemma2Model,
+    state: Mapping[str, Tensor],
+    targets: Collection[str],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> None:
+    """Give an empty model its tensors, ``targets`` in INT8, one by one on ``device``."""
+
+    def placed(name: str) -> Tensor:
+        tensor = _float(state, name)
+        return tensor.to(_stored_dtype(tensor, name) if targets else dtype).to(device, dtype)
+
+    names, weights = list(model.state_dict()), {f"{name}.weight" for name in targets}
+    table = _float(state, _TABLE)
+    # a 16-bit table is not read here
+    rounded = _stored_dtype(table, _TABLE) if targets and table.dtype == torch.float32 else table.dtype
+    model.embed_tokens = MappedEmbedding(table, dtype=dtype, rounded=rounded)
+    # its angles are not among the weights, and are on the meta device
+    model.rotary_emb = type(model.rotary_emb)(model.config)
+    for target in targets:
+        bias = placed(f"{target}.bias") if f"{target}.bias" in names else None
+        weight, scales = (tensor.to(device) for tensor in _int8_weight(state, target))
+        model.set_submodule(target, WeightOnlyLinear(weight, scales, bias))
+    floats = {name: placed(name) for name in names if name not in weights and name != _TABLE}
+    model.load_state_dict(floats, strict=False, assign=True)
+    model.to(device)
+    if device.type == "cuda" and targets and choose_product("cuda").name == "bitsandbytes":
+        for name in targets:
+            model.set_submodule(name, to_bitsandbytes(model.get_submodule(name)))
+
+
+def _int8_weight(state: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
+    if f"{name}.weight_scale" in state:
+        return state[f"{name}.weight"], state[f"{name}.weight_scale"]
+    return quantize_weight(_float(state, f"{name}.weight"), name)
+
+
+def _float(state: Mapping[str, Tensor], name: str) -> Tensor:
+    tensor = state[name]
+    if not tensor.is_floating_point():
+        raise CheckpointError(
+            f"{name} is {str(tensor.dtype).removeprefix('torch.')}, but config.json says nothing of it",
+            "the weights do not belong to config.json; download the model again",
+        )
+    return tensor
+
+
+def _stored_dtype(tensor: Tensor, name: str) -> torch.dtype:
+    """The dtype in which a package stores a float tensor; reads all of it, in pieces."""
+    pieces = (tensor[start : start + _ROWS] for start in range(0, len(tensor), _ROWS))
+    absmax = torch.stack([torch.maximum(piece.amax(), -piece.amin()) for piece in pieces]).amax()
+    if not absmax.isfinite():
+        raise CheckpointError(
+            f"{name} has NaN or infinite values", "the file is damaged; download the model again"
+        )
+    return to_16_bit(absmax).dtype
