@@ -2,10 +2,11 @@
 
     python benchmarks/bench_image.py --model sana-tiny
     python benchmarks/bench_image.py --shapes 0.6b --layers 4 --threads 2
+    python benchmarks/bench_image.py --shapes 0.6b --stage step --contenders "sana-edge,sana-edge int8"
 
-measures a whole model from its folder, or the networks of the public models in full size with random weights.
-The implementations take turns, and what they return is compared. Prints a table and writes JSON with every
-sample.
+measures a whole model from its folder, or the networks of the public models in full size with random weights:
+here in float and in INT8, and in diffusers. The implementations take turns, and what they return is compared.
+Prints a table and writes JSON with every sample.
 """
 
 from __future__ import annotations
@@ -20,16 +21,17 @@ from typing import Any
 
 import torch
 from bench_table import chart, table
-from contenders import Work
+from contenders import BASELINE, CONTENDERS, Work
 from measuring import Row, measure, with_context
 from model_work import ModelWork
-from record import header, write_bytes, write_json
+from record import ended, header, positive, write_bytes, write_json
 from shapes_work import DENOISERS, DecoderWork, DenoiserWork
 
-from sana_edge.errors import InvalidInput, SanaError
+from sana_edge.components import DTYPES
+from sana_edge.errors import InvalidInput
 from sana_edge.image import check_writable
 from sana_edge.request import Request
-from sana_edge.stages import DTYPES, check_dtype, choose_device
+from sana_edge.stages import check_dtype, choose_device
 from sana_edge.text_encoder import MAX_TOKENS
 
 RESULTS = Path(__file__).parent / "results"
@@ -41,17 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the benchmark: 0, 1 for an error, 2 for usage, 130 for Ctrl-C."""
     given = list(sys.argv[1:] if argv is None else argv)
     options = _options(given)
-    try:
-        _run(options, given)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except (SanaError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        if isinstance(error, SanaError) and error.hint:
-            print(f"hint:  {error.hint}", file=sys.stderr)
-        return 1
-    return 0
+    return ended(lambda: _run(options, given))
 
 
 def _run(options: argparse.Namespace, given: Sequence[str]) -> None:
@@ -63,7 +55,7 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> None:
     results: dict[str, list[Row]] = {}
     for work, stages in works.items():
         say = partial(_say, work.title)
-        rows = measure(work, stages, options.repeat, say)
+        rows = measure(work, stages, options.repeat, say, options.contenders)
         rows += with_context(rows, options.steps)
         results[work.title] = rows
         layers = work.layers if isinstance(work, DenoiserWork) else None
@@ -82,6 +74,11 @@ def choose(options: argparse.Namespace) -> dict[Work, tuple[str, ...]]:
 
     Raises: SanaError for options that cannot be served, before anything heavy is loaded.
     """
+    for name in options.contenders:
+        if name not in CONTENDERS:
+            raise InvalidInput(f"unknown contender {name!r}", f"choose from {', '.join(CONTENDERS)}")
+    if options.chart and BASELINE not in options.contenders:
+        raise InvalidInput(f"--chart shows ratios to {BASELINE}", "leave it among the contenders")
     device = choose_device(options.device)
     works: list[Work] = []
     for dtype in options.dtype:
@@ -133,6 +130,8 @@ def _name(options: argparse.Namespace, works: Iterable[Work]) -> str:
     parts += [f"{options.layers}layers"] if options.layers else []
     parts += [f"{options.size}px"] if options.size else []
     parts += options.stage or []
+    if set(options.contenders) != set(CONTENDERS):
+        parts += [name.replace(" ", "-") for name in options.contenders]
     parts += ["cuda" for work in works if work.device == "cuda"][:1]
     return "-".join(parts)
 
@@ -157,10 +156,17 @@ def _options(given: Sequence[str]) -> argparse.Namespace:
     add("--dtype", type=_words, default=["fp32", "bf16"], metavar="A,B", help="(default: fp32,bf16)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: %(default)s)")
     threads = torch.get_num_threads()
-    add("--threads", type=_positive, default=threads, metavar="N", help="of torch (default: %(default)s)")
+    add(
+        "--contenders",
+        type=_words,
+        default=list(CONTENDERS),
+        metavar="A,B",
+        help=f"only these (default: {','.join(CONTENDERS)})",
+    )
+    add("--threads", type=positive, default=threads, metavar="N", help="of torch (default: %(default)s)")
     add(
         "--repeat",
-        type=_positive,
+        type=positive,
         default=5,
         metavar="N",
         help="samples of each stage (default: %(default)s)",
@@ -171,13 +177,11 @@ def _options(given: Sequence[str]) -> argparse.Namespace:
         metavar="A,B",
         help="only these: text-first, text, context, step, decode, picture",
     )
-    add(
-        "--size", type=_positive, metavar="PX", help="side of the picture (default: the model's own, or 1024)"
-    )
-    add("--steps", type=_positive, default=20, metavar="N", help="of the schedule (default: %(default)s)")
+    add("--size", type=positive, metavar="PX", help="side of the picture (default: the model's own, or 1024)")
+    add("--steps", type=positive, default=20, metavar="N", help="of the schedule (default: %(default)s)")
     add("--prompt", default="a red house left of a yellow star", metavar="TEXT", help="for --model")
-    add("--layers", type=_positive, metavar="N", help="of the denoiser's, for --shapes (default: all)")
-    add("--tokens", type=_positive, metavar="N", help=f"of the prompt, for --shapes (default: {TOKENS})")
+    add("--layers", type=positive, metavar="N", help="of the denoiser's, for --shapes (default: all)")
+    add("--tokens", type=positive, metavar="N", help=f"of the prompt, for --shapes (default: {TOKENS})")
     add("--decode-size", type=_sizes, metavar="PX,PX", help="for --shapes, where it is not --size")
     add("--tiled", action="store_true", help="let diffusers decode in its tiles, for --shapes")
     add("--output", type=Path, metavar="PATH", help="the JSON (default: results/bench_image-*.json)")
@@ -190,14 +194,7 @@ def _words(text: str) -> list[str]:
 
 
 def _sizes(text: str) -> list[int]:
-    return [_positive(part) for part in text.split(",")]
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return number
+    return [positive(part) for part in text.split(",")]
 
 
 if __name__ == "__main__":

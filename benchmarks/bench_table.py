@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import io
+import statistics
 from collections.abc import Mapping, Sequence
 
-from contenders import BASELINE
+from contenders import BASELINE, OURS
 from measuring import Row
 
 COLUMNS = (
     *("stage", "by", "median s", "min s", "max s", f"/ {BASELINE}", "min", "max"),
-    *("peak MB", "of it new", "difference"),
+    *(f"/ {OURS}", "min", "max", "weights MB", "peak MB", "of it new", "difference"),
 )
 
 
@@ -30,9 +31,12 @@ def table(title: str, rows: Sequence[Row], layers: int | None = None) -> str:
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    ratios = (
-        [f"{ratio:.3f}" for ratio in (row.ratio, min(row.ratios), max(row.ratios))] if row.ratio else [""] * 3
-    )
+    ratios = [
+        f"{ratio:.3f}" if ratio else ""
+        for found in (row.ratios, row.ratios_to_float)
+        for ratio in ((statistics.median(found), min(found), max(found)) if found else [None] * 3)
+    ]
+    weights = "" if row.weights is None else f"{row.weights / 1e6:.1f}"
     memory, difference = ["", ""], ""
     if row.memory is not None:
         most, before = row.memory.most, row.memory.before
@@ -41,7 +45,7 @@ def _cells(row: Row) -> tuple[str, ...]:
     if row.difference is not None:
         difference = f"{row.difference:.1e}" + (f", {row.levels}/255" if row.levels is not None else "")
     times = [f"{seconds:.4g}" for seconds in (row.median, min(row.seconds), max(row.seconds))]
-    return (row.stage, row.name, *times, *ratios, *memory, difference)
+    return (row.stage, row.name, *times, *ratios, weights, *memory, difference)
 
 
 def chart(results: Mapping[str, Sequence[Row]]) -> bytes:

@@ -6,20 +6,34 @@ To add an implementation, give it an entry in the ``loaders`` of the works that 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 OURS = "sana-edge"
+INT8 = "sana-edge int8"
 BASELINE = "diffusers"
+CONTENDERS = (OURS, INT8, BASELINE)
 
 Output = Tensor | NDArray[np.uint8] | None
 """What a stage returns, to be compared: pictures are (H, W, 3) uint8, None is not compared."""
-Stage = Callable[[], Output]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A call without arguments, and the bytes of the weights that it uses where they were counted."""
+
+    call: Callable[[], Output]
+    weights: int | None = None
+
+    def __call__(self) -> Output:
+        return self.call()
+
+
 Loader = Callable[[], dict[str, Stage]]
 """Loads an implementation and returns its stages by name."""
 
@@ -51,12 +65,23 @@ class Work:
 
     @property
     def unequal(self) -> tuple[str, ...]:
-        """Stages whose outputs may differ by more than rounding."""
+        """Stages whose outputs may differ by more than rounding, and in INT8 by more than quantization."""
         return ()
 
+    @property
+    def int8_tolerance(self) -> Mapping[str, float]:
+        """How far quantization may move the outputs of stages, relative L2; others are not limited."""
+        return {}
+
     def loaders(self) -> dict[str, Loader]:
-        """The implementations, BASELINE among them; calling this makes the weights that they share."""
+        """The implementations by name; calling this makes the weights that they share."""
         raise NotImplementedError
+
+
+def weight_bytes(*modules: nn.Module) -> int:
+    """Of their parameters and buffers, each counted once."""
+    tensors = {id(t): t for module in modules for t in (*module.parameters(), *module.buffers())}
+    return sum(t.numel() * t.element_size() for t in tensors.values())
 
 
 def guided(predicted: Tensor, guidance: float) -> Tensor:

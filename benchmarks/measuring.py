@@ -7,13 +7,13 @@ import gc
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from contenders import BASELINE, Output, Stage, Work
+from contenders import BASELINE, INT8, OURS, Output, Stage, Work
 from numpy.typing import NDArray
 from peaks import Peak, peaks
 from torch import Tensor
@@ -34,16 +34,20 @@ Say = Callable[[str], None]
 class Row:
     """One stage of one implementation.
 
-    seconds: of each sample; ratios: to the baseline's sample of the same turn; difference: relative L2 from
-    the baseline's output; levels: the largest difference of two pictures, of 255.
+    seconds: of each sample; ratios: to the baseline's sample of the same turn; ratios_to_float: of INT8 to
+    that of our own float; reference: the baseline or, where that was left out, our own float; difference:
+    relative L2 from its output; levels: the largest difference of two pictures, of 255; weights: bytes.
     """
 
     stage: str
     name: str
     seconds: list[float]
     ratios: list[float]
+    ratios_to_float: list[float] = dataclasses.field(default_factory=list)
+    reference: str | None = None
     difference: float | None = None
     levels: int | None = None
+    weights: int | None = None
     memory: Peak | None = None
 
     @property
@@ -54,21 +58,30 @@ class Row:
     def ratio(self) -> float | None:
         return statistics.median(self.ratios) if self.ratios else None
 
+    @property
+    def ratio_to_float(self) -> float | None:
+        return statistics.median(self.ratios_to_float) if self.ratios_to_float else None
+
     def facts(self) -> dict[str, Any]:
         """As JSON values."""
-        return {**dataclasses.asdict(self), "median": self.median, "ratio": self.ratio}
+        ratios = {"ratio": self.ratio, "ratio_to_float": self.ratio_to_float}
+        return {**dataclasses.asdict(self), "median": self.median, **ratios}
 
 
-def measure(work: Work, stages: tuple[str, ...], repeat: int, say: Say) -> list[Row]:
+def measure(
+    work: Work, stages: tuple[str, ...], repeat: int, say: Say, contenders: Collection[str] | None = None
+) -> list[Row]:
     """Measures those stages of a work.
 
-    repeat: samples of each stage; say: gets lines about the progress.
+    repeat: samples of each stage; say: gets lines about the progress; contenders: only these, by name.
     Raises: SanaError if outputs differ, since the times would be of unequal work; OutOfMemory.
     """
     torch.set_num_threads(work.threads)
     say("loading")
     with memory_errors(work.title):
-        loaded = {name: load() for name, load in work.loaders().items()}
+        loaded = {
+            name: load() for name, load in work.loaders().items() if contenders is None or name in contenders
+        }
         rows = []
         for stage in stages:
             calls = {name: entry[stage] for name, entry in loaded.items() if stage in entry}
@@ -85,15 +98,12 @@ def measure(work: Work, stages: tuple[str, ...], repeat: int, say: Say) -> list[
 
 
 def with_context(rows: list[Row], steps: int) -> list[Row]:
-    """Rows for a step plus its share of what one implementation does once per picture, not in every step."""
-    found = {(row.stage, row.name): row for row in rows}
-    base = found.get(("step", BASELINE))
-    added = []
-    for (stage, name), row in found.items():
-        if stage == "context" and base is not None:
-            seconds = [second + row.median / steps for second in found["step", name].seconds]
-            added.append(Row(f"step+context/{steps}", name, seconds, _ratios(seconds, base.seconds)))
-    return added
+    """Rows for a step plus its share of what some implementations do once per picture, not in every step."""
+    step = {row.name: row.seconds for row in rows if row.stage == "step"}
+    context = {row.name: row.median / steps for row in rows if row.stage == "context"}
+    whole = {name: [s + context.get(name, 0) for s in seconds] for name, seconds in step.items()}
+    stage = f"step+context/{steps}"
+    return [Row(stage, name, whole[name], *_all_ratios(name, whole)) for name in whole if name in context]
 
 
 def _measure_stage(work: Work, stage: str, calls: Mapping[str, Stage], repeat: int, say: Say) -> list[Row]:
@@ -111,21 +121,32 @@ def _measure_stage(work: Work, stage: str, calls: Mapping[str, Stage], repeat: i
             samples[name].append(_seconds(call, times, work.device))
         shown = ", ".join(f"{name} {seconds[-1]:.4g} s" for name, seconds in samples.items())
         say(f"{stage}: {turn + 1}/{repeat}, {shown}")
-    rows = [_row(stage, name, samples, outputs) for name in calls]
+    rows = [_row(stage, name, call, samples, outputs) for name, call in calls.items()]
     for row in rows:
-        if row.difference is not None and stage not in work.unequal and not _equal(row, work.dtype):
+        if row.difference is not None and stage not in work.unequal and not _equal(row, work):
+            names = f"the output of {row.name} is not {row.reference}'s"
             raise SanaError(
-                f"{stage}: the output of {row.name} is not {BASELINE}'s, relative L2 {row.difference:.2g}",
+                f"{stage}: {names}, relative L2 {row.difference:.2g}",
                 "times of unequal work say nothing; run the tests first",
             )
     return rows
 
 
-def _row(stage: str, name: str, samples: Mapping[str, list[float]], outputs: Mapping[str, Output]) -> Row:
-    if name == BASELINE or BASELINE not in samples:
-        return Row(stage, name, samples[name], [])
-    ratios = _ratios(samples[name], samples[BASELINE])
-    return Row(stage, name, samples[name], ratios, *_compared(outputs[name], outputs[BASELINE]))
+def _row(
+    stage: str, name: str, call: Stage, samples: Mapping[str, list[float]], outputs: Mapping[str, Output]
+) -> Row:
+    reference = BASELINE if BASELINE in samples else OURS
+    reference = None if name == reference or reference not in samples else reference
+    compared = (None, None) if reference is None else _compared(outputs[name], outputs[reference])
+    ratios = _all_ratios(name, samples)
+    return Row(stage, name, samples[name], *ratios, reference, *compared, weights=call.weights)
+
+
+def _all_ratios(name: str, samples: Mapping[str, list[float]]) -> tuple[list[float], list[float]]:
+    """To the baseline, and of INT8 to our own float; empty where there is nothing to compare with."""
+    base, ours = samples.get(BASELINE), samples.get(OURS)
+    to_base = _ratios(samples[name], base) if base and name != BASELINE else []
+    return to_base, _ratios(samples[name], ours) if ours and name == INT8 else []
 
 
 def _ratios(seconds: list[float], base: list[float]) -> list[float]:
@@ -149,10 +170,14 @@ def _numbers(output: Tensor | NDArray[np.uint8]) -> Tensor:
     return tensor.cpu().double()
 
 
-def _equal(row: Row, dtype: str) -> bool:
-    if row.levels is not None and dtype == "fp32":
+def _equal(row: Row, work: Work) -> bool:
+    """NaN is not equal."""
+    allowed = TOLERANCE[work.dtype]
+    if row.name == INT8:
+        allowed += work.int8_tolerance.get(row.stage, math.inf)
+    elif row.levels is not None and work.dtype == "fp32":
         return row.levels <= 1
-    return row.difference is not None and row.difference <= TOLERANCE[dtype]
+    return row.difference is not None and row.difference <= allowed
 
 
 def _times(calls: Mapping[str, Stage], device: str) -> int:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from contenders import BASELINE, OURS, Loader, Stage, Work, guided
+from contenders import BASELINE, INT8, OURS, Loader, Stage, Work, guided, weight_bytes
 from numpy.typing import NDArray
 from torch import Tensor
 
 from sana_edge import Sana, hub
+from sana_edge.components import DTYPES
 from sana_edge.config import DenoiserConfig, SamplerConfig
 from sana_edge.errors import InvalidInput
 from sana_edge.instruction import CHI
 from sana_edge.model_folder import read_json
+from sana_edge.package import is_package
 from sana_edge.request import Plan, Request
-from sana_edge.stages import DTYPES, load_stages
+from sana_edge.stages import load_stages
 from sana_edge.text_encoder import TextEncoder, TextFeatures
 
 
@@ -47,7 +50,8 @@ class ModelWork(Work):
     @property
     def facts(self) -> dict[str, Any]:
         # not the folder's path
-        return {**super().facts, "model": self.name, "size": self.plan().width}
+        package = hub.resolve(self.model, int8=True, offline=True).name
+        return {**super().facts, "model": self.name, "int8_model": package, "size": self.plan().width}
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -58,8 +62,19 @@ class ModelWork(Work):
         # guidance and many steps magnify the rounding of 16 bits
         return () if self.dtype == "fp32" else ("picture",)
 
+    @property
+    def int8_tolerance(self) -> Mapping[str, float]:
+        # a step: 1 % of each prediction; guidance takes 4.5 of one and -3.5 of the other, and independent
+        # errors grow by the root of the sum of squares, 5.7. The decoder has one scale for a whole map in
+        # each of its layers. The picture is not limited: 20 steps may lead elsewhere.
+        return {"text-first": 0.05, "text": 0.05, "step": 0.06, "decode": 0.06}
+
     def loaders(self) -> dict[str, Loader]:
-        return {OURS: partial(_our_stages, self), BASELINE: partial(_diffusers_stages, self)}
+        return {
+            OURS: partial(_our_stages, self),
+            INT8: partial(_our_stages, self, int8=True),
+            BASELINE: partial(_diffusers_stages, self),
+        }
 
     def plan(self) -> Plan:
         """The settings with the model's defaults filled in.
@@ -67,6 +82,10 @@ class ModelWork(Work):
         Raises: InvalidInput for a model or settings that cannot be measured.
         """
         folder = hub.resolve(self.model, offline=True).path
+        if is_package(folder):
+            raise InvalidInput(
+                f"{folder.name} is INT8 already", "give the float model: it is measured in both"
+            )
         config = DenoiserConfig.from_dict(read_json(folder / "transformer" / "config.json"))
         sampler = SamplerConfig.from_dict(read_json(folder / "scheduler" / "scheduler_config.json"))
         if sampler.kind == "scm":
@@ -80,10 +99,10 @@ class ModelWork(Work):
 
 class _Ours:
     @torch.inference_mode()
-    def __init__(self, work: ModelWork) -> None:
+    def __init__(self, work: ModelWork, *, int8: bool) -> None:
         self.plan = plan = work.plan()
-        found = hub.resolve(work.model, offline=True)
-        self.stages = load_stages(found, device=torch.device(work.device), dtype=work.dtype)
+        found = hub.resolve(work.model, int8=int8, offline=True)
+        self.stages = load_stages(found, device=torch.device(work.device), dtype=work.dtype, int8=int8)
         self.sana = Sana(self.stages)
         self.groups = self._encoded(self.stages.text_encoder)
         self.texts = self.stages.denoiser.text_context(self.groups)
@@ -193,26 +212,32 @@ class _Diffusers:
         return encoded
 
 
-def _our_stages(work: ModelWork) -> dict[str, Stage]:
-    ours = _Ours(work)
+def _our_stages(work: ModelWork, *, int8: bool = False) -> dict[str, Stage]:
+    ours = _Ours(work, int8=int8)
+    text, denoiser = weight_bytes(ours.stages.text_encoder._model), weight_bytes(ours.stages.denoiser)
+    decoder = weight_bytes(ours.stages.autoencoder)
     return {
-        "text-first": ours.text_first,
-        "text": ours.text,
-        "context": ours.context,
-        "step": ours.step,
-        "decode": ours.decode,
-        "picture": ours.picture,
+        "text-first": Stage(ours.text_first, text),
+        "text": Stage(ours.text, text),
+        "context": Stage(ours.context, denoiser),
+        "step": Stage(ours.step, denoiser),
+        "decode": Stage(ours.decode, decoder),
+        "picture": Stage(ours.picture, text + denoiser + decoder),
     }
 
 
 def _diffusers_stages(work: ModelWork) -> dict[str, Stage]:
     theirs = _Diffusers(work)
+    pipeline = theirs.pipeline
+    text, denoiser = weight_bytes(pipeline.text_encoder), weight_bytes(pipeline.transformer)
+    # its encoder is not used
+    decoder = weight_bytes(pipeline.vae.decoder)
     return {
-        "text-first": theirs.text,
-        "text": theirs.text,
-        "step": theirs.step,
-        "decode": theirs.decode,
-        "picture": theirs.picture,
+        "text-first": Stage(theirs.text, text),
+        "text": Stage(theirs.text, text),
+        "step": Stage(theirs.step, denoiser),
+        "decode": Stage(theirs.decode, decoder),
+        "picture": Stage(theirs.picture, text + denoiser + decoder),
     }
 
 

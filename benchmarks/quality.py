@@ -1,79 +1,84 @@
 """How many held-out prompts a model gets right, in GenEval's six categories.
 
     python benchmarks/quality.py --steps 20 --threads 2
+    python benchmarks/quality.py --int8
 
 makes one picture for each prompt of `prompts.py`, looks at it with `judge.py`, prints a table and writes it
 as JSON with every verdict, and a PNG contact sheet. Beside the score stand the judge's ceiling (true scenes
-of the same prompts) and the shuffled control. Interrupted, the same command goes on where it was.
+of the same prompts) and the shuffled control. With --int8 the model draws every prompt also in INT8, from the
+same seed: the scores are tested against each other, the pictures compared, and a second sheet shows pairs.
+Interrupted, the same command goes on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
-import base64
 import hashlib
-import io
+import statistics
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import paired
 from diary import Diary
-from judge import judge
-from numpy.typing import NDArray
-from PIL import Image
+from evaluation import (
+    CEILING,
+    COLUMNS,
+    INT8,
+    MODEL,
+    PICTURES,
+    Pixels,
+    Source,
+    evaluate,
+    likenesses,
+    on_sheet,
+    pictures,
+    recorded,
+    worst,
+)
 from prompts import COUNTS, Prompt, prompts
-from record import header, write_bytes, write_json
-from scores import Outcome, categories, judgement, overall, summary, table
-from sheet import sheet
-from tqdm import tqdm
+from record import ended, header, positive, write_bytes, write_json
+from scores import Outcome, categories, overall, summary, table
+from sheet import AMPLIFIED, Pair, PairRow, pair_sheet, sheet
 
-from sana_edge.errors import SanaError
+from sana_edge import image_metrics
+from sana_edge.errors import InvalidInput
 from sana_edge.training import captions, layout, scenes
 
 RESULTS = Path(__file__).parent / "results"
 CODE = [
-    *(Path(module.__file__ or "") for module in (captions, layout, scenes)),
+    *(Path(module.__file__ or "") for module in (captions, layout, scenes, image_metrics)),
     *(Path(__file__).with_name(f"{name}.py") for name in ("fitting", "judge", "prompts", "scores", "stamps")),
 ]
 """What decides a verdict: an interrupted run does not go on after a change."""
-COLUMNS = 6
-Pixels = NDArray[np.uint8]
-Source = Callable[[int, Prompt], tuple[Pixels, dict[str, Any]]]
-"""Makes the picture of a prompt, given with its number, and says how: pixels (H, H, 3) and JSON values."""
+PAIRS = 2
+"""Pairs in each row of the second sheet."""
+Outcomes = Mapping[str, Mapping[int, Outcome]]
+"""By source and number of the prompt."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the benchmark: 0, 1 for an error, 130 for Ctrl-C."""
     given = list(sys.argv[1:] if argv is None else argv)
     options = _options(given)
-    try:
-        _run(options, given)
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on from here", file=sys.stderr)
-        return 130
-    except (SanaError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        if isinstance(error, SanaError) and error.hint:
-            print(f"hint:  {error.hint}", file=sys.stderr)
-        return 1
-    return 0
+    return ended(lambda: _run(options, given), "interrupted: the same command goes on from here")
 
 
 def _run(options: argparse.Namespace, given: Sequence[str]) -> None:
     chosen = choose(options.limit)
-    with model(options) as (source, files):
+    with models(options) as (sources, files):
         run = {
-            "source": files,
+            "sources": [*sources, files],
             "benchmark": _digest(CODE),
-            **{name: getattr(options, name) for name in ("steps", "guidance", "seed")},
+            **{name: getattr(options, name) for name in ("steps", "guidance", "seed", "limit")},
         }
         with Diary(options.output, run) as diary:
-            outcomes = evaluate("model", source, chosen, diary)
-            ceiling = evaluate("ceiling", truth, chosen, diary)
-            report(options, given, diary, outcomes, ceiling)
+            outcomes = evaluate(PICTURES, sources, chosen, diary)
+            (ceiling,) = evaluate(CEILING, {CEILING: truth}, chosen, diary).values()
+            report(options, given, diary, outcomes, list(ceiling.values()))
             diary.finish()
 
 
@@ -81,25 +86,38 @@ def report(
     options: argparse.Namespace,
     given: Sequence[str],
     diary: Diary,
-    outcomes: Sequence[Outcome],
+    outcomes: Outcomes,
     ceiling: Sequence[Outcome],
 ) -> None:
-    """Prints the table; writes the JSON and the contact sheet."""
-    made = [row["made"] for row in diary.rows if row["run"] == "model"]
-    seconds = sum(entry["seconds"] for entry in made) / len(made)
-    settings = {name: value for name, value in made[0].items() if name != "seconds"}
+    """Prints the table; writes the JSON and the contact sheets."""
+    settings = {**_made(diary, MODEL)[0], "seed": options.seed, "threads": options.threads}
+    settings.pop("seconds")
+    names = _names(diary, outcomes)
     best = {name: round(score.share, 4) for name, score in categories(ceiling).items()}
-    numbers = {**summary(outcomes), "seconds_per_picture": round(seconds, 3)}
     data = {
         **header("benchmarks/quality.py", given),
-        "settings": {**settings, "seed": options.seed, "threads": options.threads},
+        "settings": settings,
         "ceiling": {"overall": round(overall(categories(ceiling)).share, 4), "categories": best},
-        "models": {settings["model"]: numbers},
+        "models": {
+            names[key]: {**summary(list(found.values())), **_making(diary, key)}
+            for key, found in outcomes.items()
+        },
     }
+    note = f"{len(ceiling)} held-out prompts, {settings['steps']} steps, guidance {settings['guidance']}"
+    if INT8 in outcomes:
+        data["paired"] = _compare(diary, outcomes, names)
+        title = f"{names[MODEL]}: float, INT8, and their difference x {AMPLIFIED}"
+        rows = _rows(diary, outcomes, data["paired"])
+        write_bytes(second_sheet(options), pair_sheet(title, note, rows))
     write_json(options.output, data)
-    note = f"{len(outcomes)} held-out prompts, {settings['steps']} steps, guidance {settings['guidance']}"
-    write_bytes(options.sheet, sheet(settings["model"], note, outcomes, _kept(diary, outcomes), COLUMNS))
-    print(table(outcomes, ceiling))
+    write_bytes(options.sheet, sheet(names[MODEL], note, *_shown(diary, outcomes[MODEL]), COLUMNS))
+    print(_printed(outcomes, ceiling, data.get("paired")))
+
+
+def second_sheet(options: argparse.Namespace) -> Path:
+    """The PNG of pairs: `quality-int8.png` beside `quality.png`."""
+    path: Path = options.sheet
+    return path.with_name(f"{path.stem}-int8{path.suffix}")
 
 
 def choose(limit: int | None) -> dict[int, Prompt]:
@@ -111,104 +129,139 @@ def choose(limit: int | None) -> dict[int, Prompt]:
     return chosen
 
 
-def evaluate(run: str, source: Source, chosen: dict[int, Prompt], diary: Diary) -> list[Outcome]:
-    """Makes and judges the pictures that the diary does not have yet, and returns all outcomes in order."""
-    done = {row["number"]: row for row in diary.rows if row["run"] == run}
-    shown = on_sheet(chosen) if run == "model" else set()
-    for number, prompt in tqdm(chosen.items(), desc=run, unit="picture", disable=not sys.stderr.isatty()):
-        if number in done:
-            continue
-        pixels, made = source(number, prompt)
-        row = {"run": run, "number": number, "made": made, **Outcome(prompt, judge(pixels)).row()}
-        if number in shown:
-            row["picture"] = _packed(pixels)
-        diary.add(row)
-        done[number] = row
-    return [Outcome(prompt, judgement(done[number])) for number, prompt in chosen.items()]
-
-
-def on_sheet(chosen: dict[int, Prompt]) -> set[int]:
-    """The prompts on the contact sheet: COLUMNS of each category, evenly spread, whatever the verdict."""
-    shown: set[int] = set()
-    for category in COUNTS:
-        numbers = [i for i, p in chosen.items() if p.category == category]
-        shown |= {numbers[k * len(numbers) // COLUMNS] for k in range(COLUMNS)} if numbers else set()
-    return shown
-
-
 def truth(number: int, prompt: Prompt) -> tuple[Pixels, dict[str, Any]]:
     """The source of the judge's ceiling: the prompt's scene as it is drawn."""
     return np.asarray(scenes.render(prompt.scene)), {}
 
 
 @contextmanager
-def model(options: argparse.Namespace) -> Iterator[tuple[Source, str]]:
-    """The source that asks the model, and a digest of its files."""
+def models(options: argparse.Namespace) -> Iterator[tuple[dict[str, Source], str]]:
+    """The sources that ask the model, in INT8 too where the options say so, and a digest of their files."""
     import torch
 
     from sana_edge import Sana, hub
+    from sana_edge.package import is_package
 
     torch.set_num_threads(options.threads)
-    folder = hub.resolve(options.model).path
-    with Sana.load(options.model) as sana:
+    wanted = {MODEL: False, INT8: True} if options.int8 else {MODEL: False}
+    folders = {key: hub.resolve(options.model, int8=int8).path for key, int8 in wanted.items()}
+    if options.int8 and is_package(folders[MODEL]):
+        raise InvalidInput(f"{options.model} is INT8 already", "give the float model: it is asked in both")
+    with ExitStack() as stack:
+        loaded = {
+            key: stack.enter_context(Sana.load(options.model, int8=int8)) for key, int8 in wanted.items()
+        }
+        sources = {key: _asking(sana, options) for key, sana in loaded.items()}
+        yield sources, _digest(path for folder in folders.values() for path in folder.rglob("*"))
 
-        def source(number: int, prompt: Prompt) -> tuple[Pixels, dict[str, Any]]:
-            image = sana.generate(
-                prompt.text, steps=options.steps, guidance=options.guidance, seed=options.seed + number
-            )
-            names = ("model", "dtype", "size", "steps", "guidance", "sampler")
-            made = {name: image.metadata[name] for name in names}
-            return image.pixels, {**made, "seconds": sum(image.timings.values())}
 
-        yield source, _digest(path for path in folder.rglob("*") if path.is_file())
+def _asking(sana: Any, options: argparse.Namespace) -> Source:
+    def source(number: int, prompt: Prompt) -> tuple[Pixels, dict[str, Any]]:
+        image = sana.generate(
+            prompt.text, steps=options.steps, guidance=options.guidance, seed=options.seed + number
+        )
+        names = ("model", "dtype", "size", "steps", "guidance", "sampler")
+        made = {name: image.metadata[name] for name in names}
+        if "quantization" in image.metadata:
+            made["quantization"] = image.metadata["quantization"]
+        return image.pixels, {**made, "seconds": sum(image.timings.values())}
+
+    return source
+
+
+def _made(diary: Diary, key: str) -> list[dict[str, Any]]:
+    """How a source made each of its pictures."""
+    return [row["models"][key]["made"] for row in recorded(diary, PICTURES).values()]
+
+
+def _making(diary: Diary, key: str) -> dict[str, Any]:
+    """What the JSON says of a source: its numbers' format, and how long it took."""
+    made = _made(diary, key)
+    formats = {name: made[0][name] for name in ("dtype", "quantization") if name in made[0]}
+    return {**formats, "seconds_per_picture": round(statistics.fmean(m["seconds"] for m in made), 3)}
+
+
+def _names(diary: Diary, keys: Iterable[str]) -> dict[str, str]:
+    """What the results call each source."""
+    names = {key: str(_made(diary, key)[0]["model"]) for key in keys}
+    if names.get(INT8) == names[MODEL]:
+        names[INT8] += "-int8"
+    return names
+
+
+def _compare(diary: Diary, outcomes: Outcomes, names: Mapping[str, str]) -> dict[str, Any]:
+    """What the JSON says of the pairs."""
+    first, second = (list(outcomes[key].values()) for key in (MODEL, INT8))
+    alike = {prompts()[number].text: like for number, like in likenesses(diary).items()}
+    return {
+        "float": names[MODEL],
+        "int8": names[INT8],
+        **paired.facts(first, second),
+        **paired.likeness_facts(alike),
+    }
+
+
+def _rows(diary: Diary, outcomes: Outcomes, compared: Mapping[str, Any]) -> list[PairRow]:
+    """The second sheet: pairs of every category, whatever the verdict, and those of the lowest PSNR."""
+    kept, alike = pictures(diary), likenesses(diary)
+    first, second = outcomes[MODEL], outcomes[INT8]
+
+    def pairs(numbers: Iterable[int]) -> list[Pair]:
+        return [Pair(first[i], second[i], (kept[i][MODEL], kept[i][INT8]), alike[i].text) for i in numbers]
+
+    rows = []
+    for name, found in compared["categories"].items():
+        members = {i: outcome.prompt for i, outcome in first.items() if outcome.prompt.category == name}
+        remark = f"{found['only_float']} right only as float, {found['only_int8']} only as INT8"
+        rows.append(PairRow(name, f"{remark}, of {len(members)}", pairs(sorted(on_sheet(members, PAIRS)))))
+    remark = f"mean {compared['psnr']['mean']} dB, median {compared['psnr']['median']} dB"
+    return [*rows, PairRow(f"worst PSNR of all {len(alike)}", remark, pairs(worst(alike)))]
+
+
+def _shown(diary: Diary, outcomes: Mapping[int, Outcome]) -> tuple[list[Outcome], dict[str, Pixels]]:
+    """All outcomes, and the contact sheet's pictures by the text of their prompts."""
+    kept = pictures(diary)
+    numbers = on_sheet({i: outcome.prompt for i, outcome in outcomes.items()})
+    return list(outcomes.values()), {outcomes[i].prompt.text: kept[i][MODEL] for i in numbers}
+
+
+def _printed(outcomes: Outcomes, ceiling: Sequence[Outcome], compared: Mapping[str, Any] | None) -> str:
+    if compared is None:
+        return table(list(outcomes[MODEL].values()), ceiling)
+    both = (list(outcomes[key].values()) for key in (MODEL, INT8))
+    return "\n".join(
+        [paired.table(*both, ceiling), "", paired.verdict(compared), paired.likeness_text(compared)]
+    )
 
 
 def _digest(paths: Iterable[Path]) -> str:
     """Changes when a file is written again, without reading models of gigabytes."""
     known = hashlib.sha256()
-    for path in sorted(paths):
+    for path in sorted(path for path in paths if path.is_file()):
         stat = path.stat()
         known.update(f"{path.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
     return known.hexdigest()
-
-
-def _packed(pixels: Pixels) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
-
-
-def _kept(diary: Diary, outcomes: Sequence[Outcome]) -> dict[str, Pixels]:
-    """The contact sheet's pictures by the text of their prompts."""
-    pictures = {}
-    known = prompts()
-    for row in diary.rows:
-        if "picture" in row:
-            data = io.BytesIO(base64.b64decode(row["picture"]))
-            pictures[known[row["number"]].text] = np.asarray(Image.open(data).convert("RGB"))
-    wanted = {outcome.prompt.text for outcome in outcomes}
-    return {text: pixels for text, pixels in pictures.items() if text in wanted}
 
 
 def _options(given: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="quality.py", description="Score a model on held-out prompts.")
     add = parser.add_argument
     add("--model", default="sana-tiny", help="bundled name, folder or repository (default: %(default)s)")
+    add("--int8", action="store_true", help="the same prompts in INT8 too, and what differs")
     add("--steps", type=int, default=20, metavar="N", help="denoising steps (default: %(default)s)")
     add("--guidance", type=float, default=4.5, metavar="F", help="(default: %(default)s)")
-    add("--limit", type=_positive, metavar="N", help="only the first N prompts of each category")
+    add("--limit", type=positive, metavar="N", help="only the first N prompts of each category")
     add("--seed", type=int, default=0, metavar="N", help="of the first prompt, counting up (default: 0)")
     add("--output", type=Path, default=RESULTS / "quality.json", metavar="PATH", help="(default: results/)")
-    add("--sheet", type=Path, default=RESULTS / "quality.png", metavar="PATH", help="(default: results/)")
-    add("--threads", type=_positive, default=2, metavar="N", help="of torch (default: %(default)s)")
+    add(
+        "--sheet",
+        type=Path,
+        default=RESULTS / "quality.png",
+        metavar="PATH",
+        help="of --int8's pairs: PATH with -int8 before its suffix (default: results/quality.png)",
+    )
+    add("--threads", type=positive, default=2, metavar="N", help="of torch (default: %(default)s)")
     return parser.parse_args(given)
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return number
 
 
 if __name__ == "__main__":

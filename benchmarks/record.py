@@ -1,7 +1,8 @@
-"""What a benchmark's JSON says besides its numbers (machine, commit, command, versions), and its writing."""
+"""What benchmarks share: what their JSON says besides its numbers, its writing, and how a command ends."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -9,13 +10,38 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from sana_edge.errors import SanaError
+
 PACKAGES = ("numpy", "Pillow", "torch", "transformers", "diffusers")
+
+
+def ended(run: Callable[[], None], interrupted: str = "interrupted") -> int:
+    """Runs a command: 0, 1 for an error, 130 for Ctrl-C, which `interrupted` is said to."""
+    try:
+        run()
+    except KeyboardInterrupt:
+        print(interrupted, file=sys.stderr)
+        return 130
+    except (SanaError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        if isinstance(error, SanaError) and error.hint:
+            print(f"hint:  {error.hint}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def positive(text: str) -> int:
+    """The argument of an option that counts something."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return number
 
 
 def header(script: str, arguments: Sequence[str]) -> dict[str, Any]:

@@ -8,19 +8,19 @@ from functools import partial
 from typing import Any
 
 import torch
-from contenders import BASELINE, OURS, Loader, Stage, Work, guided
+from contenders import BASELINE, INT8, OURS, Loader, Stage, Work, weight_bytes
 from torch import Tensor
 
 from sana_edge import tiling
 from sana_edge.autoencoder import Autoencoder
+from sana_edge.components import DTYPES, store_in_16_bit
 from sana_edge.config import LATENT_CELL, AutoencoderConfig, DenoiserConfig
 from sana_edge.denoiser import Denoiser
+from sana_edge.quantized import quantize_decoder, quantize_denoiser
 from sana_edge.sampler import make_sampler
-from sana_edge.stages import DTYPES
 from sana_edge.text_encoder import MAX_TOKENS, TextFeatures
 from sana_edge.weights import load_into
 
-GUIDANCE = 4.5
 BLOCKS = ("ResBlock",) * 3 + ("EfficientViTBlock",) * 3
 
 DENOISERS = {
@@ -65,7 +65,7 @@ AUTOENCODERS = {
 
 @dataclass(frozen=True, kw_only=True)
 class DenoiserWork(Work):
-    """One step with guidance, and what is prepared for a schedule.
+    """Both predictions of a step with guidance, and what is prepared for a schedule.
 
     layers: the network is cut after so many; size: side of the picture in pixels; tokens: of the prompt, out
     of the 300 that diffusers computes, while the negative prompt is empty, one token; steps: of the schedule.
@@ -94,6 +94,12 @@ class DenoiserWork(Work):
         return ("context", "step")
 
     @property
+    def int8_tolerance(self) -> Mapping[str, float]:
+        # 1 % for one product of heavy-tailed inputs, those of the FFN's second. The tables here give every
+        # layer a weight near 0.5 in the token stream: 2 % after 28; diffusers' initial values give 0.7 %.
+        return {"step": 0.03}
+
+    @property
     def config(self) -> DenoiserConfig:
         return replace(DENOISERS[self.shapes], num_layers=self.layers)
 
@@ -103,6 +109,7 @@ class DenoiserWork(Work):
         state = _random_weights(shapes, self)
         return {
             OURS: partial(_our_denoiser, self, state),
+            INT8: partial(_our_denoiser, self, state, int8=True),
             BASELINE: partial(_diffusers_denoiser, self, state),
         }
 
@@ -129,17 +136,31 @@ class DecoderWork(Work):
         # attention sees a tile only
         return ("decode",) if self.tiled else ()
 
+    @property
+    def int8_tolerance(self) -> Mapping[str, float]:
+        # one scale for a whole map, in some 60 layers one after the other
+        return {"decode": 0.1}
+
     def loaders(self) -> dict[str, Loader]:
         with torch.device("meta"):
             shapes = Autoencoder(AUTOENCODERS[self.shapes], encoder=False).state_dict()
         state = _random_weights(shapes, self)
-        return {OURS: partial(_our_decoder, self, state), BASELINE: partial(_diffusers_decoder, self, state)}
+        return {
+            OURS: partial(_our_decoder, self, state),
+            INT8: partial(_our_decoder, self, state, int8=True),
+            BASELINE: partial(_diffusers_decoder, self, state),
+        }
 
 
-def _our_denoiser(work: DenoiserWork, state: Mapping[str, Tensor]) -> dict[str, Stage]:
+def _our_denoiser(work: DenoiserWork, state: Mapping[str, Tensor], *, int8: bool = False) -> dict[str, Stage]:
     denoiser = Denoiser.from_diffusers(work.config, state).requires_grad_(False).eval()
     # as with the public 1.0 weights, most of them trained in fp16
     denoiser.clamp = True
+    if int8:
+        quantize_denoiser(denoiser)
+        # as it is loaded from a package
+        store_in_16_bit(denoiser)
+        denoiser.to_compute(work.device, DTYPES[work.dtype])
     latent, captions, mask = _inputs(work)
     lengths = mask.sum(dim=1).tolist()
     groups = [
@@ -155,11 +176,13 @@ def _our_denoiser(work: DenoiserWork, state: Mapping[str, Tensor]) -> dict[str, 
 
     @torch.inference_mode()
     def step() -> Tensor:
-        return guided(denoiser(torch.cat([latent] * 2), tables[work.steps // 2], texts), GUIDANCE)
+        # before guidance, which would magnify differences by its factor
+        return denoiser(torch.cat([latent] * 2), tables[work.steps // 2], texts)
 
     with torch.inference_mode():
         texts, tables = denoiser.text_context(groups), denoiser.modulation(times)
-    return {"context": context, "step": step}
+    weights = weight_bytes(denoiser)
+    return {"context": Stage(context, weights), "step": Stage(step, weights)}
 
 
 def _diffusers_denoiser(work: DenoiserWork, state: Mapping[str, Tensor]) -> dict[str, Stage]:
@@ -174,31 +197,35 @@ def _diffusers_denoiser(work: DenoiserWork, state: Mapping[str, Tensor]) -> dict
 
     @torch.no_grad()
     def step() -> Tensor:
-        predicted = transformer(
+        predicted: Tensor = transformer(
             torch.cat([latent] * 2).to(transformer.dtype),
             encoder_hidden_states=captions,
             encoder_attention_mask=mask.long(),
             timestep=time.expand(2),
             return_dict=False,
         )[0]
-        return guided(predicted, GUIDANCE)
+        return predicted
 
-    return {"step": step}
+    return {"step": Stage(step, weight_bytes(transformer))}
 
 
-def _our_decoder(work: DecoderWork, state: Mapping[str, Tensor]) -> dict[str, Stage]:
+def _our_decoder(work: DecoderWork, state: Mapping[str, Tensor], *, int8: bool = False) -> dict[str, Stage]:
     with torch.device("meta"):
         autoencoder = Autoencoder(AUTOENCODERS[work.shapes], encoder=False)
     load_into(autoencoder, state, where=work.title)
+    if int8:
+        quantize_decoder(autoencoder)
+        store_in_16_bit(autoencoder)
     # the layout that the loader of a model folder gives the weights
-    autoencoder.to(memory_format=torch.channels_last).requires_grad_(False).eval()  # type: ignore[call-overload]
+    autoencoder.to(DTYPES[work.dtype], memory_format=torch.channels_last)  # type: ignore[call-overload]
+    autoencoder.requires_grad_(False).eval()
     latent = _latent(work).to(DTYPES[work.dtype])
 
     @torch.inference_mode()
     def decode() -> Tensor:
         return tiling.decode(autoencoder, latent)
 
-    return {"decode": decode}
+    return {"decode": Stage(decode, weight_bytes(autoencoder))}
 
 
 def _diffusers_decoder(work: DecoderWork, state: Mapping[str, Tensor]) -> dict[str, Stage]:
@@ -218,7 +245,7 @@ def _diffusers_decoder(work: DecoderWork, state: Mapping[str, Tensor]) -> dict[s
         pixels: Tensor = autoencoder.decode(latent, return_dict=False)[0]
         return pixels
 
-    return {"decode": decode}
+    return {"decode": Stage(decode, weight_bytes(autoencoder))}
 
 
 def _random_weights(shapes: Mapping[str, Tensor], work: Work) -> dict[str, Tensor]:

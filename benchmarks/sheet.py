@@ -1,9 +1,10 @@
-"""A contact sheet: some pictures of every category with their prompts and a mark for right or wrong."""
+"""Contact sheets: pictures of every category with their prompts and a mark for right or wrong."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,12 +16,43 @@ GAP = 20
 CAPTION = 82
 HEAD = 104
 BAND = 46
-PAPER, INK, SOFT = (250, 249, 246), (38, 40, 52), (112, 116, 130)
+ROW = BAND + PICTURE + CAPTION
+PAPER, INK, SOFT, RULE = (250, 249, 246), (38, 40, 52), (112, 116, 130), (224, 222, 214)
 RIGHT, WRONG = (38, 146, 84), (206, 58, 58)
+AMPLIFIED = 8
+"""Differences are shown so many times as strong."""
+
+Pixels = NDArray[np.uint8]
+Place = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What two models drew for one prompt, each with its verdict; likeness: in words."""
+
+    first: Outcome
+    second: Outcome
+    pictures: tuple[Pixels, Pixels]
+    likeness: str
+
+    @property
+    def difference(self) -> Pixels:
+        """The absolute difference, AMPLIFIED."""
+        a, b = (pixels.astype(np.int32) for pixels in self.pictures)
+        return (np.abs(a - b) * AMPLIFIED).clip(0, 255).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class PairRow:
+    """Pairs under a name at the left and a remark at the right."""
+
+    name: str
+    remark: str
+    pairs: Sequence[Pair]
 
 
 def sheet(
-    title: str, note: str, outcomes: Sequence[Outcome], pictures: dict[str, NDArray[np.uint8]], columns: int
+    title: str, note: str, outcomes: Sequence[Outcome], pictures: Mapping[str, Pixels], columns: int
 ) -> bytes:
     """A PNG with a row for each category: the outcomes whose prompts' text has a picture in `pictures`.
 
@@ -28,42 +60,75 @@ def sheet(
     """
     scores = categories(outcomes)
     rows = by_category([o for o in outcomes if o.prompt.text in pictures])
-    width = GAP + columns * (PICTURE + GAP)
-    page = Image.new("RGB", (width, HEAD + len(rows) * (BAND + PICTURE + CAPTION)), PAPER)
-    draw = ImageDraw.Draw(page)
-    draw.text((GAP, 22), f"{title}: {overall(scores).share:.2f} overall", fill=INK, font=_font(34))
-    draw.text((GAP, 68), note, fill=SOFT, font=_font(17))
-    for i, (name, members) in enumerate(rows.items()):
-        top = HEAD + i * (BAND + PICTURE + CAPTION)
-        draw.line((GAP, top, width - GAP, top), fill=(224, 222, 214), width=2)
-        draw.text((GAP, top + 10), name, fill=INK, font=_font(23))
-        score = f"{scores[name].right} of {scores[name].count} right"
-        draw.text((width - GAP, top + 12), score, fill=SOFT, font=_font(20), anchor="ra")
-        for j, outcome in enumerate(members[:columns]):
-            place = (GAP + j * (PICTURE + GAP), top + BAND)
-            _tile(page, draw, place, outcome, pictures[outcome.prompt.text])
-    buffer = io.BytesIO()
-    page.save(buffer, format="PNG", optimize=True)
-    return buffer.getvalue()
+    page = _Page(columns, len(rows), f"{title}: {overall(scores).share:.2f} overall", note)
+    for name, members in rows.items():
+        page.band(name, f"{scores[name].right} of {scores[name].count} right")
+        for column, outcome in enumerate(members[:columns]):
+            page.tile(column, pictures[outcome.prompt.text], outcome)
+            page.caption(column, outcome.prompt.text, outcome.fault)
+    return page.png()
 
 
-def _tile(
-    page: Image.Image,
-    draw: ImageDraw.ImageDraw,
-    place: tuple[int, int],
-    outcome: Outcome,
-    pixels: NDArray[np.uint8],
-) -> None:
-    x, y = place
-    colour = WRONG if outcome.fault else RIGHT
-    page.paste(Image.fromarray(pixels).resize((PICTURE, PICTURE), Image.Resampling.LANCZOS), place)
-    draw.rectangle((x - 3, y - 3, x + PICTURE + 2, y + PICTURE + 2), outline=colour, width=3)
-    _mark(draw, (x + PICTURE - 18, y + 18), not outcome.fault)
-    lines = _wrapped(outcome.prompt.text, 3 if not outcome.fault else 2)
-    for k, line in enumerate(lines):
-        draw.text((x, y + PICTURE + 7 + 19 * k), line, fill=INK, font=_font(15))
-    if outcome.fault:
-        draw.text((x, y + PICTURE + 7 + 19 * len(lines)), outcome.fault, fill=WRONG, font=_font(15))
+def pair_sheet(title: str, note: str, rows: Sequence[PairRow]) -> bytes:
+    """A PNG of pairs: the first picture, the second, and their difference, side by side."""
+    page = _Page(3 * max(len(row.pairs) for row in rows), len(rows), title, note)
+    for row in rows:
+        page.band(row.name, row.remark)
+        for i, pair in enumerate(row.pairs):
+            page.tile(3 * i, pair.pictures[0], pair.first)
+            page.tile(3 * i + 1, pair.pictures[1], pair.second)
+            page.tile(3 * i + 2, pair.difference)
+            page.caption(3 * i, pair.first.prompt.text, pair.first.fault)
+            page.caption(3 * i + 1, "", pair.second.fault)
+            page.caption(3 * i + 2, pair.likeness)
+    return page.png()
+
+
+class _Page:
+    """Rows of tiles below a title and a note; a row begins with `band`."""
+
+    def __init__(self, columns: int, rows: int, title: str, note: str) -> None:
+        self.width = GAP + columns * (PICTURE + GAP)
+        self.top = HEAD - ROW
+        self.image = Image.new("RGB", (self.width, HEAD + rows * ROW), PAPER)
+        self.draw = ImageDraw.Draw(self.image)
+        self.draw.text((GAP, 22), title, fill=INK, font=_font(34))
+        self.draw.text((GAP, 68), note, fill=SOFT, font=_font(17))
+
+    def band(self, name: str, remark: str) -> None:
+        """Begins the next row."""
+        self.top += ROW
+        self.draw.line((GAP, self.top, self.width - GAP, self.top), fill=RULE, width=2)
+        self.draw.text((GAP, self.top + 10), name, fill=INK, font=_font(23))
+        place = (self.width - GAP, self.top + 12)
+        self.draw.text(place, remark, fill=SOFT, font=_font(20), anchor="ra")
+
+    def tile(self, column: int, pixels: Pixels, outcome: Outcome | None = None) -> None:
+        """A picture, framed and marked if there is a verdict."""
+        x, y = self._place(column)
+        resized = Image.fromarray(pixels).resize((PICTURE, PICTURE), Image.Resampling.LANCZOS)
+        self.image.paste(resized, (x, y))
+        if outcome is None:
+            return
+        colour = WRONG if outcome.fault else RIGHT
+        self.draw.rectangle((x - 3, y - 3, x + PICTURE + 2, y + PICTURE + 2), outline=colour, width=3)
+        _mark(self.draw, (x + PICTURE - 18, y + 18), not outcome.fault)
+
+    def caption(self, column: int, text: str, fault: str = "") -> None:
+        """Under a picture: what it is, and what is wrong with it."""
+        x, y = self._place(column)
+        lines = [(line, INK) for line in _wrapped(text, 2 if fault else 3)] if text else []
+        lines += [(fault, WRONG)] if fault else []
+        for k, (line, colour) in enumerate(lines):
+            self.draw.text((x, y + PICTURE + 7 + 19 * k), line, fill=colour, font=_font(15))
+
+    def png(self) -> bytes:
+        buffer = io.BytesIO()
+        self.image.save(buffer, format="PNG", optimize=True)
+        return buffer.getvalue()
+
+    def _place(self, column: int) -> Place:
+        return GAP + column * (PICTURE + GAP), self.top + BAND
 
 
 def _mark(draw: ImageDraw.ImageDraw, centre: tuple[int, int], right: bool) -> None:

@@ -21,8 +21,9 @@ sys.path.append(str(BENCHMARKS))
 
 import measuring  # noqa: E402
 import peaks  # noqa: E402
+import report  # noqa: E402
 from bench_image import main  # noqa: E402
-from contenders import BASELINE, OURS, Loader, Output, Stage, Work  # noqa: E402
+from contenders import BASELINE, INT8, OURS, Loader, Output, Stage, Work  # noqa: E402
 from shapes_work import DecoderWork  # noqa: E402
 
 from sana_edge.errors import SanaError  # noqa: E402
@@ -57,18 +58,32 @@ def test_shapes(run: Callable[..., tuple[dict[str, Any], str]], tmp_path: Path) 
     data, printed = run(*SHAPES, "--layers", "2", "--chart")
     denoiser, decoder = data["works"]
     found = rows(denoiser)
-    assert list(found) == [("context", OURS), ("step", OURS), ("step", BASELINE), ("step+context/4", OURS)]
-    step, base = found["step", OURS], found["step", BASELINE]
+    assert list(found) == [
+        *(("context", OURS), ("context", INT8)),
+        *(("step", OURS), ("step", INT8), ("step", BASELINE)),
+        *(("step+context/4", OURS), ("step+context/4", INT8)),
+    ]
+    step, small, base = (found["step", name] for name in (OURS, INT8, BASELINE))
     assert len(step["seconds"]) == 2 and min(step["seconds"]) > 0
     assert step["median"] == statistics.median(step["seconds"])
     assert step["ratios"] == [a / b for a, b in zip(step["seconds"], base["seconds"], strict=True)]
     assert 0 < step["difference"] < 1e-5 and base["difference"] is None and base["ratios"] == []
+    assert (step["reference"], small["reference"], base["reference"]) == (BASELINE, BASELINE, None)
+    assert small["ratios"] == [a / b for a, b in zip(small["seconds"], base["seconds"], strict=True)]
+    to_float = [a / b for a, b in zip(small["seconds"], step["seconds"], strict=True)]
+    assert small["ratios_to_float"] == to_float and step["ratio_to_float"] is None
+    assert small["ratio_to_float"] == statistics.median(to_float)
+    assert 1e-3 < small["difference"] < 0.01
     share = found["context", OURS]["median"] / 4
     assert found["step+context/4", OURS]["seconds"][0] == pytest.approx(step["seconds"][0] + share)
     assert step["memory"]["most"] > 0
     assert (denoiser["layers"], denoiser["all_layers"], denoiser["tokens"]) == (2, 3, 30)
-    assert list(rows(decoder)) == [("decode", OURS), ("decode", BASELINE)]
+    assert list(rows(decoder)) == [("decode", OURS), ("decode", INT8), ("decode", BASELINE)]
     assert 0 < rows(decoder)["decode", OURS]["difference"] < 1e-5
+    assert 1e-3 < rows(decoder)["decode", INT8]["difference"] < 0.05
+    for work in (denoiser, decoder):
+        weights = {name: row["weights"] for (stage, name), row in rows(work).items() if "+" not in stage}
+        assert weights[OURS] == weights[BASELINE] > 2 * weights[INT8] > 0
     assert "2 of 3 layers, 96x96" in printed and "step per layer" in printed
     assert denoiser["threads"] == torch.get_num_threads() and data["machine"]["cores"] > 0
     assert data["command"].startswith("python benchmarks/bench_image.py --shapes tiny")
@@ -101,6 +116,10 @@ def test_model(run: Callable[..., tuple[dict[str, Any], str]], tiny_folder: Path
         assert rows(half)[stage, OURS]["difference"] < 0.1
     for stage in ("decode", "picture"):
         assert rows(exact)[stage, OURS]["levels"] <= 1
+        assert rows(exact)[stage, INT8]["difference"] > 1e-3
+    for stage in ("text", "decode", "picture"):
+        small, whole, theirs = (rows(exact)[stage, name]["weights"] for name in (INT8, OURS, BASELINE))
+        assert small < 0.6 * whole and whole <= theirs
     assert (exact["model"], exact["size"]) == (tiny_folder.name, 128)
     assert str(tiny_folder.parent) not in json.dumps(data)
     assert "tiny, 128x128, 2 steps, fp32 on cpu" in printed
@@ -112,6 +131,7 @@ class Fake(Work):
 
     outputs: dict[str, Output]
     free: tuple[str, ...] = ()
+    allowed: dict[str, float] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
     dtype: str = "fp32"
     device: str = "cpu"
@@ -125,6 +145,10 @@ class Fake(Work):
     def unequal(self) -> tuple[str, ...]:
         return self.free
 
+    @property
+    def int8_tolerance(self) -> dict[str, float]:
+        return self.allowed
+
     def loaders(self) -> dict[str, Loader]:
         return {name: lambda name=name: {"work": self._stage(name)} for name in self.outputs}  # type: ignore[misc]
 
@@ -134,7 +158,7 @@ class Fake(Work):
             time.sleep(0.002)
             return self.outputs[name]
 
-        return call
+        return Stage(call)
 
 
 def measured(monkeypatch: pytest.MonkeyPatch, work: Work, repeat: int = 3) -> list[measuring.Row]:
@@ -168,6 +192,68 @@ def test_unequal_work_is_refused(monkeypatch: pytest.MonkeyPatch, output: Output
     with pytest.raises(SanaError, match="work: the output of sana-edge is not diffusers's"):
         measured(monkeypatch, Fake(outputs=outputs), repeat=1)
     assert len(measured(monkeypatch, Fake(outputs=outputs, free=("work",)), repeat=1)) == 2
+
+
+def test_int8_may_differ_by_its_tolerance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Added to the one of fp32, 1e-3; the float implementation gets no more than before."""
+    off = {OURS: torch.ones(4), INT8: torch.full((4,), 1.02), BASELINE: torch.ones(4)}
+    found = measured(monkeypatch, Fake(outputs=off, allowed={"work": 0.0195}), repeat=1)
+    assert [row.difference for row in found] == [0.0, pytest.approx(0.02), None]
+    assert measured(monkeypatch, Fake(outputs=off), repeat=1)[1].difference == pytest.approx(0.02)
+    with pytest.raises(SanaError, match="the output of sana-edge int8 is not diffusers's"):
+        measured(monkeypatch, Fake(outputs=off, allowed={"work": 0.0185}), repeat=1)
+    with pytest.raises(SanaError, match="the output of sana-edge is not diffusers's"):
+        measured(monkeypatch, Fake(outputs={**off, OURS: off[INT8]}, allowed={"work": 0.1}), repeat=1)
+    broken = {**off, INT8: torch.full((4,), torch.nan)}
+    with pytest.raises(SanaError, match="sana-edge int8"):
+        measured(monkeypatch, Fake(outputs=broken), repeat=1)
+
+
+def test_without_the_baseline(run: Callable[..., tuple[dict[str, Any], str]]) -> None:
+    """INT8 is compared with our own float, which alone has nothing to be compared with."""
+    data, printed = run(*SHAPES, "--contenders", f"{OURS},{INT8}", "--layers", "1")
+    found = rows(data["works"][0])
+    assert {name for _, name in found} == {OURS, INT8} and BASELINE not in printed.replace("/ diffusers", "")
+    small = found["step", INT8]
+    assert (small["reference"], small["ratios"], small["ratio"]) == (OURS, [], None)
+    assert len(small["ratios_to_float"]) == 2 and 1e-3 < small["difference"] < 0.01
+    assert found["step", OURS]["reference"] is None and found["step", OURS]["difference"] is None
+    assert found["step+context/4", INT8]["ratio_to_float"] > 0
+    lines = report.speed_rows(data["works"][0], int8=True)
+    assert [line.split(" | ")[1] for line in lines[:1]] == ["text keys and values, once per picture"]
+
+
+def test_one_contender(run: Callable[..., tuple[dict[str, Any], str]]) -> None:
+    data, _ = run(*SHAPES, "--contenders", INT8, "--stage", "decode")
+    (row,) = data["works"][0]["rows"]
+    assert (row["ratio"], row["ratio_to_float"], row["difference"]) == (None, None, None)
+
+
+def test_tables_of_readme(run: Callable[..., tuple[dict[str, Any], str]]) -> None:
+    """A row for each stage that diffusers has too; without INT8's columns where none was measured."""
+    data, _ = run(*SHAPES, "--stage", "context,step,decode")
+    denoiser, decoder = data["works"]
+    (line,) = report.speed_rows(denoiser, int8=True)
+    found = rows(denoiser)
+    cells = line.strip("| ").split(" | ")
+    assert cells[1:4] == [
+        "denoising step",
+        *(f"{found['step', n]['median']:.3g} s" for n in (BASELINE, OURS)),
+    ]
+    assert cells[4] == f"{found['step', OURS]['ratio']:.2f}"
+    small = found["step", INT8]
+    assert cells[5:8] == [
+        f"{small['median']:.3g} s",
+        f"{small['ratio']:.2f}",
+        f"{small['ratio_to_float']:.2f}",
+    ]
+    share = small["weights"] / found["step", OURS]["weights"]
+    assert cells[8].endswith(f"MB ({share:.2f})") and cells[9].count("/") == 2
+    decoder["rows"] = [row for row in decoder["rows"] if row["name"] != INT8]
+    (line,) = report.speed_rows(decoder, int8=False)
+    assert line.count("|") == 7 and line.count(" / ") == 1
+    (line,) = report.speed_rows(decoder, int8=True)
+    assert line.count("|") == 11
 
 
 def test_pictures_may_differ_by_one_level(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,6 +292,9 @@ def test_memory_in_a_process_of_its_own() -> None:
         (["--shapes", "tiny", "--dtype", "int8"], "int8"),
         (["--shapes", "tiny", "--dtype", "fp16", "--device", "cpu"], "fp16"),
         (["--shapes", "tiny", "--stage", "step,text"], "text"),
+        (["--shapes", "tiny", "--contenders", "sana-edge,int8"], "unknown contender 'int8'"),
+        (["--shapes", "tiny", "--contenders", "sana-edge", "--chart"], "--chart"),
+        (["--model", "PACKAGE"], "marked-int8 is INT8 already"),
         (["--shapes", "tiny", "--output", "FILE/out.json"], "FILE"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, list) else "",
@@ -215,17 +304,18 @@ def test_bad_options(
     message: str,
     tiny_folder: Path,
     tiny_sprint_folder: Path,
+    marked_int8: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "FILE").touch()
-    places = {"FOLDER": str(tiny_folder), "SPRINT": str(tiny_sprint_folder)}
+    places = {"FOLDER": str(tiny_folder), "SPRINT": str(tiny_sprint_folder), "PACKAGE": str(marked_int8)}
     given = [places.get(word, word).replace("FILE/", f"{tmp_path}/FILE/") for word in arguments]
     assert main(given if "--output" in given else [*given, "--output", str(tmp_path / "out.json")]) == 1
     printed = capsys.readouterr()
     assert printed.out == "" and printed.err.startswith("error: ") and message in printed.err
     assert "hint:  " in printed.err or "FILE" in printed.err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["FILE"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["FILE", marked_int8.name]
 
 
 @pytest.mark.parametrize("arguments", [[], ["--shapes", "9b"], ["--shapes", "tiny", "--repeat", "0"]])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import random
 import sys
 from collections import Counter
@@ -19,7 +20,9 @@ from sana_edge.training.scenes import COLOURS, KINDS
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
+import evaluation
 import quality
+import report
 from diary import Diary
 from judge import Detection, Judgement
 from prompts import COUNTS, Prompt, combinations, prompts, relations
@@ -236,23 +239,128 @@ def test_command(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert sorted(path.name for path in tmp_path.iterdir()) == ["quality.json", "quality.png"]
 
 
+def test_command_with_int8(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output, picture = tmp_path / "quality.json", tmp_path / "quality.png"
+    given = ["--model", str(tiny_folder), "--int8", "--steps", "1", "--limit", "1", "--threads", "1"]
+    assert quality.main([*given, "--output", str(output), "--sheet", str(picture)]) == 0
+    data = json.loads(output.read_text())
+    asked = [first(category).text for category in COUNTS]
+    assert list(data["models"]) == ["tiny", "tiny-int8"]
+    for model in data["models"].values():
+        assert [result["prompt"] for result in model["results"]] == asked
+        assert model["seconds_per_picture"] > 0
+    assert "quantization" not in data["models"]["tiny"]
+    assert data["models"]["tiny-int8"]["quantization"].startswith("w8a8")
+    found = data["paired"]
+    assert (found["float"], found["int8"]) == ("tiny", "tiny-int8")
+    assert (found["difference"], found["interval_95"], found["mcnemar_p"]) == (0.0, [0.0, 0.0], 1.0)
+    # noise of one step, in INT8 from the same seeds: near, and not equal
+    assert [pair["prompt"] for pair in found["pictures"]] == asked
+    assert all(25 < pair["psnr"] < 70 and 0.8 < pair["ssim"] < 1 for pair in found["pictures"])
+    assert found["psnr"]["worst"] == min(pair["psnr"] for pair in found["pictures"])
+    pairs = Image.open(tmp_path / "quality-int8.png")
+    # a head, seven rows, two pairs of three pictures
+    assert pairs.size == (20 + 6 * 228, 104 + 7 * 336)
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 110
+    assert "INT8 less float: +0.0 points" in printed and found["psnr"]["worst_prompt"] in printed
+    names = ["quality-int8.png", "quality.json", "quality.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+
+
+def test_int8_twice_is_an_error(
+    marked_int8: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--model", str(marked_int8), "--int8", "--output", str(tmp_path / "a.json")]
+    assert quality.main(given) == 1
+    assert "is INT8 already" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [marked_int8]
+
+
 def test_interrupted_run_goes_on(tmp_path: Path) -> None:
+    """In the middle of a prompt: both models are asked again for it, and for no other."""
     chosen = quality.choose(1)
-    asked: list[int] = []
+    places = {number: place for place, number in enumerate(chosen)}
+    asked: list[tuple[str, int]] = []
 
-    def source(number: int, prompt: Prompt) -> tuple[quality.Pixels, dict[str, object]]:
-        asked.append(number)
-        if len(asked) == 3:
-            raise KeyboardInterrupt
-        return np.zeros((128, 128, 3), np.uint8), {}
+    def drawing(name: str, level: int) -> evaluation.Source:
+        def source(number: int, prompt: Prompt) -> tuple[evaluation.Pixels, dict[str, object]]:
+            asked.append((name, number))
+            if len(asked) == 6:
+                raise KeyboardInterrupt
+            return np.full((128, 128, 3), level + (name == "int8") * places[number], np.uint8), {}
 
+        return source
+
+    sources = {name: drawing(name, level) for name, level in (("model", 20), ("int8", 21))}
     output = tmp_path / "quality.json"
     with pytest.raises(KeyboardInterrupt), Diary(output, {}) as diary:
-        quality.evaluate("model", source, chosen, diary)
+        evaluation.evaluate(evaluation.PICTURES, sources, chosen, diary)
     with Diary(output, {}) as diary:
-        outcomes = quality.evaluate("model", source, chosen, diary)
-    assert asked == [*list(chosen)[:3], *list(chosen)[2:]]
-    assert [o.prompt for o in outcomes] == list(chosen.values())
+        outcomes = evaluation.evaluate(evaluation.PICTURES, sources, chosen, diary)
+        alike, kept = evaluation.likenesses(diary), evaluation.pictures(diary)
+    numbers = list(chosen)
+    pairs = [(name, number) for number in numbers for name in sources]
+    assert asked == [*pairs[:6], *pairs[4:]]
+    for found in outcomes.values():
+        assert {number: outcome.prompt for number, outcome in found.items()} == chosen
+    # every value is 1 + place off
+    expected = {number: 20 * math.log10(255 / (1 + place)) for number, place in places.items()}
+    assert {number: like.psnr for number, like in alike.items()} == pytest.approx(expected)
+    assert evaluation.worst(alike) == [numbers[-1], numbers[-2]]
+    assert kept[numbers[3]]["int8"][5, 5].tolist() == [21 + 3] * 3
+
+
+def test_pairs_of_the_lowest_psnr_are_kept(tmp_path: Path) -> None:
+    """Whichever prompts they are; of the others only those on the sheets."""
+    chosen = dict(list(quality.choose(40).items())[:40])
+    errors = dict(zip(chosen, random.Random(0).sample(range(1, 41), 40), strict=True))
+
+    def model(number: int, prompt: Prompt) -> tuple[evaluation.Pixels, dict[str, object]]:
+        return np.full((128, 128, 3), 100, np.uint8), {}
+
+    def int8(number: int, prompt: Prompt) -> tuple[evaluation.Pixels, dict[str, object]]:
+        return np.full((128, 128, 3), 100 + errors[number], np.uint8), {}
+
+    with Diary(tmp_path / "quality.json", {}) as diary:
+        evaluation.evaluate(evaluation.PICTURES, {"model": model, "int8": int8}, chosen, diary)
+        kept, worst = evaluation.pictures(diary), evaluation.worst(evaluation.likenesses(diary))
+    assert [errors[number] for number in worst] == [40, 39]
+    assert set(worst) | evaluation.on_sheet(chosen) <= set(kept)
+    assert len(kept) < 25
+
+
+def test_tables_of_readme(tmp_path: Path) -> None:
+    """Of a file without INT8, and of one with it: the numbers of the JSON in every row."""
+    data = json.loads((quality.RESULTS / "quality.json").read_text())
+    name = data["settings"]["model"]
+    data.pop("paired", None)
+    data["models"] = {name: data["models"][name]}
+    path = tmp_path / "quality.json"
+    path.write_text(json.dumps(data))
+    assert report.quality_table(path).splitlines()[0].count("|") == 7
+    counts = {"difference": -0.01, "both": 300, "only_float": 12, "only_int8": 34, "neither": 207}
+    spread = {"mean": 33.1, "median": 33.2, "worst": 24.5, "worst_prompt": "a red cat"}
+    data["models"]["small"] = data["models"][name]
+    data["paired"] = {
+        "float": name,
+        "int8": "small",
+        **counts,
+        "interval_95": [-0.02, 0.011],
+        "mcnemar_p": 0.83,
+        "categories": {category: {**counts, "only_int8": 5} for category in COUNTS},
+        "psnr": spread,
+        "ssim": spread,
+    }
+    path.write_text(json.dumps(data))
+    lines = report.quality_table(path).splitlines()
+    assert len({line.count("|") for line in lines[:9]}) == 1
+    score = f"{data['models'][name]['overall']['score']:.3f}"
+    assert lines[8].startswith(f"| **overall** | 553 | {score} |") and lines[8].count(score) == 2
+    assert "| 12 | 34 |" in lines[8] and "| 12 | 5 |" in lines[2]
+    text = "\n".join(lines[9:])
+    assert "INT8 less float: -1.0 points, 95 % interval -2.0 to +1.1" in text
+    assert "p 0.83" in text and "worst 24.5 dB" in text and data["command"] in text
 
 
 def test_unknown_model_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,201 @@
+"""Two models on the same prompts and seeds: whether their scores differ, and how alike their pictures are."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import comb
+from typing import Any
+
+import numpy as np
+from scores import Outcome, by_category, categories, overall
+
+SAMPLES = 20_000
+"""Of the bootstrap."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Prompts that both models get right, only the first, only the second, and neither."""
+
+    both: int
+    first: int
+    second: int
+    neither: int
+
+    @property
+    def total(self) -> int:
+        return self.both + self.first + self.second + self.neither
+
+    @property
+    def difference(self) -> float:
+        """The second model's share of right pictures less the first's."""
+        return (self.second - self.first) / self.total
+
+    def facts(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "difference": round(self.difference, 4),
+            "both": self.both,
+            "only_float": self.first,
+            "only_int8": self.second,
+            "neither": self.neither,
+        }
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """How near two pictures of the same prompt are; psnr in dB, infinite if they are equal."""
+
+    psnr: float
+    ssim: float
+
+    @property
+    def text(self) -> str:
+        return f"{self.psnr:.1f} dB, SSIM {self.ssim:.3f}" if math.isfinite(self.psnr) else "equal"
+
+
+def counts(first: Sequence[Outcome], second: Sequence[Outcome]) -> dict[str, Counts]:
+    """By category. Both sequences answer the same prompts in the same order."""
+    found = {}
+    others = by_category(second)
+    for name, members in by_category(first).items():
+        pairs = [(not a.fault, not b.fault) for a, b in zip(members, others[name], strict=True)]
+        cells = [(True, True), (True, False), (False, True), (False, False)]
+        found[name] = Counts(*(pairs.count(cell) for cell in cells))
+    return found
+
+
+def together(found: Mapping[str, Counts]) -> Counts:
+    """All categories in one."""
+    sums = (sum(getattr(c, name) for c in found.values()) for name in ("both", "first", "second", "neither"))
+    return Counts(*sums)
+
+
+def mcnemar(first: int, second: int) -> float:
+    """The exact two-sided p of McNemar's test: where models are equal, either wins a prompt by a fair coin.
+
+    first, second: prompts that only one of them gets right. 1 if there are none.
+    """
+    tail = sum(comb(first + second, k) for k in range(min(first, second) + 1))
+    return min(1.0, 2 * tail / 2 ** (first + second))
+
+
+def difference(found: Mapping[str, Counts]) -> float:
+    """The second model's overall score less the first's: the mean of the categories' differences."""
+    return statistics.fmean(c.difference for c in found.values())
+
+
+def interval(found: Mapping[str, Counts], *, seed: int = 0) -> tuple[float, float]:
+    """The 95 % interval of `difference` by bootstrap (percentiles of SAMPLES).
+
+    Prompts are drawn again within their category, each with both its verdicts. Categories where the models
+    agree on every prompt add nothing to the width: of few prompts it says little.
+    """
+    rng = np.random.default_rng(seed)
+    total = np.zeros(SAMPLES)
+    for c in found.values():
+        shares = np.array([c.second, c.first, c.both + c.neither]) / c.total
+        drawn = rng.multinomial(c.total, shares, size=SAMPLES)
+        total += (drawn[:, 0] - drawn[:, 1]) / c.total
+    low, high = np.quantile(total / len(found), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def table(first: Sequence[Outcome], second: Sequence[Outcome], ceiling: Sequence[Outcome]) -> str:
+    """The printed table of a float and an INT8 model."""
+    scores, others, best = categories(first), categories(second), categories(ceiling)
+    found = counts(first, second)
+    rows = [(name, scores[name], others[name], best[name].share, found[name]) for name in scores]
+    rows.append(("overall", overall(scores), overall(others), overall(best).share, together(found)))
+    titles = ("float", "95 % interval", "INT8", "95 % interval", "only float", "only INT8", "ceiling")
+    widths = (8, 17, 8, 17, 12, 11, 9)
+    heads = "".join(title.rjust(width) for title, width in zip(titles, widths, strict=True))
+    lines = [f"{'category':20}{'n':>5}{heads}"]
+    for name, a, b, top, c in rows:
+        intervals = [f"{s.low:.3f} to {s.high:.3f}" for s in (a, b)]
+        cells = (f"{a.share:.3f}", intervals[0], f"{b.share:.3f}", intervals[1], c.first, c.second)
+        numbers = "".join(
+            str(cell).rjust(width) for cell, width in zip((*cells, f"{top:.3f}"), widths, strict=True)
+        )
+        lines.append(f"{name:20}{a.count:5}{numbers}")
+    return "\n".join(lines)
+
+
+def facts(first: Sequence[Outcome], second: Sequence[Outcome]) -> dict[str, Any]:
+    """The comparison of the scores as JSON values; shares, the first model is the float one."""
+    found = counts(first, second)
+    everything = together(found)
+    low, high = interval(found)
+    return {
+        **everything.facts(),
+        # not that of all prompts in one: the overall score is a mean of categories
+        "difference": round(difference(found), 4),
+        "interval_95": [round(low, 4), round(high, 4)],
+        "bootstrap_samples": SAMPLES,
+        "mcnemar_p": float(f"{mcnemar(everything.first, everything.second):.4g}"),
+        "categories": {name: c.facts() for name, c in found.items()},
+    }
+
+
+def verdict(compared: Mapping[str, Any]) -> str:
+    """What `facts` say, on two lines."""
+    points, *ends = (100 * share for share in (compared["difference"], *compared["interval_95"]))
+    return (
+        f"INT8 less float: {points:+.1f} points, 95 % interval {ends[0]:+.1f} to {ends[1]:+.1f}.\n"
+        f"{compared['only_float']} prompts right only as float, {compared['only_int8']} only as INT8: "
+        f"p {compared['mcnemar_p']:.2g} (exact McNemar test)."
+    )
+
+
+def likeness_facts(pictures: Mapping[str, Likeness]) -> dict[str, Any]:
+    """PSNR and SSIM over the pictures as JSON values, by their prompts' texts.
+
+    Equal pictures have no PSNR: they count as the largest in the median, and are left out of the mean.
+    """
+    psnrs = {text: like.psnr for text, like in pictures.items()}
+    ssims = {text: like.ssim for text, like in pictures.items()}
+    differing = [value for value in psnrs.values() if math.isfinite(value)]
+    return {
+        "psnr": {**_spread(psnrs, 2), "mean": round(statistics.fmean(differing), 2) if differing else None},
+        "ssim": {**_spread(ssims, 4), "mean": round(statistics.fmean(ssims.values()), 4)},
+        "equal": len(psnrs) - len(differing),
+        "pictures": [
+            {"prompt": text, "psnr": _finite(like.psnr, 2), "ssim": _finite(like.ssim, 4)}
+            for text, like in pictures.items()
+        ],
+    }
+
+
+def likeness_text(compared: Mapping[str, Any]) -> str:
+    """What `likeness_facts` say, on three lines."""
+    psnr, ssim = compared["psnr"], compared["ssim"]
+    return (
+        f"PSNR of INT8 to float pictures: {_shown(psnr, ' dB')}.\n"
+        f'The worst of them: "{psnr["worst_prompt"]}".\n'
+        f"SSIM of INT8 to float pictures: {_shown(ssim, '')}."
+    )
+
+
+def _spread(values: Mapping[str, float], digits: int) -> dict[str, Any]:
+    worst = min(values, key=lambda text: values[text])
+    return {
+        "mean": None,
+        "median": _finite(statistics.median(values.values()), digits),
+        "worst": _finite(values[worst], digits),
+        "worst_prompt": worst,
+    }
+
+
+def _finite(value: float, digits: int) -> float | None:
+    """JSON has no infinity."""
+    return round(value, digits) if math.isfinite(value) else None
+
+
+def _shown(spread: Mapping[str, Any], unit: str) -> str:
+    values = {word: spread[word] for word in ("mean", "median", "worst")}
+    return ", ".join(
+        f"{word} {'infinite' if value is None else f'{value}{unit}'}" for word, value in values.items()
+    )

@@ -1,0 +1,135 @@
+"""A whole model folder in full size with random weights, to measure what loading and quantizing it takes.
+
+    python benchmarks/random_model.py /tmp/random-0.6b --shapes 0.6b
+
+Pictures from it are noise. Weights are streamed to the disk: memory stays below 3 GB.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from shapes_work import AUTOENCODERS, DENOISERS
+from torch import Tensor
+
+from sana_edge.autoencoder import Autoencoder
+from sana_edge.calib.writer import copy_files, new_folder, write_json, write_shards
+from sana_edge.denoiser import Denoiser
+from sana_edge.hub import BUNDLED
+from sana_edge.model_folder import read_json
+from sana_edge.stages import DTYPES
+
+# the text encoder of all public SANA models
+GEMMA_2_2B = {
+    "architectures": ["Gemma2Model"],
+    "model_type": "gemma2",
+    "vocab_size": 256000,
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+    "max_position_embeddings": 8192,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "attn_logit_softcapping": 50.0,
+    "final_logit_softcapping": 30.0,
+}
+
+
+def write_model(
+    output: Path, shapes: str, *, dtype: torch.dtype, text_layers: int, text_width: int, force: bool
+) -> None:
+    """Write the folder.
+
+    Args:
+        shapes: a name of `shapes_work.DENOISERS`.
+        dtype: of the denoiser and the autoencoder; the text encoder is bf16, as the public ones.
+        text_layers, text_width: Gemma-2-2B has 26 and 2304; the denoiser must read as many channels.
+    """
+    tiny = BUNDLED / "sana-tiny"
+    with new_folder(output, force=force) as folder:
+        names = [path.relative_to(tiny).as_posix() for path in tiny.rglob("*.json")]
+        kept = ("model_index.json", "scheduler/", "tokenizer/")
+        copy_files([name for name in names if name.startswith(kept)], tiny, folder)
+        with torch.device("meta"):
+            denoiser = Denoiser(DENOISERS[shapes]).to_diffusers()
+            autoencoder = Autoencoder(AUTOENCODERS[shapes]).state_dict()
+        _component(folder / "transformer", DENOISERS[shapes].to_dict(), denoiser, dtype)
+        _component(folder / "vae", AUTOENCODERS[shapes].to_dict(), autoencoder, dtype)
+        config = _text_config(text_layers, text_width)
+        _component(folder / "text_encoder", config, _text_shapes(config), torch.bfloat16, stem="model")
+
+
+def _text_config(layers: int, width: int) -> dict[str, Any]:
+    vocabulary = GEMMA_2_2B["vocab_size"]
+    if width != GEMMA_2_2B["hidden_size"]:
+        # a small text encoder for tests
+        vocabulary = read_json(BUNDLED / "sana-tiny" / "text_encoder" / "config.json")["vocab_size"]
+    return {**GEMMA_2_2B, "hidden_size": width, "num_hidden_layers": layers, "vocab_size": vocabulary}
+
+
+def _text_shapes(config: Mapping[str, Any]) -> dict[str, Tensor]:
+    from transformers import Gemma2Config, Gemma2Model
+
+    with torch.device("meta"):
+        return dict(Gemma2Model(Gemma2Config.from_dict(dict(config))).state_dict())
+
+
+def _component(
+    folder: Path,
+    config: Mapping[str, Any],
+    shapes: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    *,
+    stem: str = "diffusion_pytorch_model",
+) -> None:
+    folder.mkdir()
+    write_json(dict(config), folder / "config.json")
+    write_shards(random_weights(shapes, dtype), folder, stem=stem)
+
+
+def random_weights(shapes: Mapping[str, Tensor], dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """Normal weights that keep activations near 1, the same in every process, one tensor at a time."""
+    generator = torch.Generator().manual_seed(0)
+    for name, like in shapes.items():
+        fan_in = like[0].numel() if like.ndim > 1 else 4
+        if "embed_tokens" in name:
+            fan_in = 1
+        tensor = torch.randn(like.shape, generator=generator, dtype=torch.float32)
+        tensor *= 0.5 if "table" in name else fan_in**-0.5
+        if "norm" in name and name.endswith("weight") and "layernorm" not in name:
+            tensor += 1
+        yield name, tensor.to(dtype)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="write a model folder with random weights")
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--shapes", choices=sorted(DENOISERS), default="0.6b")
+    parser.add_argument("--dtype", choices=sorted(DTYPES), default="fp16")
+    parser.add_argument("--text-layers", type=int, default=GEMMA_2_2B["num_hidden_layers"])
+    parser.add_argument("--force", action="store_true", help="replace the folder")
+    args = parser.parse_args()
+    width = DENOISERS[args.shapes].caption_channels
+    write_model(
+        args.output,
+        args.shapes,
+        dtype=DTYPES[args.dtype],
+        text_layers=args.text_layers,
+        text_width=width,
+        force=args.force,
+    )
+    print(args.output)
+
+
+if __name__ == "__main__":
+    main()
