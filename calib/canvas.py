@@ -67,7 +67,8 @@ class Canvas:
         """The page as PNG."""
         page = self._image.resize((self.width, self.height), Image.Resampling.BOX)
         buffer = io.BytesIO()
-        page.save(buffer, format="PNG", optimize=True)
+        # a palette takes less than half of the bytes, in a package that may be small itself
+        page.quantize(256).save(buffer, format="PNG", optimize=True)
         return buffer.getvalue()
 
 

@@ -36,20 +36,21 @@ _SQNR_VALUES = 1 << 19
 _STEMS = {"transformer": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 
 
-def write(
-    folder: Path, config: Mapping[str, Any], tensors: Iterable[Named], quantization: Quantization
-) -> None:
-    """Write a component's weights and its config with the ``quantization``, whose checksum is filled in.
+def write_weights(folder: Path, tensors: Iterable[Named]) -> None:
+    """Write a component's weights.
 
     Args:
         folder: "transformer", "vae" or "text_encoder" of a package; must not exist.
-        config: the content of the float component's ``config.json``.
 
     Raises:
         CheckpointError, SanaError: as `write_shards`.
     """
     folder.mkdir()
     write_shards(tensors, folder, stem=_STEMS[folder.name])
+
+
+def write_config(folder: Path, config: Mapping[str, Any], quantization: Quantization) -> None:
+    """Write the float component's config beside the weights, with the ``quantization`` and their checksum."""
     quantization = dataclasses.replace(quantization, checksum=package.checksum(folder))
     write_json({**config, package.KEY: quantization.to_dict()}, folder / "config.json")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,17 +70,20 @@ class Task:
     def write(self, name: str, tensors: Iterable[Named], calibration: Calibration | None = None) -> None:
         """Write one component."""
         files = weight_files(self.model.path / name, variant=self.model.component_variant(name))
+        with ThreadPoolExecutor(1) as hashing:
+            checksum = hashing.submit(package.digest, files)
+            component.write_weights(self.folder / name, tensors)
         denoiser = name == "transformer"
         made = Quantization(
             # the text encoder's activations are not INT8
             activations="token" if name == "text_encoder" else self.settings.activations,
             kept=_kept(self, name, calibration.kept) if calibration else (),
             calibration=calibration.info if calibration else None,
-            source={"name": self.model.name, "checksum": package.digest(files)},
+            source={"name": self.model.name, "checksum": checksum.result()},
             clamp=clamps(self.model, self.denoiser_config, self.state(name)) if denoiser else None,
         )
         config = read_json(self.model.path / name / "config.json")
-        component.write(self.folder / name, config, tensors, made)
+        component.write_config(self.folder / name, config, made)
 
     def write_rest(self) -> None:
         """Write the text encoder, and copy what has no weights."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -49,3 +50,13 @@ def test_free_here_is_plausible() -> None:
     free = memory.available_memory(CPU)
     assert free is not None and 1 << 26 < free < 1 << 44
     assert memory.available_memory(torch.device("meta")) is None
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_peak_is_this_program_s_own() -> None:
+    # 1 GiB of pages that this process has touched
+    ballast = bytearray(b"\1") * (1 << 30)
+    code = "import torch; from sana_edge.memory import peak_memory; print(peak_memory(torch.device('cpu')))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert len(ballast) == 1 << 30
+    assert 1 << 24 < int(done.stdout) < 1 << 30

@@ -14,6 +14,7 @@ TRAININGS = {
     "vae-decoder": "its decoder alone",
     "dit-first": "denoiser, features as they are",
     "dit": "denoiser, features whitened",
+    "dit-further": "denoiser, further",
 }
 
 
