@@ -1,4 +1,4 @@
-# make demo      the README's picture, demo.png
+# make demo      the README's picture in INT8, demo.png
 # make test      lint, types and the quick tests
 # make test-all  the same with the slow tests, and the GPU tests where there is a GPU
 # make format    let ruff rewrite the sources
@@ -19,7 +19,7 @@ SEED ?= 7
 .PHONY: demo test test-all lint format wheel clean
 
 demo: $(VENV)/torch.stamp
-	$(RUN)/sana-edge generate --prompt "$(PROMPT)" --seed $(SEED) --output demo.png --force
+	$(RUN)/sana-edge generate --prompt "$(PROMPT)" --seed $(SEED) --int8 --output demo.png --force
 
 test: lint
 	$(RUN)/pytest

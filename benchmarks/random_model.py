@@ -1,6 +1,6 @@
 """A whole model folder in full size with random weights, to measure what loading and quantizing it takes.
 
-    python benchmarks/random_model.py /tmp/random-0.6b --shapes 0.6b
+    python benchmarks/random_model.py random-0.6b --shapes 0.6b
 
 Pictures from it are noise. Weights are streamed to the disk: memory stays below 3 GB.
 """
