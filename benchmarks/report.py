@@ -26,12 +26,18 @@ STAGES = {
     "decode": "decode",
     "picture": "whole picture, 20 steps",
 }
+PARTS = {
+    "transformer": "denoiser",
+    "vae": "decoder",
+    "text_encoder": "text encoder, its embedding table on disk only",
+}
 
 
 def main() -> int:
     """Rewrites what stands between `<!-- name -->` and `<!-- /name -->`."""
     quality = quality_table(RESULTS / "quality.json")
-    replace(ROOT / "README.md", {"quality": quality, "speed": speed_tables()})
+    sections = {"quality": quality, "speed": speed_tables()}
+    replace(ROOT / "README.md", {**sections, "quantize": quantize_table(RESULTS / "bench_quantize.json")})
     replace(ROOT / "sana_edge" / "models" / "sana-tiny" / "README.md", {"quality": quality})
     return 0
 
@@ -46,6 +52,23 @@ def quality_table(path: Path) -> str:
     compared = data.get("paired")
     lines = f"{verdict(compared)}\n{likeness_text(compared)}".splitlines() if compared else []
     return "\n".join([*table, "", *(f"{text}  " for text in lines), note])
+
+
+def quantize_table(path: Path) -> str:
+    """What a model weighs before and after, and what quantizing it took."""
+    data = json.loads(path.read_text())
+    rows = heading(("weights", "fp32", "as stored", "INT8 package", "of fp32"))
+    for name, before in data["bytes"]["float"].items():
+        after = data["bytes"]["int8"][name]["stored"]
+        sizes = (f"{size / 1e6:,.0f} MB" for size in (before["fp32"], before["stored"], after))
+        rows.append(line([PARTS[name], *sizes, f"{after / before['fp32']:.3f}"]))
+    took = data["quantize"]
+    text = f"Quantizing took {took['seconds']:.0f} s and at most {took['peak_memory'] / 1e9:.1f} GB"
+    if "generate" in data:
+        made = data["generate"]
+        text += f"; loading the package and making a picture in one step {made['seconds']:.0f} s and "
+        text += f"{made['peak_memory'] / 1e9:.1f} GB"
+    return "\n".join([*rows, "", f"{text}.  ", circumstances(data)])
 
 
 def single_rows(data: dict[str, Any]) -> list[str]:

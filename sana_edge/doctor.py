@@ -87,17 +87,16 @@ def _cuda() -> Backend:
 def _int8() -> Backend:
     import torch
 
-    from sana_edge import ops
+    from sana_edge import int_mm, ops
     from sana_edge.weight_only import choose_product
 
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    refusals = {device: refusal for device in devices if (refusal := ops.int8_refusal(device))}
-    slower = (f"{device} multiplies in fp32, because: {refusal}" for device, refusal in refusals.items())
-    usable = [f"torch._int_mm on {device}" for device in devices if device not in refusals]
+    products = [int_mm.describe(device) for device in devices]
     refusal = ops.onednn_refusal()
     convolutions = f"no oneDNN convolution: {refusal}" if refusal else "oneDNN convolution on cpu"
     text = (f"text encoder on {device}: {choose_product(device).reason}" for device in devices)
-    return Backend("int8", bool(usable), "; ".join([*usable, *slower, convolutions, *text]))
+    usable = any(fast for fast, _ in products)
+    return Backend("int8", usable, "; ".join([*(words for _, words in products), convolutions, *text]))
 
 
 def _unusable(reason: str) -> list[Backend]:

@@ -1,22 +1,30 @@
-"""Products of INT8 matrices with exact sums: torch._int_mm where it works, fp32 products elsewhere."""
+"""Products of INT8 matrices with exact sums.
+
+torch._int_mm where it works and is fast. Without AVX-512, as in most laptops, it multiplies one number at a
+time: there oneDNN's quantized linear layer, which torch keeps for its own compiler, if the CPU has AVX-VNNI.
+Products in fp32 elsewhere. All of them give the same sums.
+"""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 # rows of a weight that are turned into columns at a time
 _HELD_ROWS = 64
+# the uint8 that stands for 0
+_ZERO = 128
 # so many products of two int8 add up exactly in fp32: 1024 · 128 · 127 < 2^24
 _EXACT_DEPTH = 1024
 
 
 def hold_weight(weight: Tensor) -> Tensor:
     """The same int8 weight (out, in), in the memory order that `w8a8_linear` reads fastest on its device."""
-    if weight.device.type != "cpu":
-        # cuBLASLt wants both factors with the inner dimension contiguous
+    if weight.device.type != "cpu" or (int8_refusal("cpu") and not onednn_linear_refusal()):
+        # cuBLASLt wants both factors with the inner dimension contiguous, and so does oneDNN's packing
         return weight.contiguous()
     if weight.t().is_contiguous():
         return weight
@@ -25,6 +33,24 @@ def hold_weight(weight: Tensor) -> Tensor:
     for start in range(0, len(weight), _HELD_ROWS):
         held[start : start + _HELD_ROWS] = weight[start : start + _HELD_ROWS]
     return held
+
+
+def multiplier(weight: Tensor) -> Callable[[Tensor], Tensor]:
+    """What multiplies int8 values (M, K) by an int8 weight (N, K) transposed: exact sums (M, N), as fp32."""
+    if weight.device.type == "cpu" and int8_refusal("cpu") and not onednn_linear_refusal():
+        return _packed(weight)
+    return lambda values: int8_sums(values, weight).float()
+
+
+def describe(device: str) -> tuple[bool, str]:
+    """Whether a kind of device multiplies INT8 as such, and with what or why not."""
+    refusal = int8_refusal(device)
+    if not refusal:
+        return True, f"torch._int_mm on {device}"
+    packed = onednn_linear_refusal() if device == "cpu" else "oneDNN is for CPUs"
+    if not packed:
+        return True, f"oneDNN on {device}, because: {refusal}"
+    return False, f"{device} multiplies in fp32, because: {refusal}"
 
 
 def int8_sums(values: Tensor, weight: Tensor) -> Tensor:
@@ -58,6 +84,38 @@ def trial(device: str) -> str:
         return str(error).partition("\n")[0]
     wide = values.cpu().long()
     return "" if torch.equal(sums.cpu().long(), wide @ wide.T) else "torch._int_mm gives wrong sums"
+
+
+@functools.cache
+def onednn_linear_refusal() -> str:
+    """Why oneDNN's quantized linear layer cannot be used on this CPU; empty where it can."""
+    generator = torch.Generator().manual_seed(0)
+    # (7, K) and (33, K): sums beyond 2^24, products that saturate 16 bit in pairs, and both signs
+    values = torch.randint(-127, 128, (7, 1500), dtype=torch.int8, generator=generator)
+    weight = torch.randint(-127, 128, (33, 1500), dtype=torch.int8, generator=generator)
+    values[:2], weight[:2], weight[2:4] = 127, 127, -127
+    try:
+        sums = _packed(weight)(values)
+    except (AttributeError, RuntimeError, TypeError) as error:
+        return f"torch {torch.__version__} cannot: {str(error).partition(chr(10))[0]}"
+    exact = values.long() @ weight.long().T
+    return "" if torch.equal(sums, exact.float()) else "its sums saturate on this CPU"
+
+
+def _packed(weight: Tensor) -> Callable[[Tensor], Tensor]:
+    columns = len(weight)
+    packed = torch.ops.onednn.qlinear_prepack(weight.contiguous(), None)
+    scales, zeros = torch.ones(columns), torch.zeros(columns, dtype=torch.int32)
+
+    def multiply(values: Tensor) -> Tensor:
+        # q + 128, modulo 256; int8 itself would be multiplied one number at a time
+        shifted = values.contiguous().view(torch.uint8).bitwise_xor(_ZERO)
+        sums: Tensor = torch.ops.onednn.qlinear_pointwise(
+            shifted, 1.0, _ZERO, packed, scales, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+        return sums
+
+    return multiply
 
 
 def _shape_refusal(values: Tensor, weight: Tensor) -> str:

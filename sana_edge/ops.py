@@ -25,6 +25,7 @@ from sana_edge.conv_ops import unpack_conv2d as unpack_conv2d
 from sana_edge.int_mm import hold_weight as hold_weight
 from sana_edge.int_mm import int8_refusal as int8_refusal
 from sana_edge.int_mm import int8_sums as int8_sums
+from sana_edge.int_mm import multiplier
 
 # a layer's weight and bias
 Layer = tuple[Tensor, Tensor]
@@ -216,11 +217,10 @@ def w8a8_linear(
     height, width = (_PRODUCT_ROWS, _PRODUCT_COLUMNS) if pieces else (max(len(left), 1), len(weight))
     for start in range(0, len(weight), width):
         columns = slice(start, start + width)
+        multiply = multiplier(weight[columns])
         for top in range(0, len(left), height):
             band = slice(top, top + height)
-            part = (
-                int8_sums(left[band], weight[columns]).float().mul_(rows[band]).mul_(weight_scales[columns])
-            )
+            part = multiply(left[band]).mul_(rows[band]).mul_(weight_scales[columns])
             out[band, columns] = part if offsets is None else part.add_(offsets[columns])
     return out.view(*values.shape[:-1], len(weight))
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import sana_edge
-from sana_edge import doctor, hub, ops, weight_only
+from sana_edge import doctor, hub, int_mm, ops, weight_only
 
 
 def test_report(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,7 +43,8 @@ def test_backends_of_this_machine() -> None:
 def test_what_multiplies_int8(monkeypatch: pytest.MonkeyPatch) -> None:
     by_name = {backend.name: backend for backend in doctor.backends()}
     assert by_name["int8"].usable and by_name["int8"].detail.startswith("torch._int_mm on cpu")
-    monkeypatch.setattr(ops, "int8_refusal", lambda device: f"no INT8 on {device}")
+    monkeypatch.setattr(int_mm, "int8_refusal", lambda device: f"no INT8 on {device}")
+    monkeypatch.setattr(int_mm, "onednn_linear_refusal", lambda: "nor here")
     monkeypatch.setattr(ops, "onednn_refusal", lambda: "none here")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -134,6 +137,41 @@ def test_sums_are_exact_without_int_mm(shape: tuple[int, int, int], without_int_
     values, weight = integers(*shape)
     assert ops.int8_refusal("cpu") == "no kernel for int8"
     assert torch.equal(ops.int8_sums(values, weight).long(), values.long() @ weight.long().T)
+
+
+@pytest.mark.parametrize("refused", ["", "not here"], ids=["onednn", "fp32"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_products_of_cpus_that_int_mm_is_slow_on(
+    shape: tuple[int, int, int], refused: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not refused and int_mm.onednn_linear_refusal():
+        pytest.skip(int_mm.onednn_linear_refusal())
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    if refused:
+        monkeypatch.setattr(int_mm, "onednn_linear_refusal", lambda: refused)
+    values, weight = integers(*shape)
+    sums = int_mm.multiplier(ops.hold_weight(weight))(values)
+    assert torch.equal(sums, (values.long() @ weight.long().T).float())
+    works, words = int_mm.describe("cpu")
+    assert works == (not refused) and "AVX512-VNNI" in words
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", ["AVX2_VNNI", "AVX2"])
+def test_a_laptop_s_instructions_give_the_same_sums(limit: str) -> None:
+    """oneDNN obeys the variable; without VNNI its sums saturate, which the trial has to notice."""
+    code = (
+        "import torch; torch.cpu._is_vnni_supported = lambda: False\n"
+        "from sana_edge import int_mm; torch.manual_seed(0)\n"
+        "v, w = (torch.randint(-127, 128, (n, 1152), dtype=torch.int8) for n in (300, 200))\n"
+        "exact = (v.long() @ w.long().T).float()\n"
+        "assert torch.equal(int_mm.multiplier(int_mm.hold_weight(w))(v), exact)\n"
+        "print(int_mm.describe('cpu')[1])"
+    )
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": limit}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(("oneDNN on cpu", "cpu multiplies in fp32"))
 
 
 def test_wrong_sums_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

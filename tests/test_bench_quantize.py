@@ -1,0 +1,50 @@
+"""The benchmark of quantizing, on a model of a few kilobytes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+import bench_quantize
+import report
+
+from sana_edge.errors import SanaError
+
+
+@pytest.fixture
+def model(tiny_folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+
+
+def test_sizes_are_those_of_the_files(model: Path) -> None:
+    found = bench_quantize.sizes(model)
+    assert set(found) == set(bench_quantize.COMPONENTS)
+    for name in ("transformer", "text_encoder"):
+        (path,) = (model / name).glob("*.safetensors")
+        length = int.from_bytes(path.read_bytes()[:8], "little")
+        assert found[name]["stored"] == path.stat().st_size - 8 - length
+    # the encoder does not count
+    assert found["vae"]["stored"] < sum(path.stat().st_size for path in (model / "vae").glob("*"))
+
+
+def test_the_whole_run(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "result.json"
+    assert bench_quantize.main([str(model), "--output", str(output)]) == 0
+    data = json.loads(output.read_text())
+    assert data["quantize"]["seconds"] > 0 and data["quantize"]["peak_memory"] > 1 << 24
+    assert data["bytes"]["int8"]["transformer"]["stored"] < data["bytes"]["float"]["transformer"]["fp32"]
+    assert str(tmp_path) not in output.read_text()
+    assert "transformer" in capsys.readouterr().out
+    assert "denoiser" in report.quantize_table(output)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".bench-")] == []
+
+
+def test_a_failing_command_says_why(tmp_path: Path) -> None:
+    with pytest.raises(SanaError, match="failed: error: "):
+        bench_quantize.command("quantize", str(tmp_path / "none"), "--output", str(tmp_path / "out"))
