@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import bench_quantize
 import report
+import velocity_error
 
 from sana_edge.errors import SanaError
 
@@ -48,3 +49,11 @@ def test_the_whole_run(model: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_a_failing_command_says_why(tmp_path: Path) -> None:
     with pytest.raises(SanaError, match="failed: error: "):
         bench_quantize.command("quantize", str(tmp_path / "none"), "--output", str(tmp_path / "out"))
+
+
+def test_velocity_error(tmp_path: Path) -> None:
+    output = tmp_path / "error.json"
+    assert velocity_error.main(["--shapes", "tiny", "--size", "64", "--output", str(output)]) == 0
+    errors = json.loads(output.read_text())["errors"]
+    # three of the schedule's times; rounding to 127 steps is about half a percent of a layer
+    assert len(errors) == 3 and all(1e-4 < error < 1e-2 for error in errors.values())
