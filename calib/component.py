@@ -6,6 +6,7 @@ What is not INT8 stays in the source's 16-bit dtype; fp32 becomes fp16, or bf16 
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -115,8 +116,7 @@ def stored(state: Mapping[str, Tensor], half: torch.dtype = torch.float16) -> It
 
 def common_dtype(state: Mapping[str, Tensor]) -> torch.dtype:
     """The dtype that the most tensors of a component have."""
-    dtypes = [tensor.dtype for tensor in state.values()]
-    return max(set(dtypes), key=dtypes.count)
+    return Counter(tensor.dtype for tensor in state.values()).most_common(1)[0][0]
 
 
 def _sqnr(weight: Tensor, values: Tensor, columns: Tensor) -> float:

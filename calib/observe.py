@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,26 +88,6 @@ def observe(
             if store is not None:
                 store.save(statistics)
     return statistics
-
-
-@contextmanager
-def progress_bar(quiet: bool = False) -> Iterator[Callable[[Progress], None]]:
-    """A bar on stderr, where that is a terminal, to pass to `observe` as ``progress``."""
-    from tqdm import tqdm
-
-    with tqdm(disable=quiet or not sys.stderr.isatty(), unit="step", leave=False) as bar:
-
-        def show(progress: Progress) -> None:
-            done = (progress.prompt - 1) * progress.steps + progress.step
-            if bar.total is None:
-                # what an earlier run did is no measure of speed
-                bar.initial = bar.n = done - 1
-                bar.total = progress.prompts * progress.steps
-            if progress.step == 1:
-                bar.set_description(f"prompt {progress.prompt} of {progress.prompts}")
-            bar.update(done - bar.n)
-
-        yield show
 
 
 def _prompt_set(prompts: Sequence[str], note: Callable[[str], None]) -> PromptSet:

@@ -33,6 +33,7 @@ def quantize(
     device: str = "auto",
     offline: bool = False,
     force: bool = False,
+    progress: bool = False,
     told: Told = lambda name, done, count: None,
 ) -> Report:
     """Write a package of an INT8 denoiser, decoder and text encoder, whole or not at all, with its report.
@@ -45,7 +46,8 @@ def quantize(
         output: the folder to make. A calibration that is interrupted leaves a hidden folder beside it, which
             the next one takes up.
         device: of the calibration, "auto", "cpu" or "cuda".
-        force: replace a model folder at ``output``.
+        force: replace a model folder at ``output``, but not the float model itself.
+        progress: show a download on stderr.
         told: what is being done, how much of it is done, how much there is; 0 and 0 where that is not known.
 
     Raises:
@@ -56,13 +58,17 @@ def quantize(
     settings, place = settings or Settings(), choose_device(device)
     output = output.absolute()
     with new_folder(output, force=force) as folder, memory_errors(model):
-        found = hub.resolve(model, offline=offline)
+        # a mistake in these shows before anything is downloaded
+        given = None if settings.prompts is None else load_prompts(settings.prompts)
+        found = hub.resolve(model, offline=offline, progress=progress)
         if package.is_package(found.path):
             raise InvalidInput(f"{model} is already quantized", "give the float model that it was made of")
+        source = found.path.resolve()
+        if output.resolve() in (source, *source.parents):
+            raise InvalidInput(f"{output} is where the float model is", "choose another --output")
         task = Task(found, folder, settings, place, told)
         if settings.calibrate:
-            chosen = settings.prompts
-            prompts = default_set(found.name, found.path) if chosen is None else load_prompts(chosen)
+            prompts = given or default_set(found.name, found.path)
             report = _calibrated(task, prompts, calibration_folder(output))
         else:
             report = _uncalibrated(task)
@@ -124,7 +130,7 @@ def _calibrated(task: Task, prompts: PromptSet, observed: Path) -> Report:
         calibration,
         comparisons=_compare(task, references),
         timesteps=references[0].timesteps.tolist() if references else [],
-        runs=_runs(task, plans),
+        runs=_runs(task, plans, notes),
         notes=notes,
     )
 
@@ -159,10 +165,11 @@ def _compare(task: Task, references: list[Trajectory]) -> list[Comparison]:
         return comparisons
 
 
-def _runs(task: Task, plans: list[Plan]) -> dict[str, Run]:
+def _runs(task: Task, plans: list[Plan], notes: list[str]) -> dict[str, Run]:
     if not plans:
         return {}
     with task.part("measure"):
         models = {"float": task.model.path, "int8": task.folder}
         runs = {name: measure(str(path), plans[0], device=task.device.type) for name, path in models.items()}
+    notes += [f"the {name} model's time and memory: not measured" for name in runs if runs[name] is None]
     return {name: run for name, run in runs.items() if run is not None}

@@ -17,10 +17,10 @@ from sana_edge import quant
 from sana_edge.autoencoder import Autoencoder
 from sana_edge.calib import fold
 from sana_edge.calib.clip import clip
-from sana_edge.calib.settings import Activations
 from sana_edge.calib.statistics import LayerStatistics, Statistics
 from sana_edge.denoiser import Denoiser
 from sana_edge.errors import InvalidInput, SanaError
+from sana_edge.package import Activations
 from sana_edge.quantized import decoder_targets, denoiser_targets, stacked
 
 Alpha: TypeAlias = float | Literal["auto"]

@@ -92,15 +92,6 @@ class LayerStatistics:
             self.samples = torch.cat([self.samples, torch.stack(rows)])
             self.sample_steps = torch.cat([self.sample_steps, torch.full((len(rows),), step)])
 
-    def merge(self, other: LayerStatistics) -> None:
-        """Add what ``other`` saw later at the same steps; equal to having seen both in one pass."""
-        torch.maximum(self.absmax, other.absmax, out=self.absmax)
-        for step, limit in enumerate(torch.maximum(self.limit, other.limit).tolist()):
-            self._widen(step, limit)
-            self.histogram[step] += _widened(other.histogram[step], float(other.limit[step]), limit)
-        self.samples = torch.cat([self.samples, other.samples])
-        self.sample_steps = torch.cat([self.sample_steps, other.sample_steps])
-
     def tensors(self) -> dict[str, Tensor]:
         """The fields by name."""
         return {item.name: getattr(self, item.name) for item in fields(self)}
@@ -156,20 +147,6 @@ class Statistics:
             return cls(layers, json.loads(metadata["info"]))
         except (KeyError, ValueError) as error:
             raise CheckpointError(f"{path} does not hold whole statistics: {error}", _DAMAGED) from error
-
-    def merge(self, other: Statistics) -> None:
-        """Add what ``other`` observed of the same layers, for its later prompts; ``info`` stays.
-
-        Raises:
-            SanaError: layers or steps differ.
-        """
-        shapes = ({name: layer.absmax.shape for name, layer in own.layers.items()} for own in (self, other))
-        if next(shapes) != next(shapes):
-            raise SanaError(
-                "the statistics are of different layers or numbers of steps", "calibrate both alike"
-            )
-        for name, layer in self.layers.items():
-            layer.merge(other.layers[name])
 
     def checksum(self) -> str:
         """sha256 of all values and ``info``, in hexadecimal; the order of layers does not matter."""

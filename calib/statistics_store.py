@@ -47,21 +47,22 @@ class StatisticsStore:
             others = len(list(self._folder.glob("statistics-*.safetensors")))
             if others:
                 self._note(
-                    f"observing anew: {others} stored statistics in {self._folder} are of other weights, "
-                    "prompts or options, and stay as they are"
+                    f"observing anew: {others} stored statistics are of other weights, prompts or options, "
+                    "and stay as they are"
                 )
             return self._empty
         try:
             statistics = Statistics.load(self.path)
         except CheckpointError as error:
-            self._note(f"observing anew: {error}")
+            # notes go into reports, which name no folder of this machine
+            self._note(f"observing anew: {error}".replace(str(self.path), self.path.name))
             return self._empty
         if _shapes(statistics) != _shapes(self._empty):
-            self._note(f"observing anew: {self.path} is of other layers")
+            self._note(f"observing anew: {self.path.name} is of other layers")
             return self._empty
-        info: dict[str, Any] = {**self._empty.info, "observed": int(statistics.info["observed"])}
+        info: dict[str, Any] = {**self._empty.info, "observed": int(statistics.info.get("observed", 0))}
         statistics.info = info
-        self._note(f"{info['observed']} of {info['prompts']} prompts were observed before, in {self.path}")
+        self._note(f"{info['observed']} of {info['prompts']} prompts were observed before")
         return statistics
 
     def save(self, statistics: Statistics) -> None:

@@ -82,7 +82,7 @@ def _picture_lines(report: Report) -> list[str]:
     plan = report.comparisons[worst].plan
     prompt = plan.prompt if len(plan.prompt) <= 40 else plan.prompt[:37] + "..."
     return [
-        f"INT8 against float, {len(report.comparisons)} pictures from the same seeds",
+        f"INT8 against float, {len(report.comparisons)} pictures of calibration prompts, with new noise",
         f"  {'':14}{'mean':>11}{'worst':>11}",
         f"  {'PSNR':14}{decibels(psnr['mean']):>11}{decibels(psnr['worst']):>11}  seed {plan.seed}: {prompt}",
         f"  {'SSIM':14}{ssim['mean']:>11.4f}{ssim['worst']:>11.4f}",

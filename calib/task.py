@@ -30,6 +30,7 @@ from sana_edge.text_weights import quantize_text_state
 from sana_edge.weights import StoredState, weight_files
 
 _COMPONENTS = ("transformer", "vae", "text_encoder")
+_TERMS = ("LICENSE", "LICENCE", "NOTICE", "COPYING")
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,10 @@ class Task:
             checksum = hashing.submit(package.digest, files)
             component.write_weights(self.folder / name, tensors)
         denoiser = name == "transformer"
+        # a calibrated decoder uses its scales in any case; the text encoder's activations are not INT8
+        static = calibration is not None and (name == "vae" or self.settings.activations == "tensor")
         made = Quantization(
-            # the text encoder's activations are not INT8
-            activations="token" if name == "text_encoder" else self.settings.activations,
+            activations="tensor" if static else "token",
             kept=_kept(self, name, calibration.kept) if calibration else (),
             calibration=calibration.info if calibration else None,
             source={"name": self.model.name, "checksum": checksum.result()},
@@ -91,7 +93,10 @@ class Task:
         self.write("text_encoder", quantize_text_state(path / "text_encoder", variant=variant))
         files = [file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()]
         needed = needed_files(files, self.model.variant)
-        copy_files((file for file in needed if not file.startswith(_COMPONENTS)), path, self.folder)
+        rest = [file for file in needed if not file.startswith(_COMPONENTS)]
+        # the terms of the weights go where the weights go
+        rest += [file for file in files if file.upper().startswith(_TERMS)]
+        copy_files(rest, path, self.folder)
 
     def report(self, layers: list[Layer], calibration: Calibration | None, **measured: Any) -> Report:
         """The report of what has been written."""

@@ -110,11 +110,20 @@ def new_folder(output: Path, *, force: bool = False) -> Iterator[Path]:
         folder = temporary / "new"
         folder.mkdir()
         yield folder
-        # what is replaced is not gone until the new folder stands in its place
+        _replace(folder, output, temporary / "old", force=force)
+
+
+def _replace(folder: Path, output: Path, old: Path, *, force: bool) -> None:
+    """Rename ``folder`` to ``output``; what is there goes to ``old``, and comes back if that fails."""
+    try:
         if os.path.lexists(output):
             check_output(output, force=force)
-            os.rename(output, temporary / "old")
+            os.rename(output, old)
         os.rename(folder, output)
+    except BaseException:
+        if old.exists() and not os.path.lexists(output):
+            os.rename(old, output)
+        raise
 
 
 @contextlib.contextmanager

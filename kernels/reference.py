@@ -97,14 +97,33 @@ def glu_depthwise(x: Tensor, weight: Tensor, bias: Tensor, height: int, width: i
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """Per-token INT8: values (..., C) int8 and scales (...,) fp32, absmax of the row / 127.
 
-    Values are x · (1 / scale) in fp32, rounded half to even, within ±127; rows of zeros have scale 1.
+    Values are x · (1 / scale) in fp32, rounded half to even, within ±127; rows of zeros have scale 1. The
+    scale of a row with NaN or infinity is NaN, its values are anything.
     """
-    return quant.quantize_rows(x)
+    values, rows = quant.quantize_rows(x)
+    return values, torch.where(rows.isfinite(), rows, torch.nan)
+
+
+def norm_modulate_quantize(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """`quantize_rows` of `norm_modulate`, not rounded to x's dtype in between: (B, N, C) and (B, N)."""
+    return quant.quantize_rows(norm_modulate(x.float(), scale, shift, eps))
 
 
 def quantize_tensor(x: Tensor, scale: Tensor) -> Tensor:
-    """INT8 values of x with one given scale, () fp32; what lies beyond ±127 steps is clipped."""
+    """INT8 values of x with one given scale, () fp32; what lies beyond ±127 steps is clipped.
+
+    Implementations give every row this scale, or NaN as in `quantize_rows`.
+    """
     return quant.quantize(x, scale)
+
+
+def quantize_map(x: Tensor, scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """A map (B, C, H, W) with one scale: values int8 of its shape, scale () fp32, that of its absmax if None.
+
+    The scale is NaN where x has NaN or infinity, and the values are anything.
+    """
+    given = quant.tensor_scale(x) if scale is None else scale
+    return quant.quantize(x, given), torch.where(x.isfinite().all(), given, torch.nan)
 
 
 def w8a8_linear(
@@ -114,6 +133,11 @@ def w8a8_linear(
     weight_scales: Tensor,
     bias: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
+    *,
+    silu: bool = False,
+    limit: float | None = None,
+    gate: Tensor | None = None,
+    residual: Tensor | None = None,
 ) -> Tensor:
     """INT8 activations times INT8 weights, accumulated exactly as integers.
 
@@ -123,14 +147,23 @@ def w8a8_linear(
         weight: (out, in) int8.
         weight_scales: (out,) fp32.
         bias: (out,), added after the scales.
+        silu: apply SiLU after the bias.
+        limit: clip to ±limit after that.
+        gate: (out,) or (B, 1, out), multiplies what was clipped.
+        residual: (..., out), added last.
 
     Returns:
-        (..., out): float(sum) · row scale · column scale + bias, in that order in fp32; then ``dtype``.
+        (..., out): float(sum) · row scale · column scale + bias, in that order in fp32, then what is asked
+        for of SiLU, clip, gate and residual; then ``dtype``.
     """
     sums = (values.double() @ weight.double().T).float()
     rows = scales if scales.ndim == 0 else scales.unsqueeze(-1)
     out = sums * rows * weight_scales
-    return (out if bias is None else out + bias.float()).to(dtype)
+    out = out if bias is None else out + bias.float()
+    out = F.silu(out) if silu else out
+    out = out if limit is None else out.clamp(-limit, limit)
+    out = out if gate is None else out * gate.float()
+    return (out if residual is None else residual.float() + out).to(dtype)
 
 
 def w8a8_conv2d(

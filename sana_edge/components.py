@@ -54,6 +54,8 @@ def load_denoiser(
     if quantization is not None:
         package.verify(folder, quantization)
         check_tensors(state, quantization, denoiser_layers(config), where=str(folder))
+    elif any(map(is_scale, state)):
+        raise CheckpointError(f"{folder} has INT8 weights, config.json says nothing of it", package.DAMAGED)
     dtype = _stored_dtype(state, device) if dtype == "auto" else dtype
     denoiser = Denoiser.from_diffusers(config, state)
     denoiser.clamp = clamps(model, config, state, quantization)
@@ -138,7 +140,13 @@ def _stored_dtype(state: Mapping[str, Tensor], device: torch.device) -> str:
 
 
 def store_in_16_bit(network: nn.Module) -> None:
-    """Round what is not INT8 to what a package would hold, so that both give the same pictures."""
+    """Round what is not INT8 to what a package would hold, so that both give the same pictures.
+
+    Raises:
+        CheckpointError: a weight has NaN or infinite values; names it.
+    """
     for name, tensor in network.state_dict(keep_vars=True).items():
         if tensor.is_floating_point() and not is_scale(name):
+            if not tensor.isfinite().all():
+                raise CheckpointError(f"{name} has NaN or infinite values", "the checkpoint is damaged")
             tensor.data = to_16_bit(tensor.data)

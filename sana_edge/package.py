@@ -1,4 +1,4 @@
-"""The quantized package: what its components say about themselves; read, verified and written.
+"""The quantized package: what its components say about themselves, read and verified.
 
 A package is a model folder in diffusers layout whose ``config.json`` files have a ``quantization_config``.
 A quantized module has an int8 ``weight``, an fp32 ``weight_scale`` (one per output channel) and, where it was
@@ -7,27 +7,19 @@ calibrated, an fp32 ``input_scale`` (one per tensor); everything else is in 16 b
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
-import json
-import os
-import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import Tensor
-
-from sana_edge.errors import CheckpointError, InvalidInput, SanaError
+from sana_edge.errors import CheckpointError
 from sana_edge.model_folder import read_json
-from sana_edge.weights import save_state
 
 METHOD = "sana-edge-w8a8"
 VERSION = 1
 KEY = "quantization_config"
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 Activations = Literal["token", "tensor"]
 
@@ -166,52 +158,6 @@ def verify(component: Path, quantization: Quantization) -> None:
             f"its config.json says {quantization.checksum[:12]}...",
             DAMAGED,
         )
-
-
-def write_component(
-    folder: Path,
-    config: Mapping[str, Any],
-    state: Mapping[str, Tensor],
-    quantization: Quantization,
-    *,
-    weights: str = WEIGHTS,
-) -> Quantization:
-    """Write the ``config.json`` and the weights of a component, all or nothing; its checksum is filled in.
-
-    Args:
-        folder: must not exist.
-        config: the content of the float component's ``config.json``.
-        state: tensors with diffusers' names, or transformers' for the text encoder.
-        weights: the name of their file; that of a text encoder is model.safetensors.
-
-    Raises:
-        InvalidInput: ``folder`` exists.
-        SanaError: it cannot be written.
-    """
-    if os.path.lexists(folder):
-        raise InvalidInput(f"{folder} exists", "choose another folder")
-    with _renamed_to(folder) as partial:
-        save_state(state, partial / weights)
-        quantization = dataclasses.replace(quantization, checksum=checksum(partial))
-        text = json.dumps({**config, KEY: quantization.to_dict()}, indent=2) + "\n"
-        (partial / "config.json").write_text(text, encoding="utf-8")
-    return quantization
-
-
-@contextlib.contextmanager
-def _renamed_to(folder: Path) -> Iterator[Path]:
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    try:
-        partial.mkdir(parents=True)
-        try:
-            yield partial
-            os.rename(partial, folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-    except OSError as error:
-        raise SanaError(
-            f"cannot write {folder}: {error}", "check the free space and the permissions"
-        ) from error
 
 
 def _check_version(version: object, where: str) -> None:

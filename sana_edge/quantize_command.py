@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
     with torch_extra():
         from sana_edge.calib.quantize import quantize
         from sana_edge.calib.table import table
-    with _bar(arguments.quiet) as told:
+    with _resumable(arguments), _bar(arguments.quiet) as told:
         report = quantize(
             arguments.model,
             arguments.output,
@@ -63,10 +63,25 @@ def run(arguments: argparse.Namespace) -> None:
             device=arguments.device,
             offline=arguments.offline,
             force=arguments.force,
+            progress=not arguments.quiet,
             told=told,
         )
     print(table(report), end="\n\n")
     print(arguments.output)
+
+
+@contextmanager
+def _resumable(arguments: argparse.Namespace) -> Iterator[None]:
+    """Ctrl-C inside says that the work is not lost, where it is not."""
+    from sana_edge.calib.settings import calibration_folder
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        kept = any(calibration_folder(arguments.output.absolute()).glob("*.safetensors"))
+        if kept and not arguments.quiet:
+            print("what has been observed is kept: the same command goes on from there", file=sys.stderr)
+        raise
 
 
 @contextmanager
@@ -81,10 +96,11 @@ def _bar(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
             nonlocal shown
             if name != shown:
                 shown = name
+                # first, as the reset draws the bar
+                bar.set_description(name, refresh=False)
                 bar.reset(total=count or None)
                 # what an earlier run did is no measure of speed
                 bar.initial = bar.n = max(done - 1, 0)
-                bar.set_description(name, refresh=False)
             bar.total = count or None
             bar.update(done - bar.n)
 

@@ -190,13 +190,18 @@ def test_a_cpu_that_saturates_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_map_is_quantized_by_the_definition() -> None:
     x = torch.randn(2, 5, 7, 3)
     values, scale = ops.quantize_map(x)
-    assert torch.equal(scale, quant.tensor_scale(x)) and torch.equal(values, quant.quantize(x, scale))
+    defined, absmax = reference.quantize_map(x)
+    assert torch.equal(scale, absmax) and torch.equal(values, defined)
     assert values.is_contiguous(memory_format=torch.channels_last)
     # a third of the values are beyond, and -128 is not used
     scale = torch.tensor(1 / 127)
     values, same = ops.quantize_map(x, scale)
-    assert torch.equal(same, scale) and torch.equal(values, quant.quantize(x, scale))
+    defined, _ = reference.quantize_map(x, scale)
+    assert torch.equal(same, scale) and torch.equal(values, defined)
     assert values.min() == -127 and values.max() == 127
+    x[1, 2, 3, 0] = torch.inf
+    for given in (None, scale):
+        assert ops.quantize_map(x, given)[1].isnan() and reference.quantize_map(x, given)[1].isnan()
 
 
 @each_scale

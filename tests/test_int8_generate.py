@@ -16,18 +16,20 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sana_edge import CheckpointError, OutOfMemory, Sana, hub, package, read_metadata, stages
+from sana_edge.calib.component import write_config, write_weights
 from sana_edge.cli import main
 from sana_edge.components import DTYPES, load_decoder, load_denoiser
 from sana_edge.hub import BUNDLED, ResolvedModel
 from sana_edge.image_metrics import psnr
 from sana_edge.model_folder import read_json
-from sana_edge.package import KEY, WEIGHTS, Quantization
+from sana_edge.package import KEY, Quantization
 from sana_edge.package_tensors import is_scale, to_16_bit
 from sana_edge.text_weights import quantize_text_state
 
 Capture = pytest.CaptureFixture[str]
 PROMPT = "a red house left of a yellow star"
 CPU = torch.device("cpu")
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 NOTE = "quantized while loading, without calibration"
 
 
@@ -49,8 +51,8 @@ def write_package(source: Path, target: Path, *, clamp: bool | None = None) -> P
     }
     for name, (state, quantization) in states.items():
         config = read_json(source / name / "config.json")
-        file = "model.safetensors" if name == "text_encoder" else WEIGHTS
-        package.write_component(target / name, config, stored(state), quantization, weights=file)
+        write_weights(target / name, stored(state).items())
+        write_config(target / name, config, quantization)
     return target
 
 
@@ -232,6 +234,14 @@ def test_damaged_weights(copy: Path, capsys: Capture, component: str) -> None:
     assert_refused(copy, capsys, f"the weights in {copy / component} have checksum", "quantize")
 
 
+def test_int8_weights_without_a_word_in_the_config(copy: Path, capsys: Capture) -> None:
+    path = copy / "transformer" / "config.json"
+    content = read_json(path)
+    del content[KEY]
+    path.write_text(json.dumps(content))
+    assert_refused(copy, capsys, f"{copy / 'transformer'} has INT8 weights", "quantize")
+
+
 def test_a_transformer_that_does_not_say_whether_to_clamp(copy: Path, capsys: Capture) -> None:
     edit_config(copy, "transformer", clamp=None)
     assert_refused(copy, capsys, "transformer/config.json: quantization_config lacks clamp")
@@ -302,6 +312,8 @@ def test_a_kept_list_that_does_not_match(
     ("component", "tensor", "layer"),
     [
         ("transformer", "transformer_blocks.1.ff.conv_point.weight", "blocks.1.project"),
+        # never INT8
+        ("transformer", "transformer_blocks.0.ff.conv_depth.bias", "blocks.0.depthwise"),
         ("vae", f"{CONV}.weight", CONV),
     ],
 )

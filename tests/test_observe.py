@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from sana_edge import InvalidInput, Sana, SanaError
 from sana_edge.calib.listener import SAMPLE_ROWS, Listener, nothing, targets
-from sana_edge.calib.observe import Progress, observe, progress_bar
+from sana_edge.calib.observe import Progress, observe
 from sana_edge.calib.prompts import PromptSet
 from sana_edge.calib.statistics import Statistics
 from sana_edge.hub import resolve
@@ -329,24 +328,3 @@ def test_a_folder_that_cannot_be_written_is_found_out_first(
     monkeypatch.setattr("sana_edge.calib.statistics_store.check_writable", full)
     with pytest.raises(SanaError, match="cannot write"):
         observe(stages, PROMPTS, folder=tmp_path / "new", progress=interrupt(1, 1), **OPTIONS)
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-def test_the_bar_is_for_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
-    for stream, quiet, shown in (
-        (Terminal(), False, True),
-        (Terminal(), True, False),
-        (io.StringIO(), False, False),
-    ):
-        monkeypatch.setattr("sys.stderr", stream)
-        with progress_bar(quiet) as progress:
-            # as after an interruption: the first prompt is done
-            for step in range(1, 5):
-                progress(Progress(2, 2, step, 4))
-        assert bool(stream.getvalue()) is shown
-        if shown:
-            assert "prompt 2 of 2" in stream.getvalue() and "/8" in stream.getvalue()

@@ -15,10 +15,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sana_edge import package, quant
-from sana_edge.errors import CheckpointError, InvalidInput, SanaError
+from sana_edge.calib.component import write_config, write_weights
+from sana_edge.errors import CheckpointError
 from sana_edge.package import Quantization
 from sana_edge.package_tensors import check_tensors, to_16_bit
 
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 LAYERS = [("attn.to_q", "attn.to_k"), ("out",), ("head",)]
 Q = Quantization(
     activations="token",
@@ -91,27 +93,34 @@ def test_keys_of_others_are_ignored() -> None:
     assert Quantization.from_dict(described(comment="x"), where="").kept == ("head",)
 
 
+def written(folder: Path) -> Quantization:
+    write_weights(folder, state().items())
+    write_config(folder, {"num_layers": 2}, Q)
+    found = package.read(folder)
+    assert found is not None
+    return found
+
+
 def test_write_read_verify(tmp_path: Path) -> None:
-    folder = tmp_path / "m" / "transformer"
-    written = package.write_component(folder, {"num_layers": 2}, state(), Q)
-    assert sorted(os.listdir(folder)) == ["config.json", package.WEIGHTS]
-    assert os.listdir(tmp_path / "m") == ["transformer"]
+    folder = tmp_path / "transformer"
+    found = written(folder)
+    assert sorted(os.listdir(folder)) == ["config.json", WEIGHTS]
     assert json.loads((folder / "config.json").read_text())["num_layers"] == 2
-    assert package.read(folder) == written == dataclasses.replace(Q, checksum=written.checksum)
-    assert written.checksum == hashlib.sha256((folder / package.WEIGHTS).read_bytes()).hexdigest()
-    package.verify(folder, written)
-    assert load_file(folder / package.WEIGHTS).keys() == state().keys()
-    assert package.is_package(tmp_path / "m") and not package.is_package(tmp_path)
+    assert found == dataclasses.replace(Q, checksum=found.checksum)
+    assert found.checksum == hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+    package.verify(folder, found)
+    assert load_file(folder / WEIGHTS).keys() == state().keys()
+    assert package.is_package(tmp_path) and not package.is_package(folder)
 
 
 def test_a_damaged_checksum_is_refused_by_name(tmp_path: Path) -> None:
-    written = package.write_component(tmp_path / "vae", {}, state(), Q)
-    file = tmp_path / "vae" / package.WEIGHTS
+    found = written(tmp_path / "vae")
+    file = tmp_path / "vae" / WEIGHTS
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
     with pytest.raises(CheckpointError, match=rf"{tmp_path / 'vae'} have checksum .* says") as caught:
-        package.verify(tmp_path / "vae", written)
+        package.verify(tmp_path / "vae", found)
     assert "sana-edge quantize" in caught.value.hint
 
 
@@ -120,18 +129,6 @@ def test_the_checksum_covers_all_shards_in_the_order_of_their_names(tmp_path: Pa
         (tmp_path / f"{name}.safetensors").write_bytes(data)
     (tmp_path / "config.json").write_bytes(b"x")
     assert package.checksum(tmp_path) == hashlib.sha256(b"123").hexdigest()
-
-
-def test_writing_is_all_or_nothing(tmp_path: Path) -> None:
-    (tmp_path / "vae").mkdir()
-    with pytest.raises(InvalidInput, match="vae exists"):
-        package.write_component(tmp_path / "vae", {}, state(), Q)
-    (tmp_path / "file").write_text("")
-    with pytest.raises(SanaError, match="cannot write"):
-        package.write_component(tmp_path / "file" / "vae", {}, state(), Q)
-    with pytest.raises(TypeError):
-        package.write_component(tmp_path / "new", {"a": object()}, state(), Q)
-    assert sorted(os.listdir(tmp_path)) == ["file", "vae"]
 
 
 def test_a_float_component_has_no_quantization(tmp_path: Path) -> None:

@@ -115,6 +115,7 @@ def test_what_is_not_finite_gives_a_scale_of_nan(value: float, static: bool) -> 
     expected = torch.zeros(4, 3, dtype=torch.bool)
     expected[1, 2] = True
     assert torch.equal(scales.isnan(), expected) and scales[~expected].isfinite().all()
+    assert torch.equal(reference.quantize_rows(x)[1].isnan(), expected)
 
 
 def integers(M: int, K: int, N: int) -> tuple[Tensor, Tensor]:

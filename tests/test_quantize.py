@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import sys
@@ -18,6 +19,8 @@ from sana_edge import hub, package
 from sana_edge.calib import component
 from sana_edge.calib.quantize import quantize
 from sana_edge.calib.settings import Settings, calibration_folder
+from sana_edge.calib.statistics import Statistics
+from sana_edge.calib.statistics_store import StatisticsStore
 from sana_edge.cli import main
 from sana_edge.components import load_decoder, load_denoiser
 from sana_edge.config import AutoencoderConfig, DenoiserConfig
@@ -25,6 +28,7 @@ from sana_edge.errors import CheckpointError, InvalidInput, SanaError
 from sana_edge.model_folder import read_json
 from sana_edge.package_tensors import is_scale
 from sana_edge.pipeline import Sana
+from sana_edge.quantize_command import _bar
 from sana_edge.weights import StoredState, load_state
 
 # scripts there import each other by their plain names
@@ -102,6 +106,15 @@ def test_without_calibration_it_is_quantizing_while_loading(tiny_folder: Path, t
     assert all(35 < layer.sqnr < 55 for layer in report.layers)
     assert report.comparisons == [] and report.runs == {}
     assert "was not run" in report.notes[0]
+
+
+def test_the_terms_go_with_the_weights(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    (folder / "LICENSE.txt").write_text("terms")
+    (folder / "notes.txt").write_text("not terms")
+    quantize(str(folder), tmp_path / "package", Settings(calibrate=False))
+    assert (tmp_path / "package" / "LICENSE.txt").read_text() == "terms"
+    assert not (tmp_path / "package" / "notes.txt").exists()
 
 
 def test_a_package_holds_all_that_a_model_needs(tiny_folder: Path, tmp_path: Path) -> None:
@@ -214,9 +227,47 @@ def test_an_interrupted_calibration_goes_on(tiny_folder: Path, tmp_path: Path, p
     )
     assert seen == [1, 2] and again == [3, 4]
     assert "1 of 2 prompts were observed before" in report.notes[0]
-    for name in ("transformer", "vae"):
+    for name, activations in (("transformer", "token"), ("vae", "tensor")):
         assert package.checksum(whole / name) == package.checksum(resumed / name)
+        made = package.read(whole / name)
+        assert made is not None and made.activations == activations
     assert not calibration_folder(resumed).exists()
+    assert str(tmp_path) not in (resumed / "report.json").read_text()
+
+
+def test_the_command_can_be_interrupted(
+    tiny_folder: Path,
+    tmp_path: Path,
+    prompts: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options = ["--prompts", prompts, "--steps", "2", "--size", "64x64", "--pictures", "0"]
+    command = ["quantize", str(tiny_folder), "--output", str(tmp_path / "package"), *options]
+    with monkeypatch.context() as patch:
+        save = StatisticsStore.save
+
+        def interrupted(store: StatisticsStore, statistics: Statistics) -> None:
+            save(store, statistics)
+            raise KeyboardInterrupt
+
+        patch.setattr(StatisticsStore, "save", interrupted)
+        assert main(command) == 130
+    assert "the same command goes on from there" in capsys.readouterr().err
+    assert not (tmp_path / "package").exists()
+    assert main(command) == 0
+    assert "1 of 2 prompts were observed before" in capsys.readouterr().out
+
+
+def test_what_could_not_be_measured_is_noted(
+    tiny_folder: Path, tmp_path: Path, prompts: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    settings = Settings(prompts=prompts, steps=1, size=(64, 64), pictures=1)
+    report = quantize(str(tiny_folder), tmp_path / "package", settings)
+    assert report.runs == {}
+    assert [note for note in report.notes if "not measured" in note] == report.notes
+    assert len(report.notes) == 2
 
 
 @pytest.mark.slow
@@ -349,6 +400,16 @@ def test_a_taken_output_is_found_before_any_work(tmp_path: Path) -> None:
         quantize("no-such-model", tmp_path / "package")
     with pytest.raises(SanaError, match="cannot write"):
         quantize("no-such-model", tmp_path / "package" / "below")
+    with pytest.raises(InvalidInput, match="no prompt file"):
+        quantize("no-such-model", tmp_path / "new", Settings(prompts="/no/such/file"))
+
+
+def test_force_does_not_replace_the_float_model(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = copied(tiny_folder, tmp_path)
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(InvalidInput, match="where the float model is"):
+        quantize(str(folder), folder, Settings(calibrate=False), force=True)
+    assert sorted(folder.rglob("*")) == before and [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_the_command_prints_the_table_and_the_folder(
@@ -365,3 +426,25 @@ def test_the_command_prints_the_table_and_the_folder(
     assert main(command) == 1
     assert main([*command, "--force"]) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["package"]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_the_bar_is_for_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
+    for stream, quiet, shown in (
+        (Terminal(), False, True),
+        (Terminal(), True, False),
+        (io.StringIO(), False, False),
+    ):
+        monkeypatch.setattr("sys.stderr", stream)
+        with _bar(quiet) as told:
+            told("load", 0, 0)
+            # as after an interruption: half is done
+            for done in range(5, 9):
+                told("observe", done, 8)
+        assert bool(stream.getvalue()) is shown
+        if shown:
+            assert "observe" in stream.getvalue() and "/8" in stream.getvalue()

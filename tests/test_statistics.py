@@ -61,18 +61,6 @@ def test_the_order_of_the_ranges_does_not_matter() -> None:
         assert_equal(seen(list(order), steps=1), expected, samples=False)
 
 
-@pytest.mark.parametrize("cut", range(7))
-def test_merged_parts_equal_a_single_pass(cut: int) -> None:
-    batches = growing()
-    layer, later = LayerStatistics.empty(2, CHANNELS), LayerStatistics.empty(2, CHANNELS)
-    for n, batch in enumerate(batches):
-        part = layer if n < cut else later
-        part.update(n % 2, batch)
-        part.add_samples(n % 2, list(batch[:2]))
-    layer.merge(later)
-    assert_equal(layer, seen(batches))
-
-
 def test_memory_does_not_grow_with_what_is_seen() -> None:
     layer = LayerStatistics.empty(3, CHANNELS)
     before = {name: tensor.shape for name, tensor in layer.tensors().items()}
@@ -154,17 +142,6 @@ def test_checksum_of_tensors_tells_what_they_are() -> None:
     others = ({"c": x}, {"a": x.view(3, 2)}, {"a": x.int()}, {"a": x.bfloat16()}, {"a": -x})
     assert len({checksum(other) for other in ({"a": x}, *others)}) == 6
     assert checksum({"a": torch.zeros(())}) != checksum({"a": torch.zeros(0)})
-
-
-def test_merge_of_whole_statistics() -> None:
-    made, layer = statistics(), "denoiser.blocks.2.qkv"
-    made.merge(statistics())
-    doubled = 2 * statistics().layers[layer].histogram
-    assert torch.equal(made.layers[layer].histogram, doubled)
-    other = statistics()
-    del other.layers[layer]
-    with pytest.raises(SanaError, match="different layers"):
-        made.merge(other)
 
 
 def test_files_that_are_no_statistics(tmp_path: Path) -> None:

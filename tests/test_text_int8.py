@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from transformers import Gemma2Config, Gemma2Model
 from transformers.models.gemma2.modeling_gemma2 import Gemma2TextScaledWordEmbedding
 
-from sana_edge import package, quant, text_weights, weight_only
+from sana_edge import quant, text_weights, weight_only
+from sana_edge.calib.component import write_config, write_weights
 from sana_edge.embedding_table import MappedEmbedding
 from sana_edge.errors import CheckpointError, InvalidInput, SanaError
 from sana_edge.hub import BUNDLED
@@ -65,7 +66,8 @@ def make_package(folder: Path, **options: Any) -> Path:
     config = json.loads((folder / "text_encoder" / "config.json").read_text())
     state = dict(quantize_text_state(folder / "text_encoder", **options))
     quantization = Quantization("token", kept=tuple(options.get("keep", ())))
-    package.write_component(target / "text_encoder", config, state, quantization)
+    write_weights(target / "text_encoder", state.items())
+    write_config(target / "text_encoder", config, quantization)
     return target
 
 
@@ -408,7 +410,8 @@ def test_a_package_that_does_not_fit_is_refused(folder: Path, name: str) -> None
     state = dict(quantize_text_state(folder / "text_encoder"))
     damage(state)
     shutil.rmtree(folder / "text_encoder")
-    package.write_component(folder / "text_encoder", config, state, Quantization("token"))
+    write_weights(folder / "text_encoder", state.items())
+    write_config(folder / "text_encoder", config, Quantization("token"))
     with pytest.raises(CheckpointError, match=found):
         load(folder)
 

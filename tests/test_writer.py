@@ -119,6 +119,21 @@ def test_force_replaces_a_model_only_when_the_new_one_is_done(tmp_path: Path) ->
     assert [path.name for path in tmp_path.iterdir()] == ["package"]
 
 
+def test_what_is_replaced_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, rename = model_folder(tmp_path / "package"), os.rename
+
+    def interrupted(source: Path, target: Path) -> None:
+        if source.name == "new":
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt), new_folder(old, force=True):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["package"]
+    assert (old / "model_index.json").is_file()
+
+
 def test_force_spares_what_is_no_model(tmp_path: Path) -> None:
     folder, file = tmp_path / "photos", tmp_path / "file"
     folder.mkdir()
