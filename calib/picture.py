@@ -118,7 +118,12 @@ def _blocks(
                 _cell(page, (left + n * width, above), (width, high), layers[name])
     end = y + ROW + len(shown) * high
     more = f"{len(grid) - MOST_ROWS} more blocks are in report.json; " if len(grid) > MOST_ROWS else ""
-    page.text((left, end + 8), f"{more}framed layers stay in 16 bit", 13, c.SOFT)
+    page.text(
+        (left, end + 8),
+        f"{more}framed layers stay in 16 bit: alone they change the velocity most",
+        13,
+        c.SOFT,
+    )
 
 
 def _cell(page: Canvas, at: c.Point, size: c.Point, layer: Layer) -> None:

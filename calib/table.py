@@ -33,7 +33,7 @@ def table(report: Report) -> str:
 
 def _layer_lines(report: Report) -> list[str]:
     what = "outputs" if report.calibrated else "weights"
-    lines = [f"SQNR of the layers' {what} in dB; * stays in 16 bit"]
+    lines = [f"SQNR of the layers' {what} in dB; * stays in 16 bit: alone it changes the result most"]
     grid = block_grid(report.layers)
     if grid:
         lines.append("  denoiser " + "".join(f"{name:>11}" for name in BLOCK_LAYERS))

@@ -126,7 +126,9 @@ def check_writable(path: Path) -> None:
 
 
 def _taken(path: Path) -> InvalidInput:
-    return InvalidInput(f"{path} already exists", "choose another name, or replace it with --force")
+    return InvalidInput(
+        f"{path} already exists", "choose another name, or replace it with --force, in Python force=True"
+    )
 
 
 def _name(temporary: Path, path: Path) -> None:
