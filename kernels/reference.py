@@ -106,7 +106,7 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def norm_modulate_quantize(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """`quantize_rows` of `norm_modulate`, not rounded to x's dtype in between: (B, N, C) and (B, N)."""
-    return quant.quantize_rows(norm_modulate(x.float(), scale, shift, eps))
+    return quantize_rows(norm_modulate(x.float(), scale, shift, eps))
 
 
 def quantize_tensor(x: Tensor, scale: Tensor) -> Tensor:

@@ -1,12 +1,18 @@
-"""Seeds, and complete tiny pipelines with random weights, written by diffusers' own classes."""
+"""Seeds, Triton without a GPU, and tiny pipelines with random weights, written by diffusers' own classes."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+
+# read when triton is imported, which torch and diffusers may do: its kernels then run on the CPU
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
 import torch
@@ -26,12 +32,66 @@ from sana_edge.package import KEY, METHOD
 
 WIDTH = 64
 CAPTION_WIDTH = 32
+# compute capabilities that the Triton kernels are compiled for: 8.9 always, the others in the slow tests
+CAPABILITIES = (80, 86, 89, 90, 120)
 CAPTIONS = ("a red house left of a yellow star", "two blue fish above a green tree", "a cat on a mat")
 
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def interpreted() -> None:
+    """Triton kernels run in its interpreter, on CPU tensors; import their modules after asking for this."""
+    pytest.importorskip("triton", reason="triton is not installed")
+    if os.environ["TRITON_INTERPRET"] != "1":
+        pytest.skip("TRITON_INTERPRET is not 1")
+
+
+@pytest.fixture(params=[pytest.param(sm, marks=() if sm == 89 else pytest.mark.slow) for sm in CAPABILITIES])
+def compiled(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., dict[str, str]]:
+    """Compiles a Triton kernel ahead of time, for each architecture: "ptx", "sass" and "usage" of its code.
+
+    Args of what is returned:
+        name: "w8a8_linear.w8a8_linear_kernel", module and kernel in sana_edge.kernels.
+        signature: Triton's types of the arguments that are not constexpr, in their order, "*fp32" or "i32".
+        constexprs: values of the others; None stands for an argument that is left out.
+        multiples: integer arguments that are known to be multiples of 16, as all pointers are.
+        options: of the launch, num_warps and the like.
+    """
+    pytest.importorskip("triton", reason="triton is not installed")
+
+    def build(
+        name: str,
+        signature: Mapping[str, str],
+        constexprs: Mapping[str, object],
+        multiples: Sequence[str] = (),
+        **options: object,
+    ) -> dict[str, str]:
+        module, kernel = name.rsplit(".", 1)
+        asked = {
+            "module": f"sana_edge.kernels.{module}",
+            "kernel": kernel,
+            "capability": request.param,
+            "signature": signature,
+            "constexprs": constexprs,
+            "multiples": list(multiples),
+            "options": options,
+        }
+        done = subprocess.run(
+            [sys.executable, Path(__file__).with_name("compile_kernel.py")],
+            input=json.dumps(asked),
+            env={**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path / "triton")},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        code: dict[str, str] = json.loads(done.stdout)
+        return code
+
+    return build
 
 
 @pytest.fixture(scope="session")
