@@ -23,7 +23,7 @@ _EXACT_DEPTH = 1024
 
 def hold_weight(weight: Tensor) -> Tensor:
     """The same int8 weight (out, in), in the memory order that `w8a8_linear` reads fastest on its device."""
-    if weight.device.type != "cpu" or (int8_refusal("cpu") and not onednn_linear_refusal()):
+    if weight.device.type != "cpu" or _packs():
         # cuBLASLt wants both factors with the inner dimension contiguous, and so does oneDNN's packing
         return weight.contiguous()
     if weight.t().is_contiguous():
@@ -37,7 +37,7 @@ def hold_weight(weight: Tensor) -> Tensor:
 
 def multiplier(weight: Tensor) -> Callable[[Tensor], Tensor]:
     """What multiplies int8 values (M, K) by an int8 weight (N, K) transposed: exact sums (M, N), as fp32."""
-    if weight.device.type == "cpu" and int8_refusal("cpu") and not onednn_linear_refusal():
+    if weight.device.type == "cpu" and _packs():
         return _packed(weight)
     return lambda values: int8_sums(values, weight).float()
 
@@ -100,6 +100,11 @@ def onednn_linear_refusal() -> str:
         return f"torch {torch.__version__} cannot: {str(error).partition(chr(10))[0]}"
     exact = values.long() @ weight.long().T
     return "" if torch.equal(sums, exact.float()) else "its sums saturate on this CPU"
+
+
+def _packs() -> bool:
+    """Whether this CPU's products are oneDNN's linear layer."""
+    return bool(int8_refusal("cpu")) and not onednn_linear_refusal()
 
 
 def _packed(weight: Tensor) -> Callable[[Tensor], Tensor]:

@@ -15,9 +15,6 @@ from sana_edge.errors import CheckpointError, InvalidInput
 Observer = Callable[[Tensor], None]
 Move = Callable[[Tensor], Tensor]
 
-# of a weight, whose temporaries then stay in a CPU's cache
-_QUANTIZED_ROWS = 64
-
 
 @dataclass(frozen=True, eq=False)
 class Quantized:
@@ -95,10 +92,7 @@ class W8A8Linear(nn.Module):
             InvalidInput: static without an input scale.
         """
         layer = cls(linear.in_features, linear.out_features, bias=False)
-        pieces = [
-            quant.quantize_weight(rows) for rows in torch.split(linear.weight.detach(), _QUANTIZED_ROWS)
-        ]
-        values, layer.weight_scale = (torch.cat(parts) for parts in zip(*pieces, strict=True))
+        values, layer.weight_scale = quant.quantize_weight(linear.weight.detach())
         if not layer.weight_scale.isfinite().all():
             raise CheckpointError("a weight to be quantized has NaN or infinite values")
         layer.weight = ops.hold_weight(values)

@@ -5,8 +5,8 @@ docstring calls scratch, and sums "in place", are overwritten where no gradient 
 
 What makes the CPU fast: oneDNN's 1×1 convolution on a channels-last view is a linear layer that adds its bias
 for nothing (torch's own writes the bias first and adds to it), and tensors that stay in the cache and in
-malloc's pool cost less than the page faults of fresh ones. INT8 products are torch._int_mm's, and what is
-done to them is done in pieces that stay in the cache.
+malloc's pool cost less than the page faults of fresh ones. What is done to INT8 products (`int_mm`) is
+done in pieces that stay in the cache.
 """
 
 from __future__ import annotations

@@ -15,6 +15,9 @@ from torch import Tensor
 
 QMAX = 127
 
+# of a weight that is quantized at a time
+_PIECE_VALUES = 1 << 18
+
 # below this a scale's reciprocal is not finite in fp32
 _TINIEST = 2.0**-126
 
@@ -61,8 +64,15 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
     """A weight (out, ...) as int8 with one scale per output channel: values like weight, scales (out,)."""
-    columns = weight_scales(weight)
-    return quantize(weight, _per_channel(columns, weight.ndim)), columns
+    values = torch.empty_like(weight, dtype=torch.int8)
+    columns = torch.empty(len(weight), device=weight.device)
+    # in pieces whose temporaries stay in a CPU's cache
+    step = max(_PIECE_VALUES * len(weight) // max(weight.numel(), 1), 1)
+    for start in range(0, len(weight), step):
+        rows = slice(start, start + step)
+        columns[rows] = weight_scales(weight[rows])
+        values[rows] = quantize(weight[rows], _per_channel(columns[rows], weight.ndim))
+    return values, columns
 
 
 def dequantize_weight(values: Tensor, columns: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -4,10 +4,6 @@ A prompt has some 30 tokens, so that reading the weights is most of the work. Ac
 INT8 digits, x ≈ scale · (high + low / 254), where ``low`` is what rounding to ``high`` left over; one exact
 integer product multiplies both by the weight. A value's error is at most absmax / 64516, so a row's is in L2
 at most √in / 64516 of it: below the 2^-8 that rounding to bf16 may cost for up to 63504 inputs.
-
-On a CPU with bf16 instructions the digits take a layer of Gemma-2-2B for 8 to 32 tokens the time of bf16
-weights, a third of fp32's; for the 250 of an instruction, which is run once, 1.4 times that of bf16. For 32
-tokens `torch._weight_int8pack_mm` takes twice as long, dequantizing in pieces a third longer.
 """
 
 from __future__ import annotations
@@ -83,15 +79,12 @@ class WeightOnlyLinear(nn.Module):
 
 
 def quantize_weight(weight: Tensor, name: str) -> tuple[Tensor, Tensor]:
-    """`quant.quantize_weight` in pieces of rows: int8 (out, in) and fp32 (out,), as the whole would be.
+    """`quant.quantize_weight`, checked.
 
     Raises:
         CheckpointError: NaN or infinite values; names the layer.
     """
-    values = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
-    scales = torch.empty(len(weight), device=weight.device)
-    for rows in _pieces(weight, 4 * weight.shape[1]):
-        values[rows], scales[rows] = quant.quantize_weight(weight[rows])
+    values, scales = quant.quantize_weight(weight)
     if not scales.isfinite().all():
         raise CheckpointError(
             f"{name}.weight has NaN or infinite values",
@@ -189,8 +182,7 @@ def to_bitsandbytes(layer: WeightOnlyLinear) -> nn.Module:
     """The same layer as bitsandbytes' Linear8bitLt, without quantizing again: it shares the INT8 weight.
 
     Its scheme is ours, with 127 times the scale stored. Activations become INT8 too, but for outlier columns
-    (arXiv 2208.07339): on its CPU backend the error of sana-tiny's features is 0.56 %, of the digits 0.25 %.
-    The layer must be on its final device.
+    (arXiv 2208.07339), which is less exact than the digits. The layer must be on its final device.
     """
     from bitsandbytes.nn import Int8Params, Linear8bitLt
 
