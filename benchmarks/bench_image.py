@@ -27,6 +27,7 @@ from model_work import ModelWork
 from record import ended, header, positive, write_bytes, write_json
 from shapes_work import DENOISERS, DecoderWork, DenoiserWork
 
+from sana_edge import int_mm
 from sana_edge.components import DTYPES
 from sana_edge.errors import InvalidInput
 from sana_edge.image import check_writable
@@ -51,7 +52,13 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> None:
     output = options.output or RESULTS / f"bench_image-{_name(options, works)}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
     check_writable(output)
-    data = {**header("benchmarks/bench_image.py", given), "load_before": _load(), "repeat": options.repeat}
+    data = {
+        **header("benchmarks/bench_image.py", given),
+        "load_before": _load(),
+        "repeat": options.repeat,
+        # a fallback would be measured too
+        "int8_products": int_mm.describe(choose_device(options.device).type)[1],
+    }
     results: dict[str, list[Row]] = {}
     for work, stages in works.items():
         say = partial(_say, work.title)

@@ -85,15 +85,15 @@ def check_output(output: Path, *, force: bool) -> None:
         SanaError: the folder above cannot be written.
     """
     if os.path.lexists(output):
-        if not force:
-            raise InvalidInput(f"{output} exists", "choose another --output, or add --force")
         if output.is_symlink() or not output.is_dir():
-            raise InvalidInput(f"{output} is not a folder", "choose another --output")
+            raise InvalidInput(f"{output} exists and is not a folder", "choose another --output")
         if any(output.iterdir()) and not (output / "model_index.json").is_file():
             raise InvalidInput(
-                f"{output} is not empty and no model folder, so --force does not replace it",
-                "choose another --output",
+                f"{output} exists, is not empty and no model folder", "choose another --output"
             )
+        # said only where it helps
+        if not force:
+            raise InvalidInput(f"{output} exists", "choose another --output, or add --force")
     with _temporary(output):
         pass
 
