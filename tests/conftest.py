@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import shutil
@@ -28,8 +29,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import Gemma2Config, Gemma2Model, PreTrainedTokenizerFast
 
 from sana_edge.instruction import CHI
+from sana_edge.kernels import cuda_library
 from sana_edge.package import KEY, METHOD
 
+CSRC = Path(__file__).parents[1] / "csrc"
 WIDTH = 64
 CAPTION_WIDTH = 32
 # compute capabilities that the Triton kernels are compiled for: 8.9 always, the others in the slow tests
@@ -48,6 +51,90 @@ def interpreted() -> None:
     pytest.importorskip("triton", reason="triton is not installed")
     if os.environ["TRITON_INTERPRET"] != "1":
         pytest.skip("TRITON_INTERPRET is not 1")
+
+
+@pytest.fixture(scope="session")
+def emulated_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The CUDA kernels built for the CPU (csrc/emulator), as they are on compute capability 8.9."""
+    return _emulate(890, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def turing_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`emulated_library`, as the kernels are on compute capability 7.5."""
+    return _emulate(750, tmp_path_factory)
+
+
+def _emulate(architecture: int, folder: pytest.TempPathFactory) -> Path:
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        pytest.skip("no C++ compiler")
+    # SANA_EDGE_EMULATED_FOLDER keeps what was built, for those who run one test file again and again
+    kept = os.environ.get("SANA_EDGE_EMULATED_FOLDER")
+    place = Path(kept) if kept else folder.mktemp("emulated")
+    library = place / f"libsana_edge_emulated_{architecture}.so"
+    if not library.exists():
+        command = [
+            sys.executable,
+            str(CSRC / "compile.py"),
+            "--emulated",
+            str(architecture),
+            "--output",
+            str(library),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    return library
+
+
+@pytest.fixture(params=[0, 1], ids=["in order", "shuffled"])
+def emulated(
+    request: pytest.FixtureRequest, emulated_library: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Emulator]:
+    """The CUDA operations of sana_edge.kernels run on CPU tensors, threads and blocks in two orders."""
+    with _emulator(emulated_library, request.param, monkeypatch) as emulator:
+        yield emulator
+
+
+@pytest.fixture
+def emulated_turing(turing_library: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
+    """`emulated` for compute capability 7.5, in order."""
+    with _emulator(turing_library, 0, monkeypatch) as emulator:
+        yield emulator
+
+
+@contextlib.contextmanager
+def _emulator(library: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
+    monkeypatch.setenv("SANA_EDGE_CUDA_LIBRARY", str(library))
+    cuda_library.load.cache_clear()
+    emulator = Emulator(ctypes.CDLL(str(library)))
+    emulator.shuffle(seed)
+    emulator.count()
+    yield emulator
+    emulator.shuffle(0)
+    cuda_library.load.cache_clear()
+
+
+class Emulator:
+    """What the emulator can be told, and what it counted."""
+
+    NAMES = ("launches", "blocks", "int8_products", "half_products", "matrix_reads", "bank_conflicts")
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._library = library
+
+    def shuffle(self, seed: int) -> None:
+        """Run threads and blocks in their order (0), or in another one for every other seed."""
+        self._library.sana_edge_emulator_shuffle(seed)
+
+    def device(self, capability: int, processors: int, shared_memory: int) -> None:
+        """Pretend to be a device: 89, its multiprocessors, and bytes of shared memory of a block."""
+        self._library.sana_edge_emulator_device(capability, processors, shared_memory)
+
+    def count(self) -> dict[str, int]:
+        """What was done since the last call: see Counters in csrc/emulator/emulator.h."""
+        numbers = (ctypes.c_int64 * len(self.NAMES))()
+        self._library.sana_edge_emulator_counters(numbers)
+        return dict(zip(self.NAMES, numbers, strict=True))
 
 
 @pytest.fixture(params=[pytest.param(sm, marks=() if sm == 89 else pytest.mark.slow) for sm in CAPABILITIES])

@@ -1,0 +1,73 @@
+// The last step of every operation that ends in INT8 rows: absmax of a row, its scale, its values.
+//
+// kernels/reference.py, quantize_rows: scale = absmax / 127, 1 for rows of zeros, NaN where the row has NaN or
+// infinity; values x * (1 / scale), rounded half to even, within +-127.
+#pragma once
+
+#include "device.h"
+
+constexpr float LEVELS = 127.0f;
+
+struct RowScale {
+  float stored;   // what is written: NaN where the row is not finite
+  float inverse;  // what values are multiplied by
+};
+
+// |b| where it is larger than a or NaN; NaN stays NaN
+__device__ __forceinline__ float larger_or_nan(float a, float b) {
+  b = b < 0 ? -b : b;
+  return b > a || b != b ? b : a;
+}
+
+// of a row whose absmax is known; with one given scale it is that for every row
+__device__ __forceinline__ RowScale row_scale(float most, const float* static_scale) {
+  const bool finite = most <= 3.402823466e38f;
+  const float found = most == 0 ? 1.0f : divide(most, LEVELS);
+  const float used = static_scale ? *static_scale : found;
+  return {finite ? used : not_a_number(), divide(1.0f, used)};
+}
+
+__device__ __forceinline__ int8_t quantize(float value, const RowScale& scale) {
+  const float level = multiply(value, scale.inverse);
+  // comparisons with NaN are false; its values are anything, and here 0
+  const float clipped = level > LEVELS ? LEVELS : level < -LEVELS ? -LEVELS : level;
+  return static_cast<int8_t>(round_to_int(clipped));
+}
+
+// 16 consecutive elements at a 16-byte aligned address
+template <class T>
+__device__ __forceinline__ void load_group(float (&to)[16], const T* from) {
+  constexpr int EACH = 16 / sizeof(T);
+  struct alignas(16) Vector {
+    T element[EACH];
+  };
+  for (int n = 0; n < 16 / EACH; n++) {
+    const Vector vector = load_vector<Vector>(from + n * EACH);
+    for (int i = 0; i < EACH; i++) to[n * EACH + i] = to_float(vector.element[i]);
+  }
+}
+
+__device__ __forceinline__ Bytes16 quantize_group(const float (&values)[16], const RowScale& scale) {
+  Bytes16 packed;
+  for (int word = 0; word < 4; word++) {
+    packed.word[word] = 0;
+    for (int i = 0; i < 4; i++)
+      packed.word[word] |= uint32_t(uint8_t(quantize(values[4 * word + i], scale))) << 8 * i;
+  }
+  return packed;
+}
+
+constexpr size_t block_max_bytes(int threads) { return threads / WARP * sizeof(float); }
+
+// larger_or_nan over a block, the same on every thread; uses the first block_max_bytes of shared memory
+template <int THREADS>
+__device__ __forceinline__ float block_max(float value) {
+  float* warps = reinterpret_cast<float*>(shared_memory());
+  value = warp_max(value);
+  synchronize_block();
+  if (threadIdx.x % WARP == 0) warps[threadIdx.x / WARP] = value;
+  synchronize_block();
+  float most = warps[0];
+  for (int n = 1; n < THREADS / WARP; n++) most = larger_or_nan(most, warps[n]);
+  return most;
+}

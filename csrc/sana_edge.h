@@ -1,0 +1,314 @@
+/* The C interface of sana-edge's CUDA kernels: SANA's operations in INT8, on raw device memory.
+ *
+ * Every operation takes a struct and a stream (a cudaStream_t as void *; NULL is the default stream), checks what
+ * can be checked without reading device memory, starts its kernels and returns without waiting. Nothing is
+ * allocated. Pointers are to memory of the current device; matrices are row-major without gaps unless a stride is
+ * named; "may be NULL" stands where that is so. Addresses of matrices are multiples of 16 bytes, and so are the
+ * bytes of a row. A call with no rows does nothing. What each operation computes, and in which order it rounds,
+ * says the function of the same name in kernels/reference.py; sums over rows and channels are made in a fixed
+ * order, so that the same input gives the same bytes.
+ *
+ * Activations x are of one 16-bit type (or fp32 where that is said), INT8 activations have an fp32 scale per row,
+ * weights are INT8 (out, in) with an fp32 scale per output channel. Vectors (bias, gate, norms) are fp32.
+ * "per image" vectors: ``tokens`` consecutive rows share one; image i has it at pointer + i * stride floats, so
+ * stride 0 is one for all.
+ */
+#ifndef SANA_EDGE_H
+#define SANA_EDGE_H
+
+#include <stdint.h>
+
+#ifdef _WIN32
+#ifdef SANA_EDGE_BUILDING
+#define SANA_EDGE_API __declspec(dllexport)
+#else
+#define SANA_EDGE_API __declspec(dllimport)
+#endif
+#else
+#define SANA_EDGE_API __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* changes whenever a struct or a meaning does: a caller compares it with sana_edge_abi() */
+#define SANA_EDGE_ABI 1
+
+typedef enum {
+  SANA_EDGE_OK = 0,
+  SANA_EDGE_NULL_POINTER = 1,       /* a pointer that is needed is NULL */
+  SANA_EDGE_BAD_SHAPE = 2,          /* a size is negative, too large, or does not suit another */
+  SANA_EDGE_BAD_ALIGNMENT = 3,      /* an address or a row is not a multiple of 16 bytes */
+  SANA_EDGE_BAD_TYPE = 4,           /* a data type that the operation does not have */
+  SANA_EDGE_WORKSPACE = 5,          /* the workspace is smaller than asked for */
+  SANA_EDGE_UNSUPPORTED_DEVICE = 6, /* the GPU is older than compute capability 7.5, or lacks shared memory */
+  SANA_EDGE_NO_DEVICE = 7,          /* no GPU, or no driver */
+  SANA_EDGE_OLD_DRIVER = 8,         /* the driver is older than the CUDA runtime in this library */
+  SANA_EDGE_OUT_OF_MEMORY = 9,
+  SANA_EDGE_DEVICE_LOST = 10,       /* an earlier kernel failed, or the GPU is gone: the process must end */
+  SANA_EDGE_LAUNCH_FAILED = 11
+} sana_edge_status;
+
+typedef enum { SANA_EDGE_FP32 = 0, SANA_EDGE_FP16 = 1, SANA_EDGE_BF16 = 2 } sana_edge_type;
+
+/* ---- the library ---- */
+
+SANA_EDGE_API int sana_edge_abi(void);
+/* version of sana-edge that it was built from */
+SANA_EDGE_API const char *sana_edge_version(void);
+/* architectures in it, as "75 80 86 89 90 120 ptx120" */
+SANA_EDGE_API const char *sana_edge_architectures(void);
+/* what a status means, in English, never NULL */
+SANA_EDGE_API const char *sana_edge_status_text(int status);
+/* 0, or the architecture that the CPU emulator stands for, when it was built for tests */
+SANA_EDGE_API int sana_edge_emulated(void);
+
+typedef struct {
+  int32_t capability;    /* 89 for compute capability 8.9 */
+  int32_t processors;    /* streaming multiprocessors */
+  int32_t shared_memory; /* bytes that a block can have */
+} sana_edge_device_info;
+
+/* what a device is; also tells whether this library can run on it */
+SANA_EDGE_API sana_edge_status sana_edge_device(int device, sana_edge_device_info *out);
+
+/* ---- rows to INT8 ---- */
+
+/* x (rows, columns) to values and scales: absmax / 127 of each row, or static_scale for all */
+typedef struct {
+  const void *x;
+  const float *static_scale; /* one number; may be NULL */
+  int8_t *values;
+  float *scales;
+  int64_t rows;
+  int32_t columns; /* a multiple of 16, at most 16384 */
+  int32_t type;    /* fp32, fp16, bf16 */
+} sana_edge_quantize_rows_args;
+SANA_EDGE_API sana_edge_status sana_edge_quantize_rows(const sana_edge_quantize_rows_args *, void *stream);
+
+/* LayerNorm without weights, * scale + shift, rows to INT8 */
+typedef struct {
+  const void *x;       /* (rows, columns) */
+  const float *scale;  /* per image, (columns); the 1 of 1 + scale is in it */
+  const float *shift;  /* per image, (columns) */
+  const float *static_scale; /* may be NULL */
+  int8_t *values;
+  float *scales;
+  int64_t rows;
+  int32_t columns; /* a multiple of 16, at most 8192 */
+  int32_t tokens;
+  int64_t stride; /* of scale and of shift */
+  float eps;
+  int32_t type; /* fp32, fp16, bf16 */
+} sana_edge_norm_modulate_quantize_args;
+SANA_EDGE_API sana_edge_status sana_edge_norm_modulate_quantize(const sana_edge_norm_modulate_quantize_args *,
+                                                                 void *stream);
+
+/* ---- products ---- */
+
+/* out = residual + gate * clip(silu(values weight^T * scales * weight_scales + bias)) + constant */
+typedef struct {
+  const int8_t *values;       /* (rows, depth) */
+  const float *scales;        /* (rows) */
+  const int8_t *weight;       /* (columns, depth) */
+  const float *weight_scales; /* (columns) */
+  const float *bias;          /* (columns); may be NULL */
+  const float *gate;          /* per image, (columns); may be NULL */
+  const void *residual;       /* (rows, columns); may be NULL, may be out */
+  const float *constant;      /* per image, (columns), added last; may be NULL */
+  void *out;                  /* (rows, columns) */
+  int64_t rows;
+  int32_t columns; /* a multiple of 8 */
+  int32_t depth;   /* a multiple of 16, at most 131071 */
+  int32_t tokens;  /* rows of an image; used with gate and constant */
+  int32_t type;    /* of residual and out: fp16, bf16 */
+  int64_t gate_stride;
+  int64_t constant_stride;
+  float limit;  /* clips to +-limit; 0 leaves it out */
+  int32_t silu; /* 1 applies it */
+} sana_edge_w8a8_linear_args;
+SANA_EDGE_API sana_edge_status sana_edge_w8a8_linear(const sana_edge_w8a8_linear_args *, void *stream);
+
+/* ---- ReLU linear attention, heads of 32 ---- */
+
+/* q, k, v = values weight^T * ... + bias; writes ReLU(q) and of every head sum ReLU(k)^T v and sum ReLU(k) */
+typedef struct {
+  const int8_t *values;       /* (images * tokens, depth) */
+  const float *scales;        /* (images * tokens) */
+  const int8_t *weight;       /* (3 * heads * 32, depth): all of q, then k, then v */
+  const float *weight_scales; /* (3 * heads * 32) */
+  const float *bias;          /* (3 * heads * 32); may be NULL */
+  void *q;                    /* out: (images * tokens, heads * 32) */
+  float *state;               /* out: (images, heads, 33, 32): row d of 32 is sum ReLU(k_d) v, row 32 sum ReLU(k) */
+  void *workspace;            /* zeros before its first use; it is zeros where that matters after every use */
+  int64_t workspace_bytes;
+  int32_t images;
+  int32_t tokens;
+  int32_t heads;
+  int32_t depth; /* a multiple of 16 */
+  int32_t type;  /* fp16, bf16; k and v are rounded to it too */
+} sana_edge_qkv_linear_attention_args;
+SANA_EDGE_API int64_t sana_edge_qkv_linear_attention_workspace(int32_t images, int32_t tokens, int32_t heads);
+SANA_EDGE_API sana_edge_status sana_edge_qkv_linear_attention(const sana_edge_qkv_linear_attention_args *,
+                                                              void *stream);
+
+/* the same sums for models with RMSNorm over all heads of q and of k, from what w8a8_linear made */
+typedef struct {
+  const void *qkv;     /* (images * tokens, 3 * heads * 32) */
+  const float *norm_k; /* (heads * 32), weights of k's norm */
+  float *roots;        /* out: (images * tokens, 2), 1 / rms of q and of k */
+  float *state;        /* out: as above */
+  void *workspace;     /* as above, and of the same size */
+  int64_t workspace_bytes;
+  int32_t images;
+  int32_t tokens;
+  int32_t heads;
+  float norm_eps;
+  int32_t type; /* fp16, bf16 */
+} sana_edge_qk_norm_linear_attention_args;
+SANA_EDGE_API sana_edge_status sana_edge_qk_norm_linear_attention(const sana_edge_qk_norm_linear_attention_args *,
+                                                                  void *stream);
+
+/* (ReLU(q) state) / (ReLU(q) . sum ReLU(k) + eps), rounded to the type, rows to INT8 */
+typedef struct {
+  const void *q;      /* (images * tokens, heads * 32) with rows q_stride elements apart */
+  const float *roots; /* (images * tokens, 2), the first of each row multiplies q; may be NULL */
+  const float *norm_q; /* (heads * 32), multiplies q after that; NULL where roots is */
+  const float *state; /* (images, heads, 33, 32) */
+  const float *static_scale; /* may be NULL */
+  int8_t *values;     /* (images * tokens, heads * 32) */
+  float *scales;      /* (images * tokens) */
+  int32_t images;
+  int32_t tokens;
+  int32_t heads; /* at most 256 */
+  int32_t type;  /* fp16, bf16 */
+  int64_t q_stride;
+  float eps;
+} sana_edge_linear_attention_finish_args;
+SANA_EDGE_API sana_edge_status sana_edge_linear_attention_finish(const sana_edge_linear_attention_finish_args *,
+                                                                 void *stream);
+
+/* ---- cross-attention ---- */
+
+/* softmax(q k^T / sqrt(head_dim)) v, rounded to the type, rows to INT8 */
+typedef struct {
+  const void *q;       /* (prompts * tokens, heads * head_dim) */
+  const float *norm_q; /* (heads * head_dim), weights of an RMSNorm over all heads of q; may be NULL */
+  const void *keys;    /* (prompts, heads, capacity, head_dim) */
+  const void *values_transposed; /* (prompts, heads, head_dim, capacity), finite also beyond the length */
+  const int32_t *lengths;        /* (prompts), in device memory: 1 to capacity keys count */
+  const float *static_scale;     /* may be NULL */
+  int8_t *values; /* (prompts * tokens, heads * head_dim) */
+  float *scales;  /* (prompts * tokens) */
+  int32_t prompts;
+  int32_t tokens; /* of all images of a prompt */
+  int32_t heads;
+  int32_t head_dim; /* a multiple of 8, at most 128 */
+  int32_t capacity; /* a multiple of 16 */
+  int32_t type;     /* fp16, bf16 */
+  float norm_eps;
+} sana_edge_cross_attention_quantize_args;
+SANA_EDGE_API sana_edge_status sana_edge_cross_attention_quantize(const sana_edge_cross_attention_quantize_args *,
+                                                                   void *stream);
+
+/* ---- the middle of the Mix-FFN ---- */
+
+/* depthwise 3x3 of x, which SiLU has been applied to, + bias; value * SiLU(gate), rounded to the type, to INT8 */
+typedef struct {
+  const void *x;       /* (images, height, width, 2 * hidden): values, then gates */
+  const float *weight; /* (3, 3, 2 * hidden) */
+  const float *bias;   /* (2 * hidden) */
+  const float *static_scale; /* may be NULL */
+  int8_t *values; /* (images, height, width, hidden) */
+  float *scales;  /* (images, height, width) */
+  int32_t images;
+  int32_t height;
+  int32_t width;
+  int32_t hidden; /* a multiple of 16, at most 8192 */
+  int32_t type;   /* fp16, bf16 */
+} sana_edge_dwconv_glu_quantize_args;
+SANA_EDGE_API sana_edge_status sana_edge_dwconv_glu_quantize(const sana_edge_dwconv_glu_quantize_args *,
+                                                             void *stream);
+
+/* ---- ends of the denoiser ---- */
+
+/* a latent's cells to tokens, each written ``copies`` times: out image c * images + i is of latent i */
+typedef struct {
+  const float *latent;    /* (images, channels, height, width); rounded to the type */
+  const float *weight;    /* (channels, columns): the linear layer's weight transposed */
+  const float *bias;      /* (columns) */
+  const float *positions; /* (height * width, columns), added; may be NULL */
+  void *out;              /* (copies * images, height * width, columns) */
+  int32_t images;
+  int32_t copies;
+  int32_t channels; /* at most 256 */
+  int32_t height;
+  int32_t width;
+  int32_t columns; /* a multiple of 8 */
+  int32_t type;    /* fp16, bf16 */
+} sana_edge_patch_embed_args;
+SANA_EDGE_API sana_edge_status sana_edge_patch_embed(const sana_edge_patch_embed_args *, void *stream);
+
+/* LayerNorm, * scale + shift, linear layer; with guidance g: u + g (c - u) of the halves u, c of x's images */
+typedef struct {
+  const void *x;         /* (images, tokens, columns); with guidance (2 * images, tokens, columns) */
+  const float *scale;    /* per image of x, (columns) */
+  const float *shift;    /* per image of x, (columns) */
+  const float *weight;   /* (channels, columns) */
+  const float *bias;     /* (channels) */
+  const float *guidance; /* one number in device memory; may be NULL */
+  float *out;            /* (images, channels, tokens) */
+  int64_t stride;        /* of scale and of shift */
+  int32_t images;
+  int32_t tokens;
+  int32_t columns;  /* a multiple of 16, at most 8192 */
+  int32_t channels; /* at most 256 */
+  float eps;
+  int32_t type; /* fp16, bf16 */
+} sana_edge_velocity_head_args;
+SANA_EDGE_API sana_edge_status sana_edge_velocity_head(const sana_edge_velocity_head_args *, void *stream);
+
+/* ---- the decoder's convolutions, channels last ---- */
+
+typedef enum {
+  SANA_EDGE_UPSAMPLE_NONE = 0,
+  SANA_EDGE_UPSAMPLE_PHASES = 1, /* weight has the kernels (4, columns, 2, 2) of even and odd rows and columns */
+  SANA_EDGE_UPSAMPLE_SHUFFLE = 2 /* weight has (4 * columns): channel 4 c + n goes to corner n of 2x2 pixels */
+} sana_edge_upsample;
+
+typedef enum { SANA_EDGE_IDENTITY = 0, SANA_EDGE_RELU = 1, SANA_EDGE_SILU = 2 } sana_edge_activation;
+
+/* convolution of stride 1 with zero padding: y = activation(sums * scale * weight_scales + bias);
+ * with norm_weight y is RMS-normalised over its channels, * norm_weight + norm_bias, then + residual;
+ * upsampled, y gets shortcut channel (4 c + n) / repeats of the pixel that it came from */
+typedef struct {
+  const int8_t *values;       /* (images, height, width, depth) */
+  const float *scale;         /* one number in device memory, of the whole map */
+  const int8_t *weight;       /* (columns, kernel, kernel, depth), more of it where it upsamples */
+  const float *weight_scales; /* of each of weight's output channels */
+  const float *bias;          /* (columns), of SHUFFLE (4 * columns); may be NULL */
+  const float *norm_weight;   /* (columns), at most 256 of them; may be NULL */
+  const float *norm_bias;     /* (columns); may be NULL */
+  const void *residual;       /* like out; may be NULL */
+  const void *shortcut;       /* (images, height, width, 4 * columns / repeats); may be NULL */
+  const float *out_scale;     /* one number: out is INT8 of this scale; may be NULL */
+  void *out;                  /* (images, height, width, columns), twice as high and wide where it upsamples */
+  int32_t images;
+  int32_t height;
+  int32_t width;
+  int32_t depth;   /* a multiple of 16 */
+  int32_t columns; /* a multiple of 8, of 16 with out_scale; any where there is no upsampling and no norm */
+  int32_t kernel;  /* 1 or 3; 2 with PHASES */
+  int32_t upsample;
+  int32_t activation;
+  int32_t repeats;
+  float norm_eps;
+  int32_t type; /* of residual, shortcut and out: fp16, bf16 */
+} sana_edge_w8a8_conv2d_args;
+SANA_EDGE_API sana_edge_status sana_edge_w8a8_conv2d(const sana_edge_w8a8_conv2d_args *, void *stream);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,186 @@
+"""The CUDA library of csrc/, loaded with ctypes: its C functions by name, on tensors.
+
+Where it cannot be used, `refusal` says why. ``SANA_EDGE_CUDA_LIBRARY`` names another file than the installed one,
+such as the emulated library that the tests build, whose "GPU" is the CPU.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import sana_edge
+from sana_edge.errors import InvalidInput, OutOfMemory, SanaError, UnsupportedDevice
+
+ABI = 1
+VARIABLE = "SANA_EDGE_CUDA_LIBRARY"
+TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+
+_NAME = "sana_edge_cuda.dll" if sys.platform == "win32" else "libsana_edge_cuda.so"
+_KINDS = {"p": ctypes.c_void_p, "q": ctypes.c_int64, "i": ctypes.c_int32, "f": ctypes.c_float}
+# the structs of sana_edge.h: p pointer, q int64, i int32, f float
+_STRUCTS = {
+    "quantize_rows": "p x, p static_scale, p values, p scales, q rows, i columns, i type",
+    "norm_modulate_quantize": "p x, p scale, p shift, p static_scale, p values, p scales, q rows, i columns, "
+    "i tokens, q stride, f eps, i type",
+    "w8a8_linear": "p values, p scales, p weight, p weight_scales, p bias, p gate, p residual, p constant, "
+    "p out, q rows, i columns, i depth, i tokens, i type, q gate_stride, q constant_stride, f limit, i silu",
+    "qkv_linear_attention": "p values, p scales, p weight, p weight_scales, p bias, p q, p state, "
+    "p workspace, q workspace_bytes, i images, i tokens, i heads, i depth, i type",
+    "qk_norm_linear_attention": "p qkv, p norm_k, p roots, p state, p workspace, q workspace_bytes, i images, "
+    "i tokens, i heads, f norm_eps, i type",
+    "linear_attention_finish": "p q, p roots, p norm_q, p state, p static_scale, p values, p scales, i images, "
+    "i tokens, i heads, i type, q q_stride, f eps",
+    "cross_attention_quantize": "p q, p norm_q, p keys, p values_transposed, p lengths, p static_scale, "
+    "p values, p scales, i prompts, i tokens, i heads, i head_dim, i capacity, i type, f norm_eps",
+    "dwconv_glu_quantize": "p x, p weight, p bias, p static_scale, p values, p scales, i images, i height, "
+    "i width, i hidden, i type",
+    "patch_embed": "p latent, p weight, p bias, p positions, p out, i images, i copies, i channels, i height, "
+    "i width, i columns, i type",
+    "velocity_head": "p x, p scale, p shift, p weight, p bias, p guidance, p out, q stride, i images, i tokens, "
+    "i columns, i channels, f eps, i type",
+    "w8a8_conv2d": "p values, p scale, p weight, p weight_scales, p bias, p norm_weight, p norm_bias, "
+    "p residual, p shortcut, p out_scale, p out, i images, i height, i width, i depth, i columns, i kernel, "
+    "i upsample, i activation, i repeats, f norm_eps, i type",
+}
+
+
+def _struct(fields: str) -> type[ctypes.Structure]:
+    pairs = [field.split() for field in fields.split(", ")]
+    return type(
+        "Arguments", (ctypes.Structure,), {"_fields_": [(name, _KINDS[kind]) for kind, name in pairs]}
+    )
+
+
+ARGUMENTS = {name: _struct(fields) for name, fields in _STRUCTS.items()}
+
+
+class DeviceInfo(ctypes.Structure):
+    """``sana_edge_device_info``."""
+
+    _fields_ = (
+        ("capability", ctypes.c_int32),
+        ("processors", ctypes.c_int32),
+        ("shared_memory", ctypes.c_int32),
+    )
+
+
+class Library:
+    """A loaded library. ``device_type`` is where its tensors must be: "cuda", or "cpu" of the emulated one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._library = ctypes.CDLL(str(path))
+        for name in ("sana_edge_version", "sana_edge_architectures", "sana_edge_status_text"):
+            getattr(self._library, name).restype = ctypes.c_char_p
+        self.device_type = "cpu" if self._library.sana_edge_emulated() else "cuda"
+
+    @property
+    def abi(self) -> int:
+        """The header's SANA_EDGE_ABI that it was built with."""
+        return int(self._library.sana_edge_abi())
+
+    @property
+    def version(self) -> str:
+        """The version of sana-edge that it was built from."""
+        return str(self._library.sana_edge_version().decode())
+
+    @property
+    def architectures(self) -> str:
+        """What it has code for, as "75 80 86 89 90 120 ptx120"."""
+        return str(self._library.sana_edge_architectures().decode())
+
+    def device(self, index: int) -> DeviceInfo:
+        """What a device is.
+
+        Raises:
+            UnsupportedDevice: there is none, or the library cannot run on it.
+        """
+        info = DeviceInfo()
+        self._check(self._library.sana_edge_device(index, ctypes.byref(info)), "sana_edge_device")
+        return info
+
+    def workspace(self, images: int, tokens: int, heads: int) -> int:
+        """Bytes that qkv_linear_attention and qk_norm_linear_attention need."""
+        function = self._library.sana_edge_qkv_linear_attention_workspace
+        function.restype = ctypes.c_int64
+        return int(function(images, tokens, heads))
+
+    def call(self, operation: str, device: torch.device, **fields: Tensor | int | float | None) -> None:
+        """Start an operation of sana_edge.h on the current stream of a device; tensors are given as pointers.
+
+        Raises:
+            SanaError: the library refused; of the kind that fits.
+        """
+        values = {
+            name: value.data_ptr() if isinstance(value, Tensor) else value for name, value in fields.items()
+        }
+        arguments = ARGUMENTS[operation](**values)
+        function = getattr(self._library, f"sana_edge_{operation}")
+        if self.device_type == "cpu":
+            status = function(ctypes.byref(arguments), None)
+        else:
+            with torch.cuda.device(device):
+                stream = ctypes.c_void_p(torch.cuda.current_stream(device).cuda_stream)
+                status = function(ctypes.byref(arguments), stream)
+        self._check(status, operation)
+
+    def _check(self, status: int, operation: str) -> None:
+        if status:
+            text = self._library.sana_edge_status_text(status).decode()
+            kind, hint = _ERRORS.get(status, (SanaError, "`sana-edge doctor` says what this machine can run"))
+            raise kind(f"{operation}: {text}", hint)
+
+
+_TORCH = "use the torch backend"
+_ERRORS: dict[int, tuple[type[SanaError], str]] = {
+    **dict.fromkeys(range(1, 6), (InvalidInput, "see csrc/sana_edge.h")),
+    6: (UnsupportedDevice, _TORCH),
+    7: (UnsupportedDevice, _TORCH),
+    8: (UnsupportedDevice, "update the NVIDIA driver, or use the torch backend"),
+    9: (OutOfMemory, "choose a smaller size, or close other programs"),
+    10: (SanaError, "start the program again"),
+}
+
+
+@functools.cache
+def load() -> Library:
+    """The installed library, or the one that SANA_EDGE_CUDA_LIBRARY names.
+
+    Raises:
+        UnsupportedDevice: there is none, it does not load, or it is of another version.
+    """
+    named = os.environ.get(VARIABLE)
+    path = Path(named) if named else Path(sana_edge.__file__).parent / _NAME
+    if not path.exists():
+        raise UnsupportedDevice(
+            f"the CUDA library was not built: no {path.name}", "install with nvcc 12.8 or later on PATH"
+        )
+    try:
+        library = Library(path)
+    except (OSError, AttributeError) as error:
+        raise UnsupportedDevice(f"the CUDA library does not load: {error}", "install it again") from error
+    if library.abi != ABI:
+        raise UnsupportedDevice(
+            f"the CUDA library {path} has interface {library.abi}, this sana-edge needs {ABI}",
+            "install it again",
+        )
+    return library
+
+
+def refusal(device: torch.device) -> str:
+    """Why the CUDA library cannot run on a device; empty where it can."""
+    try:
+        library = load()
+        if device.type != library.device_type:
+            return f"the CUDA kernels run on {library.device_type}, not on {device.type}"
+        library.device(device.index or 0)
+    except UnsupportedDevice as error:
+        return str(error)
+    return ""
