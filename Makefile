@@ -2,10 +2,12 @@
 # make test      lint, types and the quick tests
 # make test-all  the same with the slow tests, and the GPU tests where there is a GPU
 # make format    let ruff rewrite the sources
-# make wheel     dist/*.whl
+# make cuda      the CUDA library for this checkout, sana_edge/libsana_edge_cuda.so: minutes, then what changed
+# make wheel     dist/*.whl, with the CUDA library where nvcc is
 # make clean     remove what the others wrote, but not .venv
 #
-# All of them create .venv first, from PYTHON, and install into it again when the requirements change.
+# All of them but `cuda` create .venv first, from PYTHON, and install into it again when the requirements change.
+# That installation is editable and never runs nvcc. SANA_EDGE_CUDA_ARCHS=89 builds for one's own GPU only.
 
 PYTHON ?= python3
 VENV := .venv
@@ -16,7 +18,7 @@ REQUIREMENTS := pyproject.toml setup.py constraints.txt
 PROMPT ?= a red house left of a yellow star
 SEED ?= 7
 
-.PHONY: demo test test-all lint format wheel clean
+.PHONY: demo test test-all lint format cuda wheel clean
 
 demo: $(VENV)/torch.stamp
 	$(RUN)/sana-edge generate --prompt "$(PROMPT)" --seed $(SEED) --int8 --output demo.png --force
@@ -36,12 +38,15 @@ format: $(VENV)/test.stamp
 	$(RUN)/ruff check --fix .
 	$(RUN)/ruff format .
 
+cuda:
+	$(PYTHON) csrc/compile.py
+
 wheel: $(VENV)/test.stamp
 	$(RUN)/python -m pip wheel --no-deps --no-build-isolation --wheel-dir dist .
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache demo.png
-	find sana_edge kernels benchmarks tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache demo.png sana_edge/*.so
+	find sana_edge kernels csrc benchmarks tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # pip's script is the last file that venv writes: an interrupted creation is repeated
 $(RUN)/pip:

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 OURS = "sana-edge"
 INT8 = "sana-edge int8"
 BASELINE = "diffusers"
-CONTENDERS = (OURS, INT8, BASELINE)
+# its network under torch.compile, on a GPU
+COMPILED = "diffusers compiled"
+CONTENDERS = (OURS, INT8, BASELINE, COMPILED)
 
 Output = Tensor | NDArray[np.uint8] | None
 """What a stage returns, to be compared: pictures are (H, W, 3) uint8, None is not compared."""

@@ -8,18 +8,21 @@ from functools import partial
 from typing import Any
 
 import torch
-from contenders import BASELINE, INT8, OURS, Loader, Stage, Work, weight_bytes
+from contenders import BASELINE, COMPILED, INT8, OURS, Loader, Stage, Work, guided, weight_bytes
 from torch import Tensor
 
-from sana_edge import tiling
+from sana_edge import backends, tiling
 from sana_edge.autoencoder import Autoencoder
 from sana_edge.components import DTYPES, store_in_16_bit
 from sana_edge.config import LATENT_CELL, AutoencoderConfig, DenoiserConfig
 from sana_edge.denoiser import Denoiser
+from sana_edge.prediction import make_predictor
 from sana_edge.quantized import quantize_decoder, quantize_denoiser
 from sana_edge.sampler import make_sampler
 from sana_edge.text_encoder import MAX_TOKENS, TextFeatures
 from sana_edge.weights import load_into
+
+GUIDANCE = 4.5
 
 BLOCKS = ("ResBlock",) * 3 + ("EfficientViTBlock",) * 3
 
@@ -65,7 +68,7 @@ AUTOENCODERS = {
 
 @dataclass(frozen=True, kw_only=True)
 class DenoiserWork(Work):
-    """Both predictions of a step with guidance, and what is prepared for a schedule.
+    """Both predictions of a step with guidance, what is prepared for a schedule, and the loop of all steps.
 
     layers: the network is cut after so many; size: side of the picture in pixels; tokens: of the prompt, out
     of the 300 that diffusers computes, while the negative prompt is empty, one token; steps: of the schedule.
@@ -91,7 +94,12 @@ class DenoiserWork(Work):
 
     @property
     def stages(self) -> tuple[str, ...]:
-        return ("context", "step")
+        return ("context", "step", "loop")
+
+    @property
+    def unequal(self) -> tuple[str, ...]:
+        # guidance and many steps magnify rounding
+        return ("loop",)
 
     @property
     def int8_tolerance(self) -> Mapping[str, float]:
@@ -107,11 +115,14 @@ class DenoiserWork(Work):
         with torch.device("meta"):
             shapes = Denoiser(self.config).to_diffusers()
         state = _random_weights(shapes, self)
-        return {
+        loaders = {
             OURS: partial(_our_denoiser, self, state),
             INT8: partial(_our_denoiser, self, state, int8=True),
             BASELINE: partial(_diffusers_denoiser, self, state),
         }
+        if self.device == "cuda":
+            loaders[COMPILED] = partial(_diffusers_denoiser, self, state, compiled=True)
+        return loaders
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,26 +190,43 @@ def _our_denoiser(work: DenoiserWork, state: Mapping[str, Tensor], *, int8: bool
         # before guidance, which would magnify differences by its factor
         return denoiser(torch.cat([latent] * 2), tables[work.steps // 2], texts)
 
+    backend = backends.choose("auto", torch.device(work.device), work.dtype, int8)
+    predictor = make_predictor(denoiser, backend.name, torch.device(work.device))
+
+    @torch.inference_mode()
+    def loop() -> Tensor:
+        # as in a picture: recorded for the first prompt of a size, text and tables given for each
+        velocity, _ = predictor.start(latent, tables, texts, GUIDANCE)
+        sampler, x = make_sampler("flow-dpm", steps=work.steps), latent
+        for i in range(work.steps):
+            x = sampler.step(x, velocity(x, i), i)
+        return sampler.finish(x)
+
     with torch.inference_mode():
         texts, tables = denoiser.text_context(groups), denoiser.modulation(times)
     weights = weight_bytes(denoiser)
-    return {"context": Stage(context, weights), "step": Stage(step, weights)}
+    return {"context": Stage(context, weights), "step": Stage(step, weights), "loop": Stage(loop, weights)}
 
 
-def _diffusers_denoiser(work: DenoiserWork, state: Mapping[str, Tensor]) -> dict[str, Stage]:
-    from diffusers import SanaTransformer2DModel
+def _diffusers_denoiser(
+    work: DenoiserWork, state: Mapping[str, Tensor], *, compiled: bool = False
+) -> dict[str, Stage]:
+    from diffusers import DPMSolverMultistepScheduler, SanaTransformer2DModel
 
     with torch.device("meta"):
         transformer = SanaTransformer2DModel(**asdict(work.config))
     transformer.load_state_dict(state, assign=True)
     transformer.requires_grad_(False).eval()
     latent, captions, mask = _inputs(work)
-    time = _times(work)[work.steps // 2]
+    weights = weight_bytes(transformer)
+    network = torch.compile(transformer) if compiled else transformer
+    scheduler = DPMSolverMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+    )
 
-    @torch.no_grad()
-    def step() -> Tensor:
-        predicted: Tensor = transformer(
-            torch.cat([latent] * 2).to(transformer.dtype),
+    def predict(x: Tensor, time: Tensor) -> Tensor:
+        predicted: Tensor = network(
+            torch.cat([x] * 2).to(transformer.dtype),
             encoder_hidden_states=captions,
             encoder_attention_mask=mask.long(),
             timestep=time.expand(2),
@@ -206,7 +234,20 @@ def _diffusers_denoiser(work: DenoiserWork, state: Mapping[str, Tensor]) -> dict
         )[0]
         return predicted
 
-    return {"step": Stage(step, weight_bytes(transformer))}
+    @torch.no_grad()
+    def step() -> Tensor:
+        return predict(latent, _times(work)[work.steps // 2])
+
+    @torch.no_grad()
+    def loop() -> Tensor:
+        # as its pipeline does
+        scheduler.set_timesteps(work.steps, device=work.device)
+        x = latent
+        for time in scheduler.timesteps:
+            x = scheduler.step(guided(predict(x, time), GUIDANCE), time, x, return_dict=False)[0]
+        return x
+
+    return {"step": Stage(step, weights), "loop": Stage(loop, weights)}
 
 
 def _our_decoder(work: DecoderWork, state: Mapping[str, Tensor], *, int8: bool = False) -> dict[str, Stage]:

@@ -5,6 +5,8 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <atomic>
+
 #include "sana_edge.h"
 
 #ifdef __CUDA_ARCH__
@@ -44,6 +46,20 @@ __device__ __forceinline__ BFloat16 from_float<BFloat16>(float value) {
   return {__bfloat16_as_ushort(__float2bfloat16_rn(value))};
 }
 
+// two numbers rounded as from_float does, the first in the low half
+template <class T>
+__device__ __forceinline__ uint32_t pack_floats(float low, float high);
+template <>
+__device__ __forceinline__ uint32_t pack_floats<Half>(float low, float high) {
+  const __half2 pair = __floats2half2_rn(low, high);
+  return uint32_t(__half_as_ushort(pair.x)) | uint32_t(__half_as_ushort(pair.y)) << 16;
+}
+template <>
+__device__ __forceinline__ uint32_t pack_floats<BFloat16>(float low, float high) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  return uint32_t(__bfloat16_as_ushort(pair.x)) | uint32_t(__bfloat16_as_ushort(pair.y)) << 16;
+}
+
 // a product and a sum that are rounded one by one, never fused: what a reference in torch computes
 __device__ __forceinline__ float multiply(float a, float b) { return __fmul_rn(a, b); }
 __device__ __forceinline__ float add(float a, float b) { return __fadd_rn(a, b); }
@@ -51,10 +67,38 @@ __device__ __forceinline__ float fused_multiply_add(float a, float b, float c) {
 __device__ __forceinline__ float divide(float a, float b) { return __fdiv_rn(a, b); }
 __device__ __forceinline__ float reciprocal_root(float a) { return rsqrtf(a); }
 __device__ __forceinline__ float exponential(float a) { return expf(a); }
+// e^a and a / b within a few units in the last place, in two instructions each; what is too small is 0, and so is the
+// quotient where b is beyond 2^126
+__device__ __forceinline__ float quick_exponential(float a) {
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(__fmul_rn(a, 1.4426950408889634f)));
+  return power;
+}
+__device__ __forceinline__ float quick_divide(float a, float b) {
+  float inverse;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(b));
+  return __fmul_rn(a, inverse);
+}
+// the larger of |a| and |b|, NaN where one of them is
+__device__ __forceinline__ float larger_size(float a, float b) {
+#if SANA_EDGE_ARCH >= 800
+  float larger;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(larger) : "f"(fabsf(a)), "f"(fabsf(b)));
+  return larger;
+#else
+  const float larger = fmaxf(fabsf(a), fabsf(b));
+  return a != a || b != b ? __uint_as_float(0x7fc00000) : larger;
+#endif
+}
 // to the nearest integer, ties to even
 __device__ __forceinline__ int round_to_int(float a) { return __float2int_rn(a); }
 __device__ __forceinline__ uint32_t float_bits(float a) { return __float_as_uint(a); }
 __device__ __forceinline__ float float_of_bits(uint32_t a) { return __uint_as_float(a); }
+// the same bits, of which the compiler knows nothing
+__device__ __forceinline__ uint32_t opaque(uint32_t bits) {
+  asm volatile("" : "+r"(bits));
+  return bits;
+}
 __device__ __forceinline__ float not_a_number() { return __uint_as_float(0x7fc00000); }
 
 // the block's shared memory, as many bytes as the launch asked for, 16-byte aligned
@@ -76,6 +120,16 @@ __device__ __forceinline__ T shuffle_xor(T value, int lanes) {
 template <class T>
 __device__ __forceinline__ T shuffle(T value, int lane) {
   return __shfl_sync(0xffffffffu, value, lane);
+}
+
+// the largest of a warp's numbers, the same on every lane
+__device__ __forceinline__ uint32_t warp_largest(uint32_t value) {
+#if SANA_EDGE_ARCH >= 800
+  return __reduce_max_sync(0xffffffffu, value);
+#else
+  for (int lanes = 16; lanes; lanes /= 2) value = max(value, __shfl_xor_sync(0xffffffffu, value, lanes));
+  return value;
+#endif
 }
 
 // a vector of 2, 4, 8 or 16 bytes (a struct with alignas of its size) from or to aligned memory
@@ -208,6 +262,41 @@ inline sana_edge_status status_of(cudaError_t error) {
     default:
       return SANA_EDGE_LAUNCH_FAILED;
   }
+}
+
+// compute capability of the current device, 89 for 8.9, asked once for each device; 0 where CUDA does not tell
+inline int current_capability() {
+  constexpr int DEVICES = 64;
+  static std::atomic<int> known[DEVICES];
+  int device = 0, major = 0, minor = 0;
+  if (cudaGetDevice(&device) != cudaSuccess) return 0;
+  if (device < DEVICES && known[device]) return known[device];
+  if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess ||
+      cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) != cudaSuccess)
+    return 0;
+  if (device < DEVICES) known[device] = 10 * major + minor;
+  return 10 * major + minor;
+}
+
+// what the current device is, asked once for each device: asking takes longer than a launch
+inline sana_edge_status current_device(sana_edge_device_info* out) {
+  constexpr int DEVICES = 64;
+  static struct {
+    std::atomic<int> capability, processors, shared_memory;
+  } known[DEVICES];
+  int device = 0;
+  const cudaError_t error = cudaGetDevice(&device);
+  if (error != cudaSuccess) return status_of(error);
+  if (device >= DEVICES) return sana_edge_device(device, out);
+  if (!known[device].capability) {
+    const sana_edge_status status = sana_edge_device(device, out);
+    if (status != SANA_EDGE_OK) return status;
+    known[device].processors = out->processors;
+    known[device].shared_memory = out->shared_memory;
+    known[device].capability = out->capability;  // last: it tells that the others are there
+  }
+  *out = {known[device].capability, known[device].processors, known[device].shared_memory};
+  return SANA_EDGE_OK;
 }
 
 // starts a kernel on a stream (a cudaStream_t); more than 48 KiB of shared memory are asked for where needed

@@ -29,19 +29,20 @@ __device__ __forceinline__ RowScale row_scale(float most, const float* static_sc
 
 __device__ __forceinline__ int8_t quantize(float value, const RowScale& scale) {
   const float level = multiply(value, scale.inverse);
-  // comparisons with NaN are false; its values are anything, and here 0
-  const float clipped = level > LEVELS ? LEVELS : level < -LEVELS ? -LEVELS : level;
-  return static_cast<int8_t>(round_to_int(clipped));
+  // what NaN becomes is of no matter
+  const float clipped = fminf(fmaxf(level, -LEVELS), LEVELS);
+  // 3 * 2^22 has steps of 1: the sum is rounded to an integer, half to even, whose last byte is that of the bits
+  return static_cast<int8_t>(float_bits(add(clipped, 12582912.0f)) & 0xff);
 }
 
-// 16 consecutive elements at a 16-byte aligned address
-template <class T>
-__device__ __forceinline__ void load_group(float (&to)[16], const T* from) {
+// consecutive elements, a multiple of 16 bytes, at a 16-byte aligned address
+template <class T, int N>
+__device__ __forceinline__ void load_group(float (&to)[N], const T* from) {
   constexpr int EACH = 16 / sizeof(T);
   struct alignas(16) Vector {
     T element[EACH];
   };
-  for (int n = 0; n < 16 / EACH; n++) {
+  for (int n = 0; n < N / EACH; n++) {
     const Vector vector = load_vector<Vector>(from + n * EACH);
     for (int i = 0; i < EACH; i++) to[n * EACH + i] = to_float(vector.element[i]);
   }

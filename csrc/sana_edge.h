@@ -57,7 +57,7 @@ typedef enum { SANA_EDGE_FP32 = 0, SANA_EDGE_FP16 = 1, SANA_EDGE_BF16 = 2 } sana
 SANA_EDGE_API int sana_edge_abi(void);
 /* version of sana-edge that it was built from */
 SANA_EDGE_API const char *sana_edge_version(void);
-/* architectures in it, as "75 80 86 89 90 120 ptx120" */
+/* architectures in it, as "75 80 86 89 90 ptx90 120" */
 SANA_EDGE_API const char *sana_edge_architectures(void);
 /* what a status means, in English, never NULL */
 SANA_EDGE_API const char *sana_edge_status_text(int status);
@@ -203,7 +203,7 @@ typedef struct {
   float *scales;  /* (prompts * tokens) */
   int32_t prompts;
   int32_t tokens; /* of all images of a prompt */
-  int32_t heads;
+  int32_t heads;  /* at most 16, 20 of 112; heads * head_dim is a multiple of 16 */
   int32_t head_dim; /* a multiple of 8, at most 128 */
   int32_t capacity; /* a multiple of 16 */
   int32_t type;     /* fp16, bf16 */
@@ -290,15 +290,15 @@ typedef struct {
   const float *bias;          /* (columns), of SHUFFLE (4 * columns); may be NULL */
   const float *norm_weight;   /* (columns), at most 256 of them; may be NULL */
   const float *norm_bias;     /* (columns); may be NULL */
-  const void *residual;       /* like out; may be NULL */
-  const void *shortcut;       /* (images, height, width, 4 * columns / repeats); may be NULL */
+  const void *residual;       /* of out's shape and of type, may be out; where it does not upsample; may be NULL */
+  const void *shortcut;       /* (images, height, width, 4 * columns / repeats), where it upsamples; may be NULL */
   const float *out_scale;     /* one number: out is INT8 of this scale; may be NULL */
   void *out;                  /* (images, height, width, columns), twice as high and wide where it upsamples */
   int32_t images;
   int32_t height;
   int32_t width;
-  int32_t depth;   /* a multiple of 16 */
-  int32_t columns; /* a multiple of 8, of 16 with out_scale; any where there is no upsampling and no norm */
+  int32_t depth;   /* a multiple of 16; kernel * kernel * depth at most 131071 */
+  int32_t columns; /* any number; fast are multiples of 8, of 16 with out_scale */
   int32_t kernel;  /* 1 or 3; 2 with PHASES */
   int32_t upsample;
   int32_t activation;

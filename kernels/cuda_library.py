@@ -1,7 +1,7 @@
 """The CUDA library of csrc/, loaded with ctypes: its C functions by name, on tensors.
 
-Where it cannot be used, `refusal` says why. ``SANA_EDGE_CUDA_LIBRARY`` names another file than the installed one,
-such as the emulated library that the tests build, whose "GPU" is the CPU.
+Where it cannot be used, `refusal` says why. ``SANA_EDGE_CUDA_LIBRARY`` names another file than the installed
+one, such as the emulated library that the tests build, whose "GPU" is the CPU.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import struct
 import sys
 from pathlib import Path
 
@@ -33,18 +34,18 @@ _STRUCTS = {
     "p out, q rows, i columns, i depth, i tokens, i type, q gate_stride, q constant_stride, f limit, i silu",
     "qkv_linear_attention": "p values, p scales, p weight, p weight_scales, p bias, p q, p state, "
     "p workspace, q workspace_bytes, i images, i tokens, i heads, i depth, i type",
-    "qk_norm_linear_attention": "p qkv, p norm_k, p roots, p state, p workspace, q workspace_bytes, i images, "
-    "i tokens, i heads, f norm_eps, i type",
-    "linear_attention_finish": "p q, p roots, p norm_q, p state, p static_scale, p values, p scales, i images, "
-    "i tokens, i heads, i type, q q_stride, f eps",
+    "qk_norm_linear_attention": "p qkv, p norm_k, p roots, p state, p workspace, q workspace_bytes, "
+    "i images, i tokens, i heads, f norm_eps, i type",
+    "linear_attention_finish": "p q, p roots, p norm_q, p state, p static_scale, p values, p scales, "
+    "i images, i tokens, i heads, i type, q q_stride, f eps",
     "cross_attention_quantize": "p q, p norm_q, p keys, p values_transposed, p lengths, p static_scale, "
     "p values, p scales, i prompts, i tokens, i heads, i head_dim, i capacity, i type, f norm_eps",
     "dwconv_glu_quantize": "p x, p weight, p bias, p static_scale, p values, p scales, i images, i height, "
     "i width, i hidden, i type",
-    "patch_embed": "p latent, p weight, p bias, p positions, p out, i images, i copies, i channels, i height, "
-    "i width, i columns, i type",
-    "velocity_head": "p x, p scale, p shift, p weight, p bias, p guidance, p out, q stride, i images, i tokens, "
-    "i columns, i channels, f eps, i type",
+    "patch_embed": "p latent, p weight, p bias, p positions, p out, i images, i copies, i channels, "
+    "i height, i width, i columns, i type",
+    "velocity_head": "p x, p scale, p shift, p weight, p bias, p guidance, p out, q stride, i images, "
+    "i tokens, i columns, i channels, f eps, i type",
     "w8a8_conv2d": "p values, p scale, p weight, p weight_scales, p bias, p norm_weight, p norm_bias, "
     "p residual, p shortcut, p out_scale, p out, i images, i height, i width, i depth, i columns, i kernel, "
     "i upsample, i activation, i repeats, f norm_eps, i type",
@@ -72,7 +73,7 @@ class DeviceInfo(ctypes.Structure):
 
 
 class Library:
-    """A loaded library. ``device_type`` is where its tensors must be: "cuda", or "cpu" of the emulated one."""
+    """A loaded library. ``device_type`` is where its tensors must be: "cuda", of the emulated one "cpu"."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -93,7 +94,7 @@ class Library:
 
     @property
     def architectures(self) -> str:
-        """What it has code for, as "75 80 86 89 90 120 ptx120"."""
+        """What it has code for, as "75 80 86 89 90 ptx90 120"."""
         return str(self._library.sana_edge_architectures().decode())
 
     def device(self, index: int) -> DeviceInfo:
@@ -105,6 +106,10 @@ class Library:
         info = DeviceInfo()
         self._check(self._library.sana_edge_device(index, ctypes.byref(info)), "sana_edge_device")
         return info
+
+    def missing(self) -> list[str]:
+        """Operations of the header that it does not have."""
+        return [name for name in ARGUMENTS if not hasattr(self._library, f"sana_edge_{name}")]
 
     def workspace(self, images: int, tokens: int, heads: int) -> int:
         """Bytes that qkv_linear_attention and qk_norm_linear_attention need."""
@@ -139,6 +144,7 @@ class Library:
 
 
 _TORCH = "use the torch backend"
+_AGAIN = "install sana-edge again, or in a checkout: make cuda"
 _ERRORS: dict[int, tuple[type[SanaError], str]] = {
     **dict.fromkeys(range(1, 6), (InvalidInput, "see csrc/sana_edge.h")),
     6: (UnsupportedDevice, _TORCH),
@@ -162,16 +168,36 @@ def load() -> Library:
         raise UnsupportedDevice(
             f"the CUDA library was not built: no {path.name}", "install with nvcc 12.8 or later on PATH"
         )
+    if _cut_short(path):
+        raise UnsupportedDevice(f"the CUDA library does not load: {path} is cut short", _AGAIN)
     try:
         library = Library(path)
+        found = library.abi
     except (OSError, AttributeError) as error:
-        raise UnsupportedDevice(f"the CUDA library does not load: {error}", "install it again") from error
-    if library.abi != ABI:
-        raise UnsupportedDevice(
-            f"the CUDA library {path} has interface {library.abi}, this sana-edge needs {ABI}",
-            "install it again",
-        )
+        raise UnsupportedDevice(f"the CUDA library does not load: {error}", _AGAIN) from error
+    if found != ABI:
+        text = f"the CUDA library {path} has interface {found}, this sana-edge needs {ABI}"
+        raise UnsupportedDevice(text, _AGAIN)
+    # tests may build the emulated one of the operations at hand
+    missing = library.missing() if library.device_type == "cuda" else []
+    if missing:
+        raise UnsupportedDevice(f"the CUDA library {path} lacks {', '.join(missing)}", _AGAIN)
     return library
+
+
+def _cut_short(path: Path) -> bool:
+    """Whether the end of an ELF file is missing, whose loading would end the process.
+
+    Its section headers come last; where they are stands in the first 64 bytes.
+    """
+    with path.open("rb") as file:
+        header = file.read(64)
+    if not header.startswith(b"\x7fELF\x02"):
+        return False
+    if len(header) < 64:
+        return True
+    (offset,), (size, count) = struct.unpack_from("<Q", header, 40), struct.unpack_from("<2H", header, 58)
+    return path.stat().st_size < int(offset) + int(size) * int(count)
 
 
 def refusal(device: torch.device) -> str:
@@ -180,7 +206,23 @@ def refusal(device: torch.device) -> str:
         library = load()
         if device.type != library.device_type:
             return f"the CUDA kernels run on {library.device_type}, not on {device.type}"
-        library.device(device.index or 0)
+        capability = library.device(device.index or 0).capability
     except UnsupportedDevice as error:
         return str(error)
+    if library.device_type == "cuda" and not covers(library.architectures, capability):
+        found = f"the CUDA library is built for {library.architectures}"
+        return f"{found}, not for compute capability {capability / 10}"
     return ""
+
+
+def covers(architectures: str, capability: int) -> bool:
+    """Whether a GPU runs code of one of `Library.architectures`.
+
+    Machine code runs on GPUs of its major version that are not older; PTX on all that are not older.
+    """
+    for name in architectures.split():
+        number = int(name.removeprefix("ptx"))
+        same = name.startswith("ptx") or number // 10 == capability // 10
+        if same and number <= capability:
+            return True
+    return False

@@ -50,24 +50,58 @@ def round_half_even(b_x):
 
 
 @triton.jit
-def quantize_tile(b_x):
-    """`quant.quantize_rows` of fp32 (ROWS, BLOCK), padded with 0: int8 values and scales (ROWS,).
+def magnitude_bits(b_x):
+    """|b_x| of fp32 as integers that are ordered as the numbers are, with infinity and then NaN behind them.
 
-    As in `sana_edge.ops`, rows with NaN or infinity have the scale NaN; their values are 0.
+    Maxima of floats would drop NaN.
     """
-    # without the sign, the bits of floats are ordered as the floats, with infinity and then NaN behind them;
-    # maxima of floats would drop NaN
-    b_bits = tl.max(b_x.to(tl.int32, bitcast=True) & 0x7FFFFFFF, axis=1)
+    return b_x.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+
+
+@triton.jit
+def row_scales(b_bits, p_static):
+    """Of rows whose largest `magnitude_bits` are b_bits (ROWS,): the reciprocals of their scales, and these.
+
+    p_static is one fp32 scale for all of them, or None. The reciprocal of a row with NaN or infinity is 0,
+    its scale NaN, as in `sana_edge.ops`.
+    """
     b_finite = b_bits < 0x7F800000
-    b_absmax = tl.where(b_finite, b_bits, 0).to(tl.float32, bitcast=True)
     # divisions are correctly rounded, as torch's; below 2^-126 there is no reciprocal
-    b_steps = tl.div_rn(b_absmax, tl.full(b_absmax.shape, 127.0, tl.float32))
-    b_steps = tl.where(b_steps < 1.1754943508222875e-38, 1.0, b_steps)
-    b_inverse = tl.div_rn(tl.full(b_steps.shape, 1.0, tl.float32), b_steps)
+    if p_static is not None:
+        b_steps = tl.full(b_bits.shape, 1.0, tl.float32) * tl.load(p_static)
+    else:
+        b_absmax = tl.where(b_finite, b_bits, 0).to(tl.float32, bitcast=True)
+        b_steps = tl.div_rn(b_absmax, tl.full(b_bits.shape, 127.0, tl.float32))
+        b_steps = tl.where(b_steps < 1.1754943508222875e-38, 1.0, b_steps)
+    b_inverse = tl.div_rn(tl.full(b_bits.shape, 1.0, tl.float32), b_steps)
+    return tl.where(b_finite, b_inverse, 0.0), tl.where(b_finite, b_steps, float("nan"))
+
+
+@triton.jit
+def quantize_with(b_x, b_inverse):
+    """Int8 values of fp32 (ROWS, BLOCK) by the reciprocals (ROWS,) of `row_scales`, 0 where these are 0."""
     # clipped first, which gives the same, and keeps the product apart from the sum in round_half_even
     b_clipped = tl.minimum(tl.maximum(b_x * b_inverse[:, None], -127.0), 127.0)
-    b_values = tl.where(b_finite[:, None], round_half_even(b_clipped), 0.0)
-    return b_values.to(tl.int8), tl.where(b_finite, b_steps, float("nan"))
+    return tl.where(b_inverse[:, None] != 0.0, round_half_even(b_clipped), 0.0).to(tl.int8)
+
+
+@triton.jit
+def quantize_tile(b_x, p_static):
+    """`reference_fused.quantize_rows` of fp32 (ROWS, BLOCK), padded with 0: int8 and scales (ROWS,)."""
+    b_inverse, b_scales = row_scales(tl.max(magnitude_bits(b_x), axis=1), p_static)
+    return quantize_with(b_x, b_inverse), b_scales
+
+
+def check_kernel(op: str, kernel: object, x: Tensor) -> None:
+    """That x is where a kernel can run.
+
+    Raises:
+        UnsupportedDevice: not a CUDA device (unless Triton interprets).
+    """
+    if x.device.type != "cuda" and isinstance(kernel, triton.JITFunction):
+        raise UnsupportedDevice(
+            f"the Triton kernel {op} runs on CUDA devices, not on {x.device.type}", "use the torch backend"
+        )
 
 
 def check_rows(op: str, kernel: object, x: Tensor) -> None:
@@ -77,10 +111,7 @@ def check_rows(op: str, kernel: object, x: Tensor) -> None:
         InvalidInput: another dtype than `FLOATS`, no or too many columns, or gaps in memory.
         UnsupportedDevice: not a CUDA device (unless Triton interprets).
     """
-    if x.device.type != "cuda" and isinstance(kernel, triton.JITFunction):
-        raise UnsupportedDevice(
-            f"the Triton kernel {op} runs on CUDA devices, not on {x.device.type}", "use the torch backend"
-        )
+    check_kernel(op, kernel, x)
     if x.dtype not in FLOATS:
         raise InvalidInput(f"x of {op} is {x.dtype}", "give float32, bfloat16 or float16")
     if x.ndim < 1 or not 1 <= x.shape[-1] <= WIDEST:
@@ -89,6 +120,19 @@ def check_rows(op: str, kernel: object, x: Tensor) -> None:
         )
     if not x.is_contiguous():
         raise InvalidInput(f"x of {op} is not contiguous", "call x.contiguous()")
+
+
+def check_static_scale(op: str, static_scale: Tensor | None, x: Tensor) -> None:
+    """That ``static_scale`` is None, or () fp32 where x is.
+
+    Raises:
+        InvalidInput: anything else.
+    """
+    if static_scale is None:
+        return
+    if static_scale.ndim or static_scale.dtype != torch.float32 or static_scale.device != x.device:
+        found = f"{tuple(static_scale.shape)} {static_scale.dtype} on {static_scale.device}"
+        raise InvalidInput(f"static_scale of {op} is {found}", f"give one float32 number, (), on {x.device}")
 
 
 def empty_rows(x: Tensor) -> tuple[Tensor, Tensor]:

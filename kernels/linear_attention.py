@@ -90,7 +90,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, heads: int, eps: float) -> tuple[Te
     B, N, C = q.shape
     D = C // heads
     out = torch.empty(B, N, C, dtype=q.dtype, device=q.device)
-    chunk, parts = _parts(q, heads)
+    chunk, parts = state_parts(q, heads)
     if not out.numel():
         return out, parts.sum(1)
     tile = TILES[D]
@@ -100,7 +100,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, heads: int, eps: float) -> tuple[Te
             k, v, parts, *k.stride()[:2], *v.stride()[:2], N, chunk, heads,
             D=D, BLOCK_N=tile.summed, WIDEN=widen, num_warps=tile.warps, num_stages=1,
         )  # fmt: skip
-        state = _sum(parts)
+        state = add_chunks(parts)
         linear_attention_read_kernel[(B * heads, triton.cdiv(N, tile.read))](
             q, state, out, *q.stride()[:2], N, heads, eps, D=D, BLOCK_N=tile.read, num_warps=tile.warps
         )
@@ -119,20 +119,20 @@ def _gradients(
     if not grad_q.numel():
         return grad_q, grad_k, grad_v
     tile = TILES[D]
-    chunk, parts = _parts(q, heads)
+    chunk, parts = state_parts(q, heads)
     with torch.cuda.device_of(q):
         linear_attention_grad_q_kernel[parts.shape[:2]](
             q, grad, state, grad_q, parts, *q.stride()[:2], *grad.stride()[:2], N, chunk, heads, eps,
             D=D, BLOCK_N=tile.summed, num_warps=tile.warps, num_stages=1,
         )  # fmt: skip
         linear_attention_grad_kv_kernel[(B * heads, triton.cdiv(N, tile.read))](
-            k, v, _sum(parts), grad_k, grad_v, *k.stride()[:2], *v.stride()[:2], N, heads,
+            k, v, add_chunks(parts), grad_k, grad_v, *k.stride()[:2], *v.stride()[:2], N, heads,
             D=D, BLOCK_N=tile.read, num_warps=tile.warps,
         )  # fmt: skip
     return grad_q, grad_k, grad_v
 
 
-def _parts(q: Tensor, heads: int) -> tuple[int, Tensor]:
+def state_parts(q: Tensor, heads: int) -> tuple[int, Tensor]:
     """Tokens of a chunk, and room for the states of all chunks: (B · heads, chunks, D + 1, D) fp32."""
     B, N, C = q.shape
     D = C // heads
@@ -141,7 +141,8 @@ def _parts(q: Tensor, heads: int) -> tuple[int, Tensor]:
     return chunk, torch.empty(shape, dtype=torch.float32, device=q.device)
 
 
-def _sum(parts: Tensor) -> Tensor:
+def add_chunks(parts: Tensor) -> Tensor:
+    """States (rows, height, width) from chunks' (rows, chunks, height, width), added in order."""
     rows, chunks, height, width = parts.shape
     state = torch.empty(rows, height, width, dtype=torch.float32, device=parts.device)
     size = height * width

@@ -15,13 +15,13 @@ import triton.language as tl
 
 
 @triton.jit
-def _relu(x):
+def relu(x):
     # maximum() would lose NaN
     return tl.where(x <= 0, 0.0, x)
 
 
 @triton.jit
-def _tile(i_head, heads, row_stride, token_stride, o_n, D: tl.constexpr):
+def head_tile(i_head, heads, row_stride, token_stride, o_n, D: tl.constexpr):
     """Offsets (BLOCK_N, D) of one head's tokens o_n in (B, N, heads · D); 64 bit, for large batches."""
     o_row = (i_head // heads).to(tl.int64) * row_stride + (i_head % heads) * D
     return o_row + o_n.to(tl.int64)[:, None] * token_stride + tl.arange(0, D)[None, :]
@@ -43,14 +43,14 @@ def linear_attention_state_kernel(
     for first in range(i_chunk * chunk, tl.minimum((i_chunk + 1) * chunk, tokens), BLOCK_N):
         o_n = first + tl.arange(0, BLOCK_N)
         m_n = (o_n < tokens)[:, None]
-        b_k = tl.load(p_k + _tile(i_head, heads, k_row, k_token, o_n, D), mask=m_n, other=0.0)
-        b_v = tl.load(p_v + _tile(i_head, heads, v_row, v_token, o_n, D), mask=m_n, other=0.0)
-        b_k = _relu(b_k.to(tl.float32))
+        b_k = tl.load(p_k + head_tile(i_head, heads, k_row, k_token, o_n, D), mask=m_n, other=0.0)
+        b_v = tl.load(p_v + head_tile(i_head, heads, v_row, v_token, o_n, D), mask=m_n, other=0.0)
+        b_k = relu(b_k.to(tl.float32))
         if WIDEN:
             b_v = b_v.to(tl.float32)
         b_state = tl.dot(tl.trans(b_v), b_k.to(b_v.dtype), b_state, input_precision="tf32x3")
         b_ones += tl.sum(b_k, 0)
-    _store_part(p_parts, b_state, b_ones, i_head, i_chunk, D)
+    store_part(p_parts, b_state, b_ones, i_head, i_chunk, D)
 
 
 @triton.jit
@@ -77,12 +77,12 @@ def linear_attention_read_kernel(
     # (key, value)
     b_state = tl.load(p_state + o_d[None, :] * D + o_d[:, None])
     b_ones = tl.load(p_state + D * D + o_d)
-    b_q = tl.load(p_q + _tile(i_head, heads, q_row, q_token, o_n, D), mask=m_n, other=0.0)
-    b_q = _relu(b_q.to(tl.float32))
+    b_q = tl.load(p_q + head_tile(i_head, heads, q_row, q_token, o_n, D), mask=m_n, other=0.0)
+    b_q = relu(b_q.to(tl.float32))
     b_divisor = tl.sum(b_q * b_ones[None, :], 1) + eps
     b_out = tl.div_rn(tl.dot(b_q, b_state, input_precision="tf32x3"), b_divisor[:, None])
     width = heads * D
-    p_out += _tile(i_head, heads, tokens * width, width, o_n, D)
+    p_out += head_tile(i_head, heads, tokens * width, width, o_n, D)
     tl.store(p_out, b_out.to(p_out.dtype.element_ty), mask=m_n)
 
 
@@ -108,22 +108,22 @@ def linear_attention_grad_q_kernel(
     for first in range(i_chunk * chunk, tl.minimum((i_chunk + 1) * chunk, tokens), BLOCK_N):
         o_n = first + tl.arange(0, BLOCK_N)
         m_n = o_n < tokens
-        b_q = tl.load(p_q + _tile(i_head, heads, q_row, q_token, o_n, D), mask=m_n[:, None], other=0.0)
-        o_grad = _tile(i_head, heads, grad_row, grad_token, o_n, D)
+        b_q = tl.load(p_q + head_tile(i_head, heads, q_row, q_token, o_n, D), mask=m_n[:, None], other=0.0)
+        o_grad = head_tile(i_head, heads, grad_row, grad_token, o_n, D)
         b_grad = tl.load(p_grad + o_grad, mask=m_n[:, None], other=0.0).to(tl.float32)
-        b_q = _relu(b_q.to(tl.float32))
+        b_q = relu(b_q.to(tl.float32))
         # 1 beyond the last token: eps may be 0
         b_divisor = tl.where(m_n, tl.sum(b_q * b_ones[None, :], 1) + eps, 1.0)
         b_t = tl.dot(b_grad, b_state, input_precision="tf32x3")
         b_ratio = tl.div_rn(tl.sum(b_q * b_t, 1), b_divisor)
         b_grad_q = tl.div_rn(b_t - b_ratio[:, None] * b_ones[None, :], b_divisor[:, None])
-        o_grad_q = _tile(i_head, heads, tokens * width, width, o_n, D)
+        o_grad_q = head_tile(i_head, heads, tokens * width, width, o_n, D)
         b_grad_q = tl.where(b_q <= 0, 0.0, b_grad_q).to(p_grad_q.dtype.element_ty)
         tl.store(p_grad_q + o_grad_q, b_grad_q, mask=m_n[:, None])
         b_grad = tl.trans(tl.div_rn(b_grad, b_divisor[:, None]))
         b_grad_state = tl.dot(b_grad, b_q, b_grad_state, input_precision="tf32x3")
         b_grad_ones -= tl.sum(tl.div_rn(b_ratio, b_divisor)[:, None] * b_q, 0)
-    _store_part(p_parts, b_grad_state, b_grad_ones, i_head, i_chunk, D)
+    store_part(p_parts, b_grad_state, b_grad_ones, i_head, i_chunk, D)
 
 
 @triton.jit
@@ -139,11 +139,11 @@ def linear_attention_grad_kv_kernel(
     # (value, key)
     b_state = tl.load(p_grad_state + o_d[:, None] * D + o_d[None, :])
     b_ones = tl.load(p_grad_state + D * D + o_d)
-    b_k = tl.load(p_k + _tile(i_head, heads, k_row, k_token, o_n, D), mask=m_n, other=0.0)
-    b_v = tl.load(p_v + _tile(i_head, heads, v_row, v_token, o_n, D), mask=m_n, other=0.0)
-    b_k = _relu(b_k.to(tl.float32))
+    b_k = tl.load(p_k + head_tile(i_head, heads, k_row, k_token, o_n, D), mask=m_n, other=0.0)
+    b_v = tl.load(p_v + head_tile(i_head, heads, v_row, v_token, o_n, D), mask=m_n, other=0.0)
+    b_k = relu(b_k.to(tl.float32))
     width = heads * D
-    o_grad = _tile(i_head, heads, tokens * width, width, o_n, D)
+    o_grad = head_tile(i_head, heads, tokens * width, width, o_n, D)
     b_grad_k = tl.dot(b_v.to(tl.float32), b_state, input_precision="tf32x3") + b_ones[None, :]
     b_grad_k = tl.where(b_k <= 0, 0.0, b_grad_k).to(p_grad_k.dtype.element_ty)
     tl.store(p_grad_k + o_grad, b_grad_k, mask=m_n)
@@ -152,7 +152,7 @@ def linear_attention_grad_kv_kernel(
 
 
 @triton.jit
-def _store_part(p_parts, b_state, b_ones, i_head, i_chunk, D: tl.constexpr):
+def store_part(p_parts, b_state, b_ones, i_head, i_chunk, D: tl.constexpr):
     o_d = tl.arange(0, D)
     p_parts += (i_head.to(tl.int64) * tl.num_programs(1) + i_chunk) * ((D + 1) * D)
     tl.store(p_parts + o_d[:, None] * D + o_d[None, :], b_state)

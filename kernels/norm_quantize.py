@@ -1,4 +1,4 @@
-"""`reference.norm_modulate_quantize` in Triton: LayerNorm, adaLN and per-token INT8 in one pass."""
+"""`reference_fused.norm_modulate_quantize` in Triton: LayerNorm, adaLN and per-token INT8 in one pass."""
 
 from __future__ import annotations
 
@@ -8,7 +8,14 @@ import triton.language as tl
 from torch import Tensor
 
 from sana_edge.errors import InvalidInput
-from sana_edge.kernels.int8_tile import FLOATS, check_rows, empty_rows, pick_tile, quantize_tile
+from sana_edge.kernels.int8_tile import (
+    FLOATS,
+    check_rows,
+    check_static_scale,
+    empty_rows,
+    pick_tile,
+    quantize_tile,
+)
 
 
 @triton.jit
@@ -16,6 +23,7 @@ def norm_modulate_quantize_kernel(
     p_x,
     p_scale,
     p_shift,
+    p_static,
     p_values,
     p_scales,
     M,
@@ -47,17 +55,20 @@ def norm_modulate_quantize_kernel(
     o_shift = o_batch * stride_shift + o_columns[None, :]
     b_scale = tl.load(p_scale + o_scale, mask=m_tile, other=0.0).to(tl.float32)
     b_shift = tl.load(p_shift + o_shift, mask=m_tile, other=0.0).to(tl.float32)
-    b_values, b_scales = quantize_tile(b_normed * b_scale + b_shift)
+    b_values, b_scales = quantize_tile(b_normed * b_scale + b_shift, p_static)
     tl.store(p_values + o_tile, b_values, mask=m_tile)
     tl.store(p_scales + o_rows, b_scales, mask=m_rows)
 
 
-def norm_modulate_quantize(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """`reference.norm_modulate_quantize`, up to the order of the sums in the mean and the variance.
+def norm_modulate_quantize(
+    x: Tensor, scale: Tensor, shift: Tensor, eps: float, static_scale: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """`reference_fused.norm_modulate_quantize`, up to the order of the sums in the mean and the variance.
 
     Args:
         x: (B, N, C) fp32, bf16 or fp16, contiguous, C up to 16384.
         scale, shift: (C,) or (B, 1, C), float, of any stride along B; ``scale`` contains the 1 of 1 + scale.
+        static_scale: () fp32, of all rows; each has its own where this is None.
 
     Returns:
         values (B, N, C) int8 and scales (B, N) fp32; 0 and NaN in rows with NaN or infinity.
@@ -71,6 +82,7 @@ def norm_modulate_quantize(x: Tensor, scale: Tensor, shift: Tensor, eps: float) 
         raise InvalidInput(f"x of norm_modulate_quantize has shape {tuple(x.shape)}", "give (B, N, C)")
     _check_vector("scale", scale, x)
     _check_vector("shift", shift, x)
+    check_static_scale("norm_modulate_quantize", static_scale, x)
     values, scales = empty_rows(x)
     if x.numel() == 0:
         return values, scales
@@ -78,7 +90,8 @@ def norm_modulate_quantize(x: Tensor, scale: Tensor, shift: Tensor, eps: float) 
     tile = pick_tile(C)
     with torch.cuda.device_of(x):
         norm_modulate_quantize_kernel[(triton.cdiv(M, tile.rows),)](
-            *(x, scale, shift, values, scales, M, x.shape[1], _stride(scale), _stride(shift), eps),
+            *(x, scale, shift, static_scale, values, scales, M),
+            *(x.shape[1], _stride(scale), _stride(shift), eps),
             C=C,
             ROWS=tile.rows,
             BLOCK=tile.block,

@@ -43,7 +43,7 @@ def w8a8_linear(
     residual: Tensor | None = None,
     constant: Tensor | None = None,
 ) -> Tensor:
-    """`reference.w8a8_linear` with ``constant``, (out,) or (B, 1, out), added last of all, before rounding."""
+    """`reference.w8a8_linear` with ``constant``, (out,) or (B, 1, out), added last, before rounding."""
     out = reference.w8a8_linear(
         values, scales, weight, weight_scales, bias, silu=silu, limit=limit, gate=gate, residual=residual
     )
@@ -123,7 +123,7 @@ def cross_attention_quantize(
     """Softmax attention on the first keys of each prompt, rounded to q's dtype, then `quantize_rows`.
 
     Args:
-        q: (R, T, C), of all images of a prompt; with ``norm_q`` (C,) RMS-normalised over C first, not rounded.
+        q: (R, T, C), of all images of a prompt; with ``norm_q`` (C,) RMS-normalised over C, not rounded.
         keys: (R, heads, capacity, d).
         values_transposed: (R, heads, d, capacity).
         lengths: (R,) int32, how many keys count, at least 1.
@@ -202,4 +202,5 @@ def velocity_head(
     if guidance is not None:
         unguided, prompted = velocity.chunk(2)
         velocity = unguided + guidance * (prompted - unguided)
-    return velocity.transpose(1, 2).unflatten(2, size)
+    out: Tensor = velocity.transpose(1, 2).unflatten(2, size)
+    return out

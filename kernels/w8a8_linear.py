@@ -1,4 +1,4 @@
-"""`reference.w8a8_linear` in Triton: INT8 tensor-core products and all that follows them, in one kernel."""
+"""`reference_fused.w8a8_linear` in Triton: INT8 tensor-core products and what follows them in one."""
 
 from __future__ import annotations
 
@@ -15,8 +15,69 @@ from sana_edge.kernels.linear_tiles import device_of, pick_tile
 _OUTPUTS = (torch.float32, torch.float16, torch.bfloat16)
 # so many products of two int8 add up within int32: 131071 · 128² < 2^31
 _EXACT_DEPTH = 131071
+# one row of channels, or one for each picture
+_VECTORS = ("gate", "constant")
 # rows of tiles that share their columns of the weight while these are in L2
 _GROUP = 8
+
+
+@triton.jit
+def _vector(p_vector, stride, o_m, first, tokens, o_n, m_out, m_n, PER_TOKEN: tl.constexpr):
+    """Channels o_n of a vector, one per picture of ``tokens`` rows, for the tile's rows first + o_m.
+
+    PER_TOKEN: the tile reaches into several pictures.
+    """
+    if PER_TOKEN:
+        o_vector = ((first + o_m) // tokens)[:, None] * stride + o_n[None, :]
+        return tl.load(p_vector + o_vector, mask=m_out, other=0.0).to(tl.float32)
+    return tl.load(p_vector + first // tokens * stride + o_n, mask=m_n, other=0.0).to(tl.float32)[None, :]
+
+
+@triton.jit
+def _epilogue(
+    b_out,
+    p_bias,
+    p_gate,
+    p_residual,
+    p_constant,
+    tokens,
+    stride_gate,
+    stride_constant,
+    first,
+    start,
+    o_m,
+    o_n,
+    o_out,
+    m_out,
+    m_n,
+    SILU: tl.constexpr,
+    LIMIT: tl.constexpr,
+    RELU: tl.constexpr,
+    PER_TOKEN: tl.constexpr,
+):
+    """What follows the scales, in the order of the definition.
+
+    The tile's rows are first + o_m; its elements are at start + o_out in the residual.
+    """
+    if p_bias is not None:
+        b_out += tl.load(p_bias + o_n, mask=m_n, other=0.0).to(tl.float32)[None, :]
+    if SILU:
+        b_out = b_out / (1.0 + tl.exp(-b_out))
+    # comparisons with NaN are false, so that NaN stays
+    if LIMIT is not None:
+        b_out = tl.where(b_out > LIMIT, LIMIT, tl.where(b_out < -LIMIT, -LIMIT, b_out))
+    if RELU > 0:
+        b_out = tl.where((o_n < RELU)[None, :] & (b_out <= 0), 0.0, b_out)
+    if p_gate is not None:
+        b_out *= _vector(p_gate, stride_gate, o_m, first, tokens, o_n, m_out, m_n, PER_TOKEN)
+    if p_residual is not None:
+        b_out = tl.load(p_residual + start + o_out, mask=m_out, other=0.0).to(tl.float32) + b_out
+    if p_constant is not None:
+        if p_residual is not None:
+            # else it is loaded with the residual, and large tiles have no registers for both
+            tl.debug_barrier()
+        b_out += _vector(p_constant, stride_constant, o_m, first, tokens, o_n, m_out, m_n, PER_TOKEN)
+    return b_out
 
 
 @triton.jit
@@ -28,16 +89,19 @@ def w8a8_linear_kernel(
     p_bias,
     p_gate,
     p_residual,
+    p_constant,
     p_out,
     M,
     N,
     K,
     tokens,
     stride_gate,
+    stride_constant,
     PER_ROW: tl.constexpr,
     SILU: tl.constexpr,
     LIMIT: tl.constexpr,
-    GATES: tl.constexpr,
+    RELU: tl.constexpr,
+    PER_TOKEN: tl.constexpr,
     EVEN_K: tl.constexpr,
     GROUP: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -77,26 +141,15 @@ def w8a8_linear_kernel(
     else:
         b_rows = tl.load(p_scales)
     b_out = b_sums.to(tl.float32) * b_rows * tl.load(p_columns + o_n, mask=m_n, other=0.0)[None, :]
-    if p_bias is not None:
-        b_out += tl.load(p_bias + o_n, mask=m_n, other=0.0).to(tl.float32)[None, :]
-    if SILU:
-        b_out = b_out / (1.0 + tl.exp(-b_out))
-    if LIMIT is not None:
-        # comparisons with NaN are false, so that NaN stays
-        b_out = tl.where(b_out > LIMIT, LIMIT, tl.where(b_out < -LIMIT, -LIMIT, b_out))
     m_out = m_m[:, None] & m_n[None, :]
-    if p_gate is not None:
-        if GATES:
-            o_gate = ((i_m * BLOCK_M + o_m) // tokens)[:, None] * stride_gate + o_n[None, :]
-            b_out *= tl.load(p_gate + o_gate, mask=m_out, other=0.0).to(tl.float32)
-        else:
-            o_gate = i_m * BLOCK_M // tokens * stride_gate + o_n
-            b_out *= tl.load(p_gate + o_gate, mask=m_n, other=0.0).to(tl.float32)[None, :]
+    p_out += i_row * N
     o_out = o_m[:, None] * N + o_n[None, :]
-    if p_residual is not None:
-        b_out = tl.load(p_residual + i_row * N + o_out, mask=m_out, other=0.0).to(tl.float32) + b_out
+    b_out = _epilogue(
+        b_out, p_bias, p_gate, p_residual, p_constant, tokens, stride_gate, stride_constant,
+        i_m * BLOCK_M, i_row * N, o_m, o_n, o_out, m_out, m_n, SILU, LIMIT, RELU, PER_TOKEN,
+    )  # fmt: skip
     b_out = tl.cast(b_out, p_out.dtype.element_ty, fp_downcast_rounding="rtne")
-    tl.store(p_out + i_row * N + o_out, b_out, mask=m_out)
+    tl.store(p_out + o_out, b_out, mask=m_out)
 
 
 def w8a8_linear(
@@ -111,8 +164,11 @@ def w8a8_linear(
     limit: float | None = None,
     gate: Tensor | None = None,
     residual: Tensor | None = None,
+    constant: Tensor | None = None,
+    relu: int = 0,
+    out: Tensor | None = None,
 ) -> Tensor:
-    """`reference.w8a8_linear`: equal to it bit for bit without ``silu``, for fp32, fp16 and bf16 results.
+    """`reference_fused.w8a8_linear`: equal to it bit for bit without ``silu``, whatever the result's dtype.
 
     Args:
         values: (..., K) int8, contiguous.
@@ -124,31 +180,41 @@ def w8a8_linear(
         silu: apply SiLU after the bias; to a few units in the last place of fp32, as exp is approximate.
         limit: clip to ±limit after that; NaN stays.
         gate: (N,), or (B, 1, N) for values (B, tokens, K), with any stride along B; multiplies the clipped.
-        residual: (..., N), contiguous; added last.
+        residual: (..., N), contiguous; added to that.
+        constant: as ``gate``; added last.
+        relu: of so many first columns the ReLU is taken, after the clip; NaN stays.
+        out: where the result goes, (..., N) in ``dtype``, contiguous; may be ``residual``. New if None.
 
     Raises:
         InvalidInput: types, shapes, devices or memory layouts other than these.
         UnsupportedDevice: not a CUDA device of compute capability 8.0 or later (unless Triton interprets).
     """
-    optional = {"bias": bias, "gate": gate, "residual": residual}
+    optional = {"bias": bias, "gate": gate, "residual": residual, "constant": constant}
     _check_types(values, scales, weight, weight_scales, dtype, optional)
     _check_shapes(values, scales, weight, weight_scales, optional)
     (N, K), M = weight.shape, values.shape[:-1].numel()
-    out = torch.empty(*values.shape[:-1], N, dtype=dtype, device=values.device)
+    if out is None:
+        out = torch.empty(*values.shape[:-1], N, dtype=dtype, device=values.device)
+    _check_out(out, (*values.shape[:-1], N), dtype, values.device)
     if out.numel() == 0:
         return out
     tile = pick_tile(
         M, N, K, *device_of(values.device, not isinstance(w8a8_linear_kernel, triton.JITFunction))
     )
-    tokens, stride = (M, 0) if gate is None or gate.ndim == 1 else (values.shape[1], gate.stride(0))
+    strides = [
+        vector.stride(0) if vector is not None and vector.ndim == 3 else 0 for vector in (gate, constant)
+    ]
+    tokens = values.shape[1] if any(strides) else M
     with torch.cuda.device_of(values):
         w8a8_linear_kernel[(triton.cdiv(M, tile.m) * triton.cdiv(N, tile.n),)](
-            *(values, scales, weight, weight_scales, bias, gate, residual, out, M, N, K, tokens, stride),
+            *(values, scales, weight, weight_scales, bias, gate, residual, constant, out),
+            *(M, N, K, tokens, *strides),
             PER_ROW=scales.ndim > 0,
             SILU=silu,
             LIMIT=limit,
-            # else each tile is within one picture, whose gate is one row
-            GATES=stride > 0 and tokens % tile.m > 0,
+            RELU=relu,
+            # else each tile is within one picture, whose vectors are one row
+            PER_TOKEN=any(strides) and tokens % tile.m > 0,
             EVEN_K=K % tile.k == 0,
             GROUP=_GROUP,
             BLOCK_M=tile.m,
@@ -160,6 +226,14 @@ def w8a8_linear(
             enable_fp_fusion=False,
         )
     return out
+
+
+def _check_out(out: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
+    if tuple(out.shape) != shape or out.dtype != dtype or out.device != device or not out.is_contiguous():
+        raise InvalidInput(
+            f"out of w8a8_linear is {tuple(out.shape)} {out.dtype} on {out.device}",
+            f"give {shape} {dtype} on {device}, contiguous",
+        )
 
 
 def _check_types(
@@ -186,8 +260,8 @@ def _check_types(
             raise InvalidInput(f"{name} of w8a8_linear is {tensor.dtype}", f"give {names}")
         if tensor.device != values.device:
             raise InvalidInput(f"{name} is on {tensor.device}, values on {values.device}", "move one of them")
-        # of a gate only the channels
-        if not (tensor.stride()[-1:] == (1,) if name == "gate" else tensor.is_contiguous()):
+        # of vectors per picture only the channels
+        if not (tensor.stride()[-1:] == (1,) if name in _VECTORS else tensor.is_contiguous()):
             raise InvalidInput(f"{name} of w8a8_linear is not contiguous", f"call {name}.contiguous()")
 
 
@@ -204,18 +278,21 @@ def _check_shapes(
     rows, (N, K) = values.shape[:-1], weight.shape
     if K > _EXACT_DEPTH:
         raise InvalidInput(f"{K} products may overflow int32", f"split a depth beyond {_EXACT_DEPTH}")
-    gates = [(N,), (rows[0], 1, N)] if len(rows) == 2 else [(N,)]
+    vectors = [(N,), (rows[0], 1, N)] if len(rows) == 2 else [(N,)]
     wanted: list[tuple[str, Tensor | None, Sequence[tuple[int, ...]]]] = [
         ("scales", scales, [tuple(rows), ()]),
         ("weight_scales", weight_scales, [(N,)]),
         ("bias", optional["bias"], [(N,)]),
-        ("gate", optional["gate"], gates),
+        *((name, optional[name], vectors) for name in _VECTORS),
         ("residual", optional["residual"], [(*rows, N)]),
     ]
     for name, tensor, allowed in wanted:
         if tensor is not None and tuple(tensor.shape) not in allowed:
             names = " or ".join(str(shape) for shape in allowed)
             raise InvalidInput(f"{name} of w8a8_linear has shape {tuple(tensor.shape)}", f"give {names}")
-    gate = optional["gate"]
-    if gate is not None and gate.ndim == 3 and gate.stride(0) * len(gate) >= 2**31:
-        raise InvalidInput("the rows of gate are too far apart for 32 bits", "call gate.contiguous()")
+    for name in _VECTORS:
+        vector = optional[name]
+        if vector is not None and vector.ndim == 3 and vector.stride(0) * len(vector) >= 2**31:
+            raise InvalidInput(
+                f"the rows of {name} are too far apart for 32 bits", f"call {name}.contiguous()"
+            )

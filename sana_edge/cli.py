@@ -19,7 +19,7 @@ import sana_edge
 from sana_edge import quantize_command
 from sana_edge.errors import InvalidInput, SanaError
 from sana_edge.extras import torch_extra
-from sana_edge.request import SAMPLERS, Request, random_seed
+from sana_edge.request import BACKENDS, SAMPLERS, Request, random_seed
 
 if TYPE_CHECKING:
     from sana_edge.image import Image
@@ -103,6 +103,7 @@ def _load(arguments: argparse.Namespace) -> Sana:
         device=arguments.device,
         dtype=arguments.dtype,
         int8=arguments.int8,
+        backend=arguments.backend,
         offline=arguments.offline,
         progress=not arguments.quiet,
     )
@@ -225,6 +226,10 @@ def _add_generate_options(parser: argparse.ArgumentParser) -> None:
     add("--dtype", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help=dtypes)
     eight = "INT8 layers: the bundled package, or quantized while loading; packages are INT8 without it"
     add("--int8", action="store_true", help=eight)
+    backend = (
+        "of the denoiser: triton and cuda need --int8 and a GPU (default: %(default)s, the best of them)"
+    )
+    add("--backend", choices=BACKENDS, default="auto", help=backend)
     devices = "(default: %(default)s, cuda where it can be used)"
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help=devices)
     place = "a .png file or an existing folder; the seed takes the place of {seed}, or stands at the end of"

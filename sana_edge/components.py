@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sana_edge import denoiser_layout, package
 from sana_edge.autoencoder import Autoencoder, decoder_state
+from sana_edge.backends import half_dtype
 from sana_edge.config import AutoencoderConfig, DenoiserConfig
 from sana_edge.denoiser import Denoiser
 from sana_edge.errors import CheckpointError
@@ -36,13 +37,14 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def load_denoiser(
-    model: ResolvedModel, *, device: torch.device, dtype: str, int8: bool = False
+    model: ResolvedModel, *, device: torch.device, dtype: str, int8: bool = False, fused: bool = False
 ) -> tuple[Denoiser, str]:
     """Read ``transformer/``; returns the denoiser and the short name of the dtype it computes in.
 
     Args:
         dtype: a name of `DTYPES`, or "auto": the weights' own, fp32 in place of fp16 on the CPU.
         int8: quantize float weights; a package is INT8 anyway.
+        fused: it runs the fused operations, for which "auto" is 16 bit.
 
     Raises:
         CheckpointError: a file is missing, damaged, or does not fit its config.
@@ -56,7 +58,9 @@ def load_denoiser(
         check_tensors(state, quantization, denoiser_layers(config), where=str(folder))
     elif any(map(is_scale, state)):
         raise CheckpointError(f"{folder} has INT8 weights, config.json says nothing of it", package.DAMAGED)
-    dtype = _stored_dtype(state, device) if dtype == "auto" else dtype
+    if dtype == "auto":
+        stored = _stored_dtype(state, device)
+        dtype = half_dtype(device) if fused and stored != "fp16" else stored
     denoiser = Denoiser.from_diffusers(config, state)
     denoiser.clamp = clamps(model, config, state, quantization)
     # quantized layers let go of their float weights one by one

@@ -25,7 +25,7 @@ from sana_edge.text_encoder import TextFeatures
 _FREQUENCIES = 128
 _MAX_PERIOD = 10000
 _CAPTION_EPS = 1e-5
-_FINAL_EPS = 1e-6
+FINAL_EPS = 1e-6
 
 # what runs once for a prompt or a schedule
 _COLD = ("time", "guidance", "modulate", "caption_expand", "caption_mix", "cross_kv")
@@ -44,6 +44,14 @@ class Modulation:
 
     def __getitem__(self, step: int) -> Modulation:
         return Modulation(self.blocks[step], self.final[step])
+
+    def layer(self, index: int) -> tuple[Tensor, ...]:
+        """One layer's six vectors of one step, (dim,), or of a batch, (B, 1, dim)."""
+        return _vectors(self.blocks[..., index, :, :])
+
+    def head(self) -> tuple[Tensor, ...]:
+        """Shift and scale before the last linear layer, in the same shapes."""
+        return _vectors(self.final)
 
 
 @dataclass(frozen=True)
@@ -208,11 +216,17 @@ class Denoiser(nn.Module):
         # under autocast the token stream stays in the tables' fp32
         x = x.to(modulation.blocks.dtype)
         for layer, (block, text) in enumerate(zip(self._blocks(), context.layers, strict=True)):
-            vectors = _vectors(modulation.blocks[..., layer, :, :])
-            x = block(x, vectors, text, (H, W), self.clamp)
-        shift, scale = _vectors(modulation.final)
-        velocity: Tensor = self.head(ops.norm_modulate(x, scale, shift, _FINAL_EPS))
+            x = block(x, modulation.layer(layer), text, (H, W), self.clamp)
+        shift, scale = modulation.head()
+        velocity: Tensor = self.head(ops.norm_modulate(x, scale, shift, FINAL_EPS))
         return velocity.transpose(1, 2).reshape(B, -1, H, W).to(latent.dtype)
+
+    def positions(self, height: int, width: int) -> Tensor | None:
+        """What is added to the tokens of 2K and 4K models, (height · width, dim) fp32; None in the others."""
+        if self.config.interpolation_scale is None:
+            return None
+        zeros = torch.zeros(1, height * width, self.config.dim, device=self.patch.weight.device)
+        return self._add_positions(zeros, height, width)[0]
 
     def _blocks(self) -> list[Block]:
         return cast("list[Block]", list(self.blocks))
@@ -245,17 +259,18 @@ class Denoiser(nn.Module):
     def _add_positions(self, x: Tensor, height: int, width: int) -> Tensor:
         """Add the sin-cos table of 2K and 4K models: half of the channels tell the column, half the row."""
         # (W, dim/2) and (H, 1, dim/2)
-        columns = self._waves(width).to(x.device)
-        rows = self._waves(height).to(x.device)[:, None]
+        columns, rows = self._waves(width, x.device), self._waves(height, x.device)[:, None]
         left, right = x.view(len(x), height, width, -1).chunk(2, dim=-1)
         return torch.cat([left + columns, right + rows], dim=-1).flatten(1, 2).to(x.dtype)
 
-    def _waves(self, length: int) -> Tensor:
+    def _waves(self, length: int, device: torch.device) -> Tensor:
         # a side always spans the native grid, whatever its length: (length, dim/2)
-        positions = torch.arange(length, dtype=torch.float32) / (length / self.config.sample_size)
+        positions = torch.arange(length, dtype=torch.float32, device=device)
+        positions = positions / (length / self.config.sample_size)
         positions = positions / (self.config.interpolation_scale or 1.0)
         quarter = self.config.dim // 4
-        omega = 1.0 / _MAX_PERIOD ** (torch.arange(quarter, dtype=torch.float64) / quarter)
+        exponents = torch.arange(quarter, dtype=torch.float64, device=device) / quarter
+        omega = 1.0 / _MAX_PERIOD**exponents
         angles = positions.double()[:, None] * omega
         return torch.cat([angles.sin(), angles.cos()], dim=-1).float()
 

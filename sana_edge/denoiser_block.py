@@ -12,8 +12,8 @@ from sana_edge import ops
 from sana_edge.config import DenoiserConfig
 from sana_edge.layers import Linear
 
-_RMS_EPS = 1e-5
-_FP16_MAX = 65504.0
+RMS_EPS = 1e-5
+FP16_MAX = 65504.0
 
 
 @dataclass(frozen=True)
@@ -79,18 +79,29 @@ class Block(nn.Module):
         clamp: bool,
     ) -> Tensor:
         """x (B, N, dim) to the same, in place of x without gradients; six vectors (dim,) or (B, 1, dim)."""
-        shift_attn, scale_attn, gate_attn, shift_ffn, scale_ffn, gate_ffn = vectors
-        attended = self._attend(ops.norm_modulate(x, scale_attn, shift_attn, self.eps))
-        if clamp or attended.dtype == torch.float16:
-            attended = ops.saturate(attended, _FP16_MAX)
-        x = ops.add(x, attended, gate_attn)
+        x = self.self_attention(x, vectors[:3], clamp)
         shares = x.chunk(len(text))
-        x = ops.add_parts(x, [self._cross(part, group) for part, group in zip(shares, text, strict=True)])
-        hidden = ops.norm_modulate(x, scale_ffn, shift_ffn, self.eps)
+        x = ops.add_parts(
+            x, [self.cross_attention(part, group) for part, group in zip(shares, text, strict=True)]
+        )
+        return self.mix_ffn(x, vectors[3:], size)
+
+    def self_attention(self, x: Tensor, vectors: Sequence[Tensor], clamp: bool) -> Tensor:
+        """x plus its linear attention, in place; vectors are shift, scale and gate."""
+        shift, scale, gate = vectors
+        attended = self._attend(ops.norm_modulate(x, scale, shift, self.eps))
+        if clamp or attended.dtype == torch.float16:
+            attended = ops.saturate(attended, FP16_MAX)
+        return ops.add(x, attended, gate)
+
+    def mix_ffn(self, x: Tensor, vectors: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+        """x plus its Mix-FFN, in place; vectors are shift, scale and gate."""
+        shift, scale, gate = vectors
+        hidden = ops.norm_modulate(x, scale, shift, self.eps)
         hidden = ops.expand_glu_depthwise(
             hidden, self.expand.columns(hidden), _tensors(self.depthwise), *size
         )
-        return ops.add(x, self.project(hidden), gate_ffn)
+        return ops.add(x, self.project(hidden), gate)
 
     def _attend(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(x).chunk(3, dim=-1)
@@ -98,7 +109,8 @@ class Block(nn.Module):
         output: Tensor = self.out(ops.relu_linear_attention(q, k, v, self.heads))
         return output
 
-    def _cross(self, x: Tensor, group: KeysValues | Constant) -> Tensor:
+    def cross_attention(self, x: Tensor, group: KeysValues | Constant) -> Tensor:
+        """What the tokens of a group's images read of the text, not added yet."""
         if isinstance(group, Constant):
             return group.output.repeat_interleave(len(x) // len(group.output), dim=0)
         # images of one prompt follow each other: they attend to it as one long image
@@ -120,4 +132,4 @@ def _tensors(layer: nn.Module) -> ops.Layer:
 
 
 def _normed(x: Tensor, weight: Tensor | None) -> Tensor:
-    return x if weight is None else ops.rms_norm(x, weight, _RMS_EPS)
+    return x if weight is None else ops.rms_norm(x, weight, RMS_EPS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import shutil
@@ -57,7 +58,48 @@ def backends() -> list[Backend]:
 
     capability = torch.backends.cpu.get_cpu_capability()
     threads = torch.get_num_threads()
-    return [_cuda(), Backend("torch cpu", True, f"{threads} threads, {capability}"), _int8()]
+    cpu = Backend("torch cpu", True, f"{threads} threads, {capability}")
+    cuda = _cuda()
+    return [_cuda_kernels(cuda), _triton(cuda), cuda, cpu, _int8()]
+
+
+def _cuda_kernels(torch_cuda: Backend) -> Backend:
+    """The library of csrc/: what it has code for, or why it cannot run."""
+    from sana_edge.errors import UnsupportedDevice
+    from sana_edge.kernels import cuda_library
+
+    name = "cuda kernels"
+    try:
+        library = cuda_library.load()
+    except UnsupportedDevice as error:
+        return Backend(name, False, f"{error}; {error.hint}")
+    what = f"{library.version} for {library.architectures}"
+    refused = _refusals("cuda", torch_cuda)
+    return Backend(name, not refused, f"{refused} ({what})" if refused else what)
+
+
+def _triton(torch_cuda: Backend) -> Backend:
+    name = "triton"
+    if importlib.util.find_spec("triton") is None:
+        return Backend(name, False, "not installed: pip install 'sana-edge[triton]'")
+    what = f"triton {importlib.metadata.version('triton')}"
+    refused = _refusals("triton", torch_cuda)
+    return Backend(name, not refused, f"{refused} ({what})" if refused else what)
+
+
+def _refusals(name: str, torch_cuda: Backend) -> str:
+    """Why a backend runs on none of the GPUs; empty where it runs on one."""
+    import torch
+
+    from sana_edge import backends as choice
+    from sana_edge.kernels import cuda_library
+
+    if not torch_cuda.usable:
+        # the library may know better than torch why there is no GPU
+        refused = cuda_library.refusal(torch.device("cuda", 0)) if name == "cuda" else ""
+        return refused or f"torch cannot use a GPU: {torch_cuda.detail}"
+    reasons = [choice.refusal(name, torch.device("cuda", n)) for n in range(torch.cuda.device_count())]
+    return "" if None in reasons else "; ".join(dict.fromkeys(str(reason) for reason in reasons))
 
 
 def _cuda() -> Backend:
@@ -100,7 +142,8 @@ def _int8() -> Backend:
 
 
 def _unusable(reason: str) -> list[Backend]:
-    return [Backend("torch cuda", False, reason), Backend("torch cpu", False, reason)]
+    names = ("cuda kernels", "triton", "torch cuda", "torch cpu")
+    return [Backend(name, False, reason) for name in names]
 
 
 def _system() -> Iterator[str]:

@@ -44,7 +44,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (weights / (weights.sum(dim=-1, keepdim=True) + _EPS)) @ v
 
 
-class _LinearAttention(nn.Module):
+class LinearAttention(nn.Module):
     """Multi-scale ReLU linear attention over all positions of a map, plus the input."""
 
     def __init__(self, channels: int, head_dim: int, kernels: tuple[int, ...]) -> None:
@@ -89,7 +89,7 @@ class _LinearAttention(nn.Module):
         return out.to(qkv.dtype).transpose(1, 2).reshape(batch, height, width, -1)
 
 
-class _GatedConv(nn.Module):
+class GatedConv(nn.Module):
     """Inverted bottleneck with a depthwise 3x3 and a SiLU gate, normalised and added to the input."""
 
     def __init__(self, channels: int) -> None:
@@ -114,8 +114,8 @@ class EfficientViTBlock(nn.Module):
 
     def __init__(self, channels: int, head_dim: int, kernels: tuple[int, ...]) -> None:
         super().__init__()
-        self.attn = _LinearAttention(channels, head_dim, kernels)
-        self.conv_out = _GatedConv(channels)
+        self.attn = LinearAttention(channels, head_dim, kernels)
+        self.conv_out = GatedConv(channels)
 
     def forward(self, x: Tensor) -> Tensor:
         result: Tensor = self.conv_out(self.attn(x))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 STRIP_BYTES = 64 << 20
 _MIN_STRIP_ROWS = 16
 
-_NORM_EPS = 1e-5
+NORM_EPS = 1e-5
 
 
 def nhwc(x: Tensor) -> Tensor:
@@ -68,8 +68,8 @@ class ChannelNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         rows = nhwc(x)
         if torch.is_grad_enabled():
-            scale = torch.rsqrt(rows.float().square().mean(dim=-1, keepdim=True) + _NORM_EPS)
+            scale = torch.rsqrt(rows.float().square().mean(dim=-1, keepdim=True) + NORM_EPS)
             return nchw(torch.addcmul(self.bias, rows * scale.to(rows.dtype), self.weight))
         norm = torch.linalg.vector_norm(rows, dim=-1, keepdim=True, dtype=torch.float32)
-        scale = norm.square_().div_(rows.shape[-1]).add_(_NORM_EPS).rsqrt_()
+        scale = norm.square_().div_(rows.shape[-1]).add_(NORM_EPS).rsqrt_()
         return nchw(rows.mul_(scale).mul_(self.weight).add_(self.bias))

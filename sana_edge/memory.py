@@ -1,7 +1,8 @@
-"""How much memory is free and was used, and one error for the ways in which it runs out."""
+"""How much memory is free and was used, and one error for the ways in which it runs out, or a GPU fails."""
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,10 +10,16 @@ from pathlib import Path
 
 import torch
 
-from sana_edge.errors import OutOfMemory
+from sana_edge.errors import OutOfMemory, SanaError
 
 # not every allocator has an exception class of its own
 _MESSAGES = ("can't allocate memory", "not enough memory", "out of memory")
+
+# what torch says of CUDA's memory: "Tried to allocate 2.00 GiB", "of which 1.50 GiB is free"
+_NEEDED = re.compile(r"Tried to allocate ([\d.]+ \w+)")
+_FREE = re.compile(r"of which ([\d.]+ \w+) is free")
+# what a kernel's failure raises in torch 2.8 and later; after it nothing runs on the GPU
+_DEVICE_ERROR: type[Exception] | None = getattr(torch, "AcceleratorError", None)
 
 _MEMINFO = Path("/proc/meminfo")
 # where Linux tells the peak of this program; getrusage also counts what the process was before it ran it
@@ -32,15 +39,25 @@ _CGROUP_FILES = (
 
 @contextmanager
 def memory_errors(what: str) -> Iterator[None]:
-    """Turn allocation failures inside into `OutOfMemory`; ``what`` did not fit."""
+    """Turn failed allocations inside into `OutOfMemory` of ``what``, and a lost GPU into `SanaError`."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not any(text in str(error) for text in _MESSAGES):
+            if _DEVICE_ERROR is not None and isinstance(error, _DEVICE_ERROR):
+                reason = str(error).partition("\n")[0]
+                raise SanaError(f"the GPU failed: {reason}", "start the program again") from error
             raise
         raise OutOfMemory(
-            f"not enough memory for {what}", "choose a smaller size, or close other programs"
+            f"not enough memory for {what}{_amounts(str(error))}",
+            "choose a smaller size, or close other programs",
         ) from error
+
+
+def _amounts(message: str) -> str:
+    """What was asked for and what is free, where torch says both."""
+    needed, free = _NEEDED.search(message), _FREE.search(message)
+    return f": {needed[1]} more are needed, {free[1]} are free" if needed and free else ""
 
 
 def available_memory(device: torch.device) -> int | None:

@@ -7,17 +7,22 @@ What makes the CPU fast: oneDNN's 1×1 convolution on a channels-last view is a 
 for nothing (torch's own writes the bias first and adds to it), and tensors that stay in the cache and in
 malloc's pool cost less than the page faults of fresh ones. What is done to INT8 products (`int_mm`) is
 done in pieces that stay in the cache.
+
+On a CUDA device Triton's kernels compute what has a gradient, where they can. The fused operations of INT8
+models are those of `fused_ops`.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sana_edge import conv_ops, quant
+from sana_edge import backends, conv_ops, quant
+from sana_edge import fused_ops as fused_ops
 from sana_edge.conv_ops import onednn_refusal as onednn_refusal
 from sana_edge.conv_ops import pack_conv2d as pack_conv2d
 from sana_edge.conv_ops import quantize_map as quantize_map
@@ -42,6 +47,9 @@ _PRODUCT_ROWS = 256
 _PRODUCT_COLUMNS = 576
 _QUANTIZED_BYTES = 1 << 20
 
+# heads that Triton's linear attention has
+_TRITON_HEADS = (16, 32, 64)
+
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (..., in) times weight (out, in) transposed, plus bias (out,)."""
@@ -57,6 +65,10 @@ def relu_linear_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, eps: floa
     """ReLU linear attention of scratch (B, N, C) tensors, fp32 inside, also under autocast; (B, N, C)."""
     by_row = not torch.is_grad_enabled() and q.device.type == "cpu"
     with torch.autocast(q.device.type, enabled=False):
+        if _triton(q) and q.shape[-1] // heads in _TRITON_HEADS and q.dtype == k.dtype == v.dtype:
+            from sana_edge.kernels import linear_attention
+
+            return linear_attention.relu_linear_attention(q, k, v, heads, eps)
         return (_linear_attention_by_row if by_row else _linear_attention)(q, k, v, heads, eps)
 
 
@@ -109,6 +121,10 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def glu_depthwise(x: Tensor, weight: Tensor, bias: Tensor, height: int, width: int) -> Tensor:
     """SiLU, 3×3 depthwise convolution and gate of scratch x (B, N, 2h); (B, N, h)."""
+    if _triton(x) and x.is_contiguous():
+        from sana_edge.kernels import mix_ffn
+
+        return mix_ffn.glu_depthwise(x, weight, bias, height, width)
     value, gate = _silu_depthwise(x, weight, bias, height, width).chunk(2, dim=-1)
     return value * F.silu(gate, inplace=not torch.is_grad_enabled())
 
@@ -143,6 +159,16 @@ def _silu_depthwise(x: Tensor, weight: Tensor, bias: Tensor, height: int, width:
     activated = F.silu(x, inplace=not torch.is_grad_enabled())
     image = activated.view(len(x), height, width, -1).permute(0, 3, 1, 2)
     return F.conv2d(image, weight, bias, padding=1, groups=len(weight)).permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def _triton(x: Tensor) -> bool:
+    """Whether Triton computes what has a gradient."""
+    return torch.is_grad_enabled() and _triton_trains(x.device)
+
+
+@functools.cache
+def _triton_trains(device: torch.device) -> bool:
+    return device.type == "cuda" and backends.refusal("triton", device) is None
 
 
 def add(x: Tensor, y: Tensor, gate: Tensor | None = None) -> Tensor:

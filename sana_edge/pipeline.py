@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sana_edge import __version__, hub
-from sana_edge.errors import Cancelled, SanaError
+from sana_edge import __version__, backends, hub
+from sana_edge.errors import Cancelled, OutOfMemory, SanaError
 from sana_edge.extras import torch_extra
 from sana_edge.image import Image
 from sana_edge.memory import memory_errors, peak_memory
@@ -78,6 +78,7 @@ class Sana:
         device: str = "auto",
         dtype: str = "auto",
         int8: bool = False,
+        backend: str = "auto",
         offline: bool = False,
         progress: bool = False,
     ) -> Sana:
@@ -91,6 +92,8 @@ class Sana:
                 fp32 instead of fp16 on the CPU. In an INT8 model, of what is not INT8.
             int8: a bundled model's INT8 package, or else INT8 layers made while loading, without
                 calibration. A package is INT8 also without it.
+            backend: what the denoiser's steps run on, "auto", "torch", "triton" or "cuda"; the last two are
+                for INT8 models on a CUDA device, where auto takes the best that can run.
             offline: never use the network.
             progress: show a download on stderr.
 
@@ -99,11 +102,16 @@ class Sana:
         """
         place = choose_device(device)
         check_dtype(dtype, place)
+        # what can be said before the model is found
+        backends.choose(backend, place, dtype, int8=True)
         with torch_extra(), memory_errors(model):
             found = hub.resolve(model, int8=int8, offline=offline, progress=progress)
-            stages = load_stages(found, device=place, dtype=dtype, int8=int8)
+            stages = load_stages(found, device=place, dtype=dtype, int8=int8, backend=backend)
         kinds = f"{stages.dtype}, {stages.quantization}" if stages.quantization else stages.dtype
-        logger.info("loaded %s from %s: %s on %s", stages.name, found.path, kinds, place)
+        used = f"{place}, backend {stages.backend.name}"
+        logger.info("loaded %s from %s: %s on %s", stages.name, found.path, kinds, used)
+        for name, reason in stages.backend.reasons.items():
+            logger.info("backend %s is not used: %s", name, reason)
         for note in stages.notes:
             logger.warning(note)
         return cls(stages)
@@ -217,11 +225,13 @@ class Sana:
     @torch.inference_mode()
     def _steps(self, stages: Stages, plan: Plan, cancel: threading.Event) -> Generator[Step, None, None]:
         total = plan.images * plan.steps
-        with self._turn(cancel), memory_errors(f"{plan.width}x{plan.height}"):
+        with self._turn(cancel), _released(stages), memory_errors(f"{plan.width}x{plan.height}"):
             clock = _Clock(stages.device)
             with clock.stage("text"):
                 context, notes = stages.read(plan)
             sampler, tables = stages.schedule(plan)
+            with clock.stage("denoise"):
+                predict, more = stages.predict(plan, tables, context)
             for picture in range(plan.images):
                 # a generator of its own, on the CPU, makes a seed the same picture alone and on every device
                 generator = torch.Generator().manual_seed(plan.seed + picture)
@@ -229,7 +239,7 @@ class Sana:
                 for i in range(plan.steps):
                     _stop_if(cancel)
                     with clock.stage("denoise"):
-                        velocity = stages.velocity(sampler.model_input(x, i), tables[i], context, plan)
+                        velocity = predict(sampler.model_input(x, i), i)
                         clean = sampler.denoised(x, velocity, i) / sampler.initial_scale
                         x = sampler.step(x, velocity, i, generator=generator)
                     image = None
@@ -237,7 +247,7 @@ class Sana:
                         _stop_if(cancel)
                         with clock.stage("decode"):
                             pixels = stages.decode(sampler.finish(x))
-                        image = _image(stages, plan, picture, pixels, clock.read(), notes)
+                        image = _image(stages, plan, picture, pixels, clock.read(), (*notes, *more))
                     preview = functools.partial(stages.preview, clean)
                     yield Step(picture * plan.steps + i, total, image, preview)
                     # the next step may be taken by another thread than the last one
@@ -301,11 +311,22 @@ def _image(
         "seed": seed,
         "model": stages.name,
         "dtype": stages.dtype,
+        "backend": stages.backend.name,
         "version": __version__,
     }
     if stages.quantization is not None:
         metadata["quantization"] = stages.quantization
     return Image(pixels, seed, metadata, timings, notes)
+
+
+@contextmanager
+def _released(stages: Stages) -> Iterator[None]:
+    """Let go of all memory that is not the model where it ran out, so that the next picture may fit."""
+    try:
+        yield
+    except OutOfMemory:
+        stages.release()
+        raise
 
 
 def _stop_if(cancel: threading.Event) -> None:

@@ -16,6 +16,8 @@ MAX_IMAGES = 10_000
 MAX_GUIDANCE = 1000
 MAX_SEED = 2**63 - 1
 SAMPLERS: tuple[SamplerKind, ...] = typing.get_args(SamplerKind)
+# what can be asked for; see `sana_edge.backends`
+BACKENDS = ("auto", "torch", "triton", "cuda")
 
 
 class Options(TypedDict, total=False):

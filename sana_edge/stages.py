@@ -12,16 +12,19 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sana_edge import package, tiling
+from sana_edge import backends, package, tiling
 from sana_edge.autoencoder import Autoencoder
+from sana_edge.backends import Backend
 from sana_edge.components import DTYPES, load_decoder, load_denoiser
-from sana_edge.config import SamplerConfig
+from sana_edge.config import DenoiserConfig, SamplerConfig
 from sana_edge.denoiser import Denoiser, Modulation, TextContext
 from sana_edge.errors import InvalidInput, OutOfMemory, SanaError, UnsupportedDevice
+from sana_edge.fused_decoder import fuse_decoder
 from sana_edge.hub import ResolvedModel
 from sana_edge.memory import available_memory
 from sana_edge.model_folder import read_json
 from sana_edge.package import Quantization
+from sana_edge.prediction import Predictor, Velocity, make_predictor
 from sana_edge.request import Plan
 from sana_edge.sampler import Sampler, make_sampler
 from sana_edge.text_encoder import TextEncoder
@@ -41,8 +44,9 @@ _TOKEN_COPIES = 12
 class Stages:
     """What turns a prompt into a picture, one method for each part of the way.
 
-    ``dtype`` is the denoiser's, by its short name, ``quantization`` an INT8 model's scheme; ``notes`` say
-    what happened while loading. Latents are (1, C, h, w) fp32 on ``device``.
+    ``dtype`` is the denoiser's, by its short name, ``backend`` what its steps run on, ``quantization`` an
+    INT8 model's scheme; ``notes`` say what happened while loading. Latents are (1, C, h, w) fp32 on
+    ``device``.
     """
 
     name: str
@@ -52,6 +56,8 @@ class Stages:
     denoiser: Denoiser
     autoencoder: Autoencoder
     sampler: SamplerConfig
+    backend: Backend
+    predictor: Predictor
     quantization: str | None = None
     notes: tuple[str, ...] = ()
 
@@ -106,12 +112,28 @@ class Stages:
 
     def noise(self, plan: Plan, generator: torch.Generator) -> Tensor:
         """Draw N(0, 1) as diffusers does for a generator on the CPU."""
-        cell = self.autoencoder.config.spatial_compression
-        shape = (1, self.denoiser.config.in_channels, plan.height // cell, plan.width // cell)
-        return torch.randn(shape, generator=generator).to(self.device)
+        return torch.randn(self._latent_shape(plan), generator=generator).to(self.device)
+
+    def predict(
+        self, plan: Plan, tables: Modulation, context: TextContext
+    ) -> tuple[Velocity, tuple[str, ...]]:
+        """Make ready for the plan's steps, until another plan is; say what stood in the way of a graph."""
+        latent = torch.zeros(self._latent_shape(plan), device=self.device)
+        guidance = plan.guidance if plan.guided else None
+        velocity, note = self.predictor.start(latent, tables, context, guidance)
+        return velocity, (note,) if note else ()
+
+    def release(self) -> None:
+        """Let go of memory that can be had again: after an error, everything that was not loaded."""
+        self.predictor.release()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def velocity(self, x: Tensor, step: Modulation, context: TextContext, plan: Plan) -> Tensor:
-        """Predict the velocity, v_u + g (v_c - v_u) where the guidance g is above 1 (arXiv 2207.12598)."""
+        """`predict` for a single step, with the denoiser as it is: where calibration listens.
+
+        The velocity is v_u + g (v_c - v_u) where the guidance g is above 1 (arXiv 2207.12598).
+        """
         predicted: Tensor = self.denoiser(torch.cat([x, x]) if plan.guided else x, step, context)
         if not plan.guided:
             return predicted
@@ -133,6 +155,10 @@ class Stages:
         result: NDArray[np.uint8] = levels.byte().permute(1, 2, 0).contiguous().cpu().numpy()
         return result
 
+    def _latent_shape(self, plan: Plan) -> tuple[int, int, int, int]:
+        cell = self.autoencoder.config.spatial_compression
+        return 1, self.denoiser.config.in_channels, plan.height // cell, plan.width // cell
+
     @torch.inference_mode()
     def preview(self, latent: Tensor) -> NDArray[np.uint8]:
         """Decode a latent shrunk to at most 8 cells a side."""
@@ -140,21 +166,30 @@ class Stages:
         return self.decode(F.avg_pool2d(latent, factor, ceil_mode=True))
 
 
-def load_stages(model: ResolvedModel, *, device: torch.device, dtype: str, int8: bool = False) -> Stages:
+def load_stages(
+    model: ResolvedModel, *, device: torch.device, dtype: str, int8: bool = False, backend: str = "torch"
+) -> Stages:
     """Read a model folder, a float one or a package.
 
     Args:
         dtype: "auto", "fp32", "bf16" or "fp16", for the denoiser. The other two networks overflow in fp16 and
             run in bf16 then, or in fp32 where the device has no bf16. In an INT8 model, of what is not INT8.
         int8: make float weights INT8 while they are loaded; a package is INT8 anyway.
+        backend: see `backends.choose`.
 
     Raises:
         CheckpointError: a file is missing, damaged, or does not fit its config.
+        InvalidInput, UnsupportedDevice: the backend cannot be used for this model.
     """
     scheme = package.scheme(model.path)
     quantize = int8 and scheme is None
-    denoiser, dtype = load_denoiser(model, device=device, dtype=dtype, int8=quantize)
+    config = DenoiserConfig.from_dict(read_json(model.path / "transformer" / "config.json"))
+    chosen = backends.choose(backend, device, dtype, quantize or scheme is not None, config)
+    denoiser, dtype = load_denoiser(model, device=device, dtype=dtype, int8=quantize, fused=chosen.fused)
     others = DTYPES[dtype] if dtype != "fp16" else _without_fp16(device)
+    decoder = load_decoder(model, device=device, dtype=others, int8=quantize)
+    if chosen.name == "cuda" and others.itemsize == 2:
+        decoder = fuse_decoder(decoder, chosen.name)
     return Stages(
         name=model.name,
         device=device,
@@ -167,8 +202,10 @@ def load_stages(model: ResolvedModel, *, device: torch.device, dtype: str, int8:
             int8=quantize,
         ),
         denoiser=denoiser,
-        autoencoder=load_decoder(model, device=device, dtype=others, int8=quantize),
+        autoencoder=decoder,
         sampler=SamplerConfig.from_dict(read_json(model.path / "scheduler" / "scheduler_config.json")),
+        backend=chosen,
+        predictor=make_predictor(denoiser, chosen.name, device),
         quantization=Quantization("token").summary if quantize else scheme,
         notes=(WHILE_LOADING,) if quantize else (),
     )

@@ -42,11 +42,11 @@ def main() -> int:
 
 
 def code(built: Any) -> dict[str, str]:
-    """PTX, machine code, and the line that tells registers, stack and shared memory."""
+    """PTX, machine code, the line that tells registers and stack, and bytes of shared memory."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         Path(file.name).write_bytes(built.asm["cubin"])
         sass, usage = (dump(flag, file.name) for flag in ("-sass", "-res-usage"))
-    return {"ptx": built.asm["ptx"], "sass": sass, "usage": usage}
+    return {"ptx": built.asm["ptx"], "sass": sass, "usage": usage, "shared": str(built.metadata.shared)}
 
 
 def dump(flag: str, path: str) -> str:

@@ -6,11 +6,13 @@ import contextlib
 import ctypes
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 # read when triton is imported, which torch and diffusers may do: its kernels then run on the CPU
 os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -32,6 +34,7 @@ from sana_edge.instruction import CHI
 from sana_edge.kernels import cuda_library
 from sana_edge.package import KEY, METHOD
 
+_GUARDED = runpy.run_path(str(Path(__file__).with_name("guarded.py")))["guarded"]
 CSRC = Path(__file__).parents[1] / "csrc"
 WIDTH = 64
 CAPTION_WIDTH = 32
@@ -86,13 +89,19 @@ def _emulate(architecture: int, folder: pytest.TempPathFactory) -> Path:
     return library
 
 
-@pytest.fixture(params=[0, 1], ids=["in order", "shuffled"])
-def emulated(
-    request: pytest.FixtureRequest, emulated_library: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Emulator]:
-    """The CUDA operations of sana_edge.kernels run on CPU tensors, threads and blocks in two orders."""
-    with _emulator(emulated_library, request.param, monkeypatch) as emulator:
-        yield emulator
+@pytest.fixture(params=[0, 1, pytest.param(-1, marks=pytest.mark.gpu)], ids=["in order", "shuffled", "gpu"])
+def emulated(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator | OnGpu]:
+    """The CUDA operations of sana_edge.kernels on CPU tensors: emulated in two orders, and on a GPU."""
+    if request.param >= 0:
+        library = request.getfixturevalue("emulated_library")
+        with _emulator(library, request.param, monkeypatch) as emulator:
+            yield emulator
+        return
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    on_gpu = OnGpu(cuda_library.load())
+    monkeypatch.setattr(cuda_library, "load", lambda: on_gpu)
+    yield on_gpu
 
 
 @pytest.fixture
@@ -112,6 +121,58 @@ def _emulator(library: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> Iter
     yield emulator
     emulator.shuffle(0)
     cuda_library.load.cache_clear()
+
+
+@pytest.fixture
+def guarded() -> Callable[[torch.Tensor], torch.Tensor]:
+    """Copies a tensor to where readable memory ends behind it: see tests/guarded.py."""
+    function: Callable[[torch.Tensor], torch.Tensor] = _GUARDED
+    return function
+
+
+@pytest.fixture
+def guarded_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch.empty gives, such as a wrapper's outputs, is NaN, and readable memory ends behind it."""
+    empty = torch.empty
+
+    def guarded_empty(*args: Any, **options: Any) -> torch.Tensor:
+        found = _GUARDED(empty(*args, **options))
+        found.view(torch.uint8).fill_(0xFF)
+        return found
+
+    monkeypatch.setattr(torch, "empty", guarded_empty)
+
+
+class OnGpu:
+    """The CUDA library for tensors on the CPU: their memory travels to the GPU and back with every call."""
+
+    device_type = "cpu"
+
+    def __init__(self, library: cuda_library.Library) -> None:
+        self._library = library
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("count", "device", "shuffle"):
+            pytest.skip("only the emulator can do this")
+        return getattr(self._library, name)
+
+    def call(self, operation: str, device: torch.device, **fields: Any) -> None:
+        """`Library.call`; whole storages are copied, so that views, aliases and what lies around stay so."""
+        tensors = {name: value for name, value in fields.items() if isinstance(value, torch.Tensor)}
+        storages = {value.untyped_storage().data_ptr(): value.untyped_storage() for value in tensors.values()}
+        bytes_of = {
+            address: torch.empty(0, dtype=torch.uint8).set_(storage) for address, storage in storages.items()
+        }
+        there = {address: content.cuda() for address, content in bytes_of.items()}
+        for name, value in tensors.items():
+            offset = value.storage_offset() * value.element_size()
+            fields[name] = there[value.untyped_storage().data_ptr()][offset:]
+        try:
+            self._library.call(operation, torch.device("cuda", torch.cuda.current_device()), **fields)
+        finally:
+            torch.cuda.synchronize()
+            for address, content in bytes_of.items():
+                content.copy_(there[address])
 
 
 class Emulator:

@@ -155,6 +155,7 @@ USAGE: dict[str, tuple[tuple[str, ...], str]] = {
     "sampler": (("--sampler", "ddim"), "invalid choice: 'ddim' (choose from"),
     "device": (("--device", "abacus"), "invalid choice: 'abacus'"),
     "dtype": (("--dtype", "int3"), "invalid choice: 'int3'"),
+    "backend": (("--backend", "abacus"), "invalid choice: 'abacus'"),
     "size": (("--size", "large"), "'large' is not WIDTHxHEIGHT"),
     "steps": (("--steps", "many"), "invalid int value: 'many'"),
     "unknown": (("--stepps", "3"), "unrecognized arguments: --stepps"),

@@ -72,7 +72,7 @@ def test_json_line_is_enough_to_make_it_again(cwd: Path, tiny_folder: Path, caps
     assert line.pop("model") == "tiny"
     line["size"] = "{}x{}".format(*line["size"])
     again = [f"--{key.replace('_', '-')}={value}" for key, value in line.items()]
-    assert len(again) == 8
+    assert len(again) == 9 and "--backend=torch" in again
     assert main(["generate", *again, "--model", str(tiny_folder), "--output", "again.png"]) == 0
     assert Path("again.png").read_bytes() == Path(made).read_bytes()
 

@@ -1,7 +1,7 @@
 """quantize_rows in CUDA against its reference, on the emulator.
 
-The kernel does what the reference does, in the same order and with the same roundings: scales and values are equal
-bit for bit.
+The kernel does what the reference does, in the same order and with the same roundings: scales and values are
+equal bit for bit.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -63,9 +64,21 @@ def test_cuda_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "current_device", fails)
-    assert doctor.backends()[0] == doctor.Backend(
+    by_name = {backend.name: backend for backend in doctor.backends()}
+    assert by_name["torch cuda"] == doctor.Backend(
         "torch cuda", False, "Found no NVIDIA driver on your system."
     )
+    assert not by_name["triton"].usable
+    assert by_name["triton"].detail.startswith(
+        "torch cannot use a GPU: Found no NVIDIA driver on your system."
+    )
+
+
+def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "triton" else real(name))
+    missing = doctor.Backend("triton", False, "not installed: pip install 'sana-edge[triton]'")
+    assert doctor.backends()[1] == missing
 
 
 @pytest.mark.parametrize(
@@ -93,7 +106,7 @@ def test_torch_that_is_missing_or_broken(
     monkeypatch.setattr(importlib, "import_module", broken)
     assert [(backend.usable, backend.detail[: len(reason)]) for backend in doctor.backends()] == [
         (False, reason)
-    ] * 2
+    ] * 4
 
 
 def test_import_needs_no_torch() -> None:

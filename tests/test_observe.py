@@ -65,7 +65,7 @@ def recorded(stages: Stages, prompts: tuple[str, ...], **options: Any) -> dict[s
     for name, layer in layers.items():
         layer.observer = keep(name)
     seed = options.pop("seed")
-    read, velocity = Stages.read, Stages.velocity
+    read, predict = Stages.read, Stages.predict
 
     class Counting(Stages):
         def read(self, *arguments: Any) -> Any:
@@ -73,10 +73,15 @@ def recorded(stages: Stages, prompts: tuple[str, ...], **options: Any) -> dict[s
             step = -1
             return read(self, *arguments)
 
-        def velocity(self, *arguments: Any) -> Any:
-            nonlocal step
-            step += 1
-            return velocity(self, *arguments)
+        def predict(self, *arguments: Any) -> Any:
+            velocity, notes = predict(self, *arguments)
+
+            def counted(x: Tensor, i: int) -> Tensor:
+                nonlocal step
+                step += 1
+                return velocity(x, i)
+
+            return counted, notes
 
     try:
         for number, prompt in enumerate(prompts):

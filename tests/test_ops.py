@@ -149,3 +149,30 @@ def test_sums_are_in_place_only_without_gradients(grad: bool) -> None:
         saturated = ops.saturate(given, 0.5)
         torch.testing.assert_close(saturated, F.hardtanh(x, -0.5, 0.5))
         assert (saturated is given) is not grad
+
+
+@pytest.mark.parametrize("width", [32, 24])
+def test_triton_trains_where_it_can(interpreted: None, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    """Values and gradients of torch, also of heads that Triton has not, but for the order of fp32 sums."""
+    heads, (height, columns) = 2, (3, 5)
+    C, hidden = heads * width, 16
+    qkv = torch.randn(2, height * columns, 3 * C, requires_grad=True)
+    x = torch.randn(2, height * columns, 2 * hidden, requires_grad=True)
+    weight = torch.randn(2 * hidden, 1, 3, 3, requires_grad=True)
+    bias = torch.randn(2 * hidden, requires_grad=True)
+    inputs = (qkv, x, weight, bias)
+
+    def run() -> list[Tensor]:
+        attended = ops.relu_linear_attention(*qkv.chunk(3, dim=-1), heads)
+        mixed = ops.glu_depthwise(x, weight, bias, height, columns)
+        gradients = torch.autograd.grad((attended.square().sum(), mixed.square().sum()), inputs)
+        return [attended, mixed, *gradients]
+
+    expected = run()
+    monkeypatch.setattr(ops, "_triton_trains", lambda _: True)
+    for actual, wanted in zip(run(), expected, strict=True):
+        assert (actual - wanted).norm() <= 1e-4 * wanted.norm()
+    with torch.inference_mode():
+        # x is scratch then
+        monkeypatch.setattr(ops, "_triton_trains", lambda _: pytest.fail("no gradient is recorded"))
+        ops.glu_depthwise(x.detach().clone(), weight, bias, height, columns)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
-MAPPED = ("calib", "kernels")
+MAPPED = ("calib", "export", "kernels")
 # the weights of sana-tiny, 23 MB, and its INT8 package, at most 12 MB
 MODELS_LIMIT = 36e6
 # of these the CUDA build of torch pins its own
@@ -27,7 +28,7 @@ def wheel(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     """Built from a copy, once as it is and once as a checkout without symbolic links gives it."""
     source = tmp_path_factory.mktemp("source")
     caches = shutil.ignore_patterns("__pycache__")
-    for name in ("sana_edge", *MAPPED):
+    for name in ("sana_edge", "csrc", *MAPPED):
         shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=caches)
     for file in (
         path for path in ROOT.iterdir() if path.suffix in (".toml", ".py", ".md") or path.name == "LICENSE"
@@ -40,7 +41,9 @@ def wheel(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             (source / "sana_edge" / name).write_text(f"../{name}")
     # what pip calls, without pip's search for build requirements
     code = "from setuptools.build_meta import build_wheel; build_wheel('dist')"
-    subprocess.run([sys.executable, "-c", code], cwd=source, check=True, capture_output=True)
+    # test_cuda_packaging.py has the library
+    environment = {**os.environ, "SANA_EDGE_SKIP_CUDA": "1"}
+    subprocess.run([sys.executable, "-c", code], cwd=source, check=True, capture_output=True, env=environment)
     (path,) = (source / "dist").glob("*.whl")
     return zipfile.ZipFile(path)
 
@@ -65,7 +68,7 @@ def test_wheel_holds_every_file(wheel: zipfile.ZipFile) -> None:
     expected |= {f"sana_edge/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "calib").rglob("*.txt")}
     models = [path for path in (package / "models").rglob("*") if path.is_file()]
     expected |= {path.relative_to(ROOT).as_posix() for path in models}
-    expected.add("sana_edge/py.typed")
+    expected |= {"sana_edge/py.typed", "sana_edge/include/sana_edge.h"}
     assert {name for name in wheel.namelist() if name.startswith("sana_edge/")} == expected
 
 

@@ -159,7 +159,7 @@ def test_same_seed_same_bytes_whatever_happened_before(sana: Sana, tiny_folder: 
 def test_metadata_is_enough_to_make_it_again(sana: Sana) -> None:
     first = sana.generate(PROMPT, negative_prompt="a fish", steps=2, guidance=3, size=(64, 96))
     again = dict(json.loads(json.dumps(first.metadata)))
-    assert (again.pop("model"), again.pop("dtype")) == ("tiny", "fp32")
+    assert (again.pop("model"), again.pop("dtype"), again.pop("backend")) == ("tiny", "fp32", "torch")
     assert again.pop("version")
     assert np.array_equal(sana.generate(again.pop("prompt"), **again).pixels, first.pixels)
     assert set(first.timings) == {"text", "denoise", "decode"}

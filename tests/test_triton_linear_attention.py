@@ -156,13 +156,13 @@ def test_many_chunks(op: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(op, "MOST_CHUNKS", 3)
     check(op, fused(1, 385, 2, 16), 2)
     q = torch.empty(1, 385, 32)
-    chunk, parts = op._parts(q, 2)
+    chunk, parts = op.state_parts(q, 2)
     assert chunk == 192 and parts.shape == (2, 3, 17, 16)
 
 
 @pytest.mark.parametrize("tokens", [1, 256, 257, 1024, 4096, 4097, 16384])
 def test_chunks_cover_the_tokens(op: ModuleType, tokens: int) -> None:
-    chunk, parts = op._parts(torch.empty(2, tokens, 32), 1)
+    chunk, parts = op.state_parts(torch.empty(2, tokens, 32), 1)
     chunks = parts.shape[1]
     assert (chunks - 1) * chunk < tokens <= chunks * chunk and chunks <= op.MOST_CHUNKS
     assert all(chunk % tile.summed == 0 for tile in op.TILES.values())

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sana_edge.errors import InvalidInput
-from sana_edge.kernels import reference
+from sana_edge.kernels import reference, reference_fused
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 EPS = 1e-6
@@ -87,6 +87,19 @@ def test_rows_that_are_not_finite_have_the_scale_nan(kernels: ModuleType, bad: f
     assert torch.equal(values[fine], expected[0][fine]) and torch.equal(scales[fine], expected[1][fine])
 
 
+def test_one_given_scale(kernels: ModuleType) -> None:
+    """As the row's own scale but for the scale: y / 0.02 is within 2e-4 of a tie in few of 2880 values."""
+    x, scale, shift = torch.randn(3, 5, 192), 1 + torch.randn(192), torch.randn(192)
+    x[1, 2, 100] = math.nan
+    given = torch.tensor(0.02)
+    values, scales = kernels.norm_modulate_quantize(x, scale, shift, EPS, given)
+    expected = reference_fused.norm_modulate_quantize(x, scale, shift, EPS, given)
+    fine = scales == given
+    assert int((~fine).sum()) == 1 and scales[1, 2].isnan() and bool(expected[1][1, 2].isnan())
+    off = (values[fine].int() - expected[0][fine].int()).abs()
+    assert int(off.max()) <= 1 and int(off.sum()) <= 5 and int(values.abs().max()) == 127
+
+
 @pytest.mark.parametrize(("N", "C"), [(5, 192), (3, 1000)])
 def test_writes_every_row_and_nothing_else(kernels: ModuleType, N: int, C: int) -> None:
     tile = kernels.pick_tile(C)
@@ -94,7 +107,7 @@ def test_writes_every_row_and_nothing_else(kernels: ModuleType, N: int, C: int) 
     values = torch.full((N + tile.rows, C), -128, dtype=torch.int8)
     scales = torch.full((N + tile.rows,), math.nan)
     kernels.norm_modulate_quantize_kernel[(-(-N // tile.rows),)](
-        *(x, scale, shift, values, scales, N, N, 0, 0, EPS), C=C, ROWS=tile.rows, BLOCK=tile.block
+        *(x, scale, shift, None, values, scales, N, N, 0, 0, EPS), C=C, ROWS=tile.rows, BLOCK=tile.block
     )
     within(values[None, :N], scales[None, :N], x, scale, shift)
     assert (values[N:] == -128).all() and scales[N:].isnan().all()
@@ -142,7 +155,7 @@ def test_compiles(kernels: ModuleType, compiled: Callable[..., dict[str, str]], 
             **dict.fromkeys(numbers, "i32"),
             "eps": "fp32",
         },
-        {"C": C, "ROWS": tile.rows, "BLOCK": tile.block},
+        {"p_static": None, "C": C, "ROWS": tile.rows, "BLOCK": tile.block},
         multiples=("stride_scale", "stride_shift"),
         num_warps=tile.warps,
     )

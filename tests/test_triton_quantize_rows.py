@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sana_edge.errors import InvalidInput, UnsupportedDevice
-from sana_edge.kernels import reference
+from sana_edge.kernels import reference, reference_fused
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 # SANA's widths; rows that no tile divides, single rows and elements, and the widest
@@ -82,6 +82,28 @@ def test_rows_that_are_not_finite_have_the_scale_nan(
     assert torch.equal(values[fine], expected[0]) and torch.equal(scales[fine], expected[1])
 
 
+@DTYPES
+def test_one_given_scale(kernels: ModuleType, dtype: torch.dtype) -> None:
+    """Values beyond ±127 steps are clipped; rows that are not finite still show."""
+    x = (torch.randn(13, 192) * torch.logspace(-4, 4, 13)[:, None]).to(dtype)
+    x[4, 7], x[6, 0], x[8] = math.nan, -math.inf, 0
+    given = torch.tensor(0.0173)
+    values, scales = kernels.quantize_rows(x, given)
+    expected = reference_fused.quantize_rows(x, given)
+    bad = scales.isnan()
+    assert bad.nonzero().flatten().tolist() == [4, 6] and not values[bad].any()
+    assert torch.equal(values[~bad], expected[0][~bad]) and bool((scales[~bad] == given).all())
+    assert torch.equal(bad, expected[1].isnan()) and int(values.abs().max()) == 127
+
+
+@pytest.mark.parametrize(
+    "given", [torch.ones(1), torch.ones(()).half(), torch.ones((), device="meta")], ids=str
+)
+def test_refuses_other_scales(kernels: ModuleType, given: Tensor) -> None:
+    with pytest.raises(InvalidInput, match="static_scale of quantize_rows is"):
+        kernels.quantize_rows(torch.ones(2, 8), given)
+
+
 @pytest.mark.parametrize(("M", "C"), [(5, 192), (3, 1000)])
 def test_writes_every_row_and_nothing_else(kernels: ModuleType, M: int, C: int) -> None:
     tile = kernels.pick_tile(C)
@@ -89,7 +111,7 @@ def test_writes_every_row_and_nothing_else(kernels: ModuleType, M: int, C: int) 
     values = torch.full((M + tile.rows, C), -128, dtype=torch.int8)
     scales = torch.full((M + tile.rows,), math.nan)
     grid = (-(-M // tile.rows),)
-    kernels.quantize_rows_kernel[grid](x, values, scales, M, C=C, ROWS=tile.rows, BLOCK=tile.block)
+    kernels.quantize_rows_kernel[grid](x, None, values, scales, M, C=C, ROWS=tile.rows, BLOCK=tile.block)
     expected = reference.quantize_rows(x)
     assert torch.equal(values[:M], expected[0]) and torch.equal(scales[:M], expected[1])
     assert (values[M:] == -128).all() and scales[M:].isnan().all()
@@ -141,7 +163,7 @@ def test_compiles(kernels: ModuleType, compiled: Callable[..., dict[str, str]], 
     code = compiled(
         "quantize_rows.quantize_rows_kernel",
         {"p_x": f"*{kind}", "p_values": "*i8", "p_scales": "*fp32", "M": "i32"},
-        {"C": C, "ROWS": tile.rows, "BLOCK": tile.block},
+        {"p_static": None, "C": C, "ROWS": tile.rows, "BLOCK": tile.block},
         num_warps=tile.warps,
     )
     # rows stay in registers and are read in 16 bytes at a time, once

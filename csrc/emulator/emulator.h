@@ -2,8 +2,10 @@
 //
 // It is stricter than a GPU, to show what a GPU may hide: lanes of a warp run apart until a collective, the order
 // of threads and blocks can be shuffled, shared memory starts as NaN, and asynchronous copies happen when they are
-// waited for, no sooner. A barrier that a thread misses, a collective with different lanes and a misaligned
-// access end the process with a message.
+// waited for, no sooner. A barrier that a thread misses, a collective with different lanes, a misaligned access,
+// a write beyond the shared memory, a copy that nobody waits for and accesses of shared memory by two threads
+// that no barrier orders end the process with a message. Of accesses those by load_vector and the like are
+// watched, and plain ones where -fsanitize=thread announces them.
 #pragma once
 
 #include <stddef.h>
@@ -39,6 +41,11 @@ void synchronize_block();
 // waits until all lanes of the warp have come with the same ``work``, which is done once, on what they all gave
 using Work = void (*)(void* const lanes[32]);
 void collective(Work work, void* data);
+
+// in a collective: what the warp's lanes did in shared memory comes before what they do next
+void order_warp();
+// ends the process where another thread's access of these bytes of shared memory is not ordered with this one
+void touch(const void* address, size_t size, bool writes);
 
 void copy_async16(void* to, const void* from, bool valid);
 void copy_async_commit();

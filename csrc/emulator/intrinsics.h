@@ -41,6 +41,7 @@ inline float float_of_bits(uint32_t a) {
   memcpy(&value, &a, 4);
   return value;
 }
+inline uint32_t opaque(uint32_t bits) { return bits; }
 inline float not_a_number() { return float_of_bits(0x7fc00000); }
 
 inline float to_float(float value) { return value; }
@@ -78,12 +79,22 @@ inline Half from_float<Half>(float value) {
   return {uint16_t(sign | uint16_t((size - 0x38000000 + 0xfff + (size >> 13 & 1)) >> 13))};
 }
 
+template <class T>
+uint32_t pack_floats(float low, float high) {
+  return from_float<T>(low).bits | uint32_t(from_float<T>(high).bits) << 16;
+}
+
 inline float multiply(float a, float b) { return a * b; }
 inline float add(float a, float b) { return a + b; }
 inline float fused_multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
 inline float divide(float a, float b) { return a / b; }
 inline float reciprocal_root(float a) { return 1.0f / sqrtf(a); }
 inline float exponential(float a) { return expf(a); }
+inline float quick_exponential(float a) { return expf(a); }
+inline float quick_divide(float a, float b) { return a * (b > 8.5e37f ? 0.0f : 1.0f / b); }
+inline float larger_size(float a, float b) {
+  return a != a || b != b ? not_a_number() : fmaxf(fabsf(a), fabsf(b));
+}
 inline int round_to_int(float a) {
   // as on a GPU: NaN is 0, what is too large is the largest
   if (a != a) return 0;
@@ -102,7 +113,7 @@ inline int atomic_add(int* to, int value) {
 }
 
 inline void synchronize_warp() {
-  emulator::collective([](void* const*) {}, nullptr);
+  emulator::collective([](void* const*) { emulator::order_warp(); }, nullptr);
 }
 
 template <class T>
@@ -129,9 +140,18 @@ T shuffle_xor(T value, int lanes) {
   return shuffle(value, int(threadIdx.x % 32) ^ lanes);
 }
 
+inline uint32_t warp_largest(uint32_t value) {
+  for (int lanes = 16; lanes; lanes /= 2) {
+    const uint32_t other = shuffle_xor(value, lanes);
+    value = other > value ? other : value;
+  }
+  return value;
+}
+
 template <class T>
 T load_vector(const void* from) {
   emulator::check_address(from, sizeof(T), false);
+  emulator::touch(from, sizeof(T), false);
   T value;
   memcpy(&value, from, sizeof(T));
   return value;
@@ -139,6 +159,7 @@ T load_vector(const void* from) {
 template <class T>
 void store_vector(void* to, const T& value) {
   emulator::check_address(to, sizeof(T), false);
+  emulator::touch(to, sizeof(T), true);
   memcpy(to, &value, sizeof(T));
 }
 
@@ -147,6 +168,8 @@ inline void copy_async16(void* to, const void* from, bool valid) {
   emulator::copy_async16(to, from, valid);
 #else
   emulator::check_address(to, 16, true);
+  if (valid) emulator::check_address(from, 16, false);
+  emulator::touch(to, 16, true);
   if (valid)
     memcpy(to, from, 16);
   else
@@ -178,6 +201,7 @@ void load_matrices_of_warp(void* const lanes[32]) {
     for (int row = 0; row < 8; row++) {
       rows[row] = static_cast<const uint16_t*>(static_cast<MatrixLane*>(lanes[8 * matrix + row])->row);
       emulator::check_address(rows[row], 16, true);
+      emulator::touch(rows[row], 16, false);
       // 128 bytes of banks are 8 pieces; a piece that two lanes ask for is read once
       bool repeated = false;
       for (int other = 0; other < row; other++) repeated |= rows[other] == rows[row];
@@ -281,6 +305,10 @@ void multiply_16bit(float (&sums)[4], const uint32_t (&a)[4], const uint32_t (&b
   ProductLane<float> data{sums, a, b};
   emulator::collective(multiply_16bit_of_warp<T>, &data);
 }
+
+inline int current_capability() { return SANA_EDGE_ARCH / 10; }
+
+inline sana_edge_status current_device(sana_edge_device_info* out) { return sana_edge_device(0, out); }
 
 template <class Arguments>
 sana_edge_status launch(void (*kernel)(Arguments), dim3 grid, unsigned threads, size_t shared, void*,

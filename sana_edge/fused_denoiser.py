@@ -1,0 +1,75 @@
+"""The Linear DiT with INT8 layers on the fused operations: twelve launches a layer and two."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from sana_edge import ops
+from sana_edge.denoiser import FINAL_EPS, Denoiser, Modulation
+from sana_edge.denoiser_block import Block
+from sana_edge.fused_block import FusedBlock
+from sana_edge.fused_text import FusedText
+
+
+class FusedDenoiser:
+    """A `Denoiser` for inference in its dtype, with tensors as the kernels of a backend take them.
+
+    It shares the weights. Text and schedule are digested by the denoiser; what is not INT8 runs as there.
+    """
+
+    def __init__(self, denoiser: Denoiser, backend: str) -> None:
+        self.config, self.backend, self.dtype = denoiser.config, backend, denoiser.dtype
+        self._denoiser = denoiser
+        self._blocks = [
+            FusedBlock(block, backend=backend, dtype=denoiser.dtype, clamp=denoiser.clamp)
+            for block in cast("list[Block]", list(denoiser.blocks))
+        ]
+        patch, head = denoiser.patch, denoiser.head
+        self._patch = patch.weight.detach().float().t().contiguous(), patch.bias.detach().float()
+        self._head = head.weight.detach().float().contiguous(), head.bias.detach().float()
+
+    def positions(self, height: int, width: int) -> Tensor | None:
+        """What `step` adds to the tokens of a size, (height · width, dim) fp32 or None; made once."""
+        return self._denoiser.positions(height, width)
+
+    def workspace(self, images: int, tokens: int, device: torch.device) -> Tensor | None:
+        """What `step` needs for a batch, for one step at a time."""
+        heads = self.config.num_attention_heads
+        return ops.fused_ops.workspace(self.backend, images, tokens, heads, device)
+
+    @torch.no_grad()
+    def step(
+        self,
+        latent: Tensor,
+        modulation: Modulation,
+        text: FusedText,
+        guidance: Tensor | None,
+        positions: Tensor | None,
+        workspace: Tensor | None,
+    ) -> Tensor:
+        """Velocity of a noisy latent.
+
+        Args:
+            latent: (B, channels, H, W) fp32.
+            modulation: fp32, one step's, or one whose leading dimension is the batch.
+            text: of B images; with guidance of 2 B, first the unguided.
+            guidance: () fp32 on the device: u + guidance · (c - u); None takes one prediction.
+            positions: `positions` of the size.
+            workspace: `workspace` of the batch, 2 B with guidance.
+
+        Returns:
+            (B, channels, H, W) fp32.
+        """
+        fused, (height, width) = ops.fused_ops, latent.shape[-2:]
+        copies = 1 if guidance is None else 2
+        x = fused.patch_embed(latent, *self._patch, positions, copies, self.dtype, self.backend)
+        for layer, block in enumerate(self._blocks):
+            block(x, modulation.layer(layer), text[layer], (height, width), workspace)
+        shift, scale = modulation.head()
+        velocity: Tensor = fused.velocity_head(
+            x, scale, shift, FINAL_EPS, *self._head, guidance, height, width, self.backend
+        )
+        return velocity

@@ -1,0 +1,127 @@
+"""One denoising step of one size, recorded once as a CUDA graph and replayed for every step and prompt.
+
+A `Loop` has the memory that its graph reads: what changes with a step or with a prompt is copied there.
+Without a GPU the same loop calls its function every time.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger("sana_edge")
+
+# sizes that are kept
+KEPT = 3
+# the first run of a kernel may load its code, which a capture cannot
+_WARM_UPS = 2
+
+Run = Callable[[], Tensor]
+# gives what does the same as a function each time it is called; RuntimeError if it cannot
+Recorder = Callable[[Run], Run]
+# what a step computes of its own inputs and of the prompt's
+Function = Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]
+
+
+def eager(run: Run) -> Run:
+    """A recorder for devices without graphs."""
+    return run
+
+
+def cuda_graph(run: Run) -> Run:
+    """Record on the current CUDA device; the result is one tensor, which every call writes."""
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(_WARM_UPS):
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    # other threads may use the device meanwhile
+    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+        result = run()
+
+    def replay() -> Tensor:
+        graph.replay()
+        return result
+
+    return replay
+
+
+class Loop:
+    """A function with memory of its own for its inputs; not for two threads at once.
+
+    Args:
+        step: tensors of the shapes that a step has.
+        prompt: also, of what stays the same over a prompt's steps.
+
+    Attributes:
+        note: why the function is not recorded; empty where it is.
+    """
+
+    def __init__(
+        self, function: Function, step: Sequence[Tensor], prompt: Sequence[Tensor], recorder: Recorder
+    ) -> None:
+        self._step, self._prompt = ([t.clone() for t in tensors] for tensors in (step, prompt))
+        self.note = ""
+
+        def run() -> Tensor:
+            return function(self._step, self._prompt)
+
+        try:
+            self._run = recorder(run)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            # the end of a capture that failed is an error as well
+            if isinstance(error.__context__, torch.OutOfMemoryError):
+                raise error.__context__ from None
+            reason = str(error).partition("\n")[0]
+            self.note = f"denoising runs without a CUDA graph: {reason}"
+            logger.warning(self.note)
+            self._run = run
+
+    def load(self, prompt: Sequence[Tensor]) -> None:
+        """Take another prompt's tensors, of the same shapes."""
+        _copy(self._prompt, prompt)
+
+    def __call__(self, step: Sequence[Tensor]) -> Tensor:
+        """The function of a step's tensors; the next call may overwrite the result."""
+        _copy(self._step, step)
+        return self._run()
+
+
+class Loops:
+    """The loops used last, by what they were made for."""
+
+    def __init__(self, kept: int = KEPT) -> None:
+        self._kept = kept
+        self._loops: OrderedDict[Hashable, Loop] = OrderedDict()
+
+    def get(self, key: Hashable, make: Callable[[], Loop]) -> Loop:
+        """The loop of a key, made where there is none; the one that was used longest ago gives way to it."""
+        loop = self._loops.pop(key, None)
+        if loop is None:
+            while len(self._loops) >= self._kept:
+                self._loops.popitem(last=False)
+            loop = make()
+        self._loops[key] = loop
+        return loop
+
+    def clear(self) -> None:
+        """Let go of all memory."""
+        self._loops.clear()
+
+    def __len__(self) -> int:
+        return len(self._loops)
+
+
+def _copy(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    if any(target.shape != source.shape for target, source in zip(targets, sources, strict=True)):
+        raise ValueError("a loop was given tensors of other shapes than it was made for")
+    for target, source in zip(targets, sources, strict=True):
+        target.copy_(source)

@@ -1,0 +1,178 @@
+"""Velocities of a picture's steps: the denoiser, fused or as it is, recorded once for each size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sana_edge import graph
+from sana_edge.denoiser import Denoiser, Modulation, TextContext
+from sana_edge.denoiser_block import Constant, KeysValues
+from sana_edge.fused_denoiser import FusedDenoiser
+from sana_edge.fused_text import FusedText, fuse_text
+from sana_edge.graph import Function, Loop, Loops, Recorder
+
+# prompts of about the same length share a graph
+_LENGTHS = 64
+
+# the velocity (1, C, h, w) of a latent at a step
+Velocity = Callable[[Tensor, int], Tensor]
+
+
+class Network(Protocol):
+    """A denoiser as a `Predictor` needs it."""
+
+    def pack(self, context: TextContext, latent: Tensor, guided: bool) -> tuple[Hashable, list[Tensor]]:
+        """What the text is made of and its tensors, of the same shapes wherever the former is equal."""
+
+    def tables(self, tables: Modulation) -> Modulation:
+        """A schedule's tables as the function takes them."""
+
+    def function(self, structure: Any, latent: Tensor, guided: bool) -> Function:
+        """What computes the velocity of one step.
+
+        Its inputs are latent and both tables of a step's modulation; guidance if there is any, and the text.
+        """
+
+
+class Predictor:
+    """Makes a `Velocity` for each prompt.
+
+    Attributes:
+        network: what predicts.
+    """
+
+    def __init__(self, network: Network, recorder: Recorder) -> None:
+        self.network = network
+        self._recorder = recorder
+        self._loops = Loops()
+
+    def start(
+        self, latent: Tensor, tables: Modulation, context: TextContext, guidance: float | None
+    ) -> tuple[Velocity, str]:
+        """The velocities of a prompt's steps, until the next start; and a note where no graph could be made.
+
+        Args:
+            latent: like those to come, (B, C, h, w) fp32.
+            tables: of all steps.
+            guidance: g of v_u + g (v_c - v_u) (arXiv 2207.12598), the first half of the context's groups
+                being u's; None for a single prediction.
+        """
+        guided = guidance is not None
+        tables = self.network.tables(tables)
+        structure, text = self.network.pack(context, latent, guided)
+        prompt = [*([latent.new_tensor(guidance)] if guided else []), *text]
+        step = [latent, tables.blocks[0], tables.final[0]]
+        key = (structure, *(tuple(tensor.shape) for tensor in (*step, *prompt)))
+
+        def make() -> Loop:
+            function = self.network.function(structure, latent, guided)
+            return Loop(function, step, prompt, self._recorder)
+
+        loop = self._loops.get(key, make)
+        loop.load(prompt)
+        return lambda x, i: loop([x, tables.blocks[i], tables.final[i]]), loop.note
+
+    def release(self) -> None:
+        """Let go of everything that was recorded."""
+        self._loops.clear()
+
+
+class FusedNetwork:
+    """A `FusedDenoiser`; prompts of every length have the same shapes."""
+
+    def __init__(self, denoiser: Denoiser, backend: str) -> None:
+        self._fused = FusedDenoiser(denoiser, backend)
+
+    def pack(self, context: TextContext, latent: Tensor, guided: bool) -> tuple[Hashable, list[Tensor]]:
+        images = len(latent) * (2 if guided else 1)
+        return fuse_text(context, images, latent.device).pack()
+
+    def tables(self, tables: Modulation) -> Modulation:
+        return Modulation(tables.blocks.float(), tables.final.float())
+
+    def function(self, structure: Any, latent: Tensor, guided: bool) -> Function:
+        fused, (B, _, H, W) = self._fused, latent.shape
+        positions = fused.positions(H, W)
+        workspace = fused.workspace(2 * B if guided else B, H * W, latent.device)
+
+        def run(step: Sequence[Tensor], prompt: Sequence[Tensor]) -> Tensor:
+            x, blocks, final = step
+            guidance, text = (prompt[0], prompt[1:]) if guided else (None, prompt)
+            read = FusedText.unpack(structure, text)
+            modulation = Modulation(blocks, final)
+            return fused.step(x, modulation, read, guidance, positions, workspace)
+
+        return run
+
+
+class PlainNetwork:
+    """A `Denoiser` as it is.
+
+    Args:
+        length: texts are padded to multiples of it; 1 leaves them as they are.
+    """
+
+    def __init__(self, denoiser: Denoiser, length: int = 1) -> None:
+        self._denoiser, self._length = denoiser, length
+
+    def pack(self, context: TextContext, latent: Tensor, guided: bool) -> tuple[Hashable, list[Tensor]]:
+        packed = [[_pack(group, self._length) for group in layer] for layer in context.layers]
+        kinds = tuple(len(tensors) for tensors in packed[0])
+        return kinds, [tensor for layer in packed for tensors in layer for tensor in tensors]
+
+    def tables(self, tables: Modulation) -> Modulation:
+        return tables
+
+    def function(self, structure: Any, latent: Tensor, guided: bool) -> Function:
+        denoiser = self._denoiser
+
+        def run(step: Sequence[Tensor], prompt: Sequence[Tensor]) -> Tensor:
+            x, blocks, final = step
+            text = iter(prompt[1:] if guided else prompt)
+            context = TextContext(
+                tuple(
+                    tuple(_unpack([next(text) for _ in range(count)]) for count in structure)
+                    for _ in range(denoiser.config.num_layers)
+                )
+            )
+            velocity: Tensor = denoiser(
+                torch.cat([x, x]) if guided else x, Modulation(blocks, final), context
+            )
+            if not guided:
+                return velocity
+            unguided, prompted = velocity.chunk(2)
+            return unguided + prompt[0] * (prompted - unguided)
+
+        return run
+
+
+def make_predictor(denoiser: Denoiser, backend: str, device: torch.device) -> Predictor:
+    """The predictor of a loaded denoiser, with graphs on a CUDA device."""
+    recorder = graph.cuda_graph if device.type == "cuda" else graph.eager
+    if backend != "torch":
+        return Predictor(FusedNetwork(denoiser, backend), recorder)
+    return Predictor(PlainNetwork(denoiser, _LENGTHS if device.type == "cuda" else 1), recorder)
+
+
+def _pack(group: KeysValues | Constant, length: int) -> list[Tensor]:
+    if isinstance(group, Constant):
+        return [group.output]
+    missing = -group.keys.shape[2] % length
+    mask = group.mask
+    if length > 1 and mask is None:
+        mask = torch.ones(
+            len(group.keys), 1, 1, group.keys.shape[2], dtype=torch.bool, device=group.keys.device
+        )
+    keys, values = (F.pad(tensor, (0, 0, 0, missing)) for tensor in (group.keys, group.values))
+    return [keys, values, *([] if mask is None else [F.pad(mask, (0, missing))])]
+
+
+def _unpack(tensors: Sequence[Tensor]) -> KeysValues | Constant:
+    if len(tensors) == 1:
+        return Constant(tensors[0])
+    return KeysValues(tensors[0], tensors[1], tensors[2] if len(tensors) == 3 else None)

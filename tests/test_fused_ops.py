@@ -1,0 +1,138 @@
+"""The fused operations as torch knows them: schemas, shapes without memory, and what computes them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sana_edge import fused_ops, ops
+from sana_edge.kernels import reference_fused
+
+B, H, W, C, HEADS, HIDDEN = 2, 3, 5, 64, 2, 48
+N = H * W
+HALF = torch.bfloat16
+
+
+def product(depth: int, columns: int) -> tuple[Tensor, ...]:
+    values = torch.randint(-127, 128, (B, N, depth), dtype=torch.int8)
+    weight = torch.randint(-127, 128, (columns, depth), dtype=torch.int8)
+    scales = torch.rand(B, N) * 0.02 + 0.001
+    return values, scales, weight, torch.rand(columns) * 0.002, torch.randn(columns)
+
+
+def arguments() -> dict[str, tuple[Any, ...]]:
+    """Small arguments of every operation, but for the backend."""
+    x = torch.randn(B, N, C).to(HALF)
+    vector, per_image = torch.randn(C), torch.randn(B, 1, C)
+    table = torch.randn(B, 2, C).unsqueeze(2).unbind(1)
+    state = torch.rand(B, HEADS, 33, 32)
+    keys, values = torch.randn(2, B, HEADS, 304, 32).to(HALF)
+    lengths = torch.tensor([7, 300], dtype=torch.int32)
+    wide = torch.randn(B, N, 2 * HIDDEN).to(HALF)
+    weight, bias = torch.randn(8, C), torch.randn(8)
+    scale = torch.tensor(0.03)
+    return {
+        "quantize_rows": (x, None),
+        "norm_modulate_quantize": (x, *table, 1e-6, scale),
+        "dwconv_glu_quantize": (wide, torch.randn(3, 3, 2 * HIDDEN), torch.randn(2 * HIDDEN), H, W, None),
+        "w8a8_linear": (*product(C, 40), HALF, True),
+        "w8a8_linear_add_": (x, *product(48, C), 60000.0, vector, per_image),
+        "qkv_linear_attention": (*product(C, 3 * C), HALF, HEADS, None),
+        "qk_norm_linear_attention": (torch.randn(B, N, 3 * C).to(HALF), torch.rand(C), HEADS, 1e-5, None),
+        "linear_attention_finish": (x, state, 1e-15, torch.rand(B, N, 2), torch.rand(C), scale),
+        "cross_attention_quantize": (
+            *(x, keys, values.transpose(2, 3).contiguous(), lengths, torch.rand(C), 1e-5, None),
+        ),
+        "patch_embed": (torch.randn(B, 8, H, W), weight, torch.randn(C), torch.randn(N, C), 2, HALF),
+        "velocity_head": (x, *table, 1e-6, weight, bias, torch.tensor(4.5), H, W),
+    }
+
+
+def run(name: str, backend: str) -> list[Tensor]:
+    """The results, with what was written in place."""
+    torch.manual_seed(0)
+    given = arguments()[name]
+    result = getattr(fused_ops, name)(*given, backend)
+    result = given[0] if result is None else result
+    return [result] if isinstance(result, Tensor) else list(result)
+
+
+@pytest.mark.parametrize("name", fused_ops.OPERATIONS)
+def test_torch_accepts_the_operation(name: str) -> None:
+    tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+    torch.library.opcheck(getattr(fused_ops, name), (*arguments()[name], "torch"), test_utils=tests)
+
+
+@pytest.mark.parametrize("name", fused_ops.OPERATIONS)
+def test_torch_is_the_reference(name: str) -> None:
+    results = run(name, "torch")
+    torch.manual_seed(0)
+    given = arguments()[name]
+    if name == "w8a8_linear_add_":
+        x, *operands, limit, gate, constant = given
+        options = {"limit": limit, "gate": gate, "residual": x.clone(), "constant": constant}
+        expected: Any = reference_fused.w8a8_linear(*operands, HALF, **options)
+    elif name == "w8a8_linear":
+        expected = reference_fused.w8a8_linear(*given[:-1], silu=True)
+    elif name == "velocity_head":
+        expected = reference_fused.velocity_head(*given[:-2], (H, W))
+    else:
+        last = -1 if "workspace" in str(getattr(fused_ops, name)._schema) else None
+        expected = getattr(reference_fused, name)(*given[:last])
+    expected = [expected] if isinstance(expected, Tensor) else expected
+    for result, wanted in zip(results, expected, strict=True):
+        assert torch.equal(result, wanted)
+
+
+def assert_close(results: list[Tensor], expected: list[Tensor]) -> None:
+    """The kernels have tests of their own: here, that arguments arrive where they belong.
+
+    A number near the middle of two levels may round to either. Sums in another order, or factors rounded to
+    bf16 on the way, move a number by up to 2^-8 of it: at 40 levels, the mean here, by 0.16 of one, which is
+    the share of numbers that change. Other results are bf16 or fp32.
+    """
+    for result, wanted in zip(results, expected, strict=True):
+        assert result.shape == wanted.shape and result.dtype == wanted.dtype
+        if result.dtype == torch.int8:
+            levels = (result.int() - wanted.int()).abs()
+            assert levels.max() <= 1 and levels.float().mean() <= 0.2
+            continue
+        distance = (result.double() - wanted.double()).norm() / wanted.double().norm()
+        assert distance <= 2 * 2**-8
+
+
+@pytest.mark.usefixtures("emulated")
+@pytest.mark.parametrize("name", fused_ops.OPERATIONS)
+def test_cuda(name: str) -> None:
+    assert_close(run(name, "cuda"), run(name, "torch"))
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("name", fused_ops.OPERATIONS)
+def test_triton(name: str) -> None:
+    assert_close(run(name, "triton"), run(name, "torch"))
+
+
+@pytest.mark.usefixtures("emulated")
+def test_a_workspace_is_used_again() -> None:
+    space = fused_ops.workspace("cuda", B, N, HEADS, torch.device("cpu"))
+    *given, _ = arguments()["qkv_linear_attention"]
+    results = [fused_ops.qkv_linear_attention(*given, space, "cuda") for _ in range(3)]
+    for q, state in results[1:]:
+        assert torch.equal(q, results[0][0]) and torch.equal(state, results[0][1])
+    assert fused_ops.workspace("torch", B, N, HEADS, torch.device("cpu")) is None
+
+
+def test_ops_is_the_door() -> None:
+    assert ops.fused_ops is fused_ops
+    assert set(fused_ops.OPERATIONS) <= set(dir(torch.ops.sana_edge))
+
+
+def test_triton_is_imported_when_it_is_needed() -> None:
+    code = "import sys, sana_edge.pipeline; sys.exit('sana_edge.kernels.quantize_rows' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

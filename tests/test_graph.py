@@ -1,0 +1,306 @@
+"""Loops that are recorded once: their memory, their cache, and recordings that fail or are interrupted."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from sana_edge import graph
+from sana_edge.config import DenoiserConfig
+from sana_edge.denoiser import Denoiser, Modulation, TextContext
+from sana_edge.graph import Loop, Loops, Run
+from sana_edge.prediction import FusedNetwork, Network, PlainNetwork, Predictor
+from sana_edge.quantized import quantize_denoiser
+from sana_edge.text_encoder import TextFeatures
+
+CONFIG = DenoiserConfig(
+    in_channels=8,
+    out_channels=8,
+    num_layers=2,
+    num_attention_heads=2,
+    attention_head_dim=32,
+    num_cross_attention_heads=2,
+    cross_attention_head_dim=32,
+    cross_attention_dim=64,
+    caption_channels=40,
+    sample_size=8,
+)
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.fixture(autouse=True)
+def _inference() -> Iterator[None]:
+    with torch.inference_mode():
+        yield
+
+
+class Recorder:
+    """What a graph does, on a CPU: the function runs at recording only with the loop's own tensors."""
+
+    def __init__(self) -> None:
+        self.recorded = 0
+
+    def __call__(self, run: Run) -> Run:
+        self.recorded += 1
+        result = run()
+
+        def replay() -> Tensor:
+            result.copy_(run())
+            return result
+
+        return replay
+
+
+def weighted(step: Sequence[Tensor], prompt: Sequence[Tensor]) -> Tensor:
+    return step[0] * 10 + prompt[0]
+
+
+def test_inputs_are_copied_to_where_the_recording_reads_them() -> None:
+    one, two = torch.ones(3), torch.full((3,), 2.0)
+    loop = Loop(weighted, [one], [two], Recorder())
+    assert loop([one]).tolist() == [12, 12, 12]
+    one.fill_(5)
+    assert loop([two]).tolist() == [22, 22, 22]
+    loop.load([torch.full((3,), 7.0)])
+    first = loop([two])
+    assert first.tolist() == [27, 27, 27] and two.tolist() == [2, 2, 2]
+    # one tensor, of every call
+    assert loop([one]) is first
+
+
+def test_other_shapes_are_a_mistake() -> None:
+    loop = Loop(weighted, [torch.ones(3)], [torch.ones(3)], graph.eager)
+    with pytest.raises(ValueError, match="other shapes"):
+        loop([torch.ones(4)])
+    with pytest.raises(ValueError, match="other shapes"):
+        loop.load([torch.ones(1)])
+
+
+def test_without_a_recording_it_runs_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
+    def refuse(run: Run) -> Run:
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore")
+
+    with caplog.at_level(logging.WARNING, "sana_edge"):
+        loop = Loop(weighted, [torch.ones(1)], [torch.ones(1)], refuse)
+    assert loop.note.endswith(
+        "without a CUDA graph: CUDA error: operation not permitted when stream is capturing"
+    )
+    assert loop.note in caplog.text
+    assert loop([torch.full((1,), 3.0)]).item() == 31
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), KeyboardInterrupt()])
+def test_what_ends_a_recording_is_not_kept(error: BaseException) -> None:
+    loops, failing = Loops(), [True]
+
+    def record(run: Run) -> Run:
+        if failing:
+            raise error
+        return run
+
+    def make() -> Loop:
+        return Loop(weighted, [torch.ones(1)], [torch.ones(1)], record)
+
+    with pytest.raises(type(error)):
+        loops.get("a", make)
+    assert len(loops) == 0
+    failing.clear()
+    assert loops.get("a", make)([torch.ones(1)]).item() == 11
+
+
+def test_memory_that_runs_out_in_a_capture_is_told_as_such() -> None:
+    def record(run: Run) -> Run:
+        try:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        finally:
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        Loop(weighted, [torch.ones(1)], [torch.ones(1)], record)
+
+
+def test_an_interrupted_replay_leaves_the_loop_usable() -> None:
+    interrupted = [False]
+
+    def stop(step: Sequence[Tensor], prompt: Sequence[Tensor]) -> Tensor:
+        if interrupted[0]:
+            raise KeyboardInterrupt
+        return weighted(step, prompt)
+
+    loop = Loop(stop, [torch.ones(1)], [torch.ones(1)], Recorder())
+    interrupted[0] = True
+    with pytest.raises(KeyboardInterrupt):
+        loop([torch.full((1,), 9.0)])
+    interrupted[0] = False
+    assert loop([torch.ones(1)]).item() == 11
+
+
+def test_the_loop_used_longest_ago_is_dropped() -> None:
+    made: list[str] = []
+    loops = Loops(kept=2)
+
+    def make(name: str) -> Callable[[], Loop]:
+        def build() -> Loop:
+            made.append(name)
+            return Loop(weighted, [torch.ones(1)], [torch.ones(1)], graph.eager)
+
+        return build
+
+    for name in ("a", "b", "a", "c", "a", "b"):
+        loops.get(name, make(name))
+    assert made == ["a", "b", "c", "b"] and len(loops) == 2
+    loops.clear()
+    assert len(loops) == 0
+
+
+def random_denoiser() -> Denoiser:
+    denoiser = Denoiser(CONFIG).requires_grad_(False).eval()
+    for name, parameter in denoiser.named_parameters():
+        fan_in = parameter[0].numel() if parameter.ndim > 1 else 4
+        parameter.normal_(std=0.5 if "table" in name else fan_in**-0.5)
+    quantize_denoiser(denoiser)
+    return denoiser
+
+
+def context(denoiser: Denoiser, *lengths: int) -> TextContext:
+    groups = [TextFeatures(torch.randn(1, n, 40), torch.ones(1, n)) for n in lengths]
+    return denoiser.text_context(groups)
+
+
+def networks(denoiser: Denoiser) -> dict[str, Network]:
+    return {
+        "plain": PlainNetwork(denoiser),
+        "padded": PlainNetwork(denoiser, 64),
+        "fused": FusedNetwork(denoiser, "torch"),
+    }
+
+
+def expected(
+    denoiser: Denoiser, x: Tensor, step: Modulation, text: TextContext, guidance: float | None
+) -> Tensor:
+    if guidance is None:
+        velocity: Tensor = denoiser(x, step, text)
+        return velocity
+    unguided, prompted = denoiser(torch.cat([x, x]), step, text).chunk(2)
+    return unguided + guidance * (prompted - unguided)
+
+
+@pytest.mark.parametrize("kind", ["plain", "padded", "fused"])
+@pytest.mark.parametrize("guidance", [None, 4.5])
+def test_prompts_and_sizes(kind: str, guidance: float | None) -> None:
+    """Of several sizes and texts in turn, each velocity is the denoiser's; 1 % as in test_fused_denoiser."""
+    denoiser = random_denoiser()
+    predictor, tables = (
+        Predictor(networks(denoiser)[kind], Recorder()),
+        denoiser.modulation(torch.tensor([900.0, 30.0])),
+    )
+    for size, length in (((4, 6), 7), ((3, 5), 7), ((4, 6), 12), ((4, 6), 7)):
+        text = context(denoiser, length) if guidance is None else context(denoiser, 1, length)
+        x = torch.randn(1, 8, *size)
+        velocity, note = predictor.start(x, tables, text, guidance)
+        assert note == ""
+        for i in range(2):
+            wanted = expected(denoiser, x, tables[i], text, guidance)
+            assert (velocity(x, i) - wanted).norm() <= 0.01 * wanted.norm()
+            x = x - 0.1 * wanted
+
+
+@pytest.mark.parametrize(("kind", "recordings"), [("plain", 3), ("padded", 2), ("fused", 1)])
+def test_a_recording_serves_other_prompts(kind: str, recordings: int) -> None:
+    denoiser, recorder = random_denoiser(), Recorder()
+    predictor, tables = (
+        Predictor(networks(denoiser)[kind], recorder),
+        denoiser.modulation(torch.tensor([900.0])),
+    )
+    for length in (7, 64, 150):
+        x = torch.randn(1, 8, 4, 6)
+        velocity, _ = predictor.start(x, tables, context(denoiser, 1, length), 3.0)
+        velocity(x, 0)
+    assert recorder.recorded == recordings
+    # another guidance is another number, none is another recording
+    predictor.start(x, tables, context(denoiser, 1, 150), 5.0)
+    assert recorder.recorded == recordings
+    predictor.start(x, tables, context(denoiser, 150), None)
+    assert recorder.recorded == recordings + 1
+    predictor.release()
+    predictor.start(x, tables, context(denoiser, 150), None)
+    assert recorder.recorded == recordings + 2
+
+
+def test_two_predictors_at_once() -> None:
+    """Each has memory of its own: taken in turn, step by step, they do not meet."""
+    denoiser, x = random_denoiser(), torch.randn(1, 8, 4, 6)
+    tables, texts = denoiser.modulation(torch.tensor([900.0, 30.0])), [context(denoiser, n) for n in (5, 9)]
+    alone = []
+    for text in texts:
+        velocity, _ = Predictor(FusedNetwork(denoiser, "torch"), Recorder()).start(x, tables, text, None)
+        alone.append([velocity(x, i).clone() for i in range(2)])
+    both = [
+        Predictor(FusedNetwork(denoiser, "torch"), Recorder()).start(x, tables, text, None) for text in texts
+    ]
+    for i in range(2):
+        for k, (velocity, _) in enumerate(both):
+            assert torch.equal(velocity(x, i), alone[k][i])
+
+
+def cuda_predictor(denoiser: Denoiser, recorder: graph.Recorder) -> Predictor:
+    return Predictor(PlainNetwork(denoiser, 64), recorder)
+
+
+@pytest.mark.gpu
+@GPU
+def test_replay_equals_eager_on_a_gpu() -> None:
+    denoiser = random_denoiser().to_compute("cuda", torch.float16)
+    tables = denoiser.modulation(torch.tensor([900.0, 30.0], device="cuda"))
+    text = TextFeatures(torch.randn(1, 7, 40, device="cuda"), torch.ones(1, 7, device="cuda"))
+    x, read = torch.randn(1, 8, 12, 20, device="cuda"), denoiser.text_context([text])
+    results = []
+    for recorder in (graph.eager, graph.cuda_graph):
+        velocity, note = cuda_predictor(denoiser, recorder).start(x, tables, read, None)
+        assert note == ""
+        results.append([velocity(x, i).clone() for i in range(2)])
+    for eager, replayed in zip(*results, strict=True):
+        assert torch.equal(eager, replayed)
+
+
+@pytest.mark.gpu
+@GPU
+def test_two_streams_on_a_gpu() -> None:
+    denoiser = random_denoiser().to_compute("cuda", torch.float16)
+    tables = denoiser.modulation(torch.tensor([500.0], device="cuda"))
+    text = TextFeatures(torch.randn(1, 7, 40, device="cuda"), torch.ones(1, 7, device="cuda"))
+    read, latents = denoiser.text_context([text]), torch.randn(2, 1, 8, 12, 20, device="cuda")
+    wanted = [denoiser(x, tables[0], read) for x in latents]
+    same: list[bool] = []
+
+    def work(k: int) -> None:
+        with torch.inference_mode(), torch.cuda.stream(torch.cuda.Stream()):  # type: ignore[no-untyped-call]
+            velocity, _ = cuda_predictor(denoiser, graph.cuda_graph).start(latents[k], tables, read, None)
+            same.append(all(torch.allclose(velocity(latents[k], 0), wanted[k], atol=1e-2) for _ in range(50)))
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(2)]
+    torch.cuda.synchronize()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert same == [True, True]
+
+
+@pytest.mark.gpu
+@GPU
+def test_nothing_is_allocated_by_a_replay() -> None:
+    denoiser = random_denoiser().to_compute("cuda", torch.float16)
+    tables = denoiser.modulation(torch.tensor([500.0], device="cuda"))
+    text = TextFeatures(torch.randn(1, 7, 40, device="cuda"), torch.ones(1, 7, device="cuda"))
+    x, read = torch.randn(1, 8, 12, 20, device="cuda"), denoiser.text_context([text])
+    velocity, _ = cuda_predictor(denoiser, graph.cuda_graph).start(x, tables, read, None)
+    before = torch.cuda.memory_stats()["allocation.all.allocated"]
+    for _ in range(3):
+        velocity(x, 0)
+    assert torch.cuda.memory_stats()["allocation.all.allocated"] == before
