@@ -35,6 +35,8 @@ OLDEST_ARCHITECTURE = 75
 # would leave out 10.0 and 11.0, and the sources ask for nothing newer than 80.
 ARCHITECTURES = ("75", "80", "86", "89", "90", "ptx90", "120")
 EMULATED_FLAGS = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off"]
+# the emulator looks for races: it takes the place of the sanitizer's library
+EMULATED_FLAGS += ["-fsanitize=thread"]
 EMULATED_FLAGS += ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-DSANA_EDGE_BUILDING"]
 NVCC_FLAGS = ["-std=c++17", "-O3", "-Xptxas", "-v", "-DSANA_EDGE_BUILDING"]
 HOST_FLAGS = ["/O2,/EHsc,/utf-8,/MD"] if WINDOWS else ["-O2,-fPIC,-fvisibility=hidden"]

@@ -283,6 +283,10 @@ sana_edge_cross_attention_quantize(const sana_edge_cross_attention_quantize_args
                       aligned({a->lengths, a->scales, a->static_scale}, 4),
                   SANA_EDGE_BAD_ALIGNMENT);
   if (a->type == SANA_EDGE_FP16) return choose<Half>(*a, stream);
-  SANA_EDGE_CHECK(current_capability() >= 80, SANA_EDGE_UNSUPPORTED_DEVICE);
+  sana_edge_device_info device;
+  const sana_edge_status status = current_device(&device);
+  SANA_EDGE_CHECK(status == SANA_EDGE_OK, status);
+  // Turing's tensor cores do not multiply BFloat16
+  SANA_EDGE_CHECK(device.capability >= 80, SANA_EDGE_UNSUPPORTED_DEVICE);
   return choose<BFloat16>(*a, stream);
 }

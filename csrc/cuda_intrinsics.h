@@ -264,20 +264,6 @@ inline sana_edge_status status_of(cudaError_t error) {
   }
 }
 
-// compute capability of the current device, 89 for 8.9, asked once for each device; 0 where CUDA does not tell
-inline int current_capability() {
-  constexpr int DEVICES = 64;
-  static std::atomic<int> known[DEVICES];
-  int device = 0, major = 0, minor = 0;
-  if (cudaGetDevice(&device) != cudaSuccess) return 0;
-  if (device < DEVICES && known[device]) return known[device];
-  if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess ||
-      cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) != cudaSuccess)
-    return 0;
-  if (device < DEVICES) known[device] = 10 * major + minor;
-  return 10 * major + minor;
-}
-
 // what the current device is, asked once for each device: asking takes longer than a launch
 inline sana_edge_status current_device(sana_edge_device_info* out) {
   constexpr int DEVICES = 64;

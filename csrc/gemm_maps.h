@@ -23,6 +23,12 @@ struct Tile {
   static_assert(LEFT_COPIES * THREADS == M * PIECES && RIGHT_COPIES * THREADS == N * PIECES);
 };
 
+// two stages are Turing's, more are for all others: kernels are empty where the tile is not theirs
+template <class T>
+HOST_DEVICE constexpr bool for_this_architecture() {
+  return (T::STAGES == 2) == (SANA_EDGE_ARCH < 800);
+}
+
 // where piece ``piece`` of a row is in its operand's tile, in bytes
 template <class T>
 HOST_DEVICE int piece_offset(int row, int piece) {

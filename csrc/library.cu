@@ -29,8 +29,8 @@ extern "C" SANA_EDGE_API const char* sana_edge_status_text(int status) {
     case SANA_EDGE_WORKSPACE:
       return "the workspace is too small";
     case SANA_EDGE_UNSUPPORTED_DEVICE:
-      return "this GPU cannot run the kernel: it is older than compute capability 7.5, or has too little shared "
-             "memory";
+      return "this GPU cannot run the kernel: it is older than compute capability 7.5, has too little shared "
+             "memory, or no bf16";
     case SANA_EDGE_NO_DEVICE:
       return "there is no NVIDIA GPU, or no driver for it";
     case SANA_EDGE_OLD_DRIVER:

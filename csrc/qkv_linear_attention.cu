@@ -142,6 +142,7 @@ __device__ __forceinline__ void sum_heads(const Product& p, const WeightTile<Sha
 template <class T, class Shape>
 __global__ void __launch_bounds__(Shape::THREADS, Shape::M == 64 ? 4 : 2)
     qkv_linear_attention_kernel(const Product p) {
+  if constexpr (!for_this_architecture<Shape>()) return;
   const auto& a = p.a;
   const TilePlace place =
       tile_of_block(blockIdx.x, unsigned(p.row_tiles * a.images), unsigned(weight_tiles<Shape::N>(a.heads)));
@@ -180,13 +181,12 @@ sana_edge_status start(Product p, void* stream) {
 constexpr int64_t FEW_BLOCKS = 96;
 
 template <class T>
-sana_edge_status start(const Product& p, void* stream) {
+sana_edge_status start(const Product& p, bool turing, void* stream) {
   const int64_t row_tiles = blocks_of(p.a.tokens, TileMiddle::M);
   const bool few = row_tiles * p.a.images * weight_tiles<TileMiddle::N>(p.a.heads) < FEW_BLOCKS;
   static_assert(TileMiddle::M == TileTuring::M && TileMiddle::N == TileTuring::N);
   static_assert(TileSmall::M == TileTuringSmall::M && TileSmall::N == TileTuringSmall::N);
-  if (current_capability() < 80)
-    return few ? start<Half, TileTuringSmall>(p, stream) : start<Half, TileTuring>(p, stream);
+  if (turing) return few ? start<Half, TileTuringSmall>(p, stream) : start<Half, TileTuring>(p, stream);
   return few ? start<T, TileSmall>(p, stream) : start<T, TileMiddle>(p, stream);
 }
 
@@ -203,8 +203,6 @@ extern "C" SANA_EDGE_API sana_edge_status
 sana_edge_qkv_linear_attention(const sana_edge_qkv_linear_attention_args* a, void* stream) {
   SANA_EDGE_CHECK(a, SANA_EDGE_NULL_POINTER);
   SANA_EDGE_CHECK(is_16_bit(a->type), SANA_EDGE_BAD_TYPE);
-  // Turing's tensor cores do not multiply BFloat16
-  SANA_EDGE_CHECK(a->type == SANA_EDGE_FP16 || current_capability() >= 80, SANA_EDGE_BAD_TYPE);
   SANA_EDGE_CHECK(a->images >= 0 && a->tokens >= 0 && int64_t(a->images) * a->tokens < LARGEST,
                   SANA_EDGE_BAD_SHAPE);
   SANA_EDGE_CHECK(a->heads > 0 && a->heads <= 256 && int64_t(a->images) * a->heads <= COUNTERS,
@@ -220,6 +218,13 @@ sana_edge_qkv_linear_attention(const sana_edge_qkv_linear_attention_args* a, voi
   SANA_EDGE_CHECK(
       a->workspace_bytes >= sana_edge_qkv_linear_attention_workspace(a->images, a->tokens, a->heads),
       SANA_EDGE_WORKSPACE);
+  sana_edge_device_info device;
+  const sana_edge_status status = current_device(&device);
+  SANA_EDGE_CHECK(status == SANA_EDGE_OK, status);
+  const bool turing = device.capability < 80;
   const Product p{*a, 0};
-  return a->type == SANA_EDGE_FP16 ? start<Half>(p, stream) : start<BFloat16>(p, stream);
+  if (a->type == SANA_EDGE_FP16) return start<Half>(p, turing, stream);
+  // its tensor cores do not multiply BFloat16
+  SANA_EDGE_CHECK(!turing, SANA_EDGE_UNSUPPORTED_DEVICE);
+  return start<BFloat16>(p, turing, stream);
 }

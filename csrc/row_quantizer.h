@@ -1,6 +1,6 @@
 // The last step of every operation that ends in INT8 rows: absmax of a row, its scale, its values.
 //
-// kernels/reference.py, quantize_rows: scale = absmax / 127, 1 for rows of zeros, NaN where the row has NaN or
+// kernels/reference.py, quantize_rows: scale = absmax / 127, 1 for rows of zeros or of almost nothing, NaN where the row has NaN or
 // infinity; values x * (1 / scale), rounded half to even, within +-127.
 #pragma once
 
@@ -22,7 +22,9 @@ __device__ __forceinline__ float larger_or_nan(float a, float b) {
 // of a row whose absmax is known; with one given scale it is that for every row
 __device__ __forceinline__ RowScale row_scale(float most, const float* static_scale) {
   const bool finite = most <= 3.402823466e38f;
-  const float found = most == 0 ? 1.0f : divide(most, LEVELS);
+  const float step = divide(most, LEVELS);
+  // zeros, and what is so small that 1 / step is infinite
+  const float found = step < 1.175494351e-38f ? 1.0f : step;
   const float used = static_scale ? *static_scale : found;
   return {finite ? used : not_a_number(), divide(1.0f, used)};
 }

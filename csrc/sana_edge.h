@@ -42,7 +42,7 @@ typedef enum {
   SANA_EDGE_BAD_ALIGNMENT = 3,      /* an address or a row is not a multiple of 16 bytes */
   SANA_EDGE_BAD_TYPE = 4,           /* a data type that the operation does not have */
   SANA_EDGE_WORKSPACE = 5,          /* the workspace is smaller than asked for */
-  SANA_EDGE_UNSUPPORTED_DEVICE = 6, /* the GPU is older than compute capability 7.5, or lacks shared memory */
+  SANA_EDGE_UNSUPPORTED_DEVICE = 6, /* the GPU is older than compute capability 7.5, lacks shared memory, or bf16 */
   SANA_EDGE_NO_DEVICE = 7,          /* no GPU, or no driver */
   SANA_EDGE_OLD_DRIVER = 8,         /* the driver is older than the CUDA runtime in this library */
   SANA_EDGE_OUT_OF_MEMORY = 9,

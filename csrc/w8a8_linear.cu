@@ -157,6 +157,7 @@ __device__ __forceinline__ void write_tile(const int32_t (&sums)[T::MT][T::NT][4
 
 template <class T, class Number, Epilogue EPILOGUE>
 __global__ void __launch_bounds__(T::THREADS) w8a8_linear_kernel(const sana_edge_w8a8_linear_args a) {
+  if constexpr (!for_this_architecture<T>()) return;
   const unsigned down = unsigned(blocks_of<int64_t>(a.rows, T::M));
   const TilePlace place = tile_of_block(blockIdx.x, down, blocks_of(unsigned(a.columns), unsigned(T::N)));
   const int64_t row = int64_t(place.row) * T::M, column = int64_t(place.column) * T::N;

@@ -75,17 +75,9 @@ def _emulate(architecture: int, folder: pytest.TempPathFactory) -> Path:
     kept = os.environ.get("SANA_EDGE_EMULATED_FOLDER")
     place = Path(kept) if kept else folder.mktemp("emulated")
     library = place / f"libsana_edge_emulated_{architecture}.so"
-    if not library.exists():
-        command = [
-            sys.executable,
-            str(CSRC / "compile.py"),
-            "--emulated",
-            str(architecture),
-            "--output",
-            str(library),
-        ]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+    command = [sys.executable, str(CSRC / "compile.py"), "--emulated", str(architecture)]
+    done = subprocess.run([*command, "--output", str(library)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     return library
 
 
@@ -95,6 +87,7 @@ def emulated(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     if request.param >= 0:
         library = request.getfixturevalue("emulated_library")
         with _emulator(library, request.param, monkeypatch) as emulator:
+            emulator.pretend(89, 24, 99 << 10)
             yield emulator
         return
     if not torch.cuda.is_available():
@@ -108,6 +101,7 @@ def emulated(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 def emulated_turing(turing_library: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
     """`emulated` for compute capability 7.5, in order."""
     with _emulator(turing_library, 0, monkeypatch) as emulator:
+        emulator.pretend(75, 24, 64 << 10)
         yield emulator
 
 
@@ -152,7 +146,7 @@ class OnGpu:
         self._library = library
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("count", "device", "shuffle"):
+        if name in ("count", "pretend", "shuffle"):
             pytest.skip("only the emulator can do this")
         return getattr(self._library, name)
 
@@ -187,7 +181,7 @@ class Emulator:
         """Run threads and blocks in their order (0), or in another one for every other seed."""
         self._library.sana_edge_emulator_shuffle(seed)
 
-    def device(self, capability: int, processors: int, shared_memory: int) -> None:
+    def pretend(self, capability: int, processors: int, shared_memory: int) -> None:
         """Pretend to be a device: 89, its multiprocessors, and bytes of shared memory of a block."""
         self._library.sana_edge_emulator_device(capability, processors, shared_memory)
 

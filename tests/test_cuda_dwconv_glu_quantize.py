@@ -81,12 +81,12 @@ def test_equals_reference(shape: tuple[int, int, int, int], dtype: torch.dtype) 
 def test_every_width(emulated: Emulator, height: int) -> None:
     """One processor makes patches as wide as they can be, a thousand make them narrow."""
     for processors in (1, 3, 1000):
-        emulated.device(89, processors, 99 << 10)
+        emulated.pretend(89, processors, 99 << 10)
         try:
             for width in range(1, 12):
                 check(1, height, width, 16, torch.float16)
         finally:
-            emulated.device(89, 24, 99 << 10)
+            emulated.pretend(89, 24, 99 << 10)
 
 
 @pytest.mark.usefixtures("emulated")
@@ -166,14 +166,14 @@ def test_touches_nothing_beyond(
 
 def test_turing(emulated_turing: Emulator) -> None:
     """64 KiB of shared memory hold 4 x 2 pixels of 2880 channels, and 4 x 1 of 5600."""
-    emulated_turing.device(75, 24, 64 << 10)
+    emulated_turing.pretend(75, 24, 64 << 10)
     try:
         check(1, 5, 5, 2880, torch.float16)
         check(1, 3, 3, 5600, torch.float16)
         with pytest.raises(UnsupportedDevice):
             check(1, 1, 1, 8192, torch.float16)
     finally:
-        emulated_turing.device(75, 24, 99 << 10)
+        emulated_turing.pretend(75, 24, 99 << 10)
 
 
 def test_order_of_threads_changes_nothing(emulated: Emulator) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sana_edge.errors import InvalidInput
+from sana_edge.errors import InvalidInput, UnsupportedDevice
 from sana_edge.kernels import cuda_library, cuda_linear_attention, reference, reference_fused
 
 HERE = Path(__file__).parent
@@ -303,10 +303,10 @@ def test_no_bank_conflicts(emulated: Any) -> None:
 
 
 def test_turing(emulated_turing: Any) -> None:
-    emulated_turing.device(75, 40, 64 << 10)
+    emulated_turing.pretend(75, 40, 64 << 10)
     for shape in ((2, 100, 3, 48), (1, 140, 66, 32)):
         check_qkv(product(*shape), torch.float16, shape[2])
-    with pytest.raises(InvalidInput, match="data type"):
+    with pytest.raises(UnsupportedDevice, match="no bf16"):
         check_qkv(product(1, 16, 1, 32), torch.bfloat16, 1)
     for dtype in TYPES:
         q = torch.randn(1, 18, 70 * 32).to(dtype)

@@ -203,7 +203,7 @@ def test_no_bank_conflicts(emulated: Any) -> None:
 
 def test_turing(emulated_turing: Any) -> None:
     # 64 KiB of shared memory in a block, and copies through registers
-    emulated_turing.device(75, 30, 64 << 10)
+    emulated_turing.pretend(75, 30, 64 << 10)
     for columns in (16, 64, 128, 256):
         check(
             problem((2, 5, 7), 80, columns),
@@ -212,7 +212,7 @@ def test_turing(emulated_turing: Any) -> None:
             residual=torch.randn(2, 5, 7, columns).half(),
         )
     check(problem((2, 5, 7), 48, 40, upsample="phases"), torch.float16, upsample="phases")
-    emulated_turing.device(75, 24, 99 << 10)
+    emulated_turing.pretend(75, 24, 99 << 10)
 
 
 def test_same_bytes_in_every_order(emulated: Any) -> None:
@@ -232,7 +232,7 @@ def test_same_bytes_in_every_order(emulated: Any) -> None:
 
 def test_wide_tiles(emulated: Any) -> None:
     # which small maps have where there are few SMs
-    emulated.device(89, 1, 99 << 10)
+    emulated.pretend(89, 1, 99 << 10)
     try:
         size = (1, 13, 11)
         check(problem(size, 16, 200), torch.float16, residual=torch.randn(*size, 200).half())
@@ -243,7 +243,7 @@ def test_wide_tiles(emulated: Any) -> None:
             arguments = problem((1, 3, 5), 16, 136, upsample=upsample)
             check(arguments, torch.float16, upsample=upsample, shortcut=shortcut, repeats=4)
     finally:
-        emulated.device(89, 24, 99 << 10)
+        emulated.pretend(89, 24, 99 << 10)
 
 
 @pytest.mark.usefixtures("emulated")

@@ -207,7 +207,7 @@ def test_no_rows() -> None:
 
 @pytest.mark.parametrize("tile", [*TURING_TILES, None])
 def test_turing(emulated_turing: Any, tile: str | None) -> None:
-    emulated_turing.device(75, 40, 64 << 10)
+    emulated_turing.pretend(75, 40, 64 << 10)
     library = ctypes.CDLL(os.environ[cuda_library.VARIABLE])
     library.sana_edge_emulator_tile(-1 if tile is None else [*TILES, *TURING_TILES].index(tile))
     for M, N, K in [(1, 8, 16), (63, 24, 176), (140, 136, 208)]:
@@ -219,15 +219,15 @@ def test_turing(emulated_turing: Any, tile: str | None) -> None:
 
 def test_too_little_shared_memory(emulated: Any, emulated_library: Path) -> None:
     inputs = operands(64, N=64, K=64)
-    emulated.device(89, 24, 32 << 10)
+    emulated.pretend(89, 24, 32 << 10)
     check(inputs, None, torch.float16)
-    emulated.device(89, 24, 16 << 10)
+    emulated.pretend(89, 24, 16 << 10)
     with pytest.raises(UnsupportedDevice):
         w8a8_linear(*inputs)
-    emulated.device(70, 24, 99 << 10)
+    emulated.pretend(70, 24, 99 << 10)
     with pytest.raises(UnsupportedDevice):
         w8a8_linear(*inputs)
-    emulated.device(89, 24, 99 << 10)
+    emulated.pretend(89, 24, 99 << 10)
 
 
 @pytest.mark.usefixtures("emulated")

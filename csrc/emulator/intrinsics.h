@@ -306,8 +306,6 @@ void multiply_16bit(float (&sums)[4], const uint32_t (&a)[4], const uint32_t (&b
   emulator::collective(multiply_16bit_of_warp<T>, &data);
 }
 
-inline int current_capability() { return SANA_EDGE_ARCH / 10; }
-
 inline sana_edge_status current_device(sana_edge_device_info* out) { return sana_edge_device(0, out); }
 
 template <class Arguments>
