@@ -3,6 +3,7 @@
 # make test-all  the same with the slow tests, and the GPU tests where there is a GPU
 # make format    let ruff rewrite the sources
 # make cuda      the CUDA library for this checkout, sana_edge/libsana_edge_cuda.so: minutes, then what changed
+# make gpu-check builds, tests and times on a machine with a GPU: benchmarks/results/<gpu>-<date>.json
 # make wheel     dist/*.whl, with the CUDA library where nvcc is
 # make clean     remove what the others wrote, but not .venv
 #
@@ -18,7 +19,7 @@ REQUIREMENTS := pyproject.toml setup.py constraints.txt
 PROMPT ?= a red house left of a yellow star
 SEED ?= 7
 
-.PHONY: demo test test-all lint format cuda wheel clean
+.PHONY: demo test test-all lint format cuda gpu-check wheel clean
 
 demo: $(VENV)/torch.stamp
 	$(RUN)/sana-edge generate --prompt "$(PROMPT)" --seed $(SEED) --int8 --output demo.png --force
@@ -40,6 +41,9 @@ format: $(VENV)/test.stamp
 
 cuda:
 	$(PYTHON) csrc/compile.py
+
+gpu-check: $(VENV)/test.stamp
+	$(RUN)/python benchmarks/gpu_check.py
 
 wheel: $(VENV)/test.stamp
 	$(RUN)/python -m pip wheel --no-deps --no-build-isolation --wheel-dir dist .

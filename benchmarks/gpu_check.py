@@ -91,10 +91,14 @@ def _timed(shapes: str, folder: Path) -> dict[str, Any]:
     _step("kernels", ["benchmarks/bench_kernels.py", "--shapes", shapes, *sizes, "--output", str(kernels)])
     loop = ["--device", "cuda", "--shapes", shapes, "--dtype", "fp16", "--stage", "step,loop,decode"]
     _step("loop", ["benchmarks/bench_image.py", *loop, "--output", str(images)])
+    model, pictures = folder / f"random-{shapes}", folder / "pictures.json"
+    _step("model", ["benchmarks/random_model.py", str(model), "--shapes", shapes])
+    picture = ["--device", "cuda", "--model", str(model), "--dtype", "fp16", "--stage", "text,decode,picture"]
+    _step("picture", ["benchmarks/bench_image.py", *picture, "--output", str(pictures)])
     found = json.loads(kernels.read_text())
     return {
         **{name: found[name] for name in ("dtype", "peaks", "kernels")},
-        "works": json.loads(images.read_text())["works"],
+        "works": [work for path in (images, pictures) for work in json.loads(path.read_text())["works"]],
     }
 
 

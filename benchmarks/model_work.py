@@ -102,12 +102,13 @@ class _Ours:
     def __init__(self, work: ModelWork, *, int8: bool) -> None:
         self.plan = plan = work.plan()
         found = hub.resolve(work.model, int8=int8, offline=True)
-        self.stages = load_stages(found, device=torch.device(work.device), dtype=work.dtype, int8=int8)
+        device = torch.device(work.device)
+        self.stages = load_stages(found, device=device, dtype=work.dtype, int8=int8, backend="auto")
         self.sana = Sana(self.stages)
         self.groups = self._encoded(self.stages.text_encoder)
         self.texts = self.stages.denoiser.text_context(self.groups)
         self.sampler, self.tables = self.stages.schedule(plan)
-        self.noise = self.stages.noise(plan, _generator(plan))
+        self.noise = self.stages.noise(plan)()
 
     @torch.inference_mode()
     def text_first(self) -> Tensor:

@@ -317,4 +317,4 @@ def _latent(work: DenoiserWork | DecoderWork) -> Tensor:
 
 
 def _times(work: DenoiserWork) -> Tensor:
-    return make_sampler("flow-dpm", steps=work.steps).timesteps.to(work.device)
+    return torch.from_numpy(make_sampler("flow-dpm", steps=work.steps).timesteps).to(work.device)

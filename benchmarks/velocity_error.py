@@ -54,7 +54,7 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> None:
         TextFeatures(captions[:1, :1], torch.ones(1, 1)),
         TextFeatures(captions[1:], torch.ones(1, TOKENS)),
     ]
-    times = make_sampler("flow-dpm", steps=20).timesteps[[0, 10, 19]]
+    times = torch.from_numpy(make_sampler("flow-dpm", steps=20).timesteps[[0, 10, 19]])
 
     def velocities() -> list[torch.Tensor]:
         texts, tables = denoiser.text_context(groups), denoiser.modulation(times)

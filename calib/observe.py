@@ -74,7 +74,7 @@ def observe(
         chosen.prompts[0], steps=steps, size=size, guidance=guidance, seed=seed, images=len(chosen.prompts)
     )
     plan = request.plan(stages.denoiser.config.native_size, stages.sampler.kind)
-    stages.check_memory(plan)
+    stages.check_plan(plan)
     layers = targets(stages)
     statistics = Statistics(nothing(layers, plan.steps), _info(stages, chosen, plan))
     store = StatisticsStore(folder, statistics, note) if folder is not None else None
@@ -110,12 +110,12 @@ def _observe_prompt(
     with listener.step(number, 0, sampled=False):
         context, _ = stages.read(dataclasses.replace(plan, prompt=prompts[number]))
     sampler, tables = stages.schedule(plan)
-    noise = torch.Generator().manual_seed(plan.seed + number)
-    x = stages.noise(plan, noise) * sampler.initial_scale
+    noise = stages.noise(plan, number)
+    x = noise() * sampler.initial_scale
     for i in range(plan.steps):
         with listener.step(number, i):
             velocity = stages.velocity(sampler.model_input(x, i), tables[i], context, plan)
-        x = sampler.step(x, velocity, i, generator=noise)
+        x = sampler.step(x, velocity, i, noise)
         if progress is not None:
             progress(Progress(number + 1, len(prompts), i + 1, plan.steps))
     with listener.step(number, plan.steps):

@@ -101,19 +101,19 @@ def probe(
         plan = request.plan(stages.denoiser.config.native_size, stages.sampler.kind)
         context, _ = stages.read(plan)
         sampler, tables = stages.schedule(plan)
-        noise = torch.Generator().manual_seed(plan.seed)
-        x = stages.noise(plan, noise) * sampler.initial_scale
+        noise = stages.noise(plan)
+        x = noise() * sampler.initial_scale
         for i in range(plan.steps):
             given = sampler.model_input(x, i)
             if i in (0, plan.steps // 2, plan.steps - 1):
                 latents.append(given)
-                timesteps.append(sampler.timesteps[i])
-            x = sampler.step(x, stages.velocity(given, tables[i], context, plan), i, generator=noise)
+                timesteps.append(float(sampler.timesteps[i]))
+            x = sampler.step(x, stages.velocity(given, tables[i], context, plan), i, noise)
         clean.append(_cropped(sampler.finish(x)) / stages.autoencoder.config.scaling_factor)
         embedded = plan.guidance if stages.denoiser.config.guidance_embeds else None
     return Probe(
         torch.cat(latents),
-        torch.stack(timesteps).to(stages.device),
+        torch.tensor(timesteps, device=stages.device),
         embedded,
         [stages.text_encoder.encode([prompt]) for prompt in prompts],
         torch.cat(clean),

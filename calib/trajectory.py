@@ -65,12 +65,12 @@ def follow(stages: Stages, plan: Plan, on_step: Callable[[], None] = lambda: Non
     """Make a picture from ``plan.seed`` as `sana_edge.Sana.stream` does, and keep what is on the way."""
     context, _ = stages.read(plan)
     sampler, tables = stages.schedule(plan)
-    generator = torch.Generator().manual_seed(plan.seed)
-    x = stages.noise(plan, generator) * sampler.initial_scale
+    noise = stages.noise(plan)
+    x = noise() * sampler.initial_scale
     latents, velocities = [x], []
     for i in range(plan.steps):
         velocity = stages.velocity(sampler.model_input(x, i), tables[i], context, plan)
-        x = sampler.step(x, velocity, i, generator=generator)
+        x = sampler.step(x, velocity, i, noise)
         latents.append(x)
         velocities.append(velocity)
         on_step()
@@ -78,7 +78,7 @@ def follow(stages: Stages, plan: Plan, on_step: Callable[[], None] = lambda: Non
         plan=plan,
         latents=torch.cat(latents).cpu(),
         velocities=torch.cat(velocities).cpu(),
-        timesteps=sampler.timesteps,
+        timesteps=torch.from_numpy(sampler.timesteps),
         pixels=stages.decode(sampler.finish(x)),
     )
 

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from sana_edge.errors import CheckpointError, InvalidInput, SanaError
+from sana_edge import new_folder as new_folders
+from sana_edge.errors import CheckpointError
 from sana_edge.weights import save_state
 
 # tensors held in memory until a file is full; the 16-bit rest and INT8 layers of SANA-0.6B are 682 MB
 SHARD_BYTES = 1 << 30
-
-_HINT = "check the free space and the permissions, or choose another --output"
 
 
 def write_shards(
@@ -78,62 +76,17 @@ def write_json(content: dict[str, Any], path: Path) -> None:
 
 
 def check_output(output: Path, *, force: bool) -> None:
-    """See that a folder can be made at ``output``, before any work.
-
-    Raises:
-        InvalidInput: something is there; ``force`` replaces an empty folder or a model folder, nothing else.
-        SanaError: the folder above cannot be written.
-    """
-    if os.path.lexists(output):
-        if output.is_symlink() or not output.is_dir():
-            raise InvalidInput(f"{output} exists and is not a folder", "choose another --output")
-        if any(output.iterdir()) and not (output / "model_index.json").is_file():
-            raise InvalidInput(
-                f"{output} exists, is not empty and no model folder", "choose another --output"
-            )
-        # said only where it helps
-        if not force:
-            raise InvalidInput(f"{output} exists", "choose another --output, or add --force")
-    with _temporary(output):
-        pass
+    """`sana_edge.new_folder.check_output` of a model folder."""
+    new_folders.check_output(output, force=force, kind="model folder", is_kind=_is_model)
 
 
-@contextlib.contextmanager
-def new_folder(output: Path, *, force: bool = False) -> Iterator[Path]:
-    """Give an empty folder beside ``output`` to write in; at the end, and only then, it gets that name.
-
-    Raises:
-        InvalidInput, SanaError: as `check_output`; or a file could not be written inside.
-    """
-    check_output(output, force=force)
-    with _temporary(output) as temporary:
-        folder = temporary / "new"
-        folder.mkdir()
-        yield folder
-        _replace(folder, output, temporary / "old", force=force)
+def new_folder(output: Path, *, force: bool = False) -> AbstractContextManager[Path]:
+    """`sana_edge.new_folder.new_folder` of a model folder."""
+    return new_folders.new_folder(output, force=force, kind="model folder", is_kind=_is_model)
 
 
-def _replace(folder: Path, output: Path, old: Path, *, force: bool) -> None:
-    """Rename ``folder`` to ``output``; what is there goes to ``old``, and comes back if that fails."""
-    try:
-        if os.path.lexists(output):
-            check_output(output, force=force)
-            os.rename(output, old)
-        os.rename(folder, output)
-    except BaseException:
-        if old.exists() and not os.path.lexists(output):
-            os.rename(old, output)
-        raise
-
-
-@contextlib.contextmanager
-def _temporary(output: Path) -> Iterator[Path]:
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as name:
-            yield Path(name)
-    except OSError as error:
-        raise SanaError(f"cannot write {output}: {error}", _HINT) from error
+def _is_model(folder: Path) -> bool:
+    return (folder / "model_index.json").is_file()
 
 
 def copy_files(names: Iterable[str], source: Path, folder: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from sana_edge.config import DenoiserConfig
 from sana_edge.errors import InvalidInput, SanaError, UnsupportedDevice
 from sana_edge.kernels import cuda_library
-from sana_edge.request import BACKENDS
+from sana_edge.request import TORCH_BACKENDS
 
 # in the order in which they are preferred
 NAMES = ("cuda", "triton", "torch")
@@ -44,7 +44,7 @@ def choose(
     """The best backend that can run a model, or the one asked for.
 
     Args:
-        asked: one of `sana_edge.request.BACKENDS`; auto takes the first of `NAMES` that can
+        asked: one of `sana_edge.request.TORCH_BACKENDS`; auto takes the first of `NAMES` that can
             run, on a CPU torch.
         dtype: "auto", "fp32", "bf16" or "fp16".
         int8: whether the model has INT8 layers.
@@ -54,8 +54,8 @@ def choose(
         InvalidInput: unknown name, or one asked for by name that does not suit the dtype or the model.
         UnsupportedDevice: one asked for by name that cannot run here.
     """
-    if asked not in BACKENDS:
-        raise InvalidInput(f"unknown backend {asked!r}", f"choose {', '.join(BACKENDS)}")
+    if asked not in TORCH_BACKENDS:
+        raise InvalidInput(f"unknown backend {asked!r}", f"choose {', '.join(TORCH_BACKENDS)}")
     reasons: dict[str, str] = {}
     for name in NAMES:
         if asked not in ("auto", name):

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sana_edge
-from sana_edge import quantize_command
+from sana_edge import build_command, export_command, quantize_command
 from sana_edge.errors import InvalidInput, SanaError
 from sana_edge.extras import torch_extra
-from sana_edge.request import BACKENDS, SAMPLERS, Request, random_seed
+from sana_edge.request import BACKENDS, DEVICES, SAMPLERS, Request, random_seed
 
 if TYPE_CHECKING:
     from sana_edge.image import Image
@@ -213,7 +213,8 @@ def _add_generate_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--prompt", required=True, metavar="TEXT", help="what the picture shows")
     add("--negative-prompt", default="", metavar="TEXT", help="what it should not show (default: nothing)")
-    names = "a name from `models list`, a folder or a repository (default: %(default)s)"
+    names = "a name from `models list`, a folder, also one that `export` made, or a repository"
+    names += " (default: %(default)s)"
     add("--model", default="sana-tiny", metavar="NAME", help=names)
     add("--size", type=_size, metavar="WxH", help="in pixels (default: the model's native size)")
     add("--steps", type=int, metavar="N", help="denoising steps (default: 20, or 2 for Sprint models)")
@@ -222,16 +223,17 @@ def _add_generate_options(parser: argparse.ArgumentParser) -> None:
     count = "how many, counting seeds up (default: %(default)s)"
     add("--images", type=int, default=1, metavar="N", help=count)
     add("--sampler", choices=SAMPLERS, help="(default: what the model was made for)")
-    dtypes = "of the denoiser (default: %(default)s, the checkpoint's own; on the CPU fp32 in place of fp16)"
+    dtypes = "of the denoiser (default: %(default)s, the checkpoint's own; on the CPU fp32 in place of fp16;"
+    dtypes += " what suits an engine)"
     add("--dtype", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help=dtypes)
     eight = "INT8 layers: the bundled package, or quantized while loading; packages are INT8 without it"
     add("--int8", action="store_true", help=eight)
-    backend = (
-        "of the denoiser: triton and cuda need --int8 and a GPU (default: %(default)s, the best of them)"
-    )
+    backend = "of the denoiser: triton and cuda need --int8 and a GPU; of exported folders: onnxruntime or"
+    backend += " openvino (default: %(default)s, the best that works)"
     add("--backend", choices=BACKENDS, default="auto", help=backend)
-    devices = "(default: %(default)s, cuda where it can be used)"
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help=devices)
+    devices = "gpu and npu are Intel's, they and tensorrt for exported folders"
+    devices += " (default: %(default)s, cuda where it can be used)"
+    add("--device", choices=DEVICES, default="auto", help=devices)
     place = "a .png file or an existing folder; the seed takes the place of {seed}, or stands at the end of"
     add("--output", default=OUTPUT, metavar="PATH", help=f"{place} several names (default: %(default)s)")
     add("--json", action="store_true", help="print a JSON object for each picture instead of its path")
@@ -275,5 +277,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_convert_options(command("convert", _convert, "turn an NVlabs .pth into a diffusers model folder"))
     quantizing = command("quantize", quantize_command.run, "make an INT8 package of a float model")
     quantize_command.add_options(quantizing, _size)
+    exporting = command("export", export_command.run, "make ONNX graphs that run without torch")
+    export_command.add_options(exporting, _size)
+    building = command("build", build_command.run, "build TensorRT engines of an exported folder")
+    build_command.add_options(building, _size)
     command("doctor", _doctor, "show what this machine can run, and why not")
     return parser

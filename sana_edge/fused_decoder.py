@@ -21,7 +21,6 @@ from sana_edge.autoencoder_blocks import ResBlock, Upsample
 from sana_edge.conv_layers import W8A8Conv2d, W8A8PhaseConv2d
 from sana_edge.efficient_vit import GatedConv, LinearAttention
 from sana_edge.errors import InvalidInput
-from sana_edge.kernels import cuda_conv, reference_conv
 from sana_edge.kernels.reference_conv import Activation, Upsampling
 from sana_edge.layers import Quantized, W8A8Linear
 from sana_edge.maps import NORM_EPS, add, nchw, nhwc
@@ -124,14 +123,27 @@ class _Convolution:
         values, scales = fused_ops.quantize_rows(x.contiguous(), self.input_scale, self.backend)
         return values, scales.amax()
 
+    @property
+    def product(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What all convolutions take of it."""
+        return self.weight, self.weight_scales, self.bias
+
     def __call__(
-        self, values: Tensor, scale: Tensor, dtype: torch.dtype, *, out: Tensor | None = None, **options: Any
+        self,
+        values: Tensor,
+        scale: Tensor,
+        dtype: torch.dtype,
+        *,
+        activation: Activation = "identity",
+        shortcut: Tensor | None = None,
+        repeats: int = 1,
+        out_scale: Tensor | None = None,
     ) -> Tensor:
-        operands = (values, scale, self.weight, self.weight_scales, self.bias, dtype)
-        if self.backend == "cuda":
-            return cuda_conv.w8a8_conv2d(*operands, upsample=self.upsample, out=out, **options)
-        result = reference_conv.w8a8_conv2d(*operands, upsample=self.upsample, **options)
-        return result if out is None else out.copy_(result)
+        out: Tensor = fused_ops.w8a8_conv2d(
+            *(values, scale, *self.product, dtype, self.upsample, activation),
+            *(shortcut, repeats, out_scale, self.backend),
+        )
+        return out
 
 
 class FusedConv2d(nn.Module):
@@ -175,8 +187,11 @@ class FusedResBlock(nn.Module):
             hidden, next_scale = self.conv2.quantize(hidden)
         if x.shape[1] > NORM_CHANNELS:
             return add(nchw(rows), self.norm(nchw(self.conv2(hidden, next_scale, x.dtype))))
-        norm: dict[str, Any] = {"norm_weight": self.weight, "norm_bias": self.bias, "norm_eps": NORM_EPS}
-        return nchw(self.conv2(hidden, next_scale, x.dtype, **norm, residual=rows, out=rows))
+        fused_ops.w8a8_conv2d_add_(
+            *(rows, hidden, next_scale, *self.conv2.product),
+            *(self.weight, self.bias, NORM_EPS, self.conv2.backend),
+        )
+        return nchw(rows)
 
 
 class FusedUpsample(nn.Module):
@@ -192,8 +207,8 @@ class FusedUpsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         rows = nhwc(x).contiguous()
         values, scale = self.conv.quantize(rows)
-        options: dict[str, Any] = {"shortcut": rows, "repeats": self.repeats} if self.repeats else {}
-        return nchw(self.conv(values, scale, x.dtype, **options))
+        shortcut = rows if self.repeats else None
+        return nchw(self.conv(values, scale, x.dtype, shortcut=shortcut, repeats=self.repeats or 1))
 
 
 class _Product(nn.Module):

@@ -29,7 +29,9 @@ _CUDA = {
     "cross_attention_quantize": "cuda_cross_attention",
     "patch_embed": "cuda_ends",
     "velocity_head": "cuda_ends",
+    "w8a8_conv2d": "cuda_conv",
 }
+# the decoder's convolutions are torch's where the CUDA library is not there
 _TRITON = {
     "quantize_rows": "quantize_rows",
     "norm_modulate_quantize": "norm_quantize",
@@ -45,7 +47,7 @@ _TRITON = {
 _HOMES = {
     "cuda": _CUDA,
     "triton": _TRITON,
-    "torch": dict.fromkeys(_CUDA, "reference_fused"),
+    "torch": {**dict.fromkeys(_CUDA, "reference_fused"), "w8a8_conv2d": "reference_conv"},
 }
 
 _PRODUCT = "Tensor values, Tensor scales, Tensor weight, Tensor weight_scales, Tensor? bias"
@@ -70,9 +72,16 @@ _SCHEMAS = {
     "ScalarType dtype, str backend) -> Tensor",
     "velocity_head": "(Tensor x, Tensor scale, Tensor shift, float eps, Tensor weight, Tensor bias, "
     "Tensor? guidance, int height, int width, str backend) -> Tensor",
+    "w8a8_conv2d": "(Tensor values, Tensor scale, Tensor weight, Tensor weight_scales, Tensor? bias, "
+    "ScalarType dtype, str upsample, str activation, Tensor? shortcut, int repeats, Tensor? out_scale, "
+    "str backend) -> Tensor",
+    "w8a8_conv2d_add_": "(Tensor(a!) x, Tensor values, Tensor scale, Tensor weight, Tensor weight_scales, "
+    "Tensor? bias, Tensor norm_weight, Tensor? norm_bias, float norm_eps, str backend) -> ()",
 }
 
 OPERATIONS = tuple(_SCHEMAS)
+# that Triton has none of
+CUDA_ONLY = tuple(name for name in _SCHEMAS if "conv2d" in name)
 _LIBRARY = torch.library.Library("sana_edge", "DEF")  # type: ignore[no-untyped-call]
 
 
@@ -114,6 +123,30 @@ def _w8a8_linear_add_(x: Tensor, *arguments: Any) -> None:
         function(*product, x.dtype, **options, out=x)
 
 
+def _w8a8_conv2d(*arguments: Any) -> Tensor:
+    *product, upsample, activation, shortcut, repeats, out_scale, backend = arguments
+    out: Tensor = _implementation(backend, "w8a8_conv2d")(
+        *product,
+        upsample=upsample,
+        activation=activation,
+        shortcut=shortcut,
+        repeats=repeats,
+        out_scale=out_scale,
+    )
+    return out
+
+
+def _w8a8_conv2d_add_(x: Tensor, *arguments: Any) -> None:
+    """x + the convolution, RMS-normalised over its channels, in place."""
+    *product, norm_weight, norm_bias, norm_eps, backend = arguments
+    options = {"norm_weight": norm_weight, "norm_bias": norm_bias, "norm_eps": norm_eps, "residual": x}
+    function = _implementation(backend, "w8a8_conv2d")
+    if backend == "torch":
+        x.copy_(function(*product, x.dtype, **options))
+    else:
+        function(*product, x.dtype, **options, out=x)
+
+
 def _with_workspace(name: str, *arguments: Any) -> tuple[Tensor, Tensor]:
     *operands, space, backend = arguments
     options = {"workspace": space} if backend == "cuda" else {}
@@ -127,7 +160,13 @@ def _velocity_head(*arguments: Any) -> Tensor:
     return velocity.contiguous()
 
 
-_OWN = {"w8a8_linear": _w8a8_linear, "w8a8_linear_add_": _w8a8_linear_add_, "velocity_head": _velocity_head}
+_OWN = {
+    "w8a8_linear": _w8a8_linear,
+    "w8a8_linear_add_": _w8a8_linear_add_,
+    "velocity_head": _velocity_head,
+    "w8a8_conv2d": _w8a8_conv2d,
+    "w8a8_conv2d_add_": _w8a8_conv2d_add_,
+}
 
 
 def _register() -> None:
@@ -154,3 +193,5 @@ linear_attention_finish = torch.ops.sana_edge.linear_attention_finish.default
 cross_attention_quantize = torch.ops.sana_edge.cross_attention_quantize.default
 patch_embed = torch.ops.sana_edge.patch_embed.default
 velocity_head = torch.ops.sana_edge.velocity_head.default
+w8a8_conv2d = torch.ops.sana_edge.w8a8_conv2d.default
+w8a8_conv2d_add_ = torch.ops.sana_edge.w8a8_conv2d_add_.default

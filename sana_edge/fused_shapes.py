@@ -62,6 +62,15 @@ def _head(x: Tensor, scale: Tensor, shift: Tensor, eps: float, weight: Tensor, *
     return x.new_empty((images, len(weight), height, width), dtype=torch.float32)
 
 
+def _conv(values: Tensor, scale: Tensor, weight: Tensor, *arguments: Any) -> Tensor:
+    _, _, dtype, upsample, _, _, _, out_scale = arguments[:8]
+    B, H, W, _ = values.shape
+    columns = weight.shape[-4] // (4 if upsample == "shuffle" else 1)
+    factor = 1 if upsample == "none" else 2
+    kind = dtype if out_scale is None else torch.int8
+    return values.new_empty((B, factor * H, factor * W, columns), dtype=kind)
+
+
 # `rows` is that of the others
 SHAPES = {
     "dwconv_glu_quantize": _glu,
@@ -71,4 +80,6 @@ SHAPES = {
     "qk_norm_linear_attention": _qk_norm,
     "patch_embed": _patch,
     "velocity_head": _head,
+    "w8a8_conv2d": _conv,
+    "w8a8_conv2d_add_": _nothing,
 }

@@ -13,6 +13,7 @@ from typing import cast
 
 from sana_edge.errors import CheckpointError, ModelNotFound, SanaError
 from sana_edge.known_models import KNOWN, KnownModel
+from sana_edge.manifest import is_exported
 from sana_edge.model_folder import PIPELINES, check_folder, component_variant, needed_files, read_json
 
 BUNDLED = Path(__file__).parent / "models"
@@ -97,6 +98,14 @@ def resolve(
         path = _download(repository, variant, offline=offline, progress=progress)
         check_folder(path, variant)
     return ResolvedModel(path, name, info, variant)
+
+
+def exported(model: str) -> Path | None:
+    """The folder that `sana-edge export` made, if ``model`` is one and no name that `resolve` prefers."""
+    folder = Path(os.path.expanduser(model))
+    if not model or model in _bundled() or model.lower() in KNOWN or not is_exported(folder):
+        return None
+    return folder
 
 
 def list_models() -> list[ListedModel]:

@@ -7,10 +7,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from sana_edge.errors import OutOfMemory, SanaError
+
+if TYPE_CHECKING:
+    import torch
 
 # not every allocator has an exception class of its own
 _MESSAGES = ("can't allocate memory", "not enough memory", "out of memory")
@@ -18,8 +20,6 @@ _MESSAGES = ("can't allocate memory", "not enough memory", "out of memory")
 # what torch says of CUDA's memory: "Tried to allocate 2.00 GiB", "of which 1.50 GiB is free"
 _NEEDED = re.compile(r"Tried to allocate ([\d.]+ \w+)")
 _FREE = re.compile(r"of which ([\d.]+ \w+) is free")
-# what a kernel's failure raises in torch 2.8 and later; after it nothing runs on the GPU
-_DEVICE_ERROR: type[Exception] | None = getattr(torch, "AcceleratorError", None)
 
 _MEMINFO = Path("/proc/meminfo")
 # where Linux tells the peak of this program; getrusage also counts what the process was before it ran it
@@ -44,7 +44,7 @@ def memory_errors(what: str) -> Iterator[None]:
         yield
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not any(text in str(error) for text in _MESSAGES):
-            if _DEVICE_ERROR is not None and isinstance(error, _DEVICE_ERROR):
+            if _is_device_error(error):
                 reason = str(error).partition("\n")[0]
                 raise SanaError(f"the GPU failed: {reason}", "start the program again") from error
             raise
@@ -54,22 +54,32 @@ def memory_errors(what: str) -> Iterator[None]:
         ) from error
 
 
+def _is_device_error(error: RuntimeError) -> bool:
+    """Whether it is what a failed kernel raises in torch 2.8 and later; nothing runs on the GPU after it."""
+    kind = getattr(sys.modules.get("torch"), "AcceleratorError", None)
+    return kind is not None and isinstance(error, kind)
+
+
 def _amounts(message: str) -> str:
     """What was asked for and what is free, where torch says both."""
     needed, free = _NEEDED.search(message), _FREE.search(message)
     return f": {needed[1]} more are needed, {free[1]} are free" if needed and free else ""
 
 
-def available_memory(device: torch.device) -> int | None:
+def available_memory(device: torch.device | None = None) -> int | None:
     """The bytes that are free on a device, None where the system does not tell.
 
-    On the CPU what can be had without swapping, within the limits of a container.
+    On the CPU, which no device stands for too, what can be had without swapping, within the limits of a
+    container.
     """
-    if device.type == "cuda":
+    kind = device.type if device is not None else "cpu"
+    if kind == "cuda":
+        import torch
+
         free, _ = torch.cuda.mem_get_info(device)
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return free + cached
-    if device.type != "cpu":
+    if kind != "cpu":
         return None
     kilobytes = _table(_MEMINFO).get("MemAvailable")
     known = [] if kilobytes is None else [kilobytes * 1024]
@@ -101,12 +111,15 @@ def _table(path: Path) -> dict[str, int]:
     return {name.rstrip(":"): int(number) for name, number, *_ in words if number.isdecimal()}
 
 
-def peak_memory(device: torch.device) -> int | None:
+def peak_memory(device: torch.device | None = None) -> int | None:
     """The most memory used so far, in bytes; None where the system does not tell.
 
-    On CUDA what PyTorch has allocated, on the CPU the resident size of the process.
+    On CUDA what PyTorch has allocated, on the CPU, which no device stands for too, the resident size of the
+    process.
     """
-    if device.type == "cuda":
+    if device is not None and device.type == "cuda":
+        import torch
+
         return torch.cuda.max_memory_allocated(device)
     kilobytes = _table(_STATUS).get("VmHWM")
     if kilobytes is not None:

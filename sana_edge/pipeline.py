@@ -8,22 +8,20 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from sana_edge import __version__, backends, hub
+from sana_edge import __version__
 from sana_edge.errors import Cancelled, OutOfMemory, SanaError
-from sana_edge.extras import torch_extra
 from sana_edge.image import Image
-from sana_edge.memory import memory_errors, peak_memory
+from sana_edge.loading import Stages, load_stages
+from sana_edge.memory import memory_errors
 from sana_edge.request import Options, Plan, Request
-from sana_edge.stages import Stages, check_dtype, choose_device, load_stages
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -86,30 +84,37 @@ class Sana:
 
         Args:
             model: a bundled name, a name that ``sana-edge models list`` shows, a folder in diffusers
-                layout, or a Hugging Face repository.
-            device: "auto", "cpu" or "cuda".
+                layout, a folder that ``sana-edge export`` made, which needs no torch, or a Hugging Face
+                repository.
+            device: "auto", "cpu" or "cuda"; for exported folders also "gpu" and "npu", which are Intel's,
+                and "tensorrt".
             dtype: of the denoiser, "auto", "fp32", "bf16" or "fp16"; auto is the checkpoint's own,
-                fp32 instead of fp16 on the CPU. In an INT8 model, of what is not INT8.
+                fp32 instead of fp16 on the CPU, and what an engine computes in. In an INT8 model, of what
+                is not INT8.
             int8: a bundled model's INT8 package, or else INT8 layers made while loading, without
                 calibration. A package is INT8 also without it.
             backend: what the denoiser's steps run on, "auto", "torch", "triton" or "cuda"; the last two are
-                for INT8 models on a CUDA device, where auto takes the best that can run.
+                for INT8 models on a CUDA device, where auto takes the best that can run. An exported
+                folder runs on "onnxruntime" or "openvino", of which auto takes the faster one that works.
             offline: never use the network.
             progress: show a download on stderr.
 
         Raises:
-            SanaError: ModelNotFound, CheckpointError, UnsupportedDevice, InvalidInput or OutOfMemory.
+            SanaError: ModelNotFound, CheckpointError, UnsupportedDevice, MissingDependency, InvalidInput or
+                OutOfMemory.
         """
-        place = choose_device(device)
-        check_dtype(dtype, place)
-        # what can be said before the model is found
-        backends.choose(backend, place, dtype, int8=True)
-        with torch_extra(), memory_errors(model):
-            found = hub.resolve(model, int8=int8, offline=offline, progress=progress)
-            stages = load_stages(found, device=place, dtype=dtype, int8=int8, backend=backend)
+        stages, folder = load_stages(
+            model,
+            device=device,
+            dtype=dtype,
+            int8=int8,
+            backend=backend,
+            offline=offline,
+            progress=progress,
+        )
         kinds = f"{stages.dtype}, {stages.quantization}" if stages.quantization else stages.dtype
-        used = f"{place}, backend {stages.backend.name}"
-        logger.info("loaded %s from %s: %s on %s", stages.name, found.path, kinds, used)
+        used = f"{stages.place}, backend {stages.backend.name}"
+        logger.info("loaded %s from %s: %s on %s", stages.name, folder, kinds, used)
         for name, reason in stages.backend.reasons.items():
             logger.info("backend %s is not used: %s", name, reason)
         for note in stages.notes:
@@ -130,14 +135,13 @@ class Sana:
 
     @property
     def native_size(self) -> tuple[int, int]:
-        """Width and height in pixels that the model was trained for, the default size."""
-        side = self._open().denoiser.config.native_size
-        return side, side
+        """Width and height in pixels that the model was trained, or exported, for: the default size."""
+        return self._open().native_size
 
     @property
     def peak_memory(self) -> int | None:
         """The most bytes used so far: on CUDA by this process's tensors, on the CPU by the whole process."""
-        return peak_memory(self._open().device)
+        return self._open().peak_memory
 
     @overload
     def generate(
@@ -217,31 +221,30 @@ class Sana:
         thread that took the last step, which would wait for itself, they are an error.
         """
         stages = self._open()
-        request = Request(prompt, images=images, **options)
-        plan = request.plan(stages.denoiser.config.native_size, stages.sampler.kind)
-        stages.check_memory(plan)
-        return self._steps(stages, plan, cancel or threading.Event())
+        if options.get("size") is None:
+            options["size"] = stages.native_size
+        plan = Request(prompt, images=images, **options).plan(stages.native_size[0], stages.sampler.kind)
+        stages.check_plan(plan)
+        return _inside(stages.computing, self._steps(stages, plan, cancel or threading.Event()))
 
-    @torch.inference_mode()
     def _steps(self, stages: Stages, plan: Plan, cancel: threading.Event) -> Generator[Step, None, None]:
         total = plan.images * plan.steps
         with self._turn(cancel), _released(stages), memory_errors(f"{plan.width}x{plan.height}"):
-            clock = _Clock(stages.device)
+            clock = _Clock(stages.synchronize)
             with clock.stage("text"):
                 context, notes = stages.read(plan)
             sampler, tables = stages.schedule(plan)
             with clock.stage("denoise"):
                 predict, more = stages.predict(plan, tables, context)
             for picture in range(plan.images):
-                # a generator of its own, on the CPU, makes a seed the same picture alone and on every device
-                generator = torch.Generator().manual_seed(plan.seed + picture)
-                x = stages.noise(plan, generator) * sampler.initial_scale
+                noise = stages.noise(plan, picture)
+                x = noise() * sampler.initial_scale
                 for i in range(plan.steps):
                     _stop_if(cancel)
                     with clock.stage("denoise"):
                         velocity = predict(sampler.model_input(x, i), i)
                         clean = sampler.denoised(x, velocity, i) / sampler.initial_scale
-                        x = sampler.step(x, velocity, i, generator=generator)
+                        x = sampler.step(x, velocity, i, noise)
                     image = None
                     if i == plan.steps - 1:
                         _stop_if(cancel)
@@ -275,20 +278,32 @@ class Sana:
             self._lock.release()
 
 
+def _inside(
+    computing: Callable[[], AbstractContextManager[Any]], steps: Generator[Step, None, None]
+) -> Generator[Step, None, None]:
+    """Take each step inside of ``computing()``, which is left before the caller gets it."""
+    with closing(steps):
+        while True:
+            with computing():
+                step = next(steps, None)
+            if step is None:
+                return
+            yield step
+
+
 class _Clock:
     """Seconds spent in each stage of a picture; the caller's time between steps does not count."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, synchronize: Callable[[], None]) -> None:
+        self._synchronize = synchronize
         self._seconds: dict[str, float] = {}
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        if self._device.type == "cuda":
-            # also keeps the host from queueing steps that a cancellation could not take back
-            torch.cuda.synchronize(self._device)
+        # also keeps the host from queueing steps that a cancellation could not take back
+        self._synchronize()
         self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
 
     def read(self) -> dict[str, float]:

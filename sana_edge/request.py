@@ -16,8 +16,11 @@ MAX_IMAGES = 10_000
 MAX_GUIDANCE = 1000
 MAX_SEED = 2**63 - 1
 SAMPLERS: tuple[SamplerKind, ...] = typing.get_args(SamplerKind)
-# what can be asked for; see `sana_edge.backends`
-BACKENDS = ("auto", "torch", "triton", "cuda")
+# what can be asked for: of models, see `sana_edge.backends`, and of exported folders, see `sana_edge.engines`
+TORCH_BACKENDS = ("auto", "torch", "triton", "cuda")
+BACKENDS = (*TORCH_BACKENDS, "onnxruntime", "openvino")
+TORCH_DEVICES = ("auto", "cpu", "cuda")
+DEVICES = (*TORCH_DEVICES, "gpu", "npu", "tensorrt")
 
 
 class Options(TypedDict, total=False):

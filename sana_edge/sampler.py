@@ -5,29 +5,33 @@ three lines for all kinds:
 
     x0    = predict_x * x + predict_output * output
     x     = carry * x + clean * x0 + previous * x0_before + noise * z
+
+Latents are tensors or numpy arrays, with the same results: torch is not needed here.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from sana_edge.config import SamplerKind
+from sana_edge.config import SamplerConfig, SamplerKind
 from sana_edge.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Sprint's angles in radians: a little above pi/2, and the middle point of its two-step schedule
 SCM_START = 1.57080
 SCM_MIDDLE = 1.3
 
 _Number = TypeVar("_Number", float, NDArray[np.float64])
+Latent = TypeVar("Latent", "Tensor", NDArray[np.float32])
 
 
 @dataclass(frozen=True)
@@ -46,61 +50,57 @@ class StepCoefficients:
 class Sampler:
     """One schedule, and the state of one batch of latents that walks through it.
 
-    Latents are (B, C, H, W) fp32 on any device. A denoising loop:
+    Latents are (B, C, H, W) fp32, tensors on any device or numpy arrays. A denoising loop:
 
-        x = noise * sampler.initial_scale
+        x = noise() * sampler.initial_scale
         for i in range(len(sampler.timesteps)):
             output = denoiser(sampler.model_input(x, i), ...)
-            x = sampler.step(x, output, i, generator=generator)
+            x = sampler.step(x, output, i, noise)
         latent = sampler.finish(x)
 
     The second-order solver remembers the clean latent of step ``i`` for step ``i + 1``; step 0 starts
     afresh, so a sampler may be used again but not for two batches at once.
 
     Attributes:
-        timesteps: (S,) fp32 on the CPU, what the time embedding gets: 0..1000 for the flow kinds (whole
+        timesteps: (S,) fp32, what the time embedding gets: 0..1000 for the flow kinds (whole
             numbers for flow-dpm), 0..1 for scm.
         initial_scale: factor on the N(0, 1) noise that the loop starts from.
         coefficients: one entry per step.
     """
 
     def __init__(
-        self, timesteps: Tensor, coefficients: Sequence[StepCoefficients], *, initial_scale: float = 1.0
+        self,
+        timesteps: NDArray[np.float32],
+        coefficients: Sequence[StepCoefficients],
+        *,
+        initial_scale: float = 1.0,
     ) -> None:
         self.timesteps = timesteps
         self.coefficients = tuple(coefficients)
         self.initial_scale = initial_scale
-        self._before: Tensor | None = None
+        self._before: Any = None
 
-    def model_input(self, x: Tensor, i: int) -> Tensor:
+    def model_input(self, x: Latent, i: int) -> Latent:
         """Return what the denoiser gets at step ``i``."""
         scale = self.coefficients[i].model_input
         return x if scale == 1.0 else x * scale
 
-    def denoised(self, x: Tensor, output: Tensor, i: int) -> Tensor:
+    def denoised(self, x: Latent, output: Latent, i: int) -> Latent:
         """Return the clean latent that ``output`` predicts, at the scale of ``x``."""
         c = self.coefficients[i]
-        return c.predict_x * x + c.predict_output * output.float()
+        return c.predict_x * x + c.predict_output * _fp32_like(x, output)
 
-    def step(
-        self,
-        x: Tensor,
-        output: Tensor,
-        i: int,
-        *,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
-    ) -> Tensor:
+    def step(self, x: Latent, output: Latent, i: int, noise: Callable[[], Latent] | None = None) -> Latent:
         """Return the latent after step ``i``.
 
         Args:
             x: (B, C, H, W) fp32 latent before the step.
             output: the denoiser's velocity, any floating dtype, guidance applied.
             i: step, 0 to S - 1, in order.
-            generator: source of scm's noise, on the CPU so that a seed means the same on every device;
-                one for the whole batch, or one per row.
+            noise: draws N(0, 1) like ``x``, for scm.
 
         Raises:
-            InvalidInput: the step before was not taken, and its clean latent is needed.
+            InvalidInput: the step before was not taken, and its clean latent is needed; or noise is.
         """
         c = self.coefficients[i]
         x0 = self.denoised(x, output, i)
@@ -110,11 +110,13 @@ class Sampler:
                 raise InvalidInput(f"sampler step {i} was taken before step {i - 1}", "step through in order")
             result += c.previous * self._before
         if c.noise:
-            result += c.noise * _standard_normal(x, generator)
+            if noise is None:
+                raise InvalidInput(f"sampler step {i} needs noise", "give a function that draws it")
+            result += c.noise * noise()
         self._before = x0
         return result
 
-    def finish(self, x: Tensor) -> Tensor:
+    def finish(self, x: Latent) -> Latent:
         """Return the autoencoder's (scaled) latent after the last step."""
         self._before = None
         return x if self.initial_scale == 1.0 else x / self.initial_scale
@@ -155,10 +157,21 @@ def make_sampler(
     raise InvalidInput(f"unknown sampler {kind!r}", "choose flow-dpm, flow-euler or scm")
 
 
+def sampler_of(config: SamplerConfig, kind: SamplerKind, steps: int) -> Sampler:
+    """`make_sampler` with a model's numbers."""
+    return make_sampler(
+        kind,
+        steps=steps,
+        flow_shift=config.flow_shift,
+        num_train_timesteps=config.num_train_timesteps,
+        sigma_data=config.sigma_data,
+    )
+
+
 def _flow_dpm(steps: int, shift: float, train_timesteps: int) -> Sampler:
     u = 1.0 - np.linspace(1.0, 1.0 / train_timesteps, steps + 1)
     schedule = _shifted(u, shift)[:0:-1]
-    timesteps = torch.from_numpy(np.trunc(schedule * train_timesteps).astype(np.float32))
+    timesteps = np.trunc(schedule * train_timesteps).astype(np.float32)
     sigmas = [*_fp32(schedule), 0.0]
     coefficients = [_flow_step(sigma, sigma_next) for sigma, sigma_next in pairwise(sigmas)]
     # the first step has no history and the last one ends at log-SNR infinity: both stay first order
@@ -175,14 +188,11 @@ def _flow_euler(steps: int, shift: float, train_timesteps: int) -> Sampler:
     last = _shifted(1.0 / train_timesteps, shift)
     sigmas = [*_fp32(_shifted(np.linspace(1.0, last, steps), shift)), 0.0]
     coefficients = [_flow_step(sigma, sigma_next) for sigma, sigma_next in pairwise(sigmas)]
-    return Sampler(torch.tensor(sigmas[:-1]) * train_timesteps, coefficients)
+    return Sampler(np.array(sigmas[:-1], np.float32) * np.float32(train_timesteps), coefficients)
 
 
 def _scm(steps: int, sigma_data: float) -> Sampler:
-    if steps == 2:
-        angles = torch.tensor([SCM_START, SCM_MIDDLE, 0.0]).tolist()
-    else:
-        angles = torch.linspace(SCM_START, 0.0, steps + 1).tolist()
+    angles = _fp32(np.array([SCM_START, SCM_MIDDLE, 0.0])) if steps == 2 else _falling(SCM_START, steps)
     times, coefficients = [], []
     for s, s_next in pairwise(angles):
         sin, cos = math.sin(s), math.cos(s)
@@ -201,7 +211,7 @@ def _scm(steps: int, sigma_data: float) -> Sampler:
                 noise=math.sin(s_next) * sigma_data,
             )
         )
-    return Sampler(torch.tensor(times), coefficients, initial_scale=sigma_data)
+    return Sampler(np.array(times, np.float32), coefficients, initial_scale=sigma_data)
 
 
 def _flow_step(sigma: float, sigma_next: float, extrapolate: float = 0.0) -> StepCoefficients:
@@ -236,8 +246,12 @@ def _fp32(values: NDArray[np.float64]) -> list[float]:
     return [float(value) for value in values.astype(np.float32)]
 
 
-def _standard_normal(like: Tensor, generator: torch.Generator | Sequence[torch.Generator] | None) -> Tensor:
-    if isinstance(generator, Sequence):
-        rows = [torch.randn(like.shape[1:], generator=one) for one in generator]
-        return torch.stack(rows).to(like.device)
-    return torch.randn(like.shape, generator=generator).to(like.device)
+def _falling(start: float, steps: int) -> list[float]:
+    """``torch.linspace(start, 0, steps + 1)``: each half is counted from its end, in fp32, rounded once."""
+    first, i = np.float32(start), np.arange(steps + 1)
+    down = np.float64(-first / np.float32(steps))
+    return _fp32(np.where(i < (steps + 1) // 2, first + down * i, -down * (steps - i)))
+
+
+def _fp32_like(x: Latent, output: Latent) -> Latent:
+    return output.astype(np.float32, copy=False) if isinstance(x, np.ndarray) else output.float()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,15 +22,14 @@ from sana_edge.denoiser import Denoiser, Modulation, TextContext
 from sana_edge.errors import InvalidInput, OutOfMemory, SanaError, UnsupportedDevice
 from sana_edge.fused_decoder import fuse_decoder
 from sana_edge.hub import ResolvedModel
-from sana_edge.memory import available_memory
+from sana_edge.memory import available_memory, peak_memory
 from sana_edge.model_folder import read_json
+from sana_edge.notes import reading_notes
 from sana_edge.package import Quantization
 from sana_edge.prediction import Predictor, Velocity, make_predictor
 from sana_edge.request import Plan
-from sana_edge.sampler import Sampler, make_sampler
+from sana_edge.sampler import Sampler, sampler_of
 from sana_edge.text_encoder import TextEncoder
-
-logger = logging.getLogger("sana_edge")
 
 WHILE_LOADING = "quantized while loading, without calibration; `sana-edge quantize` makes a package"
 
@@ -61,7 +61,32 @@ class Stages:
     quantization: str | None = None
     notes: tuple[str, ...] = ()
 
-    def check_memory(self, plan: Plan) -> None:
+    @property
+    def place(self) -> str:
+        """Where it runs, for people."""
+        return str(self.device)
+
+    @property
+    def native_size(self) -> tuple[int, int]:
+        """Width and height in pixels that the model was trained for."""
+        side = self.denoiser.config.native_size
+        return side, side
+
+    @property
+    def peak_memory(self) -> int | None:
+        """See `sana_edge.memory.peak_memory`."""
+        return peak_memory(self.device)
+
+    def computing(self) -> AbstractContextManager[None]:
+        """Be inside of it for all work on a picture; the caller's own grad mode is left alone."""
+        return torch.inference_mode()
+
+    def synchronize(self) -> None:
+        """Wait for what was queued."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def check_plan(self, plan: Plan) -> None:
         """Compare an estimate of the largest stage with what is free, where that is known; computes nothing.
 
         Raises:
@@ -87,32 +112,25 @@ class Stages:
     def read(self, plan: Plan) -> tuple[TextContext, tuple[str, ...]]:
         """Encode the prompt, and the negative one where it is used; say what was cut or ignored."""
         groups = [self.text_encoder.encode([plan.prompt])]
-        notes = [_cut("prompt", self.text_encoder.tokens_over_limit(plan.prompt))]
         if plan.guided:
             groups.insert(0, self.text_encoder.encode([plan.negative_prompt], instruction=None))
-            excess = self.text_encoder.tokens_over_limit(plan.negative_prompt, instruction=None)
-            notes.append(_cut("negative prompt", excess))
-        elif plan.negative_prompt.strip():
-            notes.append("the negative prompt is not used: that needs guidance above 1, and no Sprint model")
-        for note in filter(None, notes):
-            logger.warning(note)
-        return self.denoiser.text_context(groups), (*self.notes, *filter(None, notes))
+        notes = reading_notes(plan, self.text_encoder)
+        return self.denoiser.text_context(groups), (*self.notes, *notes)
 
     def schedule(self, plan: Plan) -> tuple[Sampler, Modulation]:
         """Make the sampler, and the denoiser's modulation tables for all of its steps."""
-        sampler = make_sampler(
-            plan.sampler,
-            steps=plan.steps,
-            flow_shift=self.sampler.flow_shift,
-            num_train_timesteps=self.sampler.num_train_timesteps,
-            sigma_data=self.sampler.sigma_data,
-        )
+        sampler = sampler_of(self.sampler, plan.sampler, plan.steps)
         embedded = plan.guidance if self.denoiser.config.guidance_embeds else None
-        return sampler, self.denoiser.modulation(sampler.timesteps.to(self.device), embedded)
+        timesteps = torch.from_numpy(sampler.timesteps).to(self.device)
+        return sampler, self.denoiser.modulation(timesteps, embedded)
 
-    def noise(self, plan: Plan, generator: torch.Generator) -> Tensor:
-        """Draw N(0, 1) as diffusers does for a generator on the CPU."""
-        return torch.randn(self._latent_shape(plan), generator=generator).to(self.device)
+    def noise(self, plan: Plan, picture: int = 0) -> Callable[[], Tensor]:
+        """What draws N(0, 1) for one of the plan's pictures, as diffusers does for a generator on the CPU.
+
+        A generator of its own, on the CPU, makes a seed the same picture alone and on every device.
+        """
+        generator, shape = torch.Generator().manual_seed(plan.seed + picture), self._latent_shape(plan)
+        return lambda: torch.randn(shape, generator=generator).to(self.device)
 
     def predict(
         self, plan: Plan, tables: Modulation, context: TextContext
@@ -211,6 +229,18 @@ def load_stages(
     )
 
 
+def check_target(device: str, dtype: str, backend: str) -> torch.device:
+    """The device of that name; checks what can be said before a model is found.
+
+    Raises:
+        InvalidInput, UnsupportedDevice: see `choose_device`, `check_dtype` and `backends.choose`.
+    """
+    place = choose_device(device)
+    check_dtype(dtype, place)
+    backends.choose(backend, place, dtype, int8=True)
+    return place
+
+
 def choose_device(name: str) -> torch.device:
     """Return the device called "auto", "cpu" or "cuda"; auto is CUDA where there is any.
 
@@ -252,7 +282,3 @@ def _check_finite(values: Tensor, name: str) -> None:
             f"the {name} has values that are not finite ({low} to {high})",
             "choose dtype fp32 or bf16, or a lower guidance",
         )
-
-
-def _cut(name: str, excess: int) -> str:
-    return f"the {name} is too long: its last {excess} tokens are not used" if excess else ""

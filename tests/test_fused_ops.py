@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sana_edge import fused_ops, ops
-from sana_edge.kernels import reference_fused
+from sana_edge.kernels import reference_conv, reference_fused
 
 B, H, W, C, HEADS, HIDDEN = 2, 3, 5, 64, 2, 48
 N = H * W
@@ -23,6 +23,14 @@ def product(depth: int, columns: int) -> tuple[Tensor, ...]:
     weight = torch.randint(-127, 128, (columns, depth), dtype=torch.int8)
     scales = torch.rand(B, N) * 0.02 + 0.001
     return values, scales, weight, torch.rand(columns) * 0.002, torch.randn(columns)
+
+
+def convolution(depth: int, columns: int, phases: bool = True) -> tuple[Tensor, ...]:
+    outer = (4, columns, 2, 2) if phases else (columns, 3, 3)
+    values = torch.randint(-127, 128, (B, H, W, depth), dtype=torch.int8)
+    weight = torch.randint(-127, 128, (*outer, depth), dtype=torch.int8)
+    scales = torch.rand(4 * columns if phases else columns) * 0.002
+    return values, torch.tensor(0.01), weight, scales, torch.randn(columns)
 
 
 def arguments() -> dict[str, tuple[Any, ...]]:
@@ -50,6 +58,11 @@ def arguments() -> dict[str, tuple[Any, ...]]:
         ),
         "patch_embed": (torch.randn(B, 8, H, W), weight, torch.randn(C), torch.randn(N, C), 2, HALF),
         "velocity_head": (x, *table, 1e-6, weight, bias, torch.tensor(4.5), H, W),
+        "w8a8_conv2d": (*convolution(C, 24), HALF, "phases", "silu", None, 1, scale),
+        "w8a8_conv2d_add_": (
+            *(torch.randn(B, H, W, 32).to(HALF), *convolution(C, 32, phases=False)),
+            *(torch.rand(32), torch.randn(32), 1e-5),
+        ),
     }
 
 
@@ -79,6 +92,14 @@ def test_torch_is_the_reference(name: str) -> None:
         expected: Any = reference_fused.w8a8_linear(*operands, HALF, **options)
     elif name == "w8a8_linear":
         expected = reference_fused.w8a8_linear(*given[:-1], silu=True)
+    elif name == "w8a8_conv2d":
+        *operands, upsample, activation, _, _, out_scale = given
+        kinds: dict[str, Any] = {"upsample": upsample, "activation": activation}
+        expected = reference_conv.w8a8_conv2d(*operands, **kinds, out_scale=out_scale)
+    elif name == "w8a8_conv2d_add_":
+        x, *operands, norm_weight, norm_bias, norm_eps = given
+        norm = {"norm_weight": norm_weight, "norm_bias": norm_bias, "norm_eps": norm_eps}
+        expected = reference_conv.w8a8_conv2d(*operands, HALF, **norm, residual=x.clone())
     elif name == "velocity_head":
         expected = reference_fused.velocity_head(*given[:-2], (H, W))
     else:
@@ -113,7 +134,7 @@ def test_cuda(name: str) -> None:
 
 
 @pytest.mark.usefixtures("interpreted")
-@pytest.mark.parametrize("name", fused_ops.OPERATIONS)
+@pytest.mark.parametrize("name", [name for name in fused_ops.OPERATIONS if name not in fused_ops.CUDA_ONLY])
 def test_triton(name: str) -> None:
     assert_close(run(name, "triton"), run(name, "torch"))
 

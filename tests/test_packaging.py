@@ -20,7 +20,11 @@ MAPPED = ("calib", "export", "kernels")
 MODELS_LIMIT = 36e6
 # of these the CUDA build of torch pins its own
 PINNED_BY_TORCH = ("nvidia-", "cuda-", "triton")
-TORCH_FREE = ("cli", "config", "doctor", "errors", "hub", "image", "known_models", "model_folder", "request")
+TORCH_FREE = (
+    *("cli", "config", "doctor", "engine_stages", "engine_text", "engines", "errors", "hub"),
+    *("image", "known_models", "loading", "manifest", "manifest_files", "memory", "model_folder", "noise"),
+    *("notes", "pipeline", "request", "sampler"),
+)
 
 
 @pytest.fixture(scope="module", params=["links", "no-links"])

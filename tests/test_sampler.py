@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, SCMScheduler
 from torch import Tensor
 
 from sana_edge.errors import InvalidInput
-from sana_edge.sampler import make_sampler
+from sana_edge.sampler import SCM_START, make_sampler
 
 SHAPE = (2, 32, 3, 5)
 STEPS = (1, 2, 3, 4, 5, 14, 20, 50)
@@ -18,6 +22,10 @@ SHIFTS = (1.0, 3.0, 6.0)
 
 def relative(value: Tensor, reference: Tensor) -> float:
     return float((value - reference).norm() / reference.norm())
+
+
+def drawing(generator: torch.Generator) -> Callable[[], Tensor]:
+    return lambda: torch.randn(SHAPE, generator=generator)
 
 
 def dpm_scheduler(shift: float) -> DPMSolverMultistepScheduler:
@@ -56,10 +64,10 @@ def test_flow_timesteps_equal_diffusers_for_every_step_count(shift: float) -> No
         dpm.set_timesteps(steps)
         euler.set_timesteps(steps)
         ours = make_sampler("flow-dpm", steps=steps, flow_shift=shift).timesteps
-        assert ours.dtype == torch.float32
+        assert ours.dtype == np.float32
         assert ours.tolist() == dpm.timesteps.tolist(), steps
         ours = make_sampler("flow-euler", steps=steps, flow_shift=shift).timesteps
-        torch.testing.assert_close(ours, euler.timesteps, rtol=1e-6, atol=0.0)
+        torch.testing.assert_close(torch.from_numpy(ours), euler.timesteps, rtol=1e-6, atol=0.0)
 
 
 def test_solver_order_equals_diffusers_for_every_step_count() -> None:
@@ -107,19 +115,48 @@ def test_scm_equals_the_sprint_pipeline(steps: int) -> None:
         velocity = 0.5 * ((1 - 2 * t) * model_input + (1 - 2 * t + 2 * t**2) * outputs[i]) / r
         expected, clean = scheduler.step(velocity, s, expected, noise_of_theirs, return_dict=False)
         assert relative(sampler.denoised(x, outputs[i], i), clean) <= 1e-5
-        x = sampler.step(x, outputs[i], i, generator=noise_of_ours)
+        x = sampler.step(x, outputs[i], i, drawing(noise_of_ours))
         assert relative(x, expected) <= 1e-5, i
     assert relative(sampler.finish(x), clean / 0.5) <= 1e-5
 
 
-def test_scm_noise_per_row_makes_rows_independent_of_the_batch() -> None:
-    sampler = make_sampler("scm", steps=4)
-    x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(4))
-    output = torch.randn(SHAPE, generator=torch.Generator().manual_seed(5))
-    both = sampler.step(x, output, 0, generator=[torch.Generator().manual_seed(seed) for seed in (7, 8)])
-    alone = sampler.step(x[1:], output[1:], 0, generator=torch.Generator().manual_seed(8))
-    assert torch.equal(both[1:], alone)
-    assert relative(both[:1], alone) > 0.1
+@pytest.mark.parametrize("kind", ["flow-dpm", "flow-euler", "scm"])
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_arrays_and_tensors_give_the_same_bits(kind: str, steps: int) -> None:
+    """fp32 sums and products of the same numbers in the same order."""
+    tensors, arrays = (make_sampler(kind, steps=steps) for _ in range(2))  # type: ignore[arg-type]
+    generator = torch.Generator().manual_seed(steps)
+    x = torch.randn(SHAPE, generator=generator) * tensors.initial_scale
+    y = x.numpy().copy()
+    for i in range(steps):
+        output, noise = torch.randn(2, *SHAPE, generator=generator)
+        assert np.array_equal(arrays.model_input(y, i), tensors.model_input(x, i).numpy())
+        assert np.array_equal(arrays.denoised(y, output.numpy(), i), tensors.denoised(x, output, i).numpy())
+        x, given = tensors.step(x, output, i, lambda: noise), y.copy()  # noqa: B023
+        before = y
+        y = arrays.step(y, output.numpy(), i, lambda: noise.numpy())  # noqa: B023
+        assert y.dtype == np.float32 and np.array_equal(before, given)
+        assert np.array_equal(y, x.numpy()), i
+    assert np.array_equal(arrays.finish(y), tensors.finish(x).numpy())
+
+
+def test_scm_angles_are_those_of_torch() -> None:
+    for steps in (1, *range(3, 60), 999, 1000):
+        angles = torch.linspace(SCM_START, 0.0, steps + 1)
+        # the weight of the clean latent is the cosine of the next angle; torch's own rounding depends on the
+        # processor, by half an ulp of an angle up to pi/2: 2^-24
+        ours = [math.acos(min(c.clean, 1.0)) for c in make_sampler("scm", steps=steps).coefficients[:-1]]
+        assert ours == pytest.approx(angles[1:-1].tolist(), rel=1e-12, abs=2 * 2**-24)
+
+
+def test_scm_without_noise_is_an_error() -> None:
+    with pytest.raises(InvalidInput, match="step 0 needs noise"):
+        make_sampler("scm", steps=2).step(torch.zeros(SHAPE), torch.zeros(SHAPE), 0)
+
+
+def test_the_sampler_needs_no_torch() -> None:
+    code = "import sys, sana_edge.sampler; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 @pytest.mark.parametrize("kind", ["flow-dpm", "flow-euler", "scm"])
@@ -129,7 +166,7 @@ def test_latents_stay_fp32_and_untouched_for_a_bf16_model(kind: str) -> None:
     x = torch.randn(SHAPE, generator=generator)
     for i in range(5):
         before, output = x.clone(), torch.randn(SHAPE, generator=generator).bfloat16()
-        stepped = sampler.step(x, output, i, generator=generator)
+        stepped = sampler.step(x, output, i, drawing(generator))
         assert torch.equal(x, before)
         assert stepped.dtype == torch.float32
         assert torch.equal(sampler.denoised(x, output, i), sampler.denoised(x, output.float(), i))

@@ -1,0 +1,204 @@
+"""Time and memory of engines without torch: a step, the decoder, and a picture from a cold process.
+
+    python benchmarks/bench_engines.py --stage step --shapes 0.6b --threads 2
+    python benchmarks/bench_engines.py --stage decode --sizes 512,1024 --threads 2
+    python benchmarks/bench_engines.py --stage cold --exported onnx-fp32,onnx-int8 --threads 2
+
+Beside ours in onnxruntime and OpenVINO, in float and INT8, stand diffusers in fp32 and bf16, our INT8 in
+torch, and the graph that torch's exporter and nncf's post-training quantization make of diffusers. All take
+turns; what they return is compared. Networks have the full size and random weights; INT8 has static scales,
+from one run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from bench_table import table
+from cold_start import measure_cold
+from contenders import BASELINE
+from engine_work import CONTENDERS, HALF, NAIVE_INT8, NAIVES, EngineWork, limit
+from measuring import Row, measure
+from record import ended, header, positive, write_json
+from shapes_work import DENOISERS, DecoderWork, DenoiserWork
+
+from sana_edge.errors import InvalidInput, SanaError
+from sana_edge.image import check_writable
+
+RESULTS = Path(__file__).parent / "results"
+STAGES = ("step", "decode", "cold")
+# what the naive decoder needs beyond is not to be had: 42 GB in one piece for 1024 px
+NAIVE_SIDE = 512
+REFERENCES = (BASELINE, HALF, NAIVE_INT8)
+TOKENS = 30
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the benchmark: 0, 1 for an error, 2 for usage, 130 for Ctrl-C."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    options = _options(given)
+    return ended(lambda: _run(options, given))
+
+
+def _run(options: argparse.Namespace, given: Sequence[str]) -> None:
+    for name in options.contenders:
+        if name not in CONTENDERS:
+            raise InvalidInput(f"unknown contender {name!r}", f"choose from {', '.join(CONTENDERS)}")
+    if options.stage == "cold" and not options.exported:
+        raise InvalidInput("no exported folders", "give --exported; `sana-edge export` makes them")
+    output = options.output or RESULTS / f"bench_engines-{_name(options)}.json"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(output)
+    data = {
+        **header("benchmarks/bench_engines.py", given),
+        "packages": _versions(),
+        "load_before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "repeat": options.repeat,
+        "threads": options.threads,
+    }
+    if options.stage == "cold":
+        data["cold"] = measure_cold(options, partial(_say, "cold"))
+    else:
+        data["works"] = [_measured(work, options) for work in _works(options)]
+    write_json(output, data)
+
+
+def _works(options: argparse.Namespace) -> list[DenoiserWork | DecoderWork]:
+    common = {"dtype": "fp32", "device": "cpu", "threads": options.threads, "shapes": options.shapes}
+    most = DENOISERS[options.shapes].num_layers
+    layers = options.layers or most
+    if layers > most:
+        raise InvalidInput(f"{layers} layers are more than {options.shapes} has", f"choose up to {most}")
+    if options.stage == "decode":
+        return [DecoderWork(size=size, tiled=False, **common) for size in options.sizes]
+    return [
+        DenoiserWork(layers=layers, size=size, tokens=TOKENS, steps=20, **common) for size in options.sizes
+    ]
+
+
+def _measured(work: DenoiserWork | DecoderWork, options: argparse.Namespace) -> dict[str, Any]:
+    names = list(options.contenders)
+    if isinstance(work, DecoderWork) and work.size > NAIVE_SIDE:
+        names = [name for name in names if name not in NAIVES]
+    with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
+        wrapped = EngineWork(
+            dtype="fp32", device="cpu", threads=options.threads, work=work, folder=f"{folder}/graphs"
+        )
+        say = partial(_say, wrapped.title)
+        say("making graphs")
+        wrapped.prepare(names)
+        rows = measure(wrapped, wrapped.stages, options.repeat, say, names)
+    _check(rows)
+    print(table(wrapped.title, rows), end="\n\n", flush=True)
+    ratios = {reference: _ratios(rows, reference) for reference in REFERENCES}
+    for reference, found in ratios.items():
+        if found:
+            shown = ", ".join(f"{name} {value['median']:.3f}" for name, value in found.items())
+            print(f"times of {reference}: {shown}", flush=True)
+    return {
+        "title": wrapped.title,
+        **wrapped.facts,
+        "rows": [row.facts() for row in rows],
+        "ratios": ratios,
+    }
+
+
+def _check(rows: Sequence[Row]) -> None:
+    """That every output is as close to the baseline's as its numbers allow.
+
+    Raises: SanaError, since times of unequal work say nothing.
+    """
+    for row in rows:
+        allowed = limit(row.stage, row.name)
+        # NaN is not close
+        if row.difference is not None and allowed is not None and not row.difference <= allowed:
+            names = f"the output of {row.name} is not {row.reference}'s"
+            raise SanaError(
+                f"{row.stage}: {names}, relative L2 {row.difference:.2g}, allowed {allowed:.2g}",
+                "times of unequal work say nothing; run the tests first",
+            )
+
+
+def _ratios(rows: Sequence[Row], reference: str) -> dict[str, dict[str, float]]:
+    """Times of the others to a reference's of the same turn; below 1 is faster."""
+    base = next((row.seconds for row in rows if row.name == reference), None)
+    if base is None:
+        return {}
+    found = {}
+    for row in rows:
+        if row.name != reference:
+            shares = [a / b for a, b in zip(row.seconds, base, strict=True)]
+            found[row.name] = {
+                "median": statistics.median(shares),
+                "least": min(shares),
+                "most": max(shares),
+            }
+    return found
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for package in ("onnx", "onnxruntime", "openvino", "nncf", "onnxscript", "diffusers", "torch"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _name(options: argparse.Namespace) -> str:
+    if options.stage == "cold":
+        return "cold"
+    parts = [options.stage, options.shapes]
+    parts += [f"{options.layers}layers"] if options.layers else []
+    return "-".join([*parts, *(f"{size}px" for size in options.sizes)])
+
+
+def _say(title: str, line: str) -> None:
+    print(f"{title}: {line}", file=sys.stderr, flush=True)
+
+
+def _options(given: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="bench_engines.py", description="Time engines without torch.", allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--stage", choices=STAGES, required=True)
+    add("--shapes", choices=DENOISERS, default="0.6b", help="(default: %(default)s)")
+    add("--sizes", type=_sizes, default=[1024], metavar="PX,PX", help="sides of pictures (default: 1024)")
+    add("--layers", type=positive, metavar="N", help="of the denoiser's (default: all)")
+    add(
+        "--contenders",
+        type=lambda text: text.split(","),
+        default=list(CONTENDERS),
+        metavar="A,B",
+        help=f"only these (default: {','.join(CONTENDERS)})",
+    )
+    threads = torch.get_num_threads()
+    add("--threads", type=positive, default=threads, metavar="N", help="(default: %(default)s)")
+    add("--repeat", type=positive, default=5, metavar="N", help="samples (default: %(default)s)")
+    add("--exported", type=lambda text: text.split(","), metavar="A,B", help="folders, for --stage cold")
+    add("--model", default="sana-tiny", help="beside them in torch, for cold (default: %(default)s)")
+    add("--steps", type=positive, default=20, metavar="N", help="for cold (default: %(default)s)")
+    add("--scratch", type=Path, metavar="DIR", help="where graphs are made (default: the system's)")
+    add("--output", type=Path, metavar="PATH", help="the JSON (default: results/bench_engines-*.json)")
+    return parser.parse_args(given)
+
+
+def _sizes(text: str) -> list[int]:
+    return [positive(part) for part in text.split(",")]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

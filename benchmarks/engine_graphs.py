@@ -1,0 +1,234 @@
+"""Graphs for engines to be timed with: our own from random weights, and naive ones made from diffusers."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from shapes_work import AUTOENCODERS, DecoderWork, DenoiserWork, _inputs, _latent, _random_weights, _times
+from torch import Tensor, nn
+
+from sana_edge.autoencoder import Autoencoder
+from sana_edge.denoiser import Denoiser
+from sana_edge.export.builder import GraphBuilder
+from sana_edge.export.decoder_graph import add_decoder
+from sana_edge.export.denoiser_graph import add_denoiser_folded
+from sana_edge.export.external_data import ExternalData
+from sana_edge.export.projection_graph import add_text_projection
+from sana_edge.quantized import decoder_targets, denoiser_targets, quantize_decoder, quantize_denoiser
+from sana_edge.tiling import DEFAULT_TILE
+from sana_edge.weights import load_into
+
+FLOAT, INT8, NAIVE = "float", "int8", "naive"
+NAIVE_INT8 = "naive-int8.xml"
+# what post-training quantization of the naive graph sees: few are enough for its time
+_SAMPLES = 2
+_MOST = 127
+
+
+def make(work: DenoiserWork | DecoderWork, folder: Path, kinds: Collection[str]) -> None:
+    """Write the graphs of a work: ``FLOAT``, ``INT8`` and ``NAIVE`` are folders, or parts of ``kinds``."""
+    denoises = isinstance(work, DenoiserWork)
+    if FLOAT in kinds or INT8 in kinds:
+        (_our_denoiser if denoises else _our_decoder)(work, folder, kinds)
+    if NAIVE in kinds:
+        (folder / NAIVE).mkdir(parents=True)
+        (_naive_denoiser if denoises else _naive_decoder)(work, folder / NAIVE)
+
+
+def text_inputs(work: DenoiserWork) -> list[Tensor]:
+    """Caption embeddings (1, L, C) of the negative prompt, one token, and of the prompt."""
+    captions, mask = _inputs(work)[1:]
+    lengths = mask.sum(dim=1).tolist()
+    return [captions[row : row + 1, :length].float() for row, length in enumerate(lengths)]
+
+
+def _our_denoiser(work: DenoiserWork, folder: Path, kinds: Collection[str]) -> None:
+    with torch.device("meta"):
+        shapes = Denoiser(work.config).to_diffusers()
+    denoiser = (
+        Denoiser.from_diffusers(work.config, _random_weights(shapes, work)).requires_grad_(False).eval()
+    )
+    # as with the public 1.0 weights
+    denoiser.clamp = True
+
+    def run() -> None:
+        latent, captions, mask = _inputs(work)
+        from sana_edge.text_encoder import TextFeatures
+
+        lengths = mask.sum(dim=1).tolist()
+        groups = [
+            TextFeatures(captions[row : row + 1, :length], mask[row : row + 1, :length])
+            for row, length in enumerate(lengths)
+        ]
+        tables = denoiser.modulation(_times(work))
+        denoiser(torch.cat([latent] * 2), tables[work.steps // 2], denoiser.text_context(groups))
+
+    for kind in (FLOAT, INT8):
+        if kind == INT8 and kind in kinds:
+            scales = _scales(denoiser, denoiser_targets(denoiser), run)
+            quantize_denoiser(denoiser, input_scales=scales, static=True)
+        if kind in kinds:
+            (folder / kind).mkdir(parents=True)
+            with ExternalData(folder / kind / "denoiser.data") as data:
+                for name, add in (
+                    ("text_projection", add_text_projection),
+                    ("denoiser_folded", add_denoiser_folded),
+                ):
+                    graph = GraphBuilder(name, data)
+                    add(graph, denoiser)
+                    graph.save(folder / kind / f"{name}.onnx")
+
+
+def _our_decoder(work: DecoderWork, folder: Path, kinds: Collection[str]) -> None:
+    with torch.device("meta"):
+        autoencoder = Autoencoder(AUTOENCODERS[work.shapes], encoder=False)
+    load_into(autoencoder, _random_weights(autoencoder.state_dict(), work), where=work.title)
+    autoencoder.requires_grad_(False).eval()
+    # one tile is enough to know the ranges
+    side = min(work.size, DEFAULT_TILE) // autoencoder.config.spatial_compression
+    latent = _latent(work)[..., :side, :side]
+    for kind in (FLOAT, INT8):
+        if kind == INT8 and kind in kinds:
+            scales = _scales(autoencoder, decoder_targets(autoencoder), lambda: autoencoder.decode(latent))
+            quantize_decoder(autoencoder, input_scales=scales)
+        if kind in kinds:
+            (folder / kind).mkdir(parents=True)
+            with ExternalData(folder / kind / "decoder.data") as data:
+                graph = GraphBuilder("decoder", data)
+                add_decoder(graph, autoencoder)
+                graph.save(folder / kind / "decoder.onnx")
+
+
+@torch.no_grad()
+def _scales(model: nn.Module, targets: Iterable[str], run: Callable[[], Any]) -> dict[str, float]:
+    """Static scales of the inputs of layers, from the largest values of one run."""
+    largest: dict[str, float] = {}
+    layers: dict[str, Any] = {name: model.get_submodule(name) for name in targets}
+    for name, layer in layers.items():
+
+        def listen(x: Tensor, name: str = name) -> None:
+            largest[name] = max(largest.get(name, 0.0), float(x.abs().max()))
+
+        layer.observer = listen
+    run()
+    for layer in layers.values():
+        layer.observer = None
+    return {name: max(value, 1e-6) / _MOST for name, value in largest.items()}
+
+
+class _Step(nn.Module):
+    """diffusers' network with the inputs that its pipeline gives it, by position."""
+
+    def __init__(self, transformer: nn.Module) -> None:
+        super().__init__()
+        self.transformer = transformer
+
+    def forward(self, latent: Tensor, captions: Tensor, timestep: Tensor, mask: Tensor) -> Tensor:
+        predicted: Tensor = self.transformer(
+            latent,
+            encoder_hidden_states=captions,
+            timestep=timestep,
+            encoder_attention_mask=mask,
+            return_dict=False,
+        )[0]
+        return predicted
+
+
+class _Decode(nn.Module):
+    def __init__(self, autoencoder: nn.Module) -> None:
+        super().__init__()
+        self.decoder = autoencoder.decoder
+
+    def forward(self, latent: Tensor) -> Tensor:
+        pixels: Tensor = self.decoder(latent)
+        return pixels
+
+
+def naive_inputs(work: DenoiserWork) -> dict[str, Tensor]:
+    """What a step of diffusers gets: both prompts, padded to 300 tokens."""
+    latent, captions, mask = _inputs(work)
+    time = _times(work)[work.steps // 2]
+    return {
+        "latent": torch.cat([latent] * 2),
+        "captions": captions.float(),
+        "timestep": time.expand(2).contiguous(),
+        "mask": mask.long(),
+    }
+
+
+def _naive_denoiser(work: DenoiserWork, folder: Path) -> None:
+    from diffusers import SanaTransformer2DModel
+
+    with torch.device("meta"):
+        shapes = Denoiser(work.config).to_diffusers()
+        transformer = SanaTransformer2DModel(**asdict(work.config))
+    transformer.load_state_dict(_random_weights(shapes, work), assign=True)
+    _convert(_Step(transformer.requires_grad_(False).eval()), naive_inputs(work), folder, transformer=True)
+
+
+def _naive_decoder(work: DecoderWork, folder: Path) -> None:
+    from diffusers import AutoencoderDC
+
+    with torch.device("meta"):
+        shapes = Autoencoder(AUTOENCODERS[work.shapes], encoder=False).state_dict()
+        autoencoder = AutoencoderDC(**asdict(AUTOENCODERS[work.shapes]))
+    del autoencoder.encoder
+    autoencoder.load_state_dict(_random_weights(shapes, work), assign=True)
+    _convert(
+        _Decode(autoencoder.requires_grad_(False).eval()),
+        {"latent": _latent(work)},
+        folder,
+        transformer=False,
+    )
+
+
+def _convert(model: nn.Module, inputs: Mapping[str, Tensor], folder: Path, *, transformer: bool) -> None:
+    """What a user would do: torch's exporter with fixed shapes, then nncf's post-training quantization."""
+    import nncf
+    import openvino
+
+    path = folder / "float.onnx"
+    with _quiet():
+        torch.onnx.export(
+            model,
+            tuple(inputs.values()),
+            str(path),
+            input_names=list(inputs),
+            dynamo=True,
+            external_data=True,
+            verbose=False,
+        )
+        graph = openvino.Core().read_model(path)
+        samples = [{name: value.numpy() for name, value in inputs.items()}]
+        generator = torch.Generator().manual_seed(3)
+        while len(samples) < _SAMPLES:
+            other = torch.randn(inputs["latent"].shape, generator=generator).numpy()
+            samples.append({**samples[0], "latent": other})
+        small = nncf.quantize(
+            graph,
+            nncf.Dataset(samples),
+            subset_size=_SAMPLES,
+            model_type=nncf.ModelType.TRANSFORMER if transformer else None,
+        )
+        openvino.save_model(small, folder / NAIVE_INT8, compress_to_fp16=False)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the progress that exporters print."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

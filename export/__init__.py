@@ -1,0 +1,1 @@
+"""From a checkpoint to graphs and engines: ONNX, TensorRT."""

@@ -1,0 +1,142 @@
+"""Runs every graph of an exported folder in onnxruntime beside the torch modules, in fp32 on the CPU.
+
+    python -m sana_edge.export.compare DIR --model MODEL
+
+Prompts and noise are fixed. One torch network is in memory at a time, and one graph.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sana_edge import hub, manifest
+from sana_edge.components import load_decoder
+from sana_edge.errors import SanaError
+from sana_edge.export.agreement import Agreement
+from sana_edge.export.compare_denoiser import Denoising, Latents
+from sana_edge.export.compare_text import compare_text
+from sana_edge.export.graph_runner import Array, GraphRunner
+from sana_edge.export.unrounded import let_activations_be
+from sana_edge.hub import ResolvedModel
+from sana_edge.image_metrics import psnr
+from sana_edge.manifest import Manifest
+
+# pixels of a side where the graphs take any size
+SIDE = 256
+
+
+@torch.inference_mode()
+def compare(
+    folder: Path, model: ResolvedModel, described: Manifest | None = None, *, threads: int = 0
+) -> dict[str, Any]:
+    """Compare the graphs with the model that they were made of.
+
+    Text encoder, text projection, denoiser and decoder run on the same inputs as the torch modules; then a
+    picture of a few steps is made by the graphs alone.
+
+    Args:
+        described: the folder's manifest, read from the folder if None.
+        threads: of onnxruntime; 0 lets it choose.
+
+    Returns:
+        JSON values: "onnxruntime", its version; "size" of the pictures, [W, H]; "graphs", by name the worst
+        relative error in L2, the largest difference as a share of the largest value, and the limit of the
+        error; of INT8 models the same as "unrounded", where activations are not rounded to INT8 on either
+        side; "picture", its PSNR in dB (99 if equal) and its limit.
+
+    Raises:
+        SanaError: a graph differs from its module by more than its dtype explains (see
+            `sana_edge.export.agreement`), or the pictures do; names graph and figure.
+        CheckpointError: a file of the folder or the model is missing or damaged.
+    """
+    described = described or manifest.read(folder)
+    int8 = described.quantization is not None
+    agreement, unrounded = Agreement(described.dtype, int8), Agreement(described.dtype, False)
+    width, height = described.size or (min(described.native_size, SIDE),) * 2
+    size = height // described.cell, width // described.cell
+    with GraphRunner(folder, described.graphs, threads) as graphs:
+        texts = compare_text(folder, model, graphs, agreement)
+        if int8:
+            graphs.rounded = False
+            latent = Denoising(model, described, graphs, unrounded, size).compare(texts)
+            _Decoding(model, graphs, unrounded).compare(latent)
+            graphs.rounded = True
+        denoising = Denoising(model, described, graphs, agreement, size)
+        latent, latents = denoising.compare(texts), denoising.picture(texts)
+        del denoising
+        decoding = _Decoding(model, graphs, agreement)
+        decoding.compare(latent)
+        picture = decoding.picture(latents)
+    found: dict[str, Any] = {"onnxruntime": onnxruntime.__version__, "size": [width, height]}
+    if int8:
+        found["unrounded"] = unrounded.graphs
+    return {**found, "graphs": agreement.graphs, "picture": picture}
+
+
+class _Decoding:
+    """The torch decoder of a model, and the graph; one of a fixed size decodes the corner of a latent."""
+
+    def __init__(self, model: ResolvedModel, graphs: GraphRunner, agreement: Agreement) -> None:
+        self._graphs, self._agreement = graphs, agreement
+        self._decoder = load_decoder(model, device=torch.device("cpu"), dtype=torch.float32)
+        if not graphs.rounded:
+            let_activations_be(self._decoder)
+        sides = graphs.sides("decoder", "latent")
+        self._h, self._w = (side if isinstance(side, int) else None for side in sides[2:])
+
+    def compare(self, latent: Tensor) -> None:
+        """Compare the pixels of a latent (1, C, h, w)."""
+        self._agreement.check("decoder", {"pixels": self._run(latent)}, pixels=self._decode(latent))
+
+    def picture(self, latents: Latents) -> dict[str, float]:
+        """Compare the pictures of the last latents; see `Agreement.picture`."""
+        right, found = _levels(self._decode(latents.expected)), _levels(self._run(latents.found))
+        itself = None if latents.moved is None else psnr(_levels(self._decode(latents.moved)), right)
+        return self._agreement.picture(found, right, itself)
+
+    def _decode(self, latent: Tensor) -> Array:
+        scaled = latent[..., : self._h, : self._w] / self._decoder.config.scaling_factor
+        pixels: Array = self._decoder.decode(scaled).numpy()
+        return pixels
+
+    def _run(self, latent: Tensor) -> Array:
+        corner = latent[..., : self._h, : self._w].contiguous().numpy()
+        return self._graphs.run("decoder", latent=corner)["pixels"]
+
+
+def _levels(pixels: Array) -> NDArray[np.uint8]:
+    """(1, 3, H, W) from about -1 to 1, as (H, W, 3) uint8."""
+    levels: Array = np.rint((pixels[0].transpose(1, 2, 0) * 0.5 + 0.5).clip(0, 1) * 255)
+    return levels.astype(np.uint8)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Compare and print what `compare` returns; 1 where it raises."""
+    parser = argparse.ArgumentParser(prog="python -m sana_edge.export.compare", description=__doc__)
+    parser.add_argument("folder", type=Path, metavar="DIR", help="what `sana-edge export` made")
+    parser.add_argument("--model", required=True, help="what it was made of")
+    parser.add_argument("--threads", type=int, default=0, help="of onnxruntime (default: it chooses)")
+    given = parser.parse_args(arguments)
+    try:
+        described = manifest.read(given.folder)
+        model = hub.resolve(given.model, int8=described.quantization is not None)
+        print(json.dumps(compare(given.folder, model, described, threads=given.threads), indent=1))
+    except SanaError as error:
+        print(f"error: {error.message}", error.hint, sep="\n", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,207 @@
+"""The DC-AE's decoder as a graph: latent, as a sampler leaves it, to pixels. And as one graph for its first
+stages, which see the whole picture, and one for each later stage, which sees a few rows around each pixel and
+can work on strips of rows (`sana_edge.engine_strips`): the same pictures in less memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import nn
+
+from sana_edge.autoencoder import Autoencoder
+from sana_edge.autoencoder_blocks import ResBlock, Upsample
+from sana_edge.efficient_vit import _EPS, EfficientViTBlock, GatedConv, LinearAttention
+from sana_edge.export.builder import FLOAT, GraphBuilder, Value
+from sana_edge.export.conv_graph import (
+    activation,
+    channel_norm,
+    conv,
+    parameters,
+    product,
+    quantized_input,
+    res_block,
+    upsample,
+)
+from sana_edge.export.graph_layers import silu
+
+# height and width of a latent
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Tail:
+    """A part of the decoder that can work on strips: (1, channels, H, W) to (1, ., scale H, scale W).
+
+    halo: rows of the input above and below, on which a row of the output depends.
+    values: that are alive at its peak, for each row and column of the input.
+    """
+
+    stages: tuple[int, ...]
+    channels: int
+    halo: int
+    scale: int
+    values: int
+
+
+def decoder_tails(autoencoder: Autoencoder) -> list[Tail]:
+    """The parts behind the last attention, in order; stages without layers belong to the one before."""
+    config = autoencoder.config
+    widths, layers = config.decoder_block_out_channels, config.decoder_layers_per_block
+    first = next((n for n, kind in enumerate(config.decoder_block_types) if kind != "ResBlock"), len(widths))
+    stages = [stage for stage in reversed(range(min(first, len(widths) - 1))) if layers[stage]]
+    tails = []
+    for stage in stages:
+        last = stage == stages[-1]
+        # rows of the doubled map: two of each block, one of the last convolution
+        rows = 2 * layers[stage] + last
+        scale = 4 if last and layers[0] == 0 else 2
+        # the input, four maps of the doubled one, the picture
+        values = widths[stage + 1] + 4 * 4 * widths[stage] + last * 2 * scale**2 * config.in_channels
+        parts = tuple(range(stage + 1)) if last else (stage,)
+        tails.append(Tail(parts, widths[stage + 1], 1 + -(-rows // 2), scale, values))
+    return tails
+
+
+def add_decoder(g: GraphBuilder, autoencoder: Autoencoder, size: Size | None = None) -> None:
+    """Make g the graph ``decoder``.
+
+    Input: latent (1, C, h, w) float32, as the sampler leaves it. Output: pixels (1, 3, f h, f w) float32,
+    about [-1, 1]. An INT8 decoder's products read Q/DQ of their calibrated scales.
+
+    Args:
+        size: of the latent, for a graph of this size only; None for any.
+
+    Raises:
+        CheckpointError: an INT8 layer has no ``input_scale``.
+    """
+    config, decoder = autoencoder.config, autoencoder.decoder
+    cell = config.spatial_compression
+    latent = g.input("latent", (1, config.latent_channels, *(size or ("h", "w"))))
+    x = _enter(g, autoencoder, latent)
+    for stage in reversed(range(len(decoder.up_blocks))):
+        x = _stage(g, autoencoder, stage, x)
+    sides = (cell * size[0], cell * size[1]) if size else (f"{cell}*h", f"{cell}*w")
+    g.output("pixels", _leave(g, autoencoder, x), (1, config.in_channels, *sides))
+
+
+def add_decoder_head(g: GraphBuilder, autoencoder: Autoencoder, size: Size | None = None) -> None:
+    """Make g the graph ``decoder_head``: latent (1, C, h, w) to y, the input of the first tail.
+
+    Args and errors are those of `add_decoder`.
+    """
+    tails, up_blocks = decoder_tails(autoencoder), autoencoder.decoder.up_blocks
+    config = autoencoder.config
+    latent = g.input("latent", (1, config.latent_channels, *(size or ("h", "w"))))
+    x = _enter(g, autoencoder, latent)
+    for stage in reversed(range(tails[0].stages[-1] + 1 if tails else 0, len(up_blocks))):
+        x = _stage(g, autoencoder, stage, x)
+    g.output("y", x if tails else _leave(g, autoencoder, x), (1, "C", "H", "W"))
+
+
+def add_decoder_tail(g: GraphBuilder, autoencoder: Autoencoder, tail: Tail) -> None:
+    """Make g the graph of a tail: x (1, channels, H, W) float32 to y; of the last one, y is pixels."""
+    x = g.cast(g.input("x", (1, tail.channels, "H", "W")))
+    for stage in reversed(tail.stages):
+        x = _stage(g, autoencoder, stage, x)
+    if 0 in tail.stages:
+        x = _leave(g, autoencoder, x)
+    g.output("y", x, (1, "C", f"{tail.scale}*H", f"{tail.scale}*W"))
+
+
+def _enter(g: GraphBuilder, autoencoder: Autoencoder, latent: Value) -> Value:
+    """The latent through the scaling factor, the first convolution and its shortcut."""
+    decoder = autoencoder.decoder
+    # before a cast to 16 bit
+    x = g.cast(g.op("Div", latent, autoencoder.config.scaling_factor))
+    with g.scope("decoder"):
+        hidden = conv(g, "conv_in", decoder.conv_in, x)
+        if not decoder.repeats:
+            return hidden
+        source = torch.arange(decoder.conv_in.out_channels) // decoder.repeats
+        return g.op("Add", hidden, g.op("Gather", x, g.weight("shortcut", source), axis=1))
+
+
+def _stage(g: GraphBuilder, autoencoder: Autoencoder, stage: int, x: Value) -> Value:
+    kind = autoencoder.config.decoder_act_fns[stage]
+    for index, block in enumerate(autoencoder.decoder.up_blocks[stage].children()):
+        with g.scope(f"decoder.up_blocks.{stage}.{index}"):
+            if isinstance(block, Upsample):
+                x = upsample(g, block, x)
+            elif isinstance(block, ResBlock):
+                x = res_block(g, block, x, kind)
+            else:
+                assert isinstance(block, EfficientViTBlock)
+                x = _efficient_vit(g, block, x)
+    return x
+
+
+def _leave(g: GraphBuilder, autoencoder: Autoencoder, x: Value) -> Value:
+    """The last norm, activation and convolution."""
+    decoder = autoencoder.decoder
+    with g.scope("decoder"):
+        x = channel_norm(g, "norm_out", decoder.norm_out, x)
+        x = activation(g, autoencoder.config.decoder_conv_act_fn, x)
+        if not isinstance(decoder.conv_out, Upsample):
+            return conv(g, "conv_out", decoder.conv_out, x)
+        with g.scope("conv_out"):
+            return upsample(g, decoder.conv_out, x)
+
+
+def _efficient_vit(g: GraphBuilder, block: EfficientViTBlock, x: Value) -> Value:
+    with g.scope("attn"):
+        x = _linear_attention(g, block.attn, x)
+    with g.scope("conv_out"):
+        return _gated_conv(g, block.conv_out, x)
+
+
+def _linear_attention(g: GraphBuilder, attention: LinearAttention, x: Value) -> Value:
+    """`LinearAttention`: linear layers as 1x1 convolutions, heads (B, heads, d, N)."""
+    layers = (attention.to_q, attention.to_k, attention.to_v)
+    with g.scope("to_qkv"):
+        # q, k and v of one input are one product, whose input to_q quantizes
+        weights, scales, _ = zip(*map(parameters, layers), strict=True)
+        columns = None if scales[0] is None else torch.cat(scales)
+        weight = torch.cat(weights)[:, :, None, None]
+        qkv = product(g, quantized_input(g, layers[0], x), weight, columns, None)
+    maps = [qkv]
+    for index, project in enumerate(attention.to_qkv_multiscale):
+        with g.scope(f"to_qkv_multiscale.{index}"):
+            wider = conv(g, "proj_in", cast(nn.Module, project.proj_in), qkv)
+            maps.append(conv(g, "proj_out", cast(nn.Module, project.proj_out), wider))
+    read = [_attend(g, scale, attention.head_dim, x) for scale in maps]
+    joined = read[0] if len(read) == 1 else g.op("Concat", *read, axis=1)
+    with g.scope("to_out"):
+        weight, columns, _ = parameters(attention.to_out)
+        out = product(
+            g, quantized_input(g, attention.to_out, joined), weight[:, :, None, None], columns, None
+        )
+    return g.op("Add", x, channel_norm(g, "norm_out", attention.norm_out, out))
+
+
+def _attend(g: GraphBuilder, qkv: Value, width: int, like: Value) -> Value:
+    """ReLU linear attention, fp32 inside: (B, 3 C, H, W) to (B, C, H, W), heads of ``width``.
+
+    Every 3 width channels in a row are the q, k and v of a head, also where that joins what were projected as
+    q, k and v. Few tokens have no form of their own: only rounding differs.
+    """
+    heads = g.reshape(qkv, 0, -1, 3 * width, g.op("Mul", g.side(qkv, 2), g.side(qkv, 3)))
+    q, k, v = g.ops("Split", heads, outputs=3, axis=2, num_outputs=3)
+    q, k, v = g.cast(g.op("Relu", q), FLOAT), g.cast(g.op("Relu", k), FLOAT), g.cast(v, FLOAT)
+    # (B, heads, d, d) and (B, heads, 1, d)
+    state = g.op("MatMul", v, g.transpose(k, 0, 1, 3, 2), name="state")
+    total = g.transpose(g.op("ReduceSum", k, g.ints(3), keepdims=1), 0, 1, 3, 2)
+    divisor = g.op("Add", g.op("MatMul", total, q, name="divisor"), _EPS)
+    out = g.cast(g.op("Div", g.op("MatMul", state, q, name="read"), divisor), like.dtype)
+    return g.reshape(out, 0, -1, g.side(like, 2), g.side(like, 3))
+
+
+def _gated_conv(g: GraphBuilder, block: GatedConv, x: Value) -> Value:
+    expanded = silu(g, conv(g, "conv_inverted", block.conv_inverted, x))
+    value, gate = g.ops(
+        "Split", conv(g, "conv_depth", block.conv_depth, expanded), outputs=2, axis=1, num_outputs=2
+    )
+    out = conv(g, "conv_point", block.conv_point, g.op("Mul", value, silu(g, gate)))
+    return g.op("Add", x, channel_norm(g, "norm", block.norm, out))

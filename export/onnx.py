@@ -1,0 +1,223 @@
+"""`sana-edge export`: a model in, a folder of ONNX graphs out, with one network in memory at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+import sana_edge
+from sana_edge import hub, manifest
+from sana_edge.components import DTYPES, load_decoder, load_denoiser
+from sana_edge.errors import InvalidInput, SanaError
+from sana_edge.export.builder import GraphBuilder
+from sana_edge.export.compare import compare
+from sana_edge.export.decoder_graph import add_decoder
+from sana_edge.export.denoiser_graph import add_denoiser, add_denoiser_folded
+from sana_edge.export.external_data import ExternalData
+from sana_edge.export.instruction_file import write_instruction
+from sana_edge.export.ports import ports
+from sana_edge.export.projection_graph import add_text_projection
+from sana_edge.export.settings import Settings
+from sana_edge.export.source import Source, describe
+from sana_edge.export.text_graph import add_text_encoder
+from sana_edge.manifest import INSTRUCTION, Manifest, TextShape
+from sana_edge.manifest_files import stored_files
+from sana_edge.memory import memory_errors
+from sana_edge.new_folder import new_folder
+from sana_edge.text_encoder import TextEncoder
+from sana_edge.text_weights import load_text_model
+from sana_edge.tiling import DEFAULT_TILE
+
+# told the part of `PARTS` that begins
+Told = Callable[[str], None]
+
+PARTS = ("text encoder", "instruction", "denoiser", "decoder", "checksums", "comparison")
+
+_README = "README.md"
+_CPU = torch.device("cpu")
+
+
+def export(
+    model: str,
+    output: Path,
+    settings: Settings | None = None,
+    *,
+    offline: bool = False,
+    force: bool = False,
+    progress: bool = False,
+    told: Told = lambda part: None,
+) -> Manifest:
+    """Write a model's graphs and what else a program needs to draw with them, whole or not at all.
+
+    Args:
+        model: as `sana_edge.Sana.load` takes it; an INT8 one has to be calibrated.
+        output: the folder to make.
+        force: replace an exported folder at ``output``.
+        progress: show a download on stderr.
+
+    Returns:
+        What stands in the folder's manifest.
+
+    Raises:
+        InvalidInput: the model cannot be exported like that, or ``output`` is taken.
+        CheckpointError: the model is damaged; the message names the tensor or file.
+        SanaError: as `new_folder` and `sana_edge.hub.resolve`; there is no room on the disk; or a graph
+            differs from the torch modules by more than rounding explains.
+    """
+    settings, output = settings or Settings(), output.absolute()
+    with new_folder(output, force=force, kind="exported folder", is_kind=_is_ours) as folder:
+        found = hub.resolve(model, int8=settings.int8, offline=offline, progress=progress)
+        place = found.path.resolve()
+        if output.resolve() in (place, *place.parents):
+            raise InvalidInput(f"{output} is where the model is", "choose another --output")
+        source = describe(found, int8=settings.int8)
+        _check_room(folder, output, source.bytes_of_graphs(settings.dtype))
+        with memory_errors(model):
+            return _Export(source, folder, settings, told).write()
+
+
+class _Export:
+    def __init__(self, source: Source, folder: Path, settings: Settings, told: Told) -> None:
+        self._source, self._folder, self._settings, self._told = source, folder, settings, told
+        # (h, w) of latents, None for any; pictures of more than a tile are decoded in tiles of many sizes
+        self._latent = self._tile = None
+        if settings.size is not None:
+            width, height = settings.size
+            cell = source.autoencoder.spatial_compression
+            self._latent = (height // cell, width // cell)
+            self._tile = self._latent if max(settings.size) <= DEFAULT_TILE else None
+
+    def write(self) -> Manifest:
+        self._copy()
+        self._told("text encoder")
+        text = self._write_text_encoder()
+        self._told("instruction")
+        self._write_instruction()
+        self._told("denoiser")
+        self._write_denoiser()
+        self._told("decoder")
+        self._write_decoder()
+        self._told("checksums")
+        written = self._manifest(text)
+        if self._settings.verify:
+            self._told("comparison")
+            found = compare(self._folder, self._source.model, written)
+            written = dataclasses.replace(written, verification=found)
+        manifest.write(written, self._folder)
+        return written
+
+    @property
+    def _others(self) -> str:
+        """What the text encoder and the decoder compute in: fp16 is too narrow for them."""
+        return "fp32" if self._settings.dtype == "fp16" else self._settings.dtype
+
+    def _copy(self) -> None:
+        for name in self._source.tokenizer() + self._source.terms():
+            target = self._folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(self._source.model.path / name, target)
+        text = _readme(self._source, self._settings)
+        (self._folder / _README).write_text(text, encoding="utf-8")
+
+    def _write_text_encoder(self) -> TextShape:
+        # as the weights are stored; an INT8 package has few that are not INT8
+        model = load_text_model(
+            self._source.model.path / "text_encoder",
+            dtype=self._source.text_dtype(),
+            device=_CPU,
+            variant=self._source.model.component_variant("text_encoder"),
+        )
+        with ExternalData(self._folder / "text_encoder.data") as data:
+            graph = GraphBuilder("text_encoder", data, self._others)
+            add_text_encoder(graph, model)
+            graph.save(self._folder / "text_encoder.onnx")
+        config = model.config
+        return TextShape(
+            channels=config.hidden_size,
+            layers=config.num_hidden_layers,
+            kv_heads=config.num_key_value_heads,
+            head_dim=config.head_dim,
+        )
+
+    def _write_instruction(self) -> None:
+        model = self._source.model
+        encoder = TextEncoder.load(
+            model.path, dtype=torch.float32, device=_CPU, variant=model.component_variant("text_encoder")
+        )
+        path = self._folder / INSTRUCTION
+        write_instruction(path, encoder)
+        # the library makes files that only their owner reads
+        path.chmod(self._folder.stat().st_mode & 0o666)
+
+    def _write_denoiser(self) -> None:
+        denoiser, _ = load_denoiser(self._source.model, device=_CPU, dtype="fp32")
+        # what runs once for a prompt is a part of the denoiser, and shares some of its weights
+        with ExternalData(self._folder / "denoiser.data") as data:
+            graph = GraphBuilder("text_projection", data, self._settings.dtype)
+            add_text_projection(graph, denoiser)
+            graph.save(self._folder / "text_projection.onnx")
+            for name, add in (("denoiser", add_denoiser), ("denoiser_folded", add_denoiser_folded)):
+                graph = GraphBuilder(name, data, self._settings.dtype)
+                add(graph, denoiser, self._latent)
+                graph.save(self._folder / f"{name}.onnx")
+
+    def _write_decoder(self) -> None:
+        decoder = load_decoder(self._source.model, device=_CPU, dtype=DTYPES["fp32"])
+        with ExternalData(self._folder / "decoder.data") as data:
+            graph = GraphBuilder("decoder", data, self._others)
+            add_decoder(graph, decoder, self._tile)
+            graph.save(self._folder / "decoder.onnx")
+
+    def _manifest(self, text: TextShape) -> Manifest:
+        source = self._source
+        return Manifest(
+            sana_edge=sana_edge.__version__,
+            name=source.model.name,
+            source=manifest.Source(model=source.model.name, checksums=source.checksums()),
+            dtype=self._settings.dtype,
+            quantization=source.quantization,
+            native_size=source.denoiser.native_size,
+            size=self._settings.size,
+            latent_channels=source.denoiser.in_channels,
+            cell=source.autoencoder.spatial_compression,
+            guidance_embeds=source.denoiser.guidance_embeds,
+            sampler=source.sampler,
+            text=text,
+            graphs={name: ports(self._folder / f"{name}.onnx") for name in manifest.GRAPHS},
+            # those that a program reads: people may change the others
+            files=stored_files(self._folder, without=[_README, *source.terms()]),
+            verification=None,
+        )
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a folder may be replaced: it has a manifest of this format, whatever else is wrong with it."""
+    return manifest.format_of(folder) == manifest.FORMAT
+
+
+def _check_room(folder: Path, output: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise SanaError(
+            f"the graphs need about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free for {output}",
+            "make room, or choose another --output",
+        )
+
+
+def _readme(source: Source, settings: Settings) -> str:
+    """What the folder is, for people who find it."""
+    size = "any size" if settings.size is None else "{}x{}".format(*settings.size)
+    terms = f"; they are in {', '.join(source.terms())}" if source.terms() else ""
+    return f"""# {source.model.name} as ONNX graphs
+
+Made by sana-edge {sana_edge.__version__} from {source.origin()}: {source.quantization or settings.dtype}, \
+pictures of {size}. manifest.json says what goes in and out.
+
+    sana-edge generate --model THIS_FOLDER --prompt TEXT
+
+Terms of use: {source.licence()}{terms}.
+"""

@@ -1,0 +1,288 @@
+"""OpenVINO: on every CPU, and on Intel's GPUs and NPUs."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sana_edge import engine_ports
+from sana_edge.engine_ports import ANY, Arrays
+from sana_edge.engines import EngineKind, Settings, cpu_threads, shown_threads, unusable_device
+from sana_edge.errors import InvalidInput, MissingDependency, SanaError, UnsupportedDevice
+from sana_edge.manifest import Port
+from sana_edge.user_cache import user_cache
+
+if TYPE_CHECKING:
+    import openvino
+
+_OLDEST = (2025, 0)
+_DEVICES = {"cpu": "CPU", "gpu": "GPU", "npu": "NPU"}
+_PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+# Sides that a size in pixels fixes. Prompts' lengths stay open: they change from picture to picture.
+_FIXED = ("B", "h", "w")
+# compiled graphs that are kept, one for each size; each holds the weights in its own layout
+_KEPT_SIZES = 2
+_DRIVERS = {"gpu": "install the Intel graphics driver", "npu": "install the Intel NPU driver"}
+
+
+def probe(device: str, settings: Settings) -> tuple[str, str]:
+    """What it would be called and its precision on a device.
+
+    Raises:
+        MissingDependency: it is not installed, does not load or is too old.
+        UnsupportedDevice: the device is not there, or has no driver.
+        InvalidInput: the device cannot compute in the precision.
+    """
+    runtime = _runtime()
+    if device not in _DEVICES:
+        raise unusable_device("openvino", device)
+    core, place = runtime.Core(), _DEVICES[device]
+    try:
+        # of a GPU that is the only one, "GPU" and "GPU.0" are the same
+        if device != "cpu" and not any(found.split(".")[0] == place for found in core.available_devices):
+            core.get_property(place, "FULL_DEVICE_NAME")
+            raise UnsupportedDevice(
+                f"openvino finds no {device}", f"{_DRIVERS[device]}, or choose --device cpu"
+            )
+        title = str(core.get_property(place, "FULL_DEVICE_NAME")).strip()
+    except RuntimeError as error:
+        hint = f"{_DRIVERS.get(device, 'install openvino again')}, or choose --device cpu"
+        raise UnsupportedDevice(f"openvino cannot use {device}: {engine_ports.said(error)}", hint) from error
+    precision = _precision(core, device, settings)
+    version = runtime.__version__.partition("-")[0]
+    threads = cpu_threads(settings.threads) if device == "cpu" else None
+    on = f"openvino {version} on {device} ({title}), {precision}"
+    return f"{on}, {shown_threads(threads)}" if device == "cpu" else on, precision
+
+
+def load(
+    kind: EngineKind, path: Path, inputs: Mapping[str, Port] | None, outputs: Mapping[str, Port] | None
+) -> OpenVinoEngine:
+    """See `sana_edge.engines.EngineKind.load`."""
+    engine_ports.check_file(path)
+    runtime = _runtime()
+    try:
+        # not Core.read_model: that offers a damaged file to the readers of all other formats
+        reader = runtime.frontend.FrontEndManager().load_by_framework("onnx")
+        model = reader.convert(reader.load(str(path)))
+    except Exception as error:
+        raise engine_ports.load_failure(path, "openvino", error) from error
+    ports = inputs or _ports(model.inputs), outputs or _ports(model.outputs)
+    if kind.precision != "fp32":
+        _keep_phases(model)
+    engine = OpenVinoEngine(kind, path, runtime.Core(), model, *ports)
+    engine.compile()
+    return engine
+
+
+class OpenVinoEngine:
+    """A graph in OpenVINO, compiled for each size that comes; see `sana_edge.engines.Engine`."""
+
+    name = "openvino"
+
+    def __init__(
+        self,
+        kind: EngineKind,
+        path: Path,
+        core: openvino.Core,
+        model: openvino.Model,
+        inputs: Mapping[str, Port],
+        outputs: Mapping[str, Port],
+    ) -> None:
+        self.graph = path.stem
+        self.device = kind.device
+        self.precision = kind.precision
+        self._path = path
+        self._core: Any = core
+        self._model = model
+        self._inputs = inputs
+        self._outputs = outputs
+        self._config, self.notes = _config(kind)
+        # of arrays that are not writeable, with what they are copies of
+        self._copies: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {}
+        # by the lengths of the fixed sides
+        self._requests: OrderedDict[tuple[tuple[str, int], ...], openvino.InferRequest] = OrderedDict()
+
+    def compile(self) -> None:
+        """Compile now what depends on no size, so that faults show while loading."""
+        if not self._fixed():
+            self._request({})
+
+    def run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
+        """See `sana_edge.engines.Engine.run`."""
+        if self._core is None:
+            raise SanaError(f"the engine of {self.graph} is closed", "load it again")
+        sizes = engine_ports.check_inputs(self.graph, inputs, self._inputs)
+        request = self._request(sizes)
+        runtime = _runtime()
+        try:
+            for name, array in inputs.items():
+                request.set_tensor(name, runtime.Tensor(self._readable(name, array), shared_memory=True))
+            own = {}
+            for name, (dtype, sides) in self._outputs.items():
+                shape = engine_ports.known_shape(sides, sizes)
+                if shape is not None:
+                    own[name] = np.empty(shape, np.dtype(dtype))
+                    request.set_tensor(name, runtime.Tensor(own[name], shared_memory=True))
+            # not infer(): with one thread that returns without an error when memory does not suffice
+            request.start_async()
+            request.wait()
+            rest = (name for name in self._outputs if name not in own)
+            return own | {name: np.array(request.get_tensor(name).data) for name in rest}
+        except Exception as error:
+            raise engine_ports.run_failure(self.graph, self.name, sizes, error) from error
+
+    def close(self) -> None:
+        """See `sana_edge.engines.Engine.close`."""
+        self._core = None
+        self._model = None
+        self._requests.clear()
+        self._copies.clear()
+
+    def _readable(self, name: str, array: NDArray[Any]) -> NDArray[Any]:
+        """An array as OpenVINO takes it: contiguous and writeable, though it does not write."""
+        if array.flags.writeable:
+            return np.ascontiguousarray(array)
+        given, copy = self._copies.get(name, (None, array))
+        if given is not array:
+            copy = np.array(array, order="C")
+            self._copies[name] = array, copy
+        return copy
+
+    def _fixed(self) -> set[str]:
+        """The names of the sides that are fixed before compiling; an NPU wants all of them."""
+        names = {side for _, shape in self._inputs.values() for side in shape if isinstance(side, str)}
+        return names - {ANY} if self.device == "npu" else names & set(_FIXED)
+
+    def _request(self, sizes: Mapping[str, int]) -> openvino.InferRequest:
+        """What runs the graph at a size; the one that was used longest ago gives way."""
+        fixed = {name: sizes[name] for name in sorted(self._fixed())}
+        key = tuple(fixed.items())
+        if key in self._requests:
+            self._requests.move_to_end(key)
+            return self._requests[key]
+        while len(self._requests) >= _KEPT_SIZES:
+            self._requests.popitem(last=False)
+        try:
+            model = self._model
+            if fixed:
+                # compiling does not change a model, fixing its shapes does
+                model = model.clone()
+                model.reshape({name: _partial(shape, fixed) for name, (_, shape) in self._inputs.items()})
+            compiled = self._core.compile_model(model, _DEVICES[self.device], self._config)
+            self._requests[key] = compiled.create_infer_request()
+        except RuntimeError as error:
+            raise engine_ports.load_failure(self._path, self.name, error) from error
+        return self._requests[key]
+
+
+def _runtime() -> ModuleType:
+    try:
+        import openvino
+        import openvino.frontend
+    except ModuleNotFoundError as error:
+        raise MissingDependency("openvino is not installed", "pip install 'sana-edge[openvino]'") from error
+    except (ImportError, OSError) as error:
+        hint = "install it again: pip install --force-reinstall openvino"
+        raise MissingDependency(f"openvino does not load: {engine_ports.said(error)}", hint) from error
+    version = tuple(int(part) for part in openvino.__version__.split("-")[0].split(".")[:2])
+    if version < _OLDEST:
+        least = ".".join(map(str, _OLDEST))
+        raise MissingDependency(
+            f"openvino {openvino.__version__} is too old, {least} is needed", "pip install --upgrade openvino"
+        )
+    module: ModuleType = openvino
+    return module
+
+
+def _precision(core: openvino.Core, device: str, settings: Settings) -> str:
+    """What the device computes floats in.
+
+    On a CPU bf16 where its hardware multiplies that, else fp32: fp16, OpenVINO's own choice on ARM, does not
+    hold the sums of linear attention. GPUs get fp16 only of graphs exported for it; NPUs have nothing else.
+    """
+    capabilities = core.get_property(_DEVICES[device], "OPTIMIZATION_CAPABILITIES")
+    if settings.precision == "auto":
+        if device == "npu":
+            return "fp16"
+        if device == "gpu":
+            return "fp16" if settings.dtype == "fp16" else "fp32"
+        return "bf16" if "BF16" in capabilities else "fp32"
+    known = {"fp32": "FP32", "bf16": "BF16", "fp16": "FP16"}
+    if known[settings.precision] not in capabilities:
+        able = [precision for precision, name in known.items() if name in capabilities]
+        hint = f"choose precision auto, {', '.join(able)}"
+        raise InvalidInput(f"openvino cannot compute in {settings.precision} on this {device}", hint)
+    return settings.precision
+
+
+def _config(kind: EngineKind) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """What a graph is compiled with, and notes about what could not be had."""
+    config: dict[str, Any] = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": _PRECISIONS[kind.precision],
+    }
+    cache = kind.settings.cache
+    if kind.device == "cpu":
+        config["NUM_STREAMS"] = "1"
+        # else processes with fewer threads than cores are pinned to the same cores
+        config["ENABLE_CPU_PINNING"] = False
+        threads = cpu_threads(kind.settings.threads)
+        if threads is not None:
+            config["INFERENCE_NUM_THREADS"] = threads
+    elif cache is None:
+        # compiling for a GPU or an NPU takes minutes; for a CPU 0.15 s a layer, of which a cache of the size
+        # of the weights saves a third
+        home = user_cache()
+        cache = home / "openvino" if home else None
+    if cache is None:
+        return config, ()
+    refused = _unwritable(cache)
+    if refused:
+        return config, (f"compiled graphs are not kept, {cache} cannot be written: {refused}",)
+    return {**config, "CACHE_DIR": str(cache)}, ()
+
+
+def _unwritable(folder: Path) -> str:
+    """Why nothing can be written to a folder, made where it is missing; empty where something can."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return ""
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def _keep_phases(model: openvino.Model) -> None:
+    """Keep the timestep's phases in fp32.
+
+    OpenVINO rounds all that leads to a product to the precision, the angle of sine and cosine too: up to 1000
+    radians, to steps of 4 in bf16. What an output needs without a product in between it leaves alone, and so
+    sines and cosines become outputs, which nobody reads.
+    """
+    waves = [node for node in model.get_ordered_ops() if node.get_type_name() in ("Sin", "Cos")]
+    if waves:
+        model.add_outputs([node.output(0) for node in waves])
+
+
+def _ports(nodes: list[Any]) -> dict[str, Port]:
+    """OpenVINO does not keep the names of sides."""
+    return {
+        node.get_any_name(): (
+            np.dtype(node.get_element_type().to_dtype()).name,
+            tuple(ANY if side.is_dynamic else side.get_length() for side in node.get_partial_shape()),
+        )
+        for node in nodes
+    }
+
+
+def _partial(shape: tuple[int | str, ...], sizes: Mapping[str, int]) -> list[int]:
+    """-1 where a side stays open."""
+    return [sizes.get(side, -1) if isinstance(side, str) else side for side in shape]

@@ -1,0 +1,143 @@
+"""What engines share: checks of what goes into a graph, shapes of what comes out, the words of failures."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sana_edge.errors import CheckpointError, InvalidInput, OutOfMemory, SanaError
+from sana_edge.manifest import DAMAGED, Port
+
+Arrays = Mapping[str, NDArray[Any]]
+
+# a side that may have any length
+ANY = "?"
+
+# what the engines and their allocators say where memory does not suffice
+_MEMORY = (
+    *("bad_alloc", "bad allocation", "out of memory", "not enough memory", "failed to allocate"),
+    *("cannot allocate memory", "can't allocate memory", "failed to create memory", "memory allocation fail"),
+    *("cl_out_of_", "cl_mem_object_allocation_failure", "exceed max size of memory", "bfcarena::allocate"),
+)
+# "Failed to allocate 1073741824 bytes of memory"
+_ASKED = re.compile(r"\d{7,}")
+# lines that say where in an engine's source an error was raised, not what it is
+_PLACES = ("exception from src/", "check '", 'check "', "frontend api failed", "loading input model")
+
+
+def check_inputs(graph: str, inputs: Arrays, ports: Mapping[str, Port]) -> dict[str, int]:
+    """The lengths of the sides that have a name, from arrays that a graph can take.
+
+    Args:
+        graph: its name, for messages.
+        ports: dtype and shape of every input, with names, numbers and `ANY`.
+
+    Raises:
+        InvalidInput: a name, dtype or shape that the graph does not have, or one name with two lengths.
+    """
+    wanted, given = ", ".join(ports), ", ".join(inputs)
+    for name in ports.keys() - inputs.keys():
+        raise InvalidInput(f"{graph} has no input for {name}", f"give all of {wanted}; given were {given}")
+    for name in inputs.keys() - ports.keys():
+        raise InvalidInput(f"{graph} has no input {name}", f"it takes {wanted}")
+    sizes: dict[str, int] = {}
+    for name, (dtype, shape) in ports.items():
+        array = inputs[name]
+        if array.dtype != np.dtype(dtype):
+            raise InvalidInput(f"{graph}: {name} is {array.dtype}", f"give {dtype}")
+        before = dict(sizes)
+        fits = len(shape) == array.ndim
+        for side, length in zip(shape, array.shape, strict=False):
+            expected = (
+                length if side == ANY else sizes.setdefault(side, length) if isinstance(side, str) else side
+            )
+            fits = fits and length == expected
+        if not fits:
+            where = ", ".join(f"{side} = {length}" for side, length in before.items() if side in shape)
+            hint = f"give {written(shape)}" + (f" with {where}, as in what comes before" if where else "")
+            raise InvalidInput(f"{graph}: {name} is {written(array.shape)}", hint)
+    return sizes
+
+
+def known_shape(shape: tuple[int | str, ...], sizes: Mapping[str, int]) -> tuple[int, ...] | None:
+    """A shape in numbers, such as ("B", 3, "32h") where B and h are known; None where a side is not."""
+    sides = []
+    for side in shape:
+        if isinstance(side, str):
+            factor = side[: len(side) - len(side.lstrip("0123456789"))]
+            name = side[len(factor) :].lstrip("*")
+            if name not in sizes:
+                return None
+            side = int(factor or 1) * sizes[name]
+        sides.append(side)
+    return tuple(sides)
+
+
+def written(shape: tuple[int | str, ...]) -> str:
+    """As in (1, 32, h, w)."""
+    return f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
+
+
+def check_file(path: Path) -> None:
+    """That a graph's file can be opened and is not empty, which not every engine notices.
+
+    Raises:
+        CheckpointError: it cannot, or it is empty.
+    """
+    try:
+        with path.open("rb") as file:
+            empty = not file.read(1)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}", DAMAGED) from error
+    if empty:
+        raise CheckpointError(f"{path} is empty", DAMAGED)
+
+
+def load_failure(path: Path, engine: str, error: Exception) -> SanaError:
+    """What to raise where an engine cannot load a graph: memory, an operation it lacks, or damage."""
+    text, reason = str(error).lower(), said(error)
+    if is_memory(error):
+        return OutOfMemory(f"not enough memory to load {path.name} in {engine}", "close other programs")
+    if "external" in text or "data_length" in text:
+        hint = f"the file of its weights, {path.stem}*.data, is missing or incomplete; {DAMAGED}"
+        return CheckpointError(f"{engine} cannot load the weights of {path}: {reason}", hint)
+    if "could not find an implementation" in text or "not_implemented" in text:
+        hint = "export with --dtype fp32, or use another engine"
+        return CheckpointError(f"{engine} cannot compute {path.name} in its dtype: {reason}", hint)
+    if any(words in text for words in ("no op registered", "no conversion rule", "opset version")):
+        hint = f"export again with this version of sana-edge, or install a newer {engine}"
+        return CheckpointError(f"{engine} does not know an operation of {path.name}: {reason}", hint)
+    return CheckpointError(f"{engine} cannot load {path}: {reason}", DAMAGED)
+
+
+def run_failure(graph: str, engine: str, sizes: Mapping[str, int], error: Exception) -> SanaError:
+    """What to raise where a loaded graph does not run."""
+    where = ", ".join(f"{name} = {length}" for name, length in sizes.items())
+    what = f"{graph} with {where}" if where else graph
+    if is_memory(error):
+        asked = _ASKED.search(str(error))
+        size = f": {int(asked[0]) / 1e9:.1f} GB in one piece" if asked else ""
+        hint = "choose a smaller size, or close other programs"
+        return OutOfMemory(f"not enough memory for {what} in {engine}{size}", hint)
+    return SanaError(f"{engine} failed in {what}: {said(error)}", "try another --engine, or report this")
+
+
+def is_memory(error: Exception) -> bool:
+    """Whether an engine's error says that memory did not suffice."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(words in text for words in _MEMORY)
+
+
+def said(error: Exception) -> str:
+    """The first line of an engine's error that says something, at most 200 characters of it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if not line.lower().startswith(_PLACES)]
+    line = next(iter(telling or lines), type(error).__name__)
+    # "[ONNXRuntimeError] : 7 : INVALID_PROTOBUF : Load model from x failed:Protobuf parsing failed."
+    line = line.split(" : ", 3)[-1] if line.startswith("[ONNXRuntimeError]") else line
+    return line if len(line) <= 200 else f"{line[:197]}..."

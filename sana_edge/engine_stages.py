@@ -1,0 +1,330 @@
+"""What the exported graphs do for a picture, on numpy arrays: `sana_edge.stages` without torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sana_edge import engines, manifest, manifest_files
+from sana_edge.config import SamplerConfig
+from sana_edge.engine_text import EngineText, Floats
+from sana_edge.engine_tiling import DEFAULT_TILE, decode_tiles
+from sana_edge.engines import Engine, EngineKind, Settings
+from sana_edge.errors import InvalidInput, OutOfMemory, SanaError
+from sana_edge.manifest import Manifest
+from sana_edge.memory import available_memory, peak_memory
+from sana_edge.noise import NoiseSource
+from sana_edge.notes import reading_notes
+from sana_edge.request import Plan
+from sana_edge.sampler import Sampler, sampler_of
+
+# longest side of a preview's latent; 8 cells are 256 pixels
+PREVIEW_CELLS = 8
+
+# added to the scores of what pads a shorter text
+_PADDING = np.float32(-1e30)
+
+_DENOISERS = ("denoiser", "denoiser_folded")
+
+
+@dataclass(frozen=True, eq=False)
+class ProjectedText:
+    """A text as the denoiser reads it, see `sana_edge.manifest`'s graph text_projection.
+
+    keys (layers, B, heads, d, L), values (layers, B, heads, L, d), constant (layers, 1, 1, dim).
+    """
+
+    keys: Floats
+    values: Floats
+    constant: Floats
+
+    @property
+    def length(self) -> int:
+        """L."""
+        return int(self.keys.shape[-1])
+
+
+@dataclass(frozen=True, eq=False)
+class Context:
+    """The texts of a plan; ``negative`` is None without guidance."""
+
+    prompt: ProjectedText
+    negative: ProjectedText | None
+
+
+class Graphs:
+    """The engines of an exported folder, each loaded when it is first used.
+
+    Of the two denoisers, which hold the same weights, only the one used last stays.
+    """
+
+    def __init__(self, folder: Path, described: Manifest, kind: EngineKind) -> None:
+        self._folder, self._manifest, self._kind = folder, described, kind
+        self._engines: dict[str, Engine] = {}
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What happened while loading that a user should know."""
+        return tuple(dict.fromkeys(note for engine in self._engines.values() for note in engine.notes))
+
+    def load(self, name: str) -> Engine:
+        """The engine of a graph."""
+        if name not in self._engines:
+            if name in _DENOISERS:
+                self._close(_DENOISERS)
+            graph = self._manifest.graphs[name]
+            self._engines[name] = self._kind.load(self._folder / graph.file, graph.inputs, graph.outputs)
+        return self._engines[name]
+
+    def run(self, name: str, **inputs: NDArray[np.generic]) -> dict[str, Floats]:
+        """Run a graph. Inputs that it does not have are left out."""
+        known = self._manifest.graphs[name].inputs
+        return self.load(name).run({key: array for key, array in inputs.items() if key in known})
+
+    def close(self) -> None:
+        """Free all engines; they are loaded again when they are needed."""
+        self._close(tuple(self._engines))
+
+    def _close(self, names: tuple[str, ...]) -> None:
+        for name in names:
+            engine = self._engines.pop(name, None)
+            if engine is not None:
+                engine.close()
+
+
+class EngineStages:
+    """What `sana_edge.loading.Stages` promises, of an exported folder. Latents are (1, C, h, w) fp32."""
+
+    def __init__(self, folder: Path, described: Manifest, kind: EngineKind) -> None:
+        self.graphs = Graphs(folder, described, kind)
+        self.backend = kind
+        self._manifest = described
+        self._text = EngineText(folder, described.text, self._run_text)
+
+    @property
+    def name(self) -> str:
+        """Of the model."""
+        return self._manifest.name
+
+    @property
+    def dtype(self) -> str:
+        """What the engine computes in where it is not INT8, by its short name."""
+        return self.backend.precision
+
+    @property
+    def quantization(self) -> str | None:
+        """An INT8 model's scheme."""
+        return self._manifest.quantization
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What happened while loading."""
+        return self.graphs.notes
+
+    @property
+    def sampler(self) -> SamplerConfig:
+        """What the model was made for."""
+        return self._manifest.sampler
+
+    @property
+    def place(self) -> str:
+        """Where it runs, for people."""
+        return self.backend.title
+
+    @property
+    def native_size(self) -> tuple[int, int]:
+        """Width and height in pixels that the model was trained for, or exported for alone."""
+        return self._manifest.size or (self._manifest.native_size,) * 2
+
+    @property
+    def peak_memory(self) -> int | None:
+        """The most bytes that the process has used on the CPU."""
+        return peak_memory()
+
+    def computing(self) -> AbstractContextManager[None]:
+        """Nothing is set for numpy."""
+        return nullcontext()
+
+    def synchronize(self) -> None:
+        """Engines return when they are done."""
+
+    def check_plan(self, plan: Plan) -> None:
+        """See that the graphs know the size, and that its pixels fit; computes nothing.
+
+        Raises:
+            InvalidInput: they were exported for another size.
+            OutOfMemory: not even the decoded picture would fit.
+        """
+        size, asked = self._manifest.size, f"{plan.width}x{plan.height}"
+        if size is not None and (plan.width, plan.height) != size:
+            made = "x".join(map(str, size))
+            hint = f"choose size {made}, or export the model again with --size {asked} or dynamic"
+            raise InvalidInput(f"{self.name} was exported for {made} alone, not for {asked}", hint)
+        # RGB in fp32, and before and after rounding
+        needed, free = 2 * 3 * 4 * plan.width * plan.height, available_memory()
+        if free is not None and needed > free:
+            raise OutOfMemory(
+                f"{asked} needs more than {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free",
+                "choose a smaller size, or close other programs",
+            )
+
+    def read(self, plan: Plan) -> tuple[Context, tuple[str, ...]]:
+        """Encode the prompt, and the negative one where it is used; say what was cut or ignored."""
+        prompt = self._project(self._text.encode(plan.prompt))
+        negative = None
+        if plan.guided:
+            negative = self._project(self._text.encode(plan.negative_prompt, instruction=None))
+        notes = reading_notes(plan, self._text)
+        return Context(prompt, negative), (*self.notes, *notes)
+
+    def schedule(self, plan: Plan) -> tuple[Sampler, Floats]:
+        """Make the sampler; its timesteps (S,) are what the denoiser gets."""
+        sampler = sampler_of(self.sampler, plan.sampler, plan.steps)
+        return sampler, sampler.timesteps
+
+    def predict(
+        self, plan: Plan, tables: Floats, context: Context
+    ) -> tuple[Callable[[Floats, int], Floats], tuple[str, ...]]:
+        """What predicts the velocities of the plan's steps."""
+        scale = np.array([plan.guidance], np.float32)
+        prompt, negative = context.prompt, context.negative
+        if negative is not None and negative.length == 1:
+            name, text = "denoiser_folded", prompt
+            fixed = {"constant": negative.constant, "scale": scale}
+        else:
+            name, text = "denoiser", prompt if negative is None else side_by_side(negative, prompt)
+            mask = np.zeros((1, 1, 1, prompt.length), np.float32)
+            fixed = {"mask": mask if negative is None else padding_mask(negative.length, prompt.length)}
+        # engines on a GPU copy what cannot change only once
+        fixed |= {"keys": text.keys, "values": text.values, "guidance": scale}
+        for array in fixed.values():
+            array.setflags(write=False)
+        self.graphs.load(name)
+        paired = name == "denoiser" and negative is not None
+
+        def velocity(x: Floats, i: int) -> Floats:
+            latent = np.concatenate([x, x]) if paired else x
+            found = self.graphs.run(name, latent=latent, timestep=tables[i : i + 1], **fixed)["velocity"]
+            if not paired:
+                return found
+            unguided, prompted = found[:1], found[1:]
+            return unguided + scale * (prompted - unguided)
+
+        return velocity, ()
+
+    def noise(self, plan: Plan, picture: int = 0) -> Callable[[], Floats]:
+        """What draws N(0, 1) for one of the plan's pictures, as with torch."""
+        cell = self._manifest.cell
+        shape = (1, self._manifest.latent_channels, plan.height // cell, plan.width // cell)
+        source = NoiseSource(plan.seed + picture)
+        return lambda: source.normal(shape)
+
+    def decode(self, latent: Floats) -> NDArray[np.uint8]:
+        """Turn a latent into (H, W, 3) uint8.
+
+        Raises:
+            SanaError: the latent, or what the decoder makes of it, has NaN or infinite values.
+        """
+        _check_finite(latent, "latent")
+        pixels = decode_tiles(latent, self._decode_piece, cell=self._manifest.cell, tile=DEFAULT_TILE)
+        _check_finite(pixels, "decoded picture")
+        levels = np.clip(pixels[0] * np.float32(0.5) + np.float32(0.5), 0, 1) * np.float32(255)
+        return np.ascontiguousarray(np.rint(levels).astype(np.uint8).transpose(1, 2, 0))
+
+    def preview(self, latent: Floats) -> NDArray[np.uint8]:
+        """Decode a latent shrunk to at most 8 cells a side."""
+        if not isinstance(self._manifest.graphs["decoder"].inputs["latent"][1][2], str):
+            # the graph knows only the height of the whole picture
+            return self.decode(latent)
+        return self.decode(shrink(latent, -(-max(latent.shape[-2:]) // PREVIEW_CELLS)))
+
+    def release(self) -> None:
+        """Let go of the engines, after an error; they are loaded again when they are needed."""
+        self.graphs.close()
+
+    def _run_text(self, ids: NDArray[np.int64], keys: Floats, values: Floats) -> Floats:
+        return self.graphs.run("text_encoder", ids=ids, past_keys=keys, past_values=values)["hidden"]
+
+    def _project(self, embeddings: Floats) -> ProjectedText:
+        return ProjectedText(**self.graphs.run("text_projection", embeddings=embeddings))
+
+    def _decode_piece(self, latent: Floats) -> Floats:
+        return self.graphs.run("decoder", latent=latent)["pixels"]
+
+
+def load_stages(
+    folder: Path, *, device: str = "auto", dtype: str = "auto", int8: bool = False, backend: str = "auto"
+) -> EngineStages:
+    """Read an exported folder and load the graphs that a usual picture needs.
+
+    Args:
+        device: one of `engines.DEVICES`.
+        dtype: one of `engines.PRECISIONS`.
+        int8: refuse a float model.
+        backend: "auto" or one of `engines.NAMES`.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+        InvalidInput, MissingDependency, UnsupportedDevice: see `engines.choose`.
+    """
+    described = manifest.read(folder)
+    if int8 and described.quantization is None:
+        hint = f"`sana-edge export {described.source.model} --int8` makes an INT8 one; or leave out --int8"
+        raise InvalidInput(f"{folder} is an exported float model", hint)
+    kind = engines.choose(backend, device, folder, Settings(precision=dtype))
+    manifest_files.verify(folder, described)
+    stages = EngineStages(folder, described, kind)
+    # Sprint models never are guided
+    usual = "denoiser" if described.sampler.kind == "scm" else "denoiser_folded"
+    for name in ("text_encoder", "text_projection", usual, "decoder"):
+        stages.graphs.load(name)
+    return stages
+
+
+def side_by_side(one: ProjectedText, two: ProjectedText) -> ProjectedText:
+    """Two texts as a batch, the shorter one padded with zeros; see `padding_mask`."""
+    longest = max(one.length, two.length)
+
+    def pad(array: Floats, axis: int) -> Floats:
+        widths = [(0, 0)] * array.ndim
+        widths[axis] = (0, longest - array.shape[axis])
+        return np.pad(array, widths)
+
+    keys, values = (
+        np.concatenate([pad(a, axis), pad(b, axis)], axis=1)
+        for a, b, axis in ((one.keys, two.keys, 4), (one.values, two.values, 3))
+    )
+    return ProjectedText(keys, values, np.concatenate([one.constant, two.constant], axis=1))
+
+
+def padding_mask(*lengths: int) -> Floats:
+    """(B, 1, 1, L) to add to the scores of texts with so many tokens: 0, and -1e30 beyond their ends."""
+    beyond = np.arange(max(lengths)) >= np.array(lengths)[:, None]
+    mask: Floats = np.where(beyond, _PADDING, np.float32(0))[:, None, None]
+    return mask
+
+
+def shrink(latent: Floats, factor: int) -> Floats:
+    """Means of factor x factor cells; those at the right and the bottom may be of fewer."""
+    sums, (height, width) = latent.astype(np.float64), latent.shape[-2:]
+    for axis, length in ((2, height), (3, width)):
+        starts = np.arange(0, length, factor)
+        counts = np.minimum(factor, length - starts)
+        sums = np.add.reduceat(sums, starts, axis) / counts.reshape([-1, 1] if axis == 2 else [-1])
+    return sums.astype(np.float32)
+
+
+def _check_finite(values: Floats, name: str) -> None:
+    # the extremes of anything with NaN are NaN
+    low, high = float(values.min()), float(values.max())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise SanaError(
+            f"the {name} has values that are not finite ({low} to {high})",
+            "choose dtype fp32 or bf16, or a lower guidance",
+        )

@@ -1,0 +1,148 @@
+"""What the denoiser reads of a prompt, by the exported text encoder: `sana_edge.text_encoder` without torch.
+
+The instruction before every prompt was run at export; ``instruction.safetensors`` has what it left behind,
+and a prompt costs only its own tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from sana_edge.errors import CheckpointError
+from sana_edge.instruction import CHI
+from sana_edge.manifest import DAMAGED, INSTRUCTION, TOKENIZER, TextShape
+from sana_edge.model_folder import read_json
+
+# tokens that the denoiser was trained with
+MAX_TOKENS = 300
+
+Floats = NDArray[np.float32]
+
+# hidden (1, T, C) of ids (1, T) int64 behind past keys and values (layers, kv heads, P, d)
+RunText = Callable[[NDArray[np.int64], Floats, Floats], Floats]
+
+
+@dataclass(frozen=True, eq=False)
+class Instruction:
+    """An instruction's ids (P,), last hidden state (1, P, C), keys and values (layers, kv heads, P, d)."""
+
+    ids: list[int]
+    hidden: Floats
+    keys: Floats
+    values: Floats
+
+    @classmethod
+    def read(cls, path: Path, shape: TextShape) -> Instruction:
+        """Read ``instruction.safetensors``.
+
+        Raises:
+            CheckpointError: it cannot be read, or has not the tensors of a text encoder of ``shape``.
+        """
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        try:
+            tensors = load_file(path)
+        except (OSError, SafetensorError, KeyError) as error:
+            raise CheckpointError(f"cannot read {path}: {_one_line(error)}", DAMAGED) from error
+        count = tensors["ids"].size if "ids" in tensors else 0
+        past = (shape.layers, shape.kv_heads, count, shape.head_dim)
+        expected = {"ids": (count,), "hidden": (1, count, shape.channels), "keys": past, "values": past}
+        for name, wanted in expected.items():
+            found = tensors[name].shape if name in tensors else "missing"
+            if found != wanted:
+                raise CheckpointError(f"{path}: {name} is {found}, expected {wanted}", DAMAGED)
+        floats = {name: tensors[name].astype(np.float32) for name in ("hidden", "keys", "values")}
+        return cls([int(token) for token in tensors["ids"]], **floats)
+
+
+class EngineText:
+    """A tokenizer, the text encoder's graph, and the instruction.
+
+    Args:
+        folder: the exported folder.
+        run: runs the graph.
+
+    Raises:
+        CheckpointError: a file is missing, damaged or of another model.
+    """
+
+    def __init__(self, folder: Path, shape: TextShape, run: RunText) -> None:
+        self._run = run
+        self._tokenizer, self._side = _load_tokenizer(folder / TOKENIZER)
+        self._instruction = Instruction.read(folder / INSTRUCTION, shape)
+        if self._tokenizer.encode("\n".join(CHI)).ids != self._instruction.ids:
+            raise CheckpointError(
+                f"{folder}: {INSTRUCTION} is of another tokenizer than {TOKENIZER}", DAMAGED
+            )
+
+    def encode(self, prompt: str, *, instruction: Sequence[str] | None = CHI) -> Floats:
+        """Return the (1, L, C) features of a prompt as `sana_edge.text_encoder.TextEncoder.encode` does.
+
+        Args:
+            instruction: None for negative prompts, which have none.
+        """
+        row = self._tokenize(prompt, instruction, truncation=True)
+        before = self._instruction
+        # the instruction's end may merge with the prompt into other tokens, and one token must be left to run
+        known = min(_common_length(row, before.ids), len(row) - 1) if instruction else 0
+        ids = np.array([row[known:]], np.int64)
+        keys, values = (np.ascontiguousarray(past[:, :, :known]) for past in (before.keys, before.values))
+        hidden = np.concatenate([before.hidden[:, :known], self._run(ids, keys, values)], axis=1)
+        first = len(before.ids) - 1 if instruction else 1
+        return np.concatenate([hidden[:, :1], hidden[:, first:]], axis=1)
+
+    def tokens_over_limit(self, prompt: str, *, instruction: Sequence[str] | None = CHI) -> int:
+        """Return how many tokens of ``prompt`` `encode` cuts off; 0 if all of it is read."""
+        return max(0, len(self._tokenize(prompt, instruction, truncation=False)) - self._limit(instruction))
+
+    def _limit(self, instruction: Sequence[str] | None) -> int:
+        # the first token and the instruction's last one count among the 300
+        return len(self._instruction.ids) + MAX_TOKENS - 2 if instruction else MAX_TOKENS
+
+    def _tokenize(self, prompt: str, instruction: Sequence[str] | None, *, truncation: bool) -> list[int]:
+        text = ("\n".join(instruction) if instruction else "") + _well_formed(prompt).lower().strip()
+        if truncation:
+            self._tokenizer.enable_truncation(self._limit(instruction), direction=self._side)
+        else:
+            self._tokenizer.no_truncation()
+        row: list[int] = self._tokenizer.encode(text).ids
+        if not row:
+            raise CheckpointError("the tokenizer gives no tokens", DAMAGED)
+        return row
+
+
+def _load_tokenizer(path: Path) -> tuple[Tokenizer, str]:
+    """The tokenizer, and the side on which it cuts."""
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing", DAMAGED)
+    config = path.with_name("tokenizer_config.json")
+    side = read_json(config).get("truncation_side", "right") if config.is_file() else "right"
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+        # what is stored says how training was batched
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+    except Exception as error:  # the library raises plain Exception
+        raise CheckpointError(f"{path} cannot be read: {_one_line(error)}", DAMAGED) from error
+    return tokenizer, side if side == "left" else "right"
+
+
+def _well_formed(text: str) -> str:
+    """Replace lone surrogates, which undecodable command line arguments bring and tokenizers refuse."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _common_length(a: Sequence[int], b: Sequence[int]) -> int:
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

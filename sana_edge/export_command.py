@@ -1,0 +1,86 @@
+"""``sana-edge export``: its options, its progress and what it prints."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sana_edge.extras import export_extra
+
+if TYPE_CHECKING:
+    from sana_edge.manifest import Manifest
+
+DYNAMIC = "dynamic"
+
+
+def add_options(parser: argparse.ArgumentParser, size: Callable[[str], tuple[int, int]]) -> None:
+    """Add the command's options; ``size`` reads a WxH."""
+
+    def size_or_any(text: str) -> tuple[int, int] | None:
+        return None if text == DYNAMIC else size(text)
+
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="a name from `models list`, a folder or a repository")
+    add("--output", type=Path, required=True, metavar="DIR", help="the folder of graphs, which is made")
+    add("--int8", action="store_true", help="INT8: the bundled package, or a package, which is INT8 anyway")
+    dtypes = "what the denoiser computes in where it is not INT8 (default: %(default)s, which runs anywhere)"
+    add("--dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help=dtypes)
+    sizes = f"of the pictures, if the graphs need to know only one (default: {DYNAMIC}, any size)"
+    add("--size", type=size_or_any, metavar=f"WxH|{DYNAMIC}", help=sizes)
+    add("--no-verify", action="store_true", help="do not run the graphs beside the model")
+    add("--force", action="store_true", help="replace an exported folder at DIR")
+    add("--offline", action="store_true", help="never use the network")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Export, say on stderr how far the graphs are from the model, and print the folder."""
+    from sana_edge.export.settings import Settings
+
+    # what is wrong shows here, before torch is loaded
+    settings = Settings(
+        dtype=arguments.dtype,
+        size=arguments.size,
+        int8=arguments.int8,
+        verify=not arguments.no_verify,
+    )
+    with export_extra():
+        from sana_edge.export.onnx import PARTS, export
+    with _bar(arguments.quiet, PARTS) as told:
+        made = export(
+            arguments.model,
+            arguments.output,
+            settings,
+            offline=arguments.offline,
+            force=arguments.force,
+            progress=not arguments.quiet,
+            told=told,
+        )
+    if not arguments.quiet:
+        print(_summary(made), file=sys.stderr)
+    print(arguments.output)
+
+
+def _summary(made: Manifest) -> str:
+    """One line of what was made."""
+    size = sum(file.bytes for file in made.files.values())
+    checked = "not compared with the model" if made.verification is None else "compared with the model"
+    return f"{made.name}, {made.quantization or made.dtype}: {size / 1e6:.0f} MB, {checked}"
+
+
+@contextmanager
+def _bar(quiet: bool, parts: Sequence[str]) -> Iterator[Callable[[str], None]]:
+    """Gives what shows that a part of the work begins: a bar on stderr, where that is a terminal."""
+    from tqdm import tqdm
+
+    with tqdm(total=len(parts), disable=quiet or not sys.stderr.isatty(), leave=False) as bar:
+
+        def show(part: str) -> None:
+            # what is done, not what begins, moves the bar
+            bar.n = parts.index(part)
+            bar.set_description(part)
+
+        yield show

@@ -1,0 +1,108 @@
+"""From a model's name to what makes its pictures: torch for a model folder, engines for an exported one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sana_edge import hub
+from sana_edge.config import SamplerConfig
+from sana_edge.errors import InvalidInput
+from sana_edge.extras import torch_extra
+from sana_edge.memory import memory_errors
+from sana_edge.request import BACKENDS, DEVICES, TORCH_BACKENDS, TORCH_DEVICES, Plan
+from sana_edge.sampler import Sampler
+
+# a latent (1, C, h, w) fp32: a tensor, or a numpy array
+Latent = Any
+
+
+class Backend(Protocol):
+    """What computes the steps; ``reasons`` has for each that is preferred to it why it is not used."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def reasons(self) -> Mapping[str, str]: ...
+
+
+class Stages(Protocol):
+    """What `sana_edge.Sana` needs of a loaded model; `sana_edge.stages.Stages` explains each.
+
+    What ``schedule`` and ``read`` give is for ``predict`` only. ``computing`` is entered around all work,
+    ``synchronize`` waits for it.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def quantization(self) -> str | None: ...
+    @property
+    def notes(self) -> tuple[str, ...]: ...
+    @property
+    def backend(self) -> Backend: ...
+    @property
+    def sampler(self) -> SamplerConfig: ...
+    @property
+    def place(self) -> str: ...
+    @property
+    def native_size(self) -> tuple[int, int]: ...
+    @property
+    def peak_memory(self) -> int | None: ...
+
+    def check_plan(self, plan: Plan) -> None: ...
+    def computing(self) -> AbstractContextManager[Any]: ...
+    def synchronize(self) -> None: ...
+    def read(self, plan: Plan) -> tuple[Any, tuple[str, ...]]: ...
+    def schedule(self, plan: Plan) -> tuple[Sampler, Any]: ...
+    def predict(
+        self, plan: Plan, tables: Any, context: Any
+    ) -> tuple[Callable[[Latent, int], Latent], tuple[str, ...]]: ...
+    def noise(self, plan: Plan, picture: int) -> Callable[[], Latent]: ...
+    def decode(self, latent: Latent) -> NDArray[np.uint8]: ...
+    def preview(self, latent: Latent) -> NDArray[np.uint8]: ...
+    def release(self) -> None: ...
+
+
+def load_stages(
+    model: str, *, device: str, dtype: str, int8: bool, backend: str, offline: bool, progress: bool
+) -> tuple[Stages, Path]:
+    """Load a model, and say which folder it is; arguments and errors are those of `sana_edge.Sana.load`."""
+    for value, what, known in ((backend, "backend", BACKENDS), (device, "device", DEVICES)):
+        if value not in known:
+            raise InvalidInput(f"unknown {what} {value!r}", f"choose {', '.join(known)}")
+    exported = hub.exported(model)
+    if exported is not None:
+        return _load_engines(exported, device=device, dtype=dtype, int8=int8, backend=backend), exported
+    if backend not in TORCH_BACKENDS:
+        hint = f"`sana-edge export {model} --output onnx`, then give the folder onnx as the model"
+        raise InvalidInput(f"backend {backend} runs exported folders, {model} is none", hint)
+    if device not in TORCH_DEVICES:
+        hint = f"choose {', '.join(TORCH_DEVICES)}; `sana-edge export` makes a folder for the others"
+        raise InvalidInput(f"device {device} is for exported folders, {model} is none", hint)
+    with torch_extra():
+        from sana_edge import stages
+    # what can be said before the model is found
+    place = stages.check_target(device, dtype, backend)
+    with torch_extra(), memory_errors(model):
+        found = hub.resolve(model, int8=int8, offline=offline, progress=progress)
+        loaded = stages.load_stages(found, device=place, dtype=dtype, int8=int8, backend=backend)
+    return loaded, found.path
+
+
+def _load_engines(folder: Path, *, device: str, dtype: str, int8: bool, backend: str) -> Stages:
+    from sana_edge import engine_stages
+
+    if backend != "auto" and backend in TORCH_BACKENDS:
+        hint = f"choose {', '.join(name for name in BACKENDS if name not in TORCH_BACKENDS)} or auto"
+        raise InvalidInput(f"backend {backend} runs models, {folder} is an exported folder", hint)
+    with memory_errors(str(folder)):
+        stages = engine_stages.load_stages(folder, device=device, dtype=dtype, int8=int8, backend=backend)
+    return stages

@@ -1,0 +1,37 @@
+"""What a caller is told about prompts that were not read whole."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Protocol
+
+from sana_edge.instruction import CHI
+from sana_edge.request import Plan
+
+logger = logging.getLogger("sana_edge")
+
+
+class Limited(Protocol):
+    """A text encoder."""
+
+    def tokens_over_limit(self, prompt: str, *, instruction: Sequence[str] | None = CHI) -> int:
+        """How many tokens of a prompt it cuts off."""
+
+
+def reading_notes(plan: Plan, encoder: Limited) -> tuple[str, ...]:
+    """Say, and log, what of a plan's prompts is cut or ignored."""
+    notes = [_cut("prompt", encoder.tokens_over_limit(plan.prompt))]
+    if plan.guided:
+        excess = encoder.tokens_over_limit(plan.negative_prompt, instruction=None)
+        notes.append(_cut("negative prompt", excess))
+    elif plan.negative_prompt.strip():
+        notes.append("the negative prompt is not used: that needs guidance above 1, and no Sprint model")
+    said = tuple(filter(None, notes))
+    for note in said:
+        logger.warning(note)
+    return said
+
+
+def _cut(name: str, excess: int) -> str:
+    return f"the {name} is too long: its last {excess} tokens are not used" if excess else ""
