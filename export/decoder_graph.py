@@ -171,13 +171,11 @@ def _linear_attention(g: GraphBuilder, attention: LinearAttention, x: Value) -> 
         with g.scope(f"to_qkv_multiscale.{index}"):
             wider = conv(g, "proj_in", cast(nn.Module, project.proj_in), qkv)
             maps.append(conv(g, "proj_out", cast(nn.Module, project.proj_out), wider))
-    read = [_attend(g, scale, attention.head_dim, x) for scale in maps]
-    joined = read[0] if len(read) == 1 else g.op("Concat", *read, axis=1)
+    # joined before attention: OpenVINO 2026.4 quantizes a Concat wrongly
+    read = _attend(g, qkv if len(maps) == 1 else g.op("Concat", *maps, axis=1), attention.head_dim, x)
     with g.scope("to_out"):
         weight, columns, _ = parameters(attention.to_out)
-        out = product(
-            g, quantized_input(g, attention.to_out, joined), weight[:, :, None, None], columns, None
-        )
+        out = product(g, quantized_input(g, attention.to_out, read), weight[:, :, None, None], columns, None)
     return g.op("Add", x, channel_norm(g, "norm_out", attention.norm_out, out))
 
 

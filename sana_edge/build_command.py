@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sana_edge import cuda_memory, engine_cache, manifest, manifest_files
+from sana_edge import engine_cache, manifest, manifest_files
 
 
 def add_options(parser: argparse.ArgumentParser, size: Callable[[str], tuple[int, int]]) -> None:
@@ -40,6 +40,7 @@ def add_options(parser: argparse.ArgumentParser, size: Callable[[str], tuple[int
 
 def run(arguments: argparse.Namespace) -> None:
     """Build; say on stderr what is done, and print the engines' paths."""
+    from sana_edge import cuda_memory
     from sana_edge.export.build import build_engines, picture_sizes
     from sana_edge.export.tensorrt import Options
 

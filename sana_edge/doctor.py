@@ -34,7 +34,8 @@ def report() -> str:
         "system": _system(),
         "packages": [", ".join(_packages())],
         "memory": _memory(),
-        "backends": (f"{b.name}: {'ok, ' if b.usable else 'no, '}{b.detail}" for b in backends()),
+        "backends": map(_line, backends()),
+        "engines": map(_line, engine_backends()),
         "models": _models(),
     }
     lines = []
@@ -42,6 +43,18 @@ def report() -> str:
         for number, item in enumerate(items):
             lines.append(f"{'' if number else title:10}{item}")
     return "\n".join(lines)
+
+
+def _line(backend: Backend) -> str:
+    return f"{backend.name}: {'ok, ' if backend.usable else 'no, '}{backend.detail}"
+
+
+def engine_backends() -> Iterator[Backend]:
+    """What runs exported folders, without torch."""
+    from sana_edge import engines
+
+    for name, usable, detail in engines.survey():
+        yield Backend(name, usable, detail)
 
 
 def backends() -> list[Backend]:

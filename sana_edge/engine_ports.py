@@ -124,7 +124,7 @@ def run_failure(graph: str, engine: str, sizes: Mapping[str, int], error: Except
         size = f": {int(asked[0]) / 1e9:.1f} GB in one piece" if asked else ""
         hint = "choose a smaller size, or close other programs"
         return OutOfMemory(f"not enough memory for {what} in {engine}{size}", hint)
-    return SanaError(f"{engine} failed in {what}: {said(error)}", "try another --engine, or report this")
+    return SanaError(f"{engine} failed in {what}: {said(error)}", "try another --backend, or report this")
 
 
 def is_memory(error: Exception) -> bool:

@@ -28,7 +28,7 @@ def test_report(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPat
     assert f"{tiny_folder.name}: {size / 1e6:.0f} MB in {tiny_folder}" in text
     assert f"downloads go to {tmp_path / 'not' / 'made' / 'yet'}, " in text
     assert all(
-        line.startswith((" " * 10, "system", "packages", "memory", "backends", "models"))
+        line.startswith((" " * 10, "system", "packages", "memory", "backends", "engines", "models"))
         for line in text.splitlines()
     )
 
