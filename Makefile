@@ -24,11 +24,13 @@ SEED ?= 7
 demo: $(VENV)/torch.stamp
 	$(RUN)/sana-edge generate --prompt "$(PROMPT)" --seed $(SEED) --int8 --output demo.png --force
 
+# a file of tests stays together, for what its tests share
 test: lint
-	$(RUN)/pytest
+	$(RUN)/pytest -n auto --dist loadfile
 
 test-all: lint
-	$(RUN)/pytest -m ""
+	$(RUN)/pytest -n auto --dist loadfile -m "not gpu"
+	$(RUN)/pytest -m gpu
 
 lint: $(VENV)/test.stamp
 	$(RUN)/ruff check .

@@ -35,6 +35,10 @@ from sana_edge.kernels import cuda_library
 from sana_edge.package import KEY, METHOD
 
 _GUARDED = runpy.run_path(str(Path(__file__).with_name("guarded.py")))["guarded"]
+# workers of `pytest -n` share the cores
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+torch.set_num_threads(max(torch.get_num_threads() // WORKERS, 1))
+
 CSRC = Path(__file__).parents[1] / "csrc"
 WIDTH = 64
 CAPTION_WIDTH = 32
