@@ -71,6 +71,11 @@ class Work:
         return ()
 
     @property
+    def loose(self) -> Mapping[str, float]:
+        """Stages that magnify rounding: how far any output may be, relative L2."""
+        return {}
+
+    @property
     def int8_tolerance(self) -> Mapping[str, float]:
         """How far quantization may move the outputs of stages, relative L2; others are not limited."""
         return {}

@@ -11,6 +11,7 @@ from shapes_work import DENOISERS
 from torch import Tensor
 
 from sana_edge.config import LATENT_CELL, DenoiserConfig
+from sana_edge.fused_text import CAPACITY
 from sana_edge.kernels import (
     cuda_cross_attention,
     cuda_ends,
@@ -102,10 +103,10 @@ class _Tensors:
 def _norm(sizes: Sizes, make: _Tensors) -> Case:
     C = sizes.config.dim
     x, scale, shift = make.half(sizes.images, sizes.tokens, C), make.float(C), make.float(C)
+    scale16, shift16 = scale.to(x.dtype), shift.to(x.dtype)
 
     def replaced() -> object:
-        normed = F.layer_norm(x, (C,), eps=EPS) * scale.to(x.dtype) + shift.to(x.dtype)
-        return _quantized(normed)
+        return _quantized(F.layer_norm(x, (C,), eps=EPS) * scale16 + shift16)
 
     return Case(
         "norm_modulate_quantize",
@@ -194,6 +195,7 @@ def _linear(
     values, scales = make.int8(*rows, K), make.scales(*rows)
     weight, columns, bias = make.int8(N, K), make.scales(N), make.float(N)
     gates = make.float(N) if gate else None
+    gates16 = None if gates is None else gates.to(make.dtype)
     stream = make.half(*rows, N) if residual else None
     out = torch.empty(*rows, N, dtype=make.dtype, device=make.device)
     M = rows[0] * rows[1]
@@ -211,7 +213,7 @@ def _linear(
         sums = torch._int_mm(values.view(-1, K), weight.t()).view(*rows, N)
         y = (sums.float() * scales.unsqueeze(-1) * columns + bias).to(make.dtype)
         y = F.silu(y) if silu else y
-        y = y if gates is None else y * gates.to(y.dtype)
+        y = y if gates16 is None else y * gates16
         return y if stream is None else stream + y
 
     moved = M * K + N * K + 2 * M * N * (2 if residual else 1)
@@ -256,9 +258,8 @@ def _project(sizes: Sizes, make: _Tensors) -> Case:
 def _cross_attention(sizes: Sizes, make: _Tensors) -> Case:
     config, R, T = sizes.config, sizes.prompted, sizes.tokens
     heads, d = config.num_cross_attention_heads, config.cross_attention_head_dim
-    capacity = -(-sizes.length // 16) * 16
-    q, keys = make.half(R, T, heads * d), make.half(R, heads, capacity, d)
-    transposed = make.half(R, heads, d, capacity)
+    q, keys = make.half(R, T, heads * d), make.half(R, heads, CAPACITY, d)
+    transposed = make.half(R, heads, d, CAPACITY)
     lengths = torch.full((R,), sizes.length, dtype=torch.int32, device=make.device)
 
     def replaced() -> object:
@@ -271,7 +272,7 @@ def _cross_attention(sizes: Sizes, make: _Tensors) -> Case:
         f"{sizes.asked}x{heads * d}, {sizes.length} keys",
         config.num_layers,
         0,
-        3 * sizes.asked * heads * d + 4 * keys.numel(),
+        3 * sizes.asked * heads * d + 4 * R * heads * d * sizes.length,
         lambda: cuda_cross_attention.cross_attention_quantize(q, keys, transposed, lengths),
         replaced,
     )
@@ -286,10 +287,11 @@ def _depthwise(sizes: Sizes, make: _Tensors) -> Case:
         make.float(2 * h),
     )
     kernel = weight.permute(2, 0, 1).unsqueeze(1).to(make.dtype).contiguous()
+    bias16 = bias.to(make.dtype)
 
     def replaced() -> object:
         image = x.view(-1, side, side, 2 * h).permute(0, 3, 1, 2)
-        mixed = F.conv2d(image, kernel, bias.to(make.dtype), padding=1, groups=2 * h)
+        mixed = F.conv2d(image, kernel, bias16, padding=1, groups=2 * h)
         value, gate = mixed.permute(0, 2, 3, 1).chunk(2, dim=-1)
         return _quantized(value * F.silu(gate))
 

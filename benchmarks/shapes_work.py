@@ -16,8 +16,9 @@ from sana_edge.autoencoder import Autoencoder
 from sana_edge.components import DTYPES, store_in_16_bit
 from sana_edge.config import LATENT_CELL, AutoencoderConfig, DenoiserConfig
 from sana_edge.denoiser import Denoiser
+from sana_edge.fused_decoder import fuse_decoder
 from sana_edge.prediction import make_predictor
-from sana_edge.quantized import quantize_decoder, quantize_denoiser
+from sana_edge.quantized import decoder_targets, quantize_decoder, quantize_denoiser
 from sana_edge.sampler import make_sampler
 from sana_edge.text_encoder import MAX_TOKENS, TextFeatures
 from sana_edge.weights import load_into
@@ -97,9 +98,9 @@ class DenoiserWork(Work):
         return ("context", "step", "loop")
 
     @property
-    def unequal(self) -> tuple[str, ...]:
-        # guidance and many steps magnify rounding
-        return ("loop",)
+    def loose(self) -> Mapping[str, float]:
+        # guidance and many steps magnify what the step is held to: still the same picture of noise
+        return {"loop": 0.5}
 
     @property
     def int8_tolerance(self) -> Mapping[str, float]:
@@ -195,8 +196,9 @@ def _our_denoiser(work: DenoiserWork, state: Mapping[str, Tensor], *, int8: bool
 
     @torch.inference_mode()
     def loop() -> Tensor:
-        # as in a picture: recorded for the first prompt of a size, text and tables given for each
-        velocity, _ = predictor.start(latent, tables, texts, GUIDANCE)
+        # as in a picture: recorded for the first prompt of a size, text and tables made for each
+        read, schedule = denoiser.text_context(groups), denoiser.modulation(times)
+        velocity, _ = predictor.start(latent, schedule, read, GUIDANCE)
         sampler, x = make_sampler("flow-dpm", steps=work.steps), latent
         for i in range(work.steps):
             x = sampler.step(x, velocity(x, i), i)
@@ -255,18 +257,48 @@ def _our_decoder(work: DecoderWork, state: Mapping[str, Tensor], *, int8: bool =
         autoencoder = Autoencoder(AUTOENCODERS[work.shapes], encoder=False)
     load_into(autoencoder, state, where=work.title)
     if int8:
-        quantize_decoder(autoencoder)
+        # a CUDA kernel has no scale of its own for each map
+        small = _latent(work)[..., :8, :8].to(DTYPES[work.dtype])
+        quantize_decoder(
+            autoencoder, input_scales=_input_scales(autoencoder, small) if _fuses(work) else None
+        )
         store_in_16_bit(autoencoder)
     # the layout that the loader of a model folder gives the weights
     autoencoder.to(DTYPES[work.dtype], memory_format=torch.channels_last)  # type: ignore[call-overload]
     autoencoder.requires_grad_(False).eval()
     latent = _latent(work).to(DTYPES[work.dtype])
+    weights = weight_bytes(autoencoder)
+    if int8 and _fuses(work):
+        autoencoder = fuse_decoder(autoencoder)
 
     @torch.inference_mode()
     def decode() -> Tensor:
         return tiling.decode(autoencoder, latent)
 
-    return {"decode": Stage(decode, weight_bytes(autoencoder))}
+    return {"decode": Stage(decode, weights)}
+
+
+def _fuses(work: Work) -> bool:
+    """Whether the runtime would fuse this decoder."""
+    chosen = backends.choose("auto", torch.device(work.device), work.dtype, True)
+    return chosen.name == "cuda" and DTYPES[work.dtype].itemsize == 2
+
+
+@torch.inference_mode()
+def _input_scales(autoencoder: Autoencoder, latent: Tensor) -> dict[str, float]:
+    """Scales of all that can be INT8, as calibration on one latent finds them."""
+    most: dict[str, Tensor] = {}
+    layers = {name: autoencoder.get_submodule(name) for name in decoder_targets(autoencoder)}
+    for name, layer in layers.items():
+
+        def note(x: Tensor, name: str = name) -> None:
+            most[name] = torch.maximum(most.get(name, x.new_zeros(())), x.abs().amax())
+
+        layer.observer = note  # type: ignore[assignment]
+    autoencoder.decode(latent)
+    for layer in layers.values():
+        layer.observer = None  # type: ignore[assignment]
+    return {name: float(value) / 127 for name, value in most.items()}
 
 
 def _diffusers_decoder(work: DecoderWork, state: Mapping[str, Tensor]) -> dict[str, Stage]:

@@ -16,6 +16,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -219,15 +220,14 @@ def _compile(command: Sequence[str], files: Sequence[Path], folder: Path) -> lis
 
 def _link(command: Sequence[str], objects: Iterable[Path], output: Path) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(f"{output.name}.{os.getpid()}")
-    try:
+    # under its own name: on Windows an import library keeps it
+    with tempfile.TemporaryDirectory(prefix=".link.", dir=output.parent) as folder:
+        temporary = Path(folder) / output.name
         done = _run([*command, *map(str, objects), "-o", str(temporary)])
         if done.returncode:
             print(done.stdout, file=sys.stderr)
             raise BuildError(f"{output.name} does not link", "its message is above")
         temporary.replace(output)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:

@@ -4,6 +4,8 @@
 //
 // Roundings: q after its RMSNorm and the softmax's numerators are rounded to the type for the tensor cores; the
 // denominator is the sum of the rounded ones, so that the weights add up to 1. All else is fp32.
+#include <limits>
+
 #include "checks.h"
 #include "cross_attention_maps.h"
 #include "row_quantizer.h"
@@ -12,7 +14,7 @@ namespace {
 
 using namespace cross_attention;
 
-constexpr float INFINITE = __builtin_inff();
+constexpr float INFINITE = std::numeric_limits<float>::infinity();
 
 struct alignas(8) Bytes8 {
   uint32_t word[2];

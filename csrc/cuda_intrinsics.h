@@ -256,12 +256,23 @@ inline sana_edge_status status_of(cudaError_t error) {
     case cudaErrorLaunchFailure:
     case cudaErrorMisalignedAddress:
     case cudaErrorHardwareStackError:
+    case cudaErrorIllegalInstruction:
+    case cudaErrorInvalidAddressSpace:
+    case cudaErrorInvalidPc:
+    case cudaErrorAssert:
+    case cudaErrorLaunchTimeout:
     case cudaErrorECCUncorrectable:
     case cudaErrorDevicesUnavailable:
       return SANA_EDGE_DEVICE_LOST;
     default:
       return SANA_EDGE_LAUNCH_FAILED;
   }
+}
+
+// status_of an error that the next launch must not report again
+inline sana_edge_status cleared(cudaError_t error) {
+  cudaGetLastError();
+  return status_of(error);
 }
 
 // what the current device is, asked once for each device: asking takes longer than a launch
@@ -272,7 +283,7 @@ inline sana_edge_status current_device(sana_edge_device_info* out) {
   } known[DEVICES];
   int device = 0;
   const cudaError_t error = cudaGetDevice(&device);
-  if (error != cudaSuccess) return status_of(error);
+  if (error != cudaSuccess) return cleared(error);
   if (device >= DEVICES) return sana_edge_device(device, out);
   if (!known[device].capability) {
     const sana_edge_status status = sana_edge_device(device, out);
@@ -290,12 +301,14 @@ template <class Arguments>
 sana_edge_status launch(void (*kernel)(Arguments), dim3 grid, unsigned threads, size_t shared, void* stream,
                         const Arguments& arguments) {
   if (shared > 48 * 1024) {
+    sana_edge_device_info device;
+    const sana_edge_status status = current_device(&device);
+    if (status != SANA_EDGE_OK) return status;
+    if (shared > size_t(device.shared_memory)) return SANA_EDGE_UNSUPPORTED_DEVICE;
+    // the most there is, the same for every launch: it belongs to the kernel, which two threads may be starting
     const cudaError_t error =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
-    if (error != cudaSuccess) {
-      cudaGetLastError();
-      return error == cudaErrorInvalidValue ? SANA_EDGE_UNSUPPORTED_DEVICE : status_of(error);
-    }
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, device.shared_memory);
+    if (error != cudaSuccess) return cleared(error);
   }
   kernel<<<grid, threads, shared, static_cast<cudaStream_t>(stream)>>>(arguments);
   return status_of(cudaGetLastError());

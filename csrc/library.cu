@@ -70,7 +70,7 @@ extern "C" SANA_EDGE_API sana_edge_status sana_edge_device(int device, sana_edge
                {cudaDevAttrMaxSharedMemoryPerBlockOptin, &out->shared_memory}};
   for (const auto& question : asked) {
     error = cudaDeviceGetAttribute(question.to, question.attribute, device);
-    if (error != cudaSuccess) return status_of(error);
+    if (error != cudaSuccess) return cleared(error);
   }
   out->capability = 10 * major + minor;
   return out->capability >= 75 ? SANA_EDGE_OK : SANA_EDGE_UNSUPPORTED_DEVICE;

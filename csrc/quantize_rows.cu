@@ -1,42 +1,51 @@
-// Rows to INT8: one block reads a row once, keeps it in registers between its absmax and its values, 16 bytes at
-// a time.
+// Rows to INT8: a warp, or a block where rows are long, reads a row once and keeps it in registers between its
+// absmax and its values, 16 bytes at a time.
 #include "checks.h"
 #include "row_quantizer.h"
 
 namespace {
 
 constexpr int THREADS = 256;
-// elements of a row that a thread keeps, in groups of 16: rows of up to 16384
+// elements of a row that a thread keeps, in groups of 16: rows of up to 2048 for a warp, 16384 for a block
 constexpr int GROUPS = 4;
 
-template <class T>
+// EACH: threads of a row, a warp or the block
+template <class T, int EACH>
 __global__ void __launch_bounds__(THREADS) quantize_rows_kernel(const sana_edge_quantize_rows_args a) {
-  const int64_t row = blockIdx.x;
+  const int64_t row = int64_t(blockIdx.x) * (THREADS / EACH) + threadIdx.x / EACH;
+  const int first = threadIdx.x % EACH;
+  // a warp without a row takes part in what the others do together
+  const int groups = row < a.rows ? a.columns / 16 : 0;
   const T* x = static_cast<const T*>(a.x) + row * a.columns;
-  const int groups = a.columns / 16;
   float kept[GROUPS][16];
   float most = 0;
 #pragma unroll
   for (int n = 0; n < GROUPS; n++) {
-    const int group = threadIdx.x + n * THREADS;
+    const int group = first + n * EACH;
     if (group >= groups) continue;
     load_group(kept[n], x + group * 16);
     for (int i = 0; i < 16; i++) most = larger_or_nan(most, kept[n][i]);
   }
-  most = block_max<THREADS>(most);
+  if constexpr (EACH == WARP)
+    most = warp_max(most);
+  else
+    most = block_max<THREADS>(most);
   const RowScale scale = row_scale(most, a.static_scale);
-  if (threadIdx.x == 0) a.scales[row] = scale.stored;
+  if (first == 0 && groups) a.scales[row] = scale.stored;
 #pragma unroll
   for (int n = 0; n < GROUPS; n++) {
-    const int group = threadIdx.x + n * THREADS;
+    const int group = first + n * EACH;
     if (group < groups) store_vector(a.values + row * a.columns + group * 16, quantize_group(kept[n], scale));
   }
 }
 
 template <class T>
 sana_edge_status start(const sana_edge_quantize_rows_args& a, void* stream) {
-  return launch(quantize_rows_kernel<T>, dim3{unsigned(a.rows), 1, 1}, THREADS, block_max_bytes(THREADS), stream,
-                a);
+  if (a.columns > 16 * GROUPS * WARP)
+    return launch(quantize_rows_kernel<T, THREADS>, dim3{unsigned(a.rows), 1, 1}, THREADS,
+                  block_max_bytes(THREADS), stream, a);
+  const auto blocks = unsigned(blocks_of<int64_t>(a.rows, THREADS / WARP));
+  return launch(quantize_rows_kernel<T, WARP>, dim3{blocks, 1, 1}, THREADS, 0, stream, a);
 }
 
 }  // namespace

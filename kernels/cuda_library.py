@@ -123,6 +123,9 @@ class Library:
         Raises:
             SanaError: the library refused; of the kind that fits.
         """
+        for name, value in fields.items():
+            if isinstance(value, Tensor) and value.device != device:
+                raise InvalidInput(f"{name} of {operation} is on {value.device}, not on {device}", "move it")
         values = {
             name: value.data_ptr() if isinstance(value, Tensor) else value for name, value in fields.items()
         }

@@ -103,7 +103,12 @@ class Autoencoder(nn.Module):
 
     Neither method applies ``config.scaling_factor``: multiply what `encode` returns by it, divide what
     goes into `decode`.
+
+    Attributes:
+        whole_maps: whether `decode` holds whole maps of a residual block, not strips of them.
     """
+
+    whole_maps = False
 
     def __init__(self, config: AutoencoderConfig, *, encoder: bool = True) -> None:
         super().__init__()

@@ -47,6 +47,7 @@ def fuse_decoder(autoencoder: Autoencoder, backend: str = "cuda") -> Autoencoder
         raise InvalidInput(f"a fused decoder in {dtype}", "convert the decoder to float16 or bfloat16")
     fused = _with_children(autoencoder, {"decoder": _fused(autoencoder.decoder, backend)})
     fused.encoder = None
+    fused.whole_maps = True
     return fused
 
 

@@ -7,6 +7,7 @@ Without a GPU the same loop calls its function every time.
 from __future__ import annotations
 
 import logging
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 
@@ -32,24 +33,44 @@ def eager(run: Run) -> Run:
     return run
 
 
-def cuda_graph(run: Run) -> Run:
-    """Record on the current CUDA device; the result is one tensor, which every call writes."""
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(_WARM_UPS):
-            run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    # other threads may use the device meanwhile
-    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-        result = run()
+# two captures at once would break each other: a capture begins with waiting for the device
+_CAPTURING = threading.Lock()
 
-    def replay() -> Tensor:
-        graph.replay()
-        return result
 
-    return replay
+class CudaGraphs:
+    """A recorder on the current CUDA device; what it gives is one tensor, which every call writes.
+
+    All that one recorder records shares its memory: not for two at the same time.
+    """
+
+    def __init__(self) -> None:
+        self._pool: object = None
+
+    def __call__(self, run: Run) -> Run:
+        before = torch.cuda.current_stream()
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(before)
+        with torch.cuda.stream(stream):
+            for _ in range(_WARM_UPS):
+                run()
+        before.wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        try:
+            # other threads may use the device meanwhile
+            mode = {"stream": stream, "pool": self._pool, "capture_error_mode": "thread_local"}
+            with _CAPTURING, torch.cuda.graph(graph, **mode):  # type: ignore[arg-type]
+                result = run()
+        finally:
+            # where a capture fails torch stays on its stream
+            torch.cuda.set_stream(before)
+
+        def replay() -> Tensor:
+            graph.replay()
+            return result
+
+        return replay
 
 
 class Loop:
@@ -67,6 +88,8 @@ class Loop:
         self, function: Function, step: Sequence[Tensor], prompt: Sequence[Tensor], recorder: Recorder
     ) -> None:
         self._step, self._prompt = ([t.clone() for t in tensors] for tensors in (step, prompt))
+        # a recording goes on reading what the function holds
+        self._function = function
         self.note = ""
 
         def run() -> Tensor:
@@ -111,6 +134,15 @@ class Loops:
             loop = make()
         self._loops[key] = loop
         return loop
+
+    def drop(self, key: Hashable) -> None:
+        """Let go of a key's loop, if there is one."""
+        self._loops.pop(key, None)
+
+    def noted(self, key: Hashable) -> str:
+        """The note of a key's loop; empty where there is none."""
+        loop = self._loops.get(key)
+        return "" if loop is None else loop.note
 
     def clear(self) -> None:
         """Let go of all memory."""

@@ -73,9 +73,25 @@ class Predictor:
             function = self.network.function(structure, latent, guided)
             return Loop(function, step, prompt, self._recorder)
 
-        loop = self._loops.get(key, make)
+        def velocity(x: Tensor, i: int) -> Tensor:
+            # made again where its memory was needed for something else
+            return self._loops.get(key, make)([x, tables.blocks[i], tables.final[i]])
+
+        # what could not be recorded may be now
+        if self._loops.noted(key):
+            self._loops.drop(key)
+        loop = self._made(key, make)
         loop.load(prompt)
-        return lambda x, i: loop([x, tables.blocks[i], tables.final[i]]), loop.note
+        return velocity, loop.note
+
+    def _made(self, key: Hashable, make: Callable[[], Loop]) -> Loop:
+        try:
+            return self._loops.get(key, make)
+        except torch.OutOfMemoryError:
+            # those of other sizes give way
+            self._loops.clear()
+            torch.cuda.empty_cache()
+        return self._loops.get(key, make)
 
     def release(self) -> None:
         """Let go of everything that was recorded."""
@@ -153,7 +169,7 @@ class PlainNetwork:
 
 def make_predictor(denoiser: Denoiser, backend: str, device: torch.device) -> Predictor:
     """The predictor of a loaded denoiser, with graphs on a CUDA device."""
-    recorder = graph.cuda_graph if device.type == "cuda" else graph.eager
+    recorder = graph.CudaGraphs() if device.type == "cuda" else graph.eager
     if backend != "torch":
         return Predictor(FusedNetwork(denoiser, backend), recorder)
     return Predictor(PlainNetwork(denoiser, _LENGTHS if device.type == "cuda" else 1), recorder)

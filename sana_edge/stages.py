@@ -84,7 +84,8 @@ class Stages:
     def synchronize(self) -> None:
         """Wait for what was queued."""
         if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+            # not the device, which another model may be recording on
+            torch.cuda.current_stream(self.device).synchronize()
 
     def check_plan(self, plan: Plan) -> None:
         """Compare an estimate of the largest stage with what is free, where that is known; computes nothing.
@@ -102,7 +103,9 @@ class Stages:
         decoding = pixels + tiling.decode_bytes(config, min(height, tile), min(width, tile), widest)
         tokens = height * width * (2 if plan.guided else 1)
         denoising = tokens * self.denoiser.config.dim * DTYPES[self.dtype].itemsize * _TOKEN_COPIES
-        needed, free = max(decoding, denoising), available_memory(self.device)
+        # what a graph was recorded with stays its own while a picture is decoded
+        needed = decoding + denoising if self.device.type == "cuda" else max(decoding, denoising)
+        free = available_memory(self.device)
         if free is not None and needed > free:
             raise OutOfMemory(
                 f"{plan.width}x{plan.height} needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free",
@@ -167,7 +170,14 @@ class Stages:
         _check_finite(latent, "latent")
         weight = next(self.autoencoder.parameters())
         latent = latent.to(weight.dtype) / self.autoencoder.config.scaling_factor
-        pixels = tiling.decode(self.autoencoder, latent)
+        try:
+            pixels = tiling.decode(self.autoencoder, latent)
+        except (torch.OutOfMemoryError, OutOfMemory):
+            if self.device.type != "cuda":
+                raise
+            # what steps were recorded with can be had again
+            self.release()
+            pixels = tiling.decode(self.autoencoder, latent)
         _check_finite(pixels, "decoded picture")
         levels = pixels[0].mul_(0.5).add_(0.5).clamp_(0, 1).float().mul_(255).round_()
         result: NDArray[np.uint8] = levels.byte().permute(1, 2, 0).contiguous().cpu().numpy()

@@ -59,10 +59,11 @@ def decode(
     pixels = batch * config.in_channels * height * width * cell**2 * latent.element_size()
     free = available_memory(latent.device) if memory_limit is None else memory_limit
     expected = _ASSUMED_MEMORY if free is None else free
-    if tile is None and pixels + decode_bytes(config, height, width, latent.dtype) > expected:
+    whole = autoencoder.whole_maps
+    if tile is None and pixels + decode_bytes(config, height, width, latent.dtype, whole) > expected:
         tile = DEFAULT_TILE
     side, step = _tiles(max(height, width), cell, tile, stride)
-    needed = pixels + decode_bytes(config, min(side, height), min(side, width), latent.dtype)
+    needed = pixels + decode_bytes(config, min(side, height), min(side, width), latent.dtype, whole)
     if free is not None and needed > free:
         raise OutOfMemory(
             f"decoding {width * cell}x{height * cell} pixels needs {needed} bytes, {free} are free",
@@ -136,16 +137,20 @@ def _cross_fade(before: Tensor, after: Tensor, dim: int) -> None:
     beginning.copy_(end * (1 - share) + beginning * share)
 
 
-def decode_bytes(config: AutoencoderConfig, height: int, width: int, dtype: torch.dtype) -> int:
+def decode_bytes(
+    config: AutoencoderConfig, height: int, width: int, dtype: torch.dtype, whole_maps: bool = False
+) -> int:
     """Estimate the peak memory of decoding one (height, width) latent at once, without weights.
 
     The largest, over the layers, of the maps that are alive at the same time; see `_layer_bytes`. What a
     convolution library takes for itself is not counted.
     """
-    return max(_layer_bytes(config, height, width, dtype.itemsize))
+    return max(_layer_bytes(config, height, width, dtype.itemsize, whole_maps))
 
 
-def _layer_bytes(config: AutoencoderConfig, height: int, width: int, item: int) -> Iterator[int]:
+def _layer_bytes(
+    config: AutoencoderConfig, height: int, width: int, item: int, whole_maps: bool
+) -> Iterator[int]:
     """Yield what each kind of layer of each stage holds at its peak, in bytes."""
     channels, layers = config.decoder_block_out_channels, config.decoder_layers_per_block
     interpolate = config.upsample_block_type == "interpolate"
@@ -158,7 +163,9 @@ def _layer_bytes(config: AutoencoderConfig, height: int, width: int, item: int) 
         if config.decoder_block_types[stage] == "ResBlock":
             # input; window of a strip with 2 more rows on each side, outputs of both convolutions
             rows = min(strip_rows(width * channels[stage] * item) + 4, height)
-            yield (height + 3 * rows) * width * channels[stage] * item
+            # or the input and what both convolutions read of it in INT8, whole
+            held = height + (2 * height / item if whole_maps else 3 * rows)
+            yield int(held * width * channels[stage] * item)
         else:
             scales = len(config.decoder_qkv_multiscales[stage])
             yield height * width * channels[stage] * _attention_width(scales, item)

@@ -20,6 +20,7 @@ from sana_edge.denoiser import Denoiser, Modulation, TextContext
 from sana_edge.errors import OutOfMemory
 from sana_edge.prediction import FusedNetwork, Predictor, Velocity
 from sana_edge.quantized import quantize_denoiser
+from sana_edge.stages import Stages
 from sana_edge.text_encoder import TextFeatures
 
 pytestmark = [
@@ -105,7 +106,7 @@ def test_a_step_equals_the_int8_layers(backend: str, config: DenoiserConfig, siz
     denoiser = int8_denoiser(config)
     x, context = torch.randn(1, config.in_channels, *size, device=CUDA), reading(denoiser, 60)
     tables = denoiser.modulation(torch.tensor([900.0, 30.0], device=CUDA))
-    velocity, note = Predictor(FusedNetwork(denoiser, backend), graph.cuda_graph).start(
+    velocity, note = Predictor(FusedNetwork(denoiser, backend), graph.CudaGraphs()).start(
         x, tables, context, GUIDANCE
     )
     assert note == ""
@@ -121,7 +122,7 @@ def test_replay_equals_eager_and_itself(backend: str) -> None:
     torch.manual_seed(1)
     eager = started(denoiser, backend, graph.eager, x)(x, 1).clone()
     torch.manual_seed(1)
-    replayed = started(denoiser, backend, graph.cuda_graph, x)
+    replayed = started(denoiser, backend, graph.CudaGraphs(), x)
     # the same bytes, however blocks happen to be ordered
     for _ in range(20):
         assert torch.equal(replayed(x, 1), eager)
@@ -142,7 +143,7 @@ def test_two_streams_at_once(backend: str) -> None:
             with lock:
                 torch.manual_seed(1)
                 for _ in range(k + 1):
-                    velocity = started(denoiser, backend, graph.cuda_graph, latents[k])
+                    velocity = started(denoiser, backend, graph.CudaGraphs(), latents[k])
             ready.wait()
             same.append(all(torch.equal(velocity(latents[k], 0), wanted[k]) for _ in range(50)))
 
@@ -160,7 +161,7 @@ def test_two_streams_at_once(backend: str) -> None:
 @torch.inference_mode()
 def test_a_replay_allocates_nothing(backend: str) -> None:
     x = torch.randn(1, 32, 32, 32, device=CUDA)
-    velocity = started(int8_denoiser(CONFIGS["small"]), backend, graph.cuda_graph, x)
+    velocity = started(int8_denoiser(CONFIGS["small"]), backend, graph.CudaGraphs(), x)
     before = torch.cuda.memory_stats()["allocation.all.allocated"]
     for i in range(2):
         velocity(x, i)
@@ -181,13 +182,47 @@ def test_a_picture(backend: str, tmp_path: Path) -> None:
     assert 10 * np.log10(255**2 / max(error, 1e-9)) > 25
 
 
-def test_usable_after_running_out_of_memory() -> None:
+@BACKENDS
+def test_a_picture_does_not_depend_on_what_was_made_before(backend: str) -> None:
+    """A graph reads the memory that it was recorded with: nothing else may have got it meanwhile."""
+    with Sana.load("sana-tiny", device="cuda", int8=True, backend=backend, dtype="fp16") as sana:
+        first = sana.generate("a red house", seed=7, steps=4).pixels
+        filled = [torch.full((32 << 20,), 0xFF, dtype=torch.uint8, device=CUDA) for _ in range(8)]
+        sana.generate("two blue fish above a green tree", seed=8, steps=2)
+        assert np.array_equal(sana.generate("a red house", seed=7, steps=4).pixels, first)
+        del filled
+
+
+@BACKENDS
+@torch.inference_mode()
+def test_a_failed_recording_leaves_the_device_usable(backend: str) -> None:
+    before = torch.cuda.current_stream()
+    with pytest.raises(RuntimeError):
+        # waits for the device, which nothing that is recorded may
+        graph.CudaGraphs()(lambda: torch.ones(1, device=CUDA) * torch.ones(1, device=CUDA).item())
+    assert torch.cuda.current_stream() == before
+    assert float(torch.ones(1 << 20, device=CUDA).sum()) == 1 << 20
+    torch.cuda.empty_cache()
+    x = torch.randn(1, 32, 32, 32, device=CUDA)
+    assert started(int8_denoiser(CONFIGS["small"]), backend, graph.CudaGraphs(), x)(x, 0).isfinite().all()
+
+
+@pytest.mark.parametrize("stage", ["predict", "decode"])
+def test_usable_after_running_out_of_memory(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with Sana.load("sana-tiny", device="cuda", int8=True) as sana:
         before = sana.generate("a red house", seed=7, steps=2).pixels
-        free, _ = torch.cuda.mem_get_info()
-        hog = torch.empty(max(free - (48 << 20), 0), dtype=torch.int8, device=CUDA)
+        # the estimate would refuse it before anything is computed
+        monkeypatch.setattr(Stages, "check_plan", lambda self, plan: None)
+        whole = getattr(Stages, stage)
+
+        def cramped(self: Stages, *arguments: object) -> object:
+            _, total = torch.cuda.mem_get_info()
+            torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + (8 << 20)) / total)
+            return whole(self, *arguments)
+
+        monkeypatch.setattr(Stages, stage, cramped)
         with pytest.raises(OutOfMemory):
             sana.generate("a red house", seed=7, steps=2, size=(4096, 4096))
-        del hog
-        torch.cuda.empty_cache()
+        monkeypatch.undo()
+        torch.cuda.set_per_process_memory_fraction(1.0)
         assert np.array_equal(sana.generate("a red house", seed=7, steps=2).pixels, before)

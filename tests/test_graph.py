@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
@@ -252,6 +254,33 @@ def cuda_predictor(denoiser: Denoiser, recorder: graph.Recorder) -> Predictor:
     return Predictor(PlainNetwork(denoiser, 64), recorder)
 
 
+def test_a_loop_keeps_what_its_function_reads() -> None:
+    """A recording reads memory that only the function knows, and does not keep the function itself."""
+
+    class Held:
+        pass
+
+    def make() -> tuple[Loop, weakref.ref[Held]]:
+        held = Held()
+
+        def function(step: Sequence[Tensor], prompt: Sequence[Tensor]) -> Tensor:
+            assert held is not None
+            return step[0]
+
+        def recorder(run: Run) -> Run:
+            result = run()
+            return lambda: result
+
+        return Loop(function, [torch.zeros(1)], [], recorder), weakref.ref(held)
+
+    loop, held = make()
+    gc.collect()
+    assert held() is not None
+    del loop
+    gc.collect()
+    assert held() is None
+
+
 @pytest.mark.gpu
 @GPU
 def test_replay_equals_eager_on_a_gpu() -> None:
@@ -260,7 +289,7 @@ def test_replay_equals_eager_on_a_gpu() -> None:
     text = TextFeatures(torch.randn(1, 7, 40, device="cuda"), torch.ones(1, 7, device="cuda"))
     x, read = torch.randn(1, 8, 12, 20, device="cuda"), denoiser.text_context([text])
     results = []
-    for recorder in (graph.eager, graph.cuda_graph):
+    for recorder in (graph.eager, graph.CudaGraphs()):
         velocity, note = cuda_predictor(denoiser, recorder).start(x, tables, read, None)
         assert note == ""
         results.append([velocity(x, i).clone() for i in range(2)])
@@ -280,7 +309,7 @@ def test_two_streams_on_a_gpu() -> None:
 
     def work(k: int) -> None:
         with torch.inference_mode(), torch.cuda.stream(torch.cuda.Stream()):  # type: ignore[no-untyped-call]
-            velocity, _ = cuda_predictor(denoiser, graph.cuda_graph).start(latents[k], tables, read, None)
+            velocity, _ = cuda_predictor(denoiser, graph.CudaGraphs()).start(latents[k], tables, read, None)
             same.append(all(torch.allclose(velocity(latents[k], 0), wanted[k], atol=1e-2) for _ in range(50)))
 
     threads = [threading.Thread(target=work, args=(k,)) for k in range(2)]
@@ -299,7 +328,7 @@ def test_nothing_is_allocated_by_a_replay() -> None:
     tables = denoiser.modulation(torch.tensor([500.0], device="cuda"))
     text = TextFeatures(torch.randn(1, 7, 40, device="cuda"), torch.ones(1, 7, device="cuda"))
     x, read = torch.randn(1, 8, 12, 20, device="cuda"), denoiser.text_context([text])
-    velocity, _ = cuda_predictor(denoiser, graph.cuda_graph).start(x, tables, read, None)
+    velocity, _ = cuda_predictor(denoiser, graph.CudaGraphs()).start(x, tables, read, None)
     before = torch.cuda.memory_stats()["allocation.all.allocated"]
     for _ in range(3):
         velocity(x, 0)
