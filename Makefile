@@ -26,11 +26,12 @@ demo: $(VENV)/torch.stamp
 
 # a file of tests stays together, for what its tests share
 test: lint
-	$(RUN)/pytest -n auto --dist loadfile
+	$(RUN)/pytest -n auto --dist loadfile -m "not slow and not gpu and not alone"
+	$(RUN)/pytest -m "not slow and not gpu and alone"
 
 test-all: lint
-	$(RUN)/pytest -n auto --dist loadfile -m "not gpu"
-	$(RUN)/pytest -m gpu
+	$(RUN)/pytest -n auto --dist loadfile -m "not gpu and not alone"
+	$(RUN)/pytest -m "gpu or alone"
 
 lint: $(VENV)/test.stamp
 	$(RUN)/ruff check .

@@ -1,6 +1,6 @@
 /* How a program uses the library: the rows of a matrix to INT8, and their product with an INT8 weight.
  *
- *   nvcc example.c -I include -o example libsana_edge_cuda.so && ./example
+ *   nvcc example.c -I include -o example libsana_edge_cuda.so && LD_LIBRARY_PATH=. ./example
  *
  * where `python -c "import sana_edge; print(sana_edge.__path__[0])"` tells the folder of both. Any C or C++ program
  * can do the same with the memory and the streams that it has. With -DEMULATED the tests build this for the CPU.

@@ -168,12 +168,11 @@ def load() -> Library:
     named = os.environ.get(VARIABLE)
     path = Path(named) if named else Path(sana_edge.__file__).parent / _NAME
     if not path.exists():
-        raise UnsupportedDevice(
-            f"the CUDA library was not built: no {path.name}", "install with nvcc 12.8 or later on PATH"
-        )
-    if _cut_short(path):
-        raise UnsupportedDevice(f"the CUDA library does not load: {path} is cut short", _AGAIN)
+        hint = f"correct {VARIABLE}, or unset it" if named else "install with nvcc 12.8 or later on PATH"
+        raise UnsupportedDevice(f"the CUDA library was not built: no {named or path.name}", hint)
     try:
+        if _cut_short(path):
+            raise UnsupportedDevice(f"the CUDA library does not load: {path} is cut short", _AGAIN)
         library = Library(path)
         found = library.abi
     except (OSError, AttributeError) as error:

@@ -91,7 +91,7 @@ def test_one_that_suits(make: Make) -> None:
 
 def test_not_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use(tmp_path / "libsana_edge_cuda.so", monkeypatch)
-    text = "the CUDA library was not built: no libsana_edge_cuda.so"
+    text = f"the CUDA library was not built: no {tmp_path / 'libsana_edge_cuda.so'}"
     assert cuda_library.refusal(GPU) == text
     assert refused().startswith(f"{text}; ")
 

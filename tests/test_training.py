@@ -61,6 +61,7 @@ def test_a_training_learns_logs_and_keeps_its_average(tmp_path: Path) -> None:
     assert not torch.equal(average["weight"], model.weight)
 
 
+@pytest.mark.alone
 def test_an_interrupted_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     whole, model = make(tmp_path / "whole", 60)
     run(whole, model)
