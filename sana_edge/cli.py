@@ -279,7 +279,11 @@ def _parser() -> argparse.ArgumentParser:
     quantize_command.add_options(quantizing, _size)
     exporting = command("export", export_command.run, "make ONNX graphs that run without torch")
     export_command.add_options(exporting, _size)
-    building = command("build", build_command.run, "build TensorRT engines of an exported folder")
+    building = command(
+        "build",
+        build_command.run,
+        "build TensorRT engines of an exported folder; generate cannot run them yet",
+    )
     build_command.add_options(building, _size)
     command("doctor", _doctor, "show what this machine can run, and why not")
     return parser

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch import library as registry
 
 from sana_edge import fused_shapes
 from sana_edge.kernels import cuda_library
@@ -82,7 +83,7 @@ _SCHEMAS = {
 OPERATIONS = tuple(_SCHEMAS)
 # that Triton has none of
 CUDA_ONLY = tuple(name for name in _SCHEMAS if "conv2d" in name)
-_LIBRARY = torch.library.Library("sana_edge", "DEF")  # type: ignore[no-untyped-call]
+_LIBRARY = registry.Library("sana_edge", "DEF")  # type: ignore[no-untyped-call]
 
 
 def workspace(backend: str, images: int, tokens: int, heads: int, device: torch.device) -> Tensor | None:
@@ -175,7 +176,7 @@ def _register() -> None:
         function = _OWN.get(name, functools.partial(shared, name))
         _LIBRARY.define(name + schema)  # type: ignore[no-untyped-call]
         _LIBRARY.impl(name, function, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
-        torch.library.register_fake(
+        registry.register_fake(
             f"sana_edge::{name}", fused_shapes.SHAPES.get(name, fused_shapes.rows), lib=_LIBRARY
         )
 

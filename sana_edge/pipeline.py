@@ -95,7 +95,7 @@ class Sana:
                 calibration. A package is INT8 also without it.
             backend: what the denoiser's steps run on, "auto", "torch", "triton" or "cuda"; the last two are
                 for INT8 models on a CUDA device, where auto takes the best that can run. An exported
-                folder runs on "onnxruntime" or "openvino", of which auto takes the faster one that works.
+                folder runs on "onnxruntime" or "openvino", of which auto takes the first that works here.
             offline: never use the network.
             progress: show a download on stderr.
 

@@ -10,12 +10,11 @@ from torch import Tensor
 from sana_edge.autoencoder import Autoencoder
 from sana_edge.config import AutoencoderConfig
 from sana_edge.efficient_vit import EXPAND_RATIO
-from sana_edge.errors import InvalidInput, OutOfMemory
+from sana_edge.engine_tiling import DEFAULT_TILE as DEFAULT_TILE
+from sana_edge.engine_tiling import tile_cells
+from sana_edge.errors import OutOfMemory
 from sana_edge.maps import strip_rows
 from sana_edge.memory import available_memory
-
-# pixels; with tiles of 512 the seams show in flat areas at 4096 px
-DEFAULT_TILE = 1024
 
 # what a laptop can be expected to have free, to choose between tiles and a whole picture where it is unknown
 _ASSUMED_MEMORY = 4 << 30
@@ -62,7 +61,7 @@ def decode(
     whole = autoencoder.whole_maps
     if tile is None and pixels + decode_bytes(config, height, width, latent.dtype, whole) > expected:
         tile = DEFAULT_TILE
-    side, step = _tiles(max(height, width), cell, tile, stride)
+    side, step = tile_cells(max(height, width), cell, tile, stride)
     needed = pixels + decode_bytes(config, min(side, height), min(side, width), latent.dtype, whole)
     if free is not None and needed > free:
         raise OutOfMemory(
@@ -70,22 +69,6 @@ def decode(
             "choose a smaller size or tile, or close other programs",
         )
     return _decode_tiles(autoencoder, latent, side, step, on_tile)
-
-
-def _tiles(longest: int, cell: int, tile: int | None, stride: int | None) -> tuple[int, int]:
-    """Return side and distance of the tiles, in latent cells, for a latent with this longest side."""
-    if tile is None:
-        return longest, longest
-    if stride is None:
-        stride = max(tile * 7 // 8 // cell, 1) * cell
-    for name, length in (("tile", tile), ("stride", stride)):
-        if length <= 0 or length % cell:
-            raise InvalidInput(f"{name} {length} is no positive multiple of {cell}", "1024 is a good tile")
-    if stride > tile:
-        raise InvalidInput(f"stride {stride} is larger than tile {tile}", "choose a stride up to the tile")
-    if longest * cell <= tile:
-        return longest, longest
-    return tile // cell, stride // cell
 
 
 def _decode_tiles(

@@ -11,10 +11,14 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import bench_kernels
+import contenders
 import gpu_check
 import roofline
+import shapes_work
 from bench_kernels import Peaks
 from kernel_cases import Case, Sizes, cases
+
+from sana_edge.fused_decoder import fuse_decoder
 
 CPU = torch.device("cpu")
 
@@ -88,3 +92,19 @@ def test_a_step_that_fails_stops_everything() -> None:
     with pytest.raises(gpu_check.SanaError, match="failing failed with exit code 3"):
         gpu_check._step("failing", ["-c", "raise SystemExit(3)"])
     assert gpu_check._step("printing", ["-c", "print('a'); print('b')"]) == "a\nb"
+
+
+@pytest.mark.usefixtures("emulated")
+def test_the_decoder_that_is_timed_is_the_fused_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the runtime would fuse it; here it is told that it would."""
+    work = shapes_work.DecoderWork(dtype="bf16", device="cpu", threads=1, shapes="tiny", size=64, tiled=False)
+    loaders = work.loaders()
+    expected = loaders[contenders.OURS]()["decode"]()
+    monkeypatch.setattr(shapes_work, "_fuses", lambda work: True)
+    fused = []
+    monkeypatch.setattr(
+        shapes_work, "fuse_decoder", lambda decoder: fused.append(fuse_decoder(decoder)) or fused[0]
+    )
+    found = loaders[contenders.INT8]()["decode"]()
+    assert len(fused) == 1
+    assert float((found - expected).norm() / expected.norm()) < work.int8_tolerance["decode"] + 0.1

@@ -53,20 +53,20 @@ class Call(ctypes.Structure):
 class Kernels:
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.library = ctypes.CDLL(str(path))
+        self._loaded = ctypes.CDLL(str(path))
 
     def __call__(
         self, name: str, a: Tensor | None, b: Tensor | None, out: Tensor | None, count: int = 0, kind: int = 0
     ) -> None:
         pointers = (None if t is None else t.data_ptr() for t in (a, b, out))
-        assert getattr(self.library, name)(ctypes.byref(Call(*pointers, count, kind))) == 0
+        assert getattr(self._loaded, name)(ctypes.byref(Call(*pointers, count, kind))) == 0
 
     def shuffle(self, seed: int) -> None:
-        self.library.sana_edge_emulator_shuffle(seed)
+        self._loaded.sana_edge_emulator_shuffle(seed)
 
     def conflicts(self) -> tuple[int, int]:
         numbers = (ctypes.c_int64 * 6)()
-        self.library.sana_edge_emulator_counters(numbers)
+        self._loaded.sana_edge_emulator_counters(numbers)
         return numbers[4], numbers[5]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch import library as registry
 
 from sana_edge import fused_ops, ops
 from sana_edge.kernels import reference_conv, reference_fused
@@ -78,7 +79,7 @@ def run(name: str, backend: str) -> list[Tensor]:
 @pytest.mark.parametrize("name", fused_ops.OPERATIONS)
 def test_torch_accepts_the_operation(name: str) -> None:
     tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
-    torch.library.opcheck(getattr(fused_ops, name), (*arguments()[name], "torch"), test_utils=tests)
+    registry.opcheck(getattr(fused_ops, name), (*arguments()[name], "torch"), test_utils=tests)
 
 
 @pytest.mark.parametrize("name", fused_ops.OPERATIONS)
