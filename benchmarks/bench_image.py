@@ -27,7 +27,7 @@ from model_work import ModelWork
 from record import ended, header, positive, write_bytes, write_json
 from shapes_work import DENOISERS, DecoderWork, DenoiserWork
 
-from sana_edge import int_mm
+from sana_edge import backends, int_mm
 from sana_edge.components import DTYPES
 from sana_edge.errors import InvalidInput
 from sana_edge.image import check_writable
@@ -60,6 +60,10 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> None:
         "repeat": options.repeat,
         # a fallback would be measured too
         "int8_products": int_mm.describe(choose_device(options.device).type)[1],
+        "int8_backends": {
+            dtype: backends.choose("auto", choose_device(options.device), dtype, True).name
+            for dtype in options.dtype
+        },
     }
     results: dict[str, list[Row]] = {}
     for work, stages in works.items():

@@ -16,6 +16,7 @@ from sana_edge.autoencoder import Autoencoder
 from sana_edge.components import DTYPES, store_in_16_bit
 from sana_edge.config import LATENT_CELL, AutoencoderConfig, DenoiserConfig
 from sana_edge.denoiser import Denoiser
+from sana_edge.errors import SanaError
 from sana_edge.fused_decoder import fuse_decoder
 from sana_edge.prediction import make_predictor
 from sana_edge.quantized import decoder_targets, quantize_decoder, quantize_denoiser
@@ -198,7 +199,9 @@ def _our_denoiser(work: DenoiserWork, state: Mapping[str, Tensor], *, int8: bool
     def loop() -> Tensor:
         # as in a picture: recorded for the first prompt of a size, text and tables made for each
         read, schedule = denoiser.text_context(groups), denoiser.modulation(times)
-        velocity, _ = predictor.start(latent, schedule, read, GUIDANCE)
+        velocity, note = predictor.start(latent, schedule, read, GUIDANCE)
+        if note:
+            raise SanaError(note, "what is timed would not be what a picture takes")
         sampler, x = make_sampler("flow-dpm", steps=work.steps), latent
         for i in range(work.steps):
             x = sampler.step(x, velocity(x, i), i)
