@@ -148,6 +148,8 @@ def _smooth(
         seen = statistics.layers[prefix + name]
         trial = _Trial(target_weight(model, name), seen)
         best = _choose(trial, alpha, activations) if name in folds else 0.0
+        # the trial may look at the weight itself, which changes below
+        errors = trial.errors(0.0), trial.errors(best)
         if best:
             s = trial.factors(best)
             weight = cast(Tensor, model.get_submodule(name).weight)
@@ -155,7 +157,7 @@ def _smooth(
             folds[name](s)
             statistics.layers[prefix + name] = divided(seen, s)
         reason = "" if best else _reason(name in folds, alpha)
-        results.append(Smoothed(prefix + name, best, trial.errors(0.0), trial.errors(best), reason))
+        results.append(Smoothed(prefix + name, best, *errors, reason))
         if progress is not None:
             progress(len(results), len(targets))
     return results

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -30,6 +31,8 @@ _FIXED = ("B", "h", "w")
 # compiled graphs that are kept, one for each size; each holds the weights in its own layout
 _KEPT_SIZES = 2
 _DRIVERS = {"gpu": "install the Intel graphics driver", "npu": "install the Intel NPU driver"}
+# what Linux says where a plugin of OpenVINO needs a library
+_MISSING_LIBRARY = re.compile(r"(\S+): cannot open shared object file")
 
 
 def probe(device: str, settings: Settings) -> tuple[str, str]:
@@ -44,22 +47,31 @@ def probe(device: str, settings: Settings) -> tuple[str, str]:
     if device not in _DEVICES:
         raise unusable_device("openvino", device)
     core, place = runtime.Core(), _DEVICES[device]
+    hint = f"{_DRIVERS.get(device, 'install openvino again')}, or choose --device cpu"
+    # of a GPU that is the only one, "GPU" and "GPU.0" are the same
+    there = device == "cpu" or any(found.split(".")[0] == place for found in core.available_devices)
     try:
-        # of a GPU that is the only one, "GPU" and "GPU.0" are the same
-        if device != "cpu" and not any(found.split(".")[0] == place for found in core.available_devices):
-            core.get_property(place, "FULL_DEVICE_NAME")
-            raise UnsupportedDevice(
-                f"openvino finds no {device}", f"{_DRIVERS[device]}, or choose --device cpu"
-            )
         title = str(core.get_property(place, "FULL_DEVICE_NAME")).strip()
     except RuntimeError as error:
-        hint = f"{_DRIVERS.get(device, 'install openvino again')}, or choose --device cpu"
-        raise UnsupportedDevice(f"openvino cannot use {device}: {engine_ports.said(error)}", hint) from error
+        raise UnsupportedDevice(_refusal(device, there, error), hint) from error
+    if not there:
+        raise UnsupportedDevice(f"openvino finds no {device}", hint)
     precision = _precision(core, device, settings)
     version = runtime.__version__.partition("-")[0]
     threads = cpu_threads(settings.threads) if device == "cpu" else None
     on = f"openvino {version} on {device} ({title}), {precision}"
     return f"{on}, {shown_threads(threads)}" if device == "cpu" else on, precision
+
+
+def _refusal(device: str, there: bool, error: Exception) -> str:
+    """Why a device cannot be used, from what OpenVINO says when it is asked for the device's name."""
+    library = _MISSING_LIBRARY.search(str(error))
+    if library and device in _DRIVERS and "openvino" not in library[1]:
+        return f"no Intel {device.upper()} driver ({library[1]} is missing)"
+    if there:
+        return f"openvino cannot use {device}: {engine_ports.said(error)}"
+    # of what is not there it only says that it has no such property
+    return f"openvino finds no {device}"
 
 
 def load(
@@ -123,8 +135,10 @@ class OpenVinoEngine:
         request = self._request(sizes)
         runtime = _runtime()
         try:
-            for name, array in inputs.items():
-                request.set_tensor(name, runtime.Tensor(self._readable(name, array), shared_memory=True))
+            # a request keeps no array alive whose memory it reads
+            read = {name: self._readable(name, array) for name, array in inputs.items()}
+            for name, array in read.items():
+                request.set_tensor(name, runtime.Tensor(array, shared_memory=True))
             own = {}
             for name, (dtype, sides) in self._outputs.items():
                 shape = engine_ports.known_shape(sides, sizes)

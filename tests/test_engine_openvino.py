@@ -85,6 +85,10 @@ def test_any_memory(kind: EngineKind, tmp_path: Path) -> None:
     fixed.flags.writeable = False
     for given in (x, fixed, fixed, x):
         np.testing.assert_allclose(engine.run({"x": given})["y"], expected(x), rtol=0, atol=1e-5)
+    # memory of this size goes back to the system once it is freed
+    large = np.random.default_rng(0).standard_normal((8, 100_000, 2), np.float32).T
+    for _ in range(3):
+        np.testing.assert_allclose(engine.run({"x": large})["y"], expected(large), rtol=0, atol=1e-4)
 
 
 def test_precision(tmp_path: Path) -> None:
@@ -189,7 +193,31 @@ def test_missing_devices(device: str) -> None:
         pytest.skip(f"this machine has a {device}")
     with pytest.raises(UnsupportedDevice, match=device) as caught:
         choose("openvino", device)
-    assert "driver" in caught.value.hint and "\n" not in caught.value.message
+    assert "driver" in caught.value.hint and "--device cpu" in caught.value.hint
+    # plain words: neither paths nor OpenVINO's own
+    assert not any(words in caught.value.message for words in ("/", "key", "\n"))
+
+
+@pytest.mark.parametrize(
+    ("device", "there", "text", "expected"),
+    [
+        (
+            *("gpu", False),
+            'a.cpp:1:\nCannot load library "/a/libopenvino_intel_gpu_plugin.so": '
+            "libOpenCL.so.1: cannot open shared object file: No such file or directory",
+            "no Intel GPU driver (libOpenCL.so.1 is missing)",
+        ),
+        ("npu", False, "Unsupported configuration key: FULL_DEVICE_NAME", "openvino finds no npu"),
+        ("gpu", True, "Exception from src/a.cpp:1:\nno context", "openvino cannot use gpu: no context"),
+        (
+            *("cpu", True),
+            "/a/libopenvino_intel_cpu_plugin.so: cannot open shared object file",
+            "openvino cannot use cpu: /a/libopenvino_intel_cpu_plugin.so: cannot open shared object file",
+        ),
+    ],
+)
+def test_why_a_device_is_refused(device: str, there: bool, text: str, expected: str) -> None:
+    assert engine_openvino._refusal(device, there, RuntimeError(text)) == expected
 
 
 def test_configuration_of_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -203,6 +203,20 @@ def test_auto_measures_what_the_layers_do(activations: Any) -> None:
         errors = layer_errors(denoiser, item, statistics, samples[item.name] @ plain[item.name].T)
         # of 180 rows, those of 90
         assert errors == pytest.approx((item.after.tensor, item.after.token), rel=0.3)
+
+
+def test_a_fixed_alpha_reports_what_the_layers_do() -> None:
+    denoiser = random_denoiser()
+    statistics, _ = observed(denoiser, Calls(denoiser))
+    # fp32 and few outputs: the trial looks at the weight itself
+    results = smooth(denoiser, statistics, alpha=0.5)
+    for item in results:
+        if item.alpha and not item.name.endswith("qkv"):
+            weight = cast(Tensor, denoiser.get_submodule(item.name.removeprefix("denoiser.")).weight)
+            # what was smoothed is the same product
+            expected = statistics.layers[item.name].samples @ weight.T
+            errors = layer_errors(denoiser, item, statistics, expected)
+            assert errors == pytest.approx((item.after.tensor, item.after.token), rel=0.3)
 
 
 def layer_errors(
