@@ -1,13 +1,23 @@
-"""Time and memory of engines without torch: a step, the decoder, and a picture from a cold process.
+"""Time and memory of engines without torch: a step, the decoder, whole pictures, and one from a cold process.
 
     python benchmarks/bench_engines.py --stage step --shapes 0.6b --threads 2
     python benchmarks/bench_engines.py --stage decode --sizes 512,1024 --threads 2
+    python benchmarks/bench_engines.py --stage picture --scratch sprint --repeat 1 --threads 2
     python benchmarks/bench_engines.py --stage cold --exported onnx-fp32,onnx-int8 --threads 2
 
 Beside ours in onnxruntime and OpenVINO, in float and INT8, stand diffusers in fp32 and bf16, our INT8 in
 torch, and the graph that torch's exporter and nncf's post-training quantization make of diffusers. All take
 turns; what they return is compared. Networks have the full size and random weights; INT8 has static scales,
-from one run.
+from one run. The JSON is written whenever something has been measured: Ctrl-C loses only what is under way.
+
+A whole picture has 2 steps of a Sprint model, text encoder included, and each contender a process of its
+own. The model's folders stay in --scratch, 16 GB for the 0.6B, and are made where they are missing, by
+
+    python benchmarks/random_model.py sprint/float --shapes 0.6b --sprint
+    python benchmarks/random_package.py sprint/float sprint/int8
+    sana-edge export sprint/int8 --int8 --no-verify --output sprint/onnx
+
+each whole or not at all.
 """
 
 from __future__ import annotations
@@ -17,7 +27,7 @@ import os
 import statistics
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,16 +36,19 @@ import torch
 from bench_table import table
 from cold_start import measure_cold
 from contenders import BASELINE
+from decoder_work import DecoderWork
+from denoiser_work import DenoiserWork
 from engine_work import CONTENDERS, HALF, NAIVE_INT8, NAIVES, EngineWork, limit
 from measuring import Row, measure
 from record import ended, header, positive, write_json
-from shapes_work import DENOISERS, DecoderWork, DenoiserWork
+from shapes import DENOISERS
+from whole_pictures import WAYS, measure_pictures
 
 from sana_edge.errors import InvalidInput, SanaError
 from sana_edge.image import check_writable
 
 RESULTS = Path(__file__).parent / "results"
-STAGES = ("step", "decode", "cold")
+STAGES = ("step", "decode", "picture", "cold")
 # what the naive decoder needs beyond is not to be had: 42 GB in one piece for 1024 px
 NAIVE_SIDE = 512
 REFERENCES = (BASELINE, HALF, NAIVE_INT8)
@@ -50,11 +63,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace, given: Sequence[str]) -> None:
+    known = tuple(WAYS) if options.stage == "picture" else CONTENDERS
+    options.contenders = options.contenders or known
     for name in options.contenders:
-        if name not in CONTENDERS:
-            raise InvalidInput(f"unknown contender {name!r}", f"choose from {', '.join(CONTENDERS)}")
+        if name not in known:
+            raise InvalidInput(f"unknown contender {name!r}", f"choose from {', '.join(known)}")
     if options.stage == "cold" and not options.exported:
         raise InvalidInput("no exported folders", "give --exported; `sana-edge export` makes them")
+    if options.stage == "picture" and options.scratch is None:
+        raise InvalidInput("no folder for whole models", "give --scratch, with room for them")
     output = options.output or RESULTS / f"bench_engines-{_name(options)}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
     check_writable(output)
@@ -65,11 +82,18 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> None:
         "repeat": options.repeat,
         "threads": options.threads,
     }
+
+    def keep(found: Mapping[str, Any]) -> None:
+        write_json(output, {**data, **found})
+
     if options.stage == "cold":
-        data["cold"] = measure_cold(options, partial(_say, "cold"))
+        keep({"cold": measure_cold(options, partial(_say, "cold"))})
+    elif options.stage == "picture":
+        measure_pictures(options, partial(_say, "picture"), lambda found: keep({"picture": found}))
     else:
-        data["works"] = [_measured(work, options) for work in _works(options)]
-    write_json(output, data)
+        works: list[dict[str, Any]] = []
+        for work in _works(options):
+            works.append(_measured(work, options, lambda facts: keep({"works": [*works, facts]})))
 
 
 def _works(options: argparse.Namespace) -> list[DenoiserWork | DecoderWork]:
@@ -85,7 +109,10 @@ def _works(options: argparse.Namespace) -> list[DenoiserWork | DecoderWork]:
     ]
 
 
-def _measured(work: DenoiserWork | DecoderWork, options: argparse.Namespace) -> dict[str, Any]:
+def _measured(
+    work: DenoiserWork | DecoderWork, options: argparse.Namespace, keep: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    """The JSON of a work. ``keep`` is given it twice: before and after memory is measured."""
     names = list(options.contenders)
     if isinstance(work, DecoderWork) and work.size > NAIVE_SIDE:
         names = [name for name in names if name not in NAIVES]
@@ -96,20 +123,25 @@ def _measured(work: DenoiserWork | DecoderWork, options: argparse.Namespace) -> 
         say = partial(_say, wrapped.title)
         say("making graphs")
         wrapped.prepare(names)
-        rows = measure(wrapped, wrapped.stages, options.repeat, say, names)
-    _check(rows)
+
+        def timed(rows: list[Row]) -> None:
+            _check(rows)
+            keep(_facts(wrapped, rows))
+
+        rows = measure(wrapped, wrapped.stages, options.repeat, say, names, timed)
+    facts = _facts(wrapped, rows)
+    keep(facts)
     print(table(wrapped.title, rows), end="\n\n", flush=True)
-    ratios = {reference: _ratios(rows, reference) for reference in REFERENCES}
-    for reference, found in ratios.items():
+    for reference, found in facts["ratios"].items():
         if found:
             shown = ", ".join(f"{name} {value['median']:.3f}" for name, value in found.items())
             print(f"times of {reference}: {shown}", flush=True)
-    return {
-        "title": wrapped.title,
-        **wrapped.facts,
-        "rows": [row.facts() for row in rows],
-        "ratios": ratios,
-    }
+    return facts
+
+
+def _facts(work: EngineWork, rows: Sequence[Row]) -> dict[str, Any]:
+    ratios = {reference: _ratios(rows, reference) for reference in REFERENCES}
+    return {"title": work.title, **work.facts, "rows": [row.facts() for row in rows], "ratios": ratios}
 
 
 def _check(rows: Sequence[Row]) -> None:
@@ -181,9 +213,8 @@ def _options(given: Sequence[str]) -> argparse.Namespace:
     add(
         "--contenders",
         type=lambda text: text.split(","),
-        default=list(CONTENDERS),
         metavar="A,B",
-        help=f"only these (default: {','.join(CONTENDERS)})",
+        help=f"only these (default: {','.join(CONTENDERS)}; of pictures {','.join(WAYS)})",
     )
     threads = torch.get_num_threads()
     add("--threads", type=positive, default=threads, metavar="N", help="(default: %(default)s)")
@@ -191,7 +222,7 @@ def _options(given: Sequence[str]) -> argparse.Namespace:
     add("--exported", type=lambda text: text.split(","), metavar="A,B", help="folders, for --stage cold")
     add("--model", default="sana-tiny", help="beside them in torch, for cold (default: %(default)s)")
     add("--steps", type=positive, default=20, metavar="N", help="for cold (default: %(default)s)")
-    add("--scratch", type=Path, metavar="DIR", help="where graphs are made (default: the system's)")
+    add("--scratch", type=Path, metavar="DIR", help="for graphs (default: the system's), and models")
     add("--output", type=Path, metavar="PATH", help="the JSON (default: results/bench_engines-*.json)")
     return parser.parse_args(given)
 

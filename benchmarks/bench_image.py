@@ -22,10 +22,12 @@ from typing import Any
 import torch
 from bench_table import chart, table
 from contenders import BASELINE, CONTENDERS, Work
+from decoder_work import DecoderWork
+from denoiser_work import DenoiserWork
 from measuring import Row, measure, with_context
 from model_work import ModelWork
 from record import ended, header, positive, write_bytes, write_json
-from shapes_work import DENOISERS, DecoderWork, DenoiserWork
+from shapes import DENOISERS
 
 from sana_edge import backends, int_mm
 from sana_edge.components import DTYPES

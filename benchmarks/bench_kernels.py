@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from kernel_cases import Case, Sizes, cases
 from record import ended, header, positive, write_json
-from shapes_work import DENOISERS
+from shapes import DENOISERS
 
 from sana_edge.components import DTYPES
 from sana_edge.errors import UnsupportedDevice

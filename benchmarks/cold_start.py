@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
+import json
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,23 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from processes import run
 
-from sana_edge.engines import NAMES
-from sana_edge.errors import SanaError
 from sana_edge.manifest import read
 
-_BLOCKED = ("torch", "transformers", "onnx")
-# the command line in a process that cannot import what an engine is to do without
-_WITHOUT = f"""
-import sys
-class Blocked:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {_BLOCKED!r}:
-            raise ModuleNotFoundError(f"{{name}} is blocked", name=name)
-sys.meta_path.insert(0, Blocked())
-from sana_edge.cli import main
-sys.exit(main(sys.argv[1:]))
-"""
+# those that run on a CPU
+_ENGINES = ("onnxruntime", "openvino")
+_WITHOUT_TORCH = str(Path(__file__).with_name("without_torch.py"))
 
 
 def measure_cold(options: argparse.Namespace, say: Callable[[str], None]) -> dict[str, Any]:
@@ -49,13 +37,15 @@ def measure_cold(options: argparse.Namespace, say: Callable[[str], None]) -> dic
         for turn in range(options.repeat + 1):
             for name, command in commands.items():
                 path = Path(folder) / "picture.png"
-                seconds, peak = _timed([*command, "--output", str(path)], options.threads, name)
+                done = run([*command, "--output", str(path)], options.threads, name)
                 with Image.open(path) as picture:
                     pictures[name] = np.asarray(picture.convert("RGB"))
                 if turn:
-                    samples[name].append(seconds)
+                    samples[name].append(done.seconds)
+                    # its own word: what the system tells of a child begins with what its parent had
+                    peak = json.loads(done.printed)["peak_memory"]
                     peaks[name] = max(peak, peaks.get(name, 0))
-                say(f"{turn}/{options.repeat}, {name} {seconds:.2f} s")
+                say(f"{turn}/{options.repeat}, {name} {done.seconds:.2f} s")
     rows = [
         {
             "name": name,
@@ -74,38 +64,18 @@ def measure_cold(options: argparse.Namespace, say: Callable[[str], None]) -> dic
 
 def _commands(options: argparse.Namespace) -> dict[str, list[str]]:
     """By name: torch in float and INT8, then every engine with every exported folder."""
-    asked = ["generate", "--prompt", "a red house left of a yellow star", "--seed", "7", "--force", "--quiet"]
-    asked += ["--steps", str(options.steps)]
+    asked = ["generate", "--prompt", "a red house left of a yellow star", "--seed", "7", "--force"]
+    asked += ["--quiet", "--json", "--steps", str(options.steps)]
     torch = [sys.executable, "-m", "sana_edge", *asked, "--model", options.model, "--backend", "torch"]
     torch += ["--device", "cpu"]
     commands = {"torch": torch, "torch int8": [*torch, "--int8"]}
     for folder in options.exported:
         described = read(Path(folder))
         kind = "int8" if described.quantization else described.dtype
-        for engine in NAMES:
-            command = [sys.executable, "-c", _WITHOUT, *asked, "--model", folder, "--backend", engine]
+        for engine in _ENGINES:
+            command = [sys.executable, _WITHOUT_TORCH, *asked, "--model", folder, "--backend", engine]
             commands[f"{engine} {kind}"] = [*command, "--device", "cpu"]
     return commands
-
-
-def _timed(command: list[str], threads: int, name: str) -> tuple[float, int]:
-    """Seconds, and the peak resident size in bytes.
-
-    Raises: SanaError, if it fails, with the last line that it wrote.
-    """
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
-    with tempfile.TemporaryFile() as errors:
-        start = time.perf_counter()
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=errors)
-        _, status, used = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - start
-        process.returncode = os.waitstatus_to_exitcode(status)
-        errors.seek(0)
-        written = errors.read().decode(errors="replace").strip().splitlines()
-    if process.returncode:
-        reason = " ".join(written[-2:]) or f"exit {process.returncode}"
-        raise SanaError(f"{name} failed: {reason}", "run its command by itself")
-    return seconds, used.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _likeness(

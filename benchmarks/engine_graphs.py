@@ -6,13 +6,15 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
-from shapes_work import AUTOENCODERS, DecoderWork, DenoiserWork, _inputs, _latent, _random_weights, _times
+from decoder_work import DecoderWork
+from denoiser_work import DenoiserWork, step_inputs, step_times
+from shapes import AUTOENCODERS, random_latent, random_weights
+from static_scales import static_scales
 from torch import Tensor, nn
 
 from sana_edge.autoencoder import Autoencoder
@@ -22,7 +24,13 @@ from sana_edge.export.decoder_graph import add_decoder
 from sana_edge.export.denoiser_graph import add_denoiser_folded
 from sana_edge.export.external_data import ExternalData
 from sana_edge.export.projection_graph import add_text_projection
-from sana_edge.quantized import decoder_targets, denoiser_targets, quantize_decoder, quantize_denoiser
+from sana_edge.quantized import (
+    decoder_targets,
+    denoiser_targets,
+    quantize_decoder,
+    quantize_denoiser,
+    set_graph_activations,
+)
 from sana_edge.tiling import DEFAULT_TILE
 from sana_edge.weights import load_into
 
@@ -30,7 +38,6 @@ FLOAT, INT8, NAIVE = "float", "int8", "naive"
 NAIVE_INT8 = "naive-int8.xml"
 # what post-training quantization of the naive graph sees: few are enough for its time
 _SAMPLES = 2
-_MOST = 127
 
 
 def make(work: DenoiserWork | DecoderWork, folder: Path, kinds: Collection[str]) -> None:
@@ -45,7 +52,7 @@ def make(work: DenoiserWork | DecoderWork, folder: Path, kinds: Collection[str])
 
 def text_inputs(work: DenoiserWork) -> list[Tensor]:
     """Caption embeddings (1, L, C) of the negative prompt, one token, and of the prompt."""
-    captions, mask = _inputs(work)[1:]
+    captions, mask = step_inputs(work)[1:]
     lengths = mask.sum(dim=1).tolist()
     return [captions[row : row + 1, :length].float() for row, length in enumerate(lengths)]
 
@@ -53,14 +60,12 @@ def text_inputs(work: DenoiserWork) -> list[Tensor]:
 def _our_denoiser(work: DenoiserWork, folder: Path, kinds: Collection[str]) -> None:
     with torch.device("meta"):
         shapes = Denoiser(work.config).to_diffusers()
-    denoiser = (
-        Denoiser.from_diffusers(work.config, _random_weights(shapes, work)).requires_grad_(False).eval()
-    )
+    denoiser = Denoiser.from_diffusers(work.config, random_weights(shapes, work)).requires_grad_(False).eval()
     # as with the public 1.0 weights
     denoiser.clamp = True
 
     def run() -> None:
-        latent, captions, mask = _inputs(work)
+        latent, captions, mask = step_inputs(work)
         from sana_edge.text_encoder import TextFeatures
 
         lengths = mask.sum(dim=1).tolist()
@@ -68,13 +73,14 @@ def _our_denoiser(work: DenoiserWork, folder: Path, kinds: Collection[str]) -> N
             TextFeatures(captions[row : row + 1, :length], mask[row : row + 1, :length])
             for row, length in enumerate(lengths)
         ]
-        tables = denoiser.modulation(_times(work))
+        tables = denoiser.modulation(step_times(work))
         denoiser(torch.cat([latent] * 2), tables[work.steps // 2], denoiser.text_context(groups))
 
     for kind in (FLOAT, INT8):
         if kind == INT8 and kind in kinds:
-            scales = _scales(denoiser, denoiser_targets(denoiser), run)
-            quantize_denoiser(denoiser, input_scales=scales, static=True)
+            scales = static_scales(denoiser, denoiser_targets(denoiser), run)
+            quantize_denoiser(denoiser, input_scales=scales)
+            set_graph_activations(denoiser)
         if kind in kinds:
             (folder / kind).mkdir(parents=True)
             with ExternalData(folder / kind / "denoiser.data") as data:
@@ -90,14 +96,16 @@ def _our_denoiser(work: DenoiserWork, folder: Path, kinds: Collection[str]) -> N
 def _our_decoder(work: DecoderWork, folder: Path, kinds: Collection[str]) -> None:
     with torch.device("meta"):
         autoencoder = Autoencoder(AUTOENCODERS[work.shapes], encoder=False)
-    load_into(autoencoder, _random_weights(autoencoder.state_dict(), work), where=work.title)
+    load_into(autoencoder, random_weights(autoencoder.state_dict(), work), where=work.title)
     autoencoder.requires_grad_(False).eval()
     # one tile is enough to know the ranges
     side = min(work.size, DEFAULT_TILE) // autoencoder.config.spatial_compression
-    latent = _latent(work)[..., :side, :side]
+    latent = random_latent(work.size, "cpu")[..., :side, :side]
     for kind in (FLOAT, INT8):
         if kind == INT8 and kind in kinds:
-            scales = _scales(autoencoder, decoder_targets(autoencoder), lambda: autoencoder.decode(latent))
+            scales = static_scales(
+                autoencoder, decoder_targets(autoencoder), lambda: autoencoder.decode(latent)
+            )
             quantize_decoder(autoencoder, input_scales=scales)
         if kind in kinds:
             (folder / kind).mkdir(parents=True)
@@ -105,23 +113,6 @@ def _our_decoder(work: DecoderWork, folder: Path, kinds: Collection[str]) -> Non
                 graph = GraphBuilder("decoder", data)
                 add_decoder(graph, autoencoder)
                 graph.save(folder / kind / "decoder.onnx")
-
-
-@torch.no_grad()
-def _scales(model: nn.Module, targets: Iterable[str], run: Callable[[], Any]) -> dict[str, float]:
-    """Static scales of the inputs of layers, from the largest values of one run."""
-    largest: dict[str, float] = {}
-    layers: dict[str, Any] = {name: model.get_submodule(name) for name in targets}
-    for name, layer in layers.items():
-
-        def listen(x: Tensor, name: str = name) -> None:
-            largest[name] = max(largest.get(name, 0.0), float(x.abs().max()))
-
-        layer.observer = listen
-    run()
-    for layer in layers.values():
-        layer.observer = None
-    return {name: max(value, 1e-6) / _MOST for name, value in largest.items()}
 
 
 class _Step(nn.Module):
@@ -154,8 +145,8 @@ class _Decode(nn.Module):
 
 def naive_inputs(work: DenoiserWork) -> dict[str, Tensor]:
     """What a step of diffusers gets: both prompts, padded to 300 tokens."""
-    latent, captions, mask = _inputs(work)
-    time = _times(work)[work.steps // 2]
+    latent, captions, mask = step_inputs(work)
+    time = step_times(work)[work.steps // 2]
     return {
         "latent": torch.cat([latent] * 2),
         "captions": captions.float(),
@@ -170,7 +161,7 @@ def _naive_denoiser(work: DenoiserWork, folder: Path) -> None:
     with torch.device("meta"):
         shapes = Denoiser(work.config).to_diffusers()
         transformer = SanaTransformer2DModel(**asdict(work.config))
-    transformer.load_state_dict(_random_weights(shapes, work), assign=True)
+    transformer.load_state_dict(random_weights(shapes, work), assign=True)
     _convert(_Step(transformer.requires_grad_(False).eval()), naive_inputs(work), folder, transformer=True)
 
 
@@ -181,10 +172,10 @@ def _naive_decoder(work: DecoderWork, folder: Path) -> None:
         shapes = Autoencoder(AUTOENCODERS[work.shapes], encoder=False).state_dict()
         autoencoder = AutoencoderDC(**asdict(AUTOENCODERS[work.shapes]))
     del autoencoder.encoder
-    autoencoder.load_state_dict(_random_weights(shapes, work), assign=True)
+    autoencoder.load_state_dict(random_weights(shapes, work), assign=True)
     _convert(
         _Decode(autoencoder.requires_grad_(False).eval()),
-        {"latent": _latent(work)},
+        {"latent": random_latent(work.size, "cpu")},
         folder,
         transformer=False,
     )

@@ -13,9 +13,11 @@ import numpy as np
 import torch
 from contenders import BASELINE, Loader, Stage, Work
 from contenders import INT8 as TORCH_INT8
+from decoder_work import DecoderWork
+from denoiser_work import DenoiserWork, step_times
 from engine_graphs import FLOAT, INT8, NAIVE
 from numpy.typing import NDArray
-from shapes_work import DecoderWork, DenoiserWork, _latent, _times
+from shapes import AUTOENCODERS, random_latent
 from torch import Tensor
 
 from sana_edge.config import LATENT_CELL
@@ -146,8 +148,8 @@ def _engine_step(work: EngineWork, name: str) -> dict[str, Stage]:
     projection.close()
     engine = load("denoiser_folded")
     inputs = {
-        "latent": _latent(denoiser).numpy(),
-        "timestep": _times(denoiser)[denoiser.steps // 2].reshape(1).float().numpy(),
+        "latent": random_latent(denoiser.size, "cpu").numpy(),
+        "timestep": step_times(denoiser)[denoiser.steps // 2].reshape(1).float().numpy(),
         "keys": prompt["keys"],
         "values": prompt["values"],
         "constant": negative["constant"],
@@ -158,7 +160,7 @@ def _engine_step(work: EngineWork, name: str) -> dict[str, Stage]:
 
 def _engine_decoder(work: EngineWork, name: str) -> dict[str, Stage]:
     assert isinstance(work.work, DecoderWork)
-    engine, latent = _load(work, name)("decoder"), _latent(work.work).numpy()
+    engine, latent = _load(work, name)("decoder"), random_latent(work.work.size, "cpu").numpy()
     # of the public model, which the graph divides by; the other implementations here do not
     factor = np.float32(_scaling_factor(work.work))
 
@@ -172,8 +174,6 @@ def _engine_decoder(work: EngineWork, name: str) -> dict[str, Stage]:
 
 
 def _scaling_factor(work: DecoderWork) -> float:
-    from shapes_work import AUTOENCODERS
-
     return AUTOENCODERS[work.shapes].scaling_factor
 
 
@@ -186,7 +186,7 @@ def _naive_step(work: EngineWork, name: str) -> dict[str, Stage]:
 
 def _naive_decoder(work: EngineWork, name: str) -> dict[str, Stage]:
     assert isinstance(work.work, DecoderWork)
-    run, weights = _naive(work, name, {"latent": _latent(work.work).numpy()})
+    run, weights = _naive(work, name, {"latent": random_latent(work.work.size, "cpu").numpy()})
     return {"decode": Stage(lambda: torch.from_numpy(run()), weights)}
 
 
@@ -205,10 +205,11 @@ def _naive(
         "INFERENCE_PRECISION_HINT": NAIVES[name],
     }
     request = openvino.Core().compile_model(path, "CPU", config).create_infer_request()
-    for key, value in inputs.items():
-        request.set_tensor(key, openvino.Tensor(value, shared_memory=True))
 
     def run() -> NDArray[np.float32]:
+        # set here, for a request does not keep the arrays alive whose memory it reads
+        for key, value in inputs.items():
+            request.set_tensor(key, openvino.Tensor(value, shared_memory=True))
         request.start_async()
         request.wait()
         return np.array(request.get_output_tensor(0).data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from judge import judge
 from numpy.typing import NDArray
 from paired import Likeness
 from PIL import Image
-from prompts import COUNTS, Prompt
+from prompts import COUNTS, Prompt, prompts
 from scores import Outcome, judgement
 from tqdm import tqdm
 
@@ -27,17 +28,44 @@ MODEL, INT8 = "model", "int8"
 COLUMNS = 6
 """Prompts of each category on a contact sheet."""
 WORST = 2
-"""Pairs of the lowest PSNR that are kept."""
+"""Pictures of the lowest PSNR that are kept, of each pair of sources."""
 
 Pixels = NDArray[np.uint8]
 Source = Callable[[int, Prompt], tuple[Pixels, dict[str, Any]]]
 """Makes the picture of a prompt, given with its number, and says how: pixels (H, H, 3) and JSON values."""
+Pair = tuple[str, str]
+"""The source of a picture, and that of what it is compared with."""
+
+
+def choose(limit: int | None) -> dict[int, Prompt]:
+    """The prompts by number: the first `limit` of each category, or all."""
+    chosen: dict[int, Prompt] = {}
+    for category in COUNTS:
+        members = [(i, p) for i, p in enumerate(prompts()) if p.category == category]
+        chosen |= dict(members[:limit])
+    return chosen
+
+
+def asking(sana: Any, *, steps: int, guidance: float, seed: int) -> Source:
+    """The source that asks a loaded model; seed: of prompt 0, counting up."""
+    names = ("model", "dtype", "backend", "size", "steps", "guidance", "sampler", "quantization")
+
+    def source(number: int, prompt: Prompt) -> tuple[Pixels, dict[str, Any]]:
+        image = sana.generate(prompt.text, steps=steps, guidance=guidance, seed=seed + number)
+        how = {name: image.metadata[name] for name in names if name in image.metadata}
+        return image.pixels, {**how, "seconds": sum(image.timings.values())}
+
+    return source
 
 
 def evaluate(
-    run: str, sources: Mapping[str, Source], chosen: Mapping[int, Prompt], diary: Diary
+    run: str,
+    sources: Mapping[str, Source],
+    chosen: Mapping[int, Prompt],
+    diary: Diary,
+    pairs: Sequence[Pair] = (),
 ) -> dict[str, dict[int, Outcome]]:
-    """Asks every source for the pictures that the diary does not have yet, and judges them.
+    """Asks every source for the pictures that the diary does not have yet, judges and compares them.
 
     The sources take turns with each prompt. Returns all outcomes by source and number, in order.
     """
@@ -46,18 +74,16 @@ def evaluate(
     for number, prompt in tqdm(chosen.items(), desc=run, unit="prompt", disable=not sys.stderr.isatty()):
         if number in done:
             continue
-        made = {name: source(number, prompt) for name, source in sources.items()}
+        answers = {name: source(number, prompt) for name, source in sources.items()}
         row: dict[str, Any] = {"run": run, "number": number}
         row["models"] = {
             name: {"made": how, **Outcome(prompt, judge(pixels)).row()}
-            for name, (pixels, how) in made.items()
+            for name, (pixels, how) in answers.items()
         }
-        pictures = {name: pixels for name, (pixels, _) in made.items()}
-        if INT8 in pictures:
-            pair = pictures[INT8], pictures[MODEL]
-            row["likeness"] = {"psnr": psnr(*pair), "ssim": ssim(*pair)}
-        if number in shown or _is_low(row, done):
-            row["pictures"] = {name: _packed(pixels) for name, pixels in pictures.items()}
+        drawn = {name: pixels for name, (pixels, _) in answers.items()}
+        row["likeness"] = {_key(pair): _likeness(*(drawn[name] for name in pair)) for pair in pairs}
+        low = {name for pair in pairs if _is_low(pair, row, done) for name in pair}
+        row["pictures"] = {name: _packed(drawn[name]) for name in (drawn if number in shown else sorted(low))}
         diary.add(row)
         done[number] = row
     return {
@@ -82,18 +108,19 @@ def on_sheet(chosen: Mapping[int, Prompt], columns: int = COLUMNS) -> set[int]:
 
 def pictures(diary: Diary) -> dict[int, dict[str, Pixels]]:
     """The pictures that were kept, by number and source."""
-    rows = recorded(diary, PICTURES)
     return {
         number: {name: _unpacked(text) for name, text in row["pictures"].items()}
-        for number, row in rows.items()
-        if "pictures" in row
+        for number, row in recorded(diary, PICTURES).items()
+        if row["pictures"]
     }
 
 
-def likenesses(diary: Diary) -> dict[int, Likeness]:
-    """How near the INT8 pictures are to the others, by number; empty where there are none."""
-    rows = recorded(diary, PICTURES)
-    return {number: Likeness(**row["likeness"]) for number, row in rows.items() if "likeness" in row}
+def likenesses(diary: Diary, pair: Pair, run: str = PICTURES) -> dict[int, Likeness]:
+    """How near the pictures of a pair are, by number; empty where they were not compared."""
+    rows, key = recorded(diary, run), _key(pair)
+    return {
+        number: Likeness(**row["likeness"][key]) for number, row in rows.items() if key in row["likeness"]
+    }
 
 
 def worst(found: Mapping[int, Likeness]) -> Sequence[int]:
@@ -101,12 +128,31 @@ def worst(found: Mapping[int, Likeness]) -> Sequence[int]:
     return sorted(found, key=lambda number: found[number].psnr)[:WORST]
 
 
-def _is_low(row: Mapping[str, Any], done: Mapping[int, Mapping[str, Any]]) -> bool:
-    """Whether the row's PSNR is one of the lowest so far."""
-    if "likeness" not in row:
-        return False
-    lowest = sorted(other["likeness"]["psnr"] for other in done.values())[:WORST]
-    return len(lowest) < WORST or row["likeness"]["psnr"] < lowest[-1]
+def made(diary: Diary, key: str, run: str = PICTURES) -> list[dict[str, Any]]:
+    """How a source made each of its pictures."""
+    return [row["models"][key]["made"] for row in recorded(diary, run).values()]
+
+
+def making(diary: Diary, key: str) -> dict[str, Any]:
+    """What the JSON says of a source: its numbers' format, and how long it took."""
+    rows = made(diary, key)
+    formats = {name: rows[0][name] for name in ("dtype", "quantization") if name in rows[0]}
+    return {**formats, "seconds_per_picture": round(statistics.fmean(row["seconds"] for row in rows), 3)}
+
+
+def _likeness(picture: Pixels, reference: Pixels) -> dict[str, float]:
+    return {"psnr": psnr(picture, reference), "ssim": ssim(picture, reference)}
+
+
+def _key(pair: Pair) -> str:
+    return " to ".join(pair)
+
+
+def _is_low(pair: Pair, row: Mapping[str, Any], done: Mapping[int, Mapping[str, Any]]) -> bool:
+    """Whether the row's PSNR is one of the pair's lowest so far."""
+    key = _key(pair)
+    lowest = sorted(other["likeness"][key]["psnr"] for other in done.values())[:WORST]
+    return len(lowest) < WORST or row["likeness"][key]["psnr"] < lowest[-1]
 
 
 def _packed(pixels: Pixels) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from shapes_work import DENOISERS
+from shapes import DENOISERS
 from torch import Tensor
 
 from sana_edge.config import LATENT_CELL, DenoiserConfig

@@ -69,11 +69,17 @@ class Row:
 
 
 def measure(
-    work: Work, stages: tuple[str, ...], repeat: int, say: Say, contenders: Collection[str] | None = None
+    work: Work,
+    stages: tuple[str, ...],
+    repeat: int,
+    say: Say,
+    contenders: Collection[str] | None = None,
+    timed: Callable[[list[Row]], None] = lambda rows: None,
 ) -> list[Row]:
-    """Measures those stages of a work.
+    """Measures those stages of a work. Memory that cannot be measured is None, and the reason is said.
 
-    repeat: samples of each stage; say: gets lines about the progress; contenders: only these, by name.
+    repeat: samples of each stage; say: gets lines about the progress; contenders: only these, by name;
+    timed: is given the rows before memory is measured.
     Raises: SanaError if outputs differ, since the times would be of unequal work; OutOfMemory.
     """
     torch.set_num_threads(work.threads)
@@ -90,11 +96,19 @@ def measure(
     # the processes that follow need the memory
     del loaded, calls
     gc.collect()
-    used = {}
-    for name in names:
-        say(f"memory of {name}")
-        used[name] = peaks(work, name, stages)
-    return [dataclasses.replace(row, memory=used[row.name][row.stage]) for row in rows]
+    timed(rows)
+    used = {name: _peaks(work, name, stages, say) for name in names}
+    return [dataclasses.replace(row, memory=used[row.name].get(row.stage)) for row in rows]
+
+
+def _peaks(work: Work, name: str, stages: tuple[str, ...], say: Say) -> dict[str, Peak]:
+    """Memory by stage; empty where it cannot be measured: the times, which took longer, are still right."""
+    say(f"memory of {name}")
+    try:
+        return peaks(work, name, stages)
+    except SanaError as error:
+        say(f"memory of {name} is not known: {error.message}")
+        return {}
 
 
 def with_context(rows: list[Row], steps: int) -> list[Row]:

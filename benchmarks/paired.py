@@ -14,6 +14,10 @@ from scores import Outcome, by_category, categories, overall
 
 SAMPLES = 20_000
 """Of the bootstrap."""
+NAMES = ("float", "int8")
+"""What JSON calls the two models."""
+NEAR = 35.0
+"""PSNR in dB from which on pictures count as near."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +38,13 @@ class Counts:
         """The second model's share of right pictures less the first's."""
         return (self.second - self.first) / self.total
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self, names: tuple[str, str] = NAMES) -> dict[str, Any]:
         """As JSON values."""
         return {
             "difference": round(self.difference, 4),
             "both": self.both,
-            "only_float": self.first,
-            "only_int8": self.second,
+            f"only_{names[0]}": self.first,
+            f"only_{names[1]}": self.second,
             "neither": self.neither,
         }
 
@@ -124,19 +128,21 @@ def table(first: Sequence[Outcome], second: Sequence[Outcome], ceiling: Sequence
     return "\n".join(lines)
 
 
-def facts(first: Sequence[Outcome], second: Sequence[Outcome]) -> dict[str, Any]:
-    """The comparison of the scores as JSON values; shares, the first model is the float one."""
+def facts(
+    first: Sequence[Outcome], second: Sequence[Outcome], names: tuple[str, str] = NAMES
+) -> dict[str, Any]:
+    """The comparison of the scores as JSON values: shares, and the second model's less the first's."""
     found = counts(first, second)
     everything = together(found)
     low, high = interval(found)
     return {
-        **everything.facts(),
+        **everything.facts(names),
         # not that of all prompts in one: the overall score is a mean of categories
         "difference": round(difference(found), 4),
         "interval_95": [round(low, 4), round(high, 4)],
         "bootstrap_samples": SAMPLES,
         "mcnemar_p": float(f"{mcnemar(everything.first, everything.second):.4g}"),
-        "categories": {name: c.facts() for name, c in found.items()},
+        "categories": {name: c.facts(names) for name, c in found.items()},
     }
 
 
@@ -151,9 +157,21 @@ def verdict(compared: Mapping[str, Any]) -> str:
 
 
 def likeness_facts(pictures: Mapping[str, Likeness]) -> dict[str, Any]:
+    """`likeness_spread`, and each picture."""
+    return {
+        **likeness_spread(pictures),
+        "pictures": [
+            {"prompt": text, "psnr": finite(like.psnr, 2), "ssim": finite(like.ssim, 4)}
+            for text, like in pictures.items()
+        ],
+    }
+
+
+def likeness_spread(pictures: Mapping[str, Likeness]) -> dict[str, Any]:
     """PSNR and SSIM over the pictures as JSON values, by their prompts' texts.
 
-    Equal pictures have no PSNR: they count as the largest in the median, and are left out of the mean.
+    Equal pictures have no PSNR: they count as the largest, and are left out of the mean. "p5" is the value
+    below which 5 % of the pictures lie, "near" the share of those with at least NEAR dB.
     """
     psnrs = {text: like.psnr for text, like in pictures.items()}
     ssims = {text: like.ssim for text, like in pictures.items()}
@@ -161,11 +179,8 @@ def likeness_facts(pictures: Mapping[str, Likeness]) -> dict[str, Any]:
     return {
         "psnr": {**_spread(psnrs, 2), "mean": round(statistics.fmean(differing), 2) if differing else None},
         "ssim": {**_spread(ssims, 4), "mean": round(statistics.fmean(ssims.values()), 4)},
+        "near": round(statistics.fmean(value >= NEAR for value in psnrs.values()), 4),
         "equal": len(psnrs) - len(differing),
-        "pictures": [
-            {"prompt": text, "psnr": _finite(like.psnr, 2), "ssim": _finite(like.ssim, 4)}
-            for text, like in pictures.items()
-        ],
     }
 
 
@@ -181,16 +196,19 @@ def likeness_text(compared: Mapping[str, Any]) -> str:
 
 def _spread(values: Mapping[str, float], digits: int) -> dict[str, Any]:
     worst = min(values, key=lambda text: values[text])
+    # not between two values, of which one may be infinite
+    low = sorted(values.values())[len(values) // 20]
     return {
         "mean": None,
-        "median": _finite(statistics.median(values.values()), digits),
-        "worst": _finite(values[worst], digits),
+        "median": finite(statistics.median(values.values()), digits),
+        "p5": finite(low, digits),
+        "worst": finite(values[worst], digits),
         "worst_prompt": worst,
     }
 
 
-def _finite(value: float, digits: int) -> float | None:
-    """JSON has no infinity."""
+def finite(value: float, digits: int) -> float | None:
+    """A rounded number for JSON, which has no infinity."""
     return round(value, digits) if math.isfinite(value) else None
 
 

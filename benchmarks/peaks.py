@@ -41,7 +41,7 @@ def peaks(work: Work, name: str, stages: tuple[str, ...]) -> dict[str, Peak]:
             return pool.submit(_measure, work, name, stages).result()
     except BrokenProcessPool as error:
         raise OutOfMemory(
-            f"the process that measures the memory of {name} was killed", "close other programs"
+            f"the process that measures the memory of {name} was killed or crashed", "close other programs"
         ) from error
 
 

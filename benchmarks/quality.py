@@ -13,8 +13,6 @@ Interrupted, the same command goes on where it was.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import statistics
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -23,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import paired
-from diary import Diary
+from diary import Diary, digest
 from evaluation import (
     CEILING,
     COLUMNS,
@@ -32,14 +30,17 @@ from evaluation import (
     PICTURES,
     Pixels,
     Source,
+    asking,
+    choose,
     evaluate,
     likenesses,
+    made,
+    making,
     on_sheet,
     pictures,
-    recorded,
     worst,
 )
-from prompts import COUNTS, Prompt, prompts
+from prompts import Prompt, prompts
 from record import ended, header, positive, write_bytes, write_json
 from scores import Outcome, categories, overall, summary, table
 from sheet import AMPLIFIED, Pair, PairRow, pair_sheet, sheet
@@ -51,11 +52,16 @@ from sana_edge.training import captions, layout, scenes
 RESULTS = Path(__file__).parent / "results"
 CODE = [
     *(Path(module.__file__ or "") for module in (captions, layout, scenes, image_metrics)),
-    *(Path(__file__).with_name(f"{name}.py") for name in ("fitting", "judge", "prompts", "scores", "stamps")),
+    *(
+        Path(__file__).with_name(f"{name}.py")
+        for name in ("evaluation", "fitting", "judge", "prompts", "scores", "stamps")
+    ),
 ]
-"""What decides a verdict: an interrupted run does not go on after a change."""
+"""What decides a verdict and how it is written down: an interrupted run does not go on after a change."""
 PAIRS = 2
 """Pairs in each row of the second sheet."""
+COMPARED = (INT8, MODEL)
+"""What --int8 compares."""
 Outcomes = Mapping[str, Mapping[int, Outcome]]
 """By source and number of the prompt."""
 
@@ -72,11 +78,11 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> None:
     with models(options) as (sources, files):
         run = {
             "sources": [*sources, files],
-            "benchmark": _digest(CODE),
+            "benchmark": digest(CODE),
             **{name: getattr(options, name) for name in ("steps", "guidance", "seed", "limit")},
         }
         with Diary(options.output, run) as diary:
-            outcomes = evaluate(PICTURES, sources, chosen, diary)
+            outcomes = evaluate(PICTURES, sources, chosen, diary, [COMPARED] if options.int8 else [])
             (ceiling,) = evaluate(CEILING, {CEILING: truth}, chosen, diary).values()
             report(options, given, diary, outcomes, list(ceiling.values()))
             diary.finish()
@@ -90,7 +96,7 @@ def report(
     ceiling: Sequence[Outcome],
 ) -> None:
     """Prints the table; writes the JSON and the contact sheets."""
-    settings = {**_made(diary, MODEL)[0], "seed": options.seed, "threads": options.threads}
+    settings = {**made(diary, MODEL)[0], "seed": options.seed, "threads": options.threads}
     settings.pop("seconds")
     names = _names(diary, outcomes)
     best = {name: round(score.share, 4) for name, score in categories(ceiling).items()}
@@ -99,7 +105,7 @@ def report(
         "settings": settings,
         "ceiling": {"overall": round(overall(categories(ceiling)).share, 4), "categories": best},
         "models": {
-            names[key]: {**summary(list(found.values())), **_making(diary, key)}
+            names[key]: {**summary(list(found.values())), **making(diary, key)}
             for key, found in outcomes.items()
         },
     }
@@ -118,15 +124,6 @@ def second_sheet(options: argparse.Namespace) -> Path:
     """The PNG of pairs: `quality-int8.png` beside `quality.png`."""
     path: Path = options.sheet
     return path.with_name(f"{path.stem}-int8{path.suffix}")
-
-
-def choose(limit: int | None) -> dict[int, Prompt]:
-    """The prompts by number: the first `limit` of each category, or all."""
-    chosen: dict[int, Prompt] = {}
-    for category in COUNTS:
-        members = [(i, p) for i, p in enumerate(prompts()) if p.category == category]
-        chosen |= dict(members[:limit])
-    return chosen
 
 
 def truth(number: int, prompt: Prompt) -> tuple[Pixels, dict[str, Any]]:
@@ -151,39 +148,14 @@ def models(options: argparse.Namespace) -> Iterator[tuple[dict[str, Source], str
         loaded = {
             key: stack.enter_context(Sana.load(options.model, int8=int8)) for key, int8 in wanted.items()
         }
-        sources = {key: _asking(sana, options) for key, sana in loaded.items()}
-        yield sources, _digest(path for folder in folders.values() for path in folder.rglob("*"))
-
-
-def _asking(sana: Any, options: argparse.Namespace) -> Source:
-    def source(number: int, prompt: Prompt) -> tuple[Pixels, dict[str, Any]]:
-        image = sana.generate(
-            prompt.text, steps=options.steps, guidance=options.guidance, seed=options.seed + number
-        )
-        names = ("model", "dtype", "size", "steps", "guidance", "sampler")
-        made = {name: image.metadata[name] for name in names}
-        if "quantization" in image.metadata:
-            made["quantization"] = image.metadata["quantization"]
-        return image.pixels, {**made, "seconds": sum(image.timings.values())}
-
-    return source
-
-
-def _made(diary: Diary, key: str) -> list[dict[str, Any]]:
-    """How a source made each of its pictures."""
-    return [row["models"][key]["made"] for row in recorded(diary, PICTURES).values()]
-
-
-def _making(diary: Diary, key: str) -> dict[str, Any]:
-    """What the JSON says of a source: its numbers' format, and how long it took."""
-    made = _made(diary, key)
-    formats = {name: made[0][name] for name in ("dtype", "quantization") if name in made[0]}
-    return {**formats, "seconds_per_picture": round(statistics.fmean(m["seconds"] for m in made), 3)}
+        how = {name: getattr(options, name) for name in ("steps", "guidance", "seed")}
+        sources = {key: asking(sana, **how) for key, sana in loaded.items()}
+        yield sources, digest(path for folder in folders.values() for path in folder.rglob("*"))
 
 
 def _names(diary: Diary, keys: Iterable[str]) -> dict[str, str]:
     """What the results call each source."""
-    names = {key: str(_made(diary, key)[0]["model"]) for key in keys}
+    names = {key: str(made(diary, key)[0]["model"]) for key in keys}
     if names.get(INT8) == names[MODEL]:
         names[INT8] += "-int8"
     return names
@@ -192,7 +164,7 @@ def _names(diary: Diary, keys: Iterable[str]) -> dict[str, str]:
 def _compare(diary: Diary, outcomes: Outcomes, names: Mapping[str, str]) -> dict[str, Any]:
     """What the JSON says of the pairs."""
     first, second = (list(outcomes[key].values()) for key in (MODEL, INT8))
-    alike = {prompts()[number].text: like for number, like in likenesses(diary).items()}
+    alike = {prompts()[number].text: like for number, like in likenesses(diary, COMPARED).items()}
     return {
         "float": names[MODEL],
         "int8": names[INT8],
@@ -203,7 +175,7 @@ def _compare(diary: Diary, outcomes: Outcomes, names: Mapping[str, str]) -> dict
 
 def _rows(diary: Diary, outcomes: Outcomes, compared: Mapping[str, Any]) -> list[PairRow]:
     """The second sheet: pairs of every category, whatever the verdict, and those of the lowest PSNR."""
-    kept, alike = pictures(diary), likenesses(diary)
+    kept, alike = pictures(diary), likenesses(diary, COMPARED)
     first, second = outcomes[MODEL], outcomes[INT8]
 
     def pairs(numbers: Iterable[int]) -> list[Pair]:
@@ -232,15 +204,6 @@ def _printed(outcomes: Outcomes, ceiling: Sequence[Outcome], compared: Mapping[s
     return "\n".join(
         [paired.table(*both, ceiling), "", paired.verdict(compared), paired.likeness_text(compared)]
     )
-
-
-def _digest(paths: Iterable[Path]) -> str:
-    """Changes when a file is written again, without reading models of gigabytes."""
-    known = hashlib.sha256()
-    for path in sorted(path for path in paths if path.is_file()):
-        stat = path.stat()
-        known.update(f"{path.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
-    return known.hexdigest()
 
 
 def _options(given: Sequence[str]) -> argparse.Namespace:

@@ -1,6 +1,7 @@
 """A whole model folder in full size with random weights, to measure what loading and quantizing it takes.
 
     python benchmarks/random_model.py random-0.6b --shapes 0.6b
+    python benchmarks/random_model.py random-sprint-0.6b --shapes 0.6b --sprint
 
 Pictures from it are noise. Weights are streamed to the disk: memory stays below 3 GB.
 """
@@ -9,19 +10,20 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from shapes_work import AUTOENCODERS, DENOISERS
+from shapes import AUTOENCODERS, DENOISERS
 from torch import Tensor
 
 from sana_edge.autoencoder import Autoencoder
 from sana_edge.calib.writer import copy_files, new_folder, write_json, write_shards
+from sana_edge.components import DTYPES
 from sana_edge.denoiser import Denoiser
 from sana_edge.hub import BUNDLED
 from sana_edge.model_folder import read_json
-from sana_edge.stages import DTYPES
 
 # the text encoder of all public SANA models
 GEMMA_2_2B = {
@@ -43,30 +45,58 @@ GEMMA_2_2B = {
     "attn_logit_softcapping": 50.0,
     "final_logit_softcapping": 30.0,
 }
+# what the Sprint models have beside their shapes, and their sampler with diffusers' settings
+SPRINT: dict[str, Any] = {"qk_norm": "rms_norm_across_heads", "guidance_embeds": True}
+SCM = {
+    "_class_name": "SCMScheduler",
+    "num_train_timesteps": 1000,
+    "prediction_type": "trigflow",
+    "sigma_data": 0.5,
+}
 
 
 def write_model(
-    output: Path, shapes: str, *, dtype: torch.dtype, text_layers: int, text_width: int, force: bool
+    output: Path,
+    shapes: str,
+    *,
+    dtype: torch.dtype,
+    text_layers: int,
+    text_width: int,
+    force: bool,
+    sprint: bool = False,
 ) -> None:
     """Write the folder.
 
     Args:
-        shapes: a name of `shapes_work.DENOISERS`.
+        shapes: a name of `shapes.DENOISERS`.
         dtype: of the denoiser and the autoencoder; the text encoder is bf16, as the public ones.
         text_layers, text_width: Gemma-2-2B has 26 and 2304; the denoiser must read as many channels.
+        sprint: a Sprint model, with a guidance embedding, norms of queries and keys, and the SCM sampler.
     """
     tiny = BUNDLED / "sana-tiny"
+    config = replace(DENOISERS[shapes], **SPRINT) if sprint else DENOISERS[shapes]
     with new_folder(output, force=force) as folder:
         names = [path.relative_to(tiny).as_posix() for path in tiny.rglob("*.json")]
         kept = ("model_index.json", "scheduler/", "tokenizer/")
         copy_files([name for name in names if name.startswith(kept)], tiny, folder)
+        if sprint:
+            _make_sprint(folder)
         with torch.device("meta"):
-            denoiser = Denoiser(DENOISERS[shapes]).to_diffusers()
+            denoiser = Denoiser(config).to_diffusers()
             autoencoder = Autoencoder(AUTOENCODERS[shapes]).state_dict()
-        _component(folder / "transformer", DENOISERS[shapes].to_dict(), denoiser, dtype)
+        _component(folder / "transformer", config.to_dict(), denoiser, dtype)
         _component(folder / "vae", AUTOENCODERS[shapes].to_dict(), autoencoder, dtype)
-        config = _text_config(text_layers, text_width)
-        _component(folder / "text_encoder", config, _text_shapes(config), torch.bfloat16, stem="model")
+        text = _text_config(text_layers, text_width)
+        _component(folder / "text_encoder", text, _text_shapes(text), torch.bfloat16, stem="model")
+
+
+def _make_sprint(folder: Path) -> None:
+    """Name Sprint's pipeline and sampler in place of those that were copied."""
+    index = read_json(folder / "model_index.json")
+    scheduler = ["diffusers", SCM["_class_name"]]
+    changed = {**index, "_class_name": "SanaSprintPipeline", "scheduler": scheduler}
+    write_json(changed, folder / "model_index.json")
+    write_json(SCM, folder / "scheduler" / "scheduler_config.json")
 
 
 def _text_config(layers: int, width: int) -> dict[str, Any]:
@@ -115,7 +145,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="write a model folder with random weights")
     parser.add_argument("output", type=Path)
     parser.add_argument("--shapes", choices=sorted(DENOISERS), default="0.6b")
-    parser.add_argument("--dtype", choices=sorted(DTYPES), default="fp16")
+    parser.add_argument("--sprint", action="store_true", help="a Sprint model: 2 steps without guidance")
+    parser.add_argument("--dtype", choices=sorted(DTYPES), help="(default: fp16, bf16 with --sprint)")
     parser.add_argument("--text-layers", type=int, default=GEMMA_2_2B["num_hidden_layers"])
     parser.add_argument("--force", action="store_true", help="replace the folder")
     args = parser.parse_args()
@@ -123,10 +154,12 @@ def main() -> None:
     write_model(
         args.output,
         args.shapes,
-        dtype=DTYPES[args.dtype],
+        # as most public ones
+        dtype=DTYPES[args.dtype or ("bf16" if args.sprint else "fp16")],
         text_layers=args.text_layers,
         text_width=width,
         force=args.force,
+        sprint=args.sprint,
     )
     print(args.output)
 

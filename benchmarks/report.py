@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from contenders import BASELINE, INT8, OURS
+from engine_report import engine_tables
+from markdown_table import circumstances, heading, interval, line
 from paired import likeness_text, verdict
 from record import write_bytes
 
@@ -36,7 +37,7 @@ PARTS = {
 def main() -> int:
     """Rewrites what stands between `<!-- name -->` and `<!-- /name -->`."""
     quality = quality_table(RESULTS / "quality.json")
-    sections = {"quality": quality, "speed": speed_tables()}
+    sections = {"quality": quality, "speed": speed_tables(), "engines": engine_tables(RESULTS)}
     replace(ROOT / "README.md", {**sections, "quantize": quantize_table(RESULTS / "bench_quantize.json")})
     replace(ROOT / "sana_edge" / "models" / "sana-tiny" / "README.md", {"quality": quality})
     return 0
@@ -108,12 +109,6 @@ def with_overall(numbers: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     return [*numbers["categories"].items(), ("**overall**", everything)]
 
 
-def interval(score: dict[str, Any]) -> str:
-    """A score's interval in words."""
-    low, high = score["interval_95"]
-    return f"{low:.3f} to {high:.3f}"
-
-
 def speed_tables() -> str:
     """One row per stage that was measured side by side, from every file of `bench_image.py`."""
     files = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("bench_image-*.json"))]
@@ -173,24 +168,6 @@ def peak(*rows: dict[str, Any] | None) -> str:
     """The most memory of each process in the order of the columns; empty where it was not measured."""
     most = [(row["memory"] or {}).get("most") for row in rows if row is not None]
     return "" if None in most else " / ".join(f"{value / 1e9:.2f}" for value in most) + " GB"
-
-
-def heading(titles: Sequence[str]) -> list[str]:
-    """A Markdown table's first two rows."""
-    return [line(titles), line(["---"] * len(titles))]
-
-
-def line(cells: Iterable[object]) -> str:
-    """One row of a Markdown table."""
-    return "| " + " | ".join(map(str, cells)) + " |"
-
-
-def circumstances(data: dict[str, Any]) -> str:
-    """Command, machine, commit and date on one line."""
-    machine = data["machine"]
-    where = machine["gpu"] or f"{machine['cores']} cores of {machine['cpu']}"
-    commit = (data["commit"]["hash"] or "unknown")[:10]
-    return f"`{data['command']}` at commit {commit}, {where}, {data['date'][:10]}.  "
 
 
 def replace(path: Path, sections: dict[str, str]) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 from record import ended, header, positive, write_json
-from shapes_work import DENOISERS
+from shapes import DENOISERS
 
 from sana_edge import quant
 from sana_edge.config import LATENT_CELL

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import sys
 from collections.abc import Callable
@@ -25,6 +26,9 @@ import cold_start  # noqa: E402
 import engine_work  # noqa: E402
 import measuring  # noqa: E402
 import peaks  # noqa: E402
+import processes  # noqa: E402
+import sprint_folders  # noqa: E402
+import whole_pictures  # noqa: E402
 from contenders import BASELINE  # noqa: E402
 from contenders import INT8 as TORCH_INT8  # noqa: E402
 
@@ -99,6 +103,8 @@ def test_the_naive_graph(run: Callable[..., dict[str, Any]]) -> None:
         (["--stage", "step", "--contenders", "tensorflow"], "unknown contender 'tensorflow'"),
         (["--stage", "step", "--shapes", "tiny", "--layers", "9"], "9 layers are more than tiny has"),
         (["--stage", "cold"], "no exported folders"),
+        (["--stage", "picture"], "no folder for whole models"),
+        (["--stage", "picture", "--contenders", "openvino"], "unknown contender 'openvino'"),
     ],
 )
 def test_refusals(
@@ -120,7 +126,10 @@ def test_unequal_outputs() -> None:
 
 def test_cold(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Commands that write pictures of one colour."""
-    write = "import sys; from PIL import Image; Image.new('RGB', (8, 8), {}).save(sys.argv[-1])"
+    write = (
+        "import sys; from PIL import Image; Image.new('RGB', (8, 8), {}).save(sys.argv[-1]); "
+        "print('{{\"peak_memory\": 5000000}}')"
+    )
     commands = {
         "torch": [sys.executable, "-c", write.format(100)],
         "openvino fp32": [sys.executable, "-c", write.format(101)],
@@ -129,13 +138,139 @@ def test_cold(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     options = argparse.Namespace(repeat=1, threads=1, model="sana-tiny", steps=2)
     rows = cold_start.measure_cold(options, lambda line: None)["rows"]
     assert [row["name"] for row in rows] == list(commands)
-    assert rows[0]["psnr"] is None and rows[0]["peak"] > 1e6 and len(rows[0]["seconds"]) == 1
+    assert rows[0]["psnr"] is None and rows[0]["peak"] == 5_000_000 and len(rows[0]["seconds"]) == 1
     # Image.new gives red only: a third of the values differ by 1
     assert rows[1]["psnr"] == pytest.approx(10 * np.log10(255**2 * 3))
     assert Image.new("RGB", (1, 1), 100).getpixel((0, 0)) == (100, 0, 0)
 
 
-def test_a_command_that_fails() -> None:
-    command = [sys.executable, "-c", "import sys; sys.exit('no picture')"]
-    with pytest.raises(SanaError, match="torch failed: no picture"):
-        cold_start._timed(command, 1, "torch")
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("import sys; sys.exit('no picture')", "torch failed: no picture"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "torch failed: killed by SIGKILL"),
+    ],
+)
+def test_a_command_that_fails(code: str, message: str) -> None:
+    with pytest.raises(SanaError, match=message):
+        processes.run([sys.executable, "-c", code], 1, "torch")
+
+
+def test_torch_is_blocked() -> None:
+    """Not by what is printed, which a missing package would print too."""
+    script = str(BENCHMARKS / "without_torch.py")
+    with pytest.raises(SanaError, match="engine failed: error: this needs torch"):
+        processes.run([sys.executable, script, "generate", "--prompt", "a cat"], 1, "engine")
+    assert processes.run([sys.executable, script, "--version"], 1, "engine").printed
+
+
+@pytest.fixture(scope="module")
+def sprint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folders of a tiny random Sprint model."""
+    scratch = tmp_path_factory.mktemp("sprint")
+    made = sprint_folders.prepare(scratch, "tiny", 1, lambda line: None)
+    assert [entry["folder"] for entry in made] == ["float", "int8", "onnx"]
+    return scratch
+
+
+@pytest.mark.slow
+def test_whole_pictures(
+    run: Callable[..., dict[str, Any]], sprint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All of them draw the same picture of noise, and folders are made once."""
+    options = ["--stage", "picture", "--sizes", "64", "--scratch", str(sprint)]
+    data = run("--shapes", "tiny", "--repeat", "1", "--threads", "1", *options)["picture"]
+    rows = {row["name"]: row for row in data["rows"]}
+    assert list(rows) == list(whole_pictures.WAYS) and data["prepared"] == []
+    for name, row in rows.items():
+        (found,) = row["runs"]
+        assert row["failure"] is None and row["median"]["first"] == found["first"], name
+        assert 0 < found["load"] < found["first"] and found["peak"] > 50e6
+        for picture in ("first", "second"):
+            parts = [found[f"{picture} {part}"] for part in ("text", "denoise", "decode")]
+            assert min(parts) > 0 and sum(parts) < found[picture]
+    assert rows[BASELINE]["psnr"] is None
+    for name in ("sana-edge bf16", TORCH_INT8, "onnxruntime int8", "openvino int8"):
+        assert rows[name]["reference"] == BASELINE and rows[name]["psnr"] > 20, name
+    assert "second decode" in capsys.readouterr().out
+    assert str(sprint) not in json.dumps(data)
+
+
+def test_a_whole_picture_that_fails(
+    run: Callable[..., dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its row says why, and the others are drawn: here by a script that draws one colour."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import json, sys\n"
+        "from PIL import Image\n"
+        "if 'openvino' in sys.argv: sys.exit('no memory')\n"
+        "red = 100 + ('torch' in sys.argv)\n"
+        "Image.new('RGB', (8, 8), red).save(sys.argv[2] + '/first.png')\n"
+        f"print(json.dumps(dict.fromkeys({whole_pictures.COLUMNS!r}, 2.0) | {{'peak': 3000000}}))\n"
+    )
+    monkeypatch.setattr(whole_pictures, "_SCRIPT", script)
+    monkeypatch.setattr(sprint_folders, "prepare", lambda *arguments: [])
+    names = f"openvino int8,{BASELINE},sana-edge bf16"
+    options = ["--stage", "picture", "--scratch", str(tmp_path), "--contenders", names]
+    data = run("--shapes", "tiny", "--repeat", "2", "--threads", "1", *options)["picture"]
+    rows = {row["name"]: row for row in data["rows"]}
+    assert (data["size"], data["steps"]) == (1024, 2)
+    assert rows["openvino int8"]["failure"] == "openvino int8 failed: no memory"
+    assert rows["openvino int8"]["runs"] == [] and rows["openvino int8"]["median"] is None
+    assert rows[BASELINE]["psnr"] is None and len(rows[BASELINE]["runs"]) == 2
+    # a third of the values differ by 1
+    assert rows["sana-edge bf16"]["psnr"] == pytest.approx(10 * np.log10(255**2 * 3))
+    assert rows["sana-edge bf16"]["median"]["second decode"] == 2
+    printed = capsys.readouterr()
+    assert "openvino int8 failed: no memory" in printed.err
+    assert [line.split()[-2:] for line in printed.out.splitlines()[3:4]] == [["3", "52.9"]]
+
+
+def test_times_are_kept_when_memory_is_not_measured(
+    run: Callable[..., dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The process of one contender is killed, as by the system when memory runs out."""
+    # a module that new processes find
+    (tmp_path / "killed_process.py").write_text(_KILLED)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(measuring, "peaks", peaks.peaks)
+    monkeypatch.setattr(peaks, "_measure", importlib.import_module("killed_process").measure)
+    options = ["--stage", "decode", "--sizes", "64", "--contenders", f"{BASELINE},onnxruntime"]
+    rows = {row["name"]: row for row in run(*SHAPES, *options)["works"][0]["rows"]}
+    assert rows["onnxruntime"]["memory"] is None and rows["onnxruntime"]["median"] > 0
+    assert rows[BASELINE]["memory"]["most"] == 7
+    assert "the process that measures the memory of onnxruntime was killed" in capsys.readouterr().err
+
+
+_KILLED = f"""
+import os, peaks, signal
+def measure(work, name, stages):
+    if name != {BASELINE!r}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return dict.fromkeys(stages, peaks.Peak(7, None))
+"""
+
+
+def test_ctrl_c_keeps_what_was_measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """While memory is measured: the times are in the JSON already."""
+
+    def interrupted(*arguments: Any) -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(measuring, "peaks", interrupted)
+    monkeypatch.setattr(measuring, "SAMPLE_SECONDS", 0.001)
+    output = tmp_path / "out.json"
+    options = ["--stage", "decode", "--sizes", "64", "--contenders", f"{BASELINE},onnxruntime"]
+    assert bench_engines.main([*SHAPES, *options, "--output", str(output)]) == 130
+    (work,) = json.loads(output.read_text())["works"]
+    assert [len(row["seconds"]) for row in work["rows"]] == [2, 2]
+    assert work["ratios"][BASELINE]["onnxruntime"]["median"] > 0

@@ -24,7 +24,7 @@ import peaks  # noqa: E402
 import report  # noqa: E402
 from bench_image import main  # noqa: E402
 from contenders import BASELINE, INT8, OURS, Loader, Output, Stage, Work  # noqa: E402
-from shapes_work import DecoderWork  # noqa: E402
+from decoder_work import DecoderWork  # noqa: E402
 
 from sana_edge.errors import SanaError  # noqa: E402
 

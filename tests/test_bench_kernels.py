@@ -12,9 +12,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import bench_kernels
 import contenders
+import decoder_work
 import gpu_check
 import roofline
-import shapes_work
 from bench_kernels import Peaks
 from kernel_cases import Case, Sizes, cases
 
@@ -97,13 +97,15 @@ def test_a_step_that_fails_stops_everything() -> None:
 @pytest.mark.usefixtures("emulated")
 def test_the_decoder_that_is_timed_is_the_fused_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the runtime would fuse it; here it is told that it would."""
-    work = shapes_work.DecoderWork(dtype="bf16", device="cpu", threads=1, shapes="tiny", size=64, tiled=False)
+    work = decoder_work.DecoderWork(
+        dtype="bf16", device="cpu", threads=1, shapes="tiny", size=64, tiled=False
+    )
     loaders = work.loaders()
     expected = loaders[contenders.OURS]()["decode"]()
-    monkeypatch.setattr(shapes_work, "_fuses", lambda work: True)
+    monkeypatch.setattr(decoder_work, "_fuses", lambda work: True)
     fused = []
     monkeypatch.setattr(
-        shapes_work, "fuse_decoder", lambda decoder: fused.append(fuse_decoder(decoder)) or fused[0]
+        decoder_work, "fuse_decoder", lambda decoder: fused.append(fuse_decoder(decoder)) or fused[0]
     )
     found = loaders[contenders.INT8]()["decode"]()
     assert len(fused) == 1

@@ -8,14 +8,21 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import bench_quantize
 import report
 import velocity_error
+from random_model import write_model
+from random_package import write_package
+from static_scales import static_scales
 
+from sana_edge import Sana, hub
 from sana_edge.errors import SanaError
+from sana_edge.export.source import describe
+from sana_edge.layers import Linear
 
 
 @pytest.fixture
@@ -57,3 +64,32 @@ def test_velocity_error(tmp_path: Path) -> None:
     errors = json.loads(output.read_text())["errors"]
     # three of the schedule's times; rounding to 127 steps is about half a percent of a layer
     assert len(errors) == 3 and all(1e-4 < error < 1e-2 for error in errors.values())
+
+
+def test_a_random_sprint_model(tmp_path: Path) -> None:
+    """Two steps without guidance, in diffusers too, and INT8 with the scales that graphs need."""
+    from diffusers import SanaSprintPipeline
+
+    folder, package = tmp_path / "float", tmp_path / "int8"
+    settings = {"dtype": torch.bfloat16, "text_layers": 1, "text_width": 48}
+    write_model(folder, "tiny", **settings, force=False, sprint=True)  # type: ignore[arg-type]
+    write_package(folder, package)
+    pipeline = SanaSprintPipeline.from_pretrained(folder)
+    assert pipeline.transformer.config.guidance_embeds and pipeline.scheduler.config.sigma_data == 0.5
+    assert describe(hub.resolve(str(package)), int8=True).sampler.kind == "scm"
+    pictures = []
+    for path in (folder, package):
+        with Sana.load(str(path), dtype="fp32") as sana:
+            image = sana.generate("a cat", size=(64, 64), seed=1)
+        assert (image.metadata["steps"], image.metadata["sampler"]) == (2, "scm")
+        pictures.append(image.pixels.astype(float))
+    # of levels: INT8 moves the picture of noise, and little
+    assert 0 < abs(pictures[0] - pictures[1]).mean() < 8
+
+
+def test_static_scales() -> None:
+    layer, unused = Linear(3, 2), Linear(3, 2)
+    model = torch.nn.ModuleDict({"one": layer, "two": unused})
+    scales = static_scales(model, ["one", "two"], lambda: layer(torch.tensor([[1.0, -254.0, 3.0]])))
+    assert scales == {"one": 2.0}
+    assert layer.observer is None and unused.observer is None

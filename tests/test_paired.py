@@ -145,9 +145,9 @@ def test_likeness_of_pictures() -> None:
     """Equal pictures count in the median and not in the mean, and JSON has no infinity."""
     alike = {"a": Likeness(30.0, 0.9), "b": Likeness(math.inf, 1.0), "c": Likeness(40.0, 0.95)}
     found = json.loads(json.dumps(paired.likeness_facts(alike), allow_nan=False))
-    assert found["psnr"] == {"mean": 35.0, "median": 40.0, "worst": 30.0, "worst_prompt": "a"}
-    assert found["ssim"] == {"mean": 0.95, "median": 0.95, "worst": 0.9, "worst_prompt": "a"}
-    assert found["equal"] == 1
+    assert found["psnr"] == {"mean": 35.0, "median": 40.0, "p5": 30.0, "worst": 30.0, "worst_prompt": "a"}
+    assert found["ssim"] == {"mean": 0.95, "median": 0.95, "p5": 0.9, "worst": 0.9, "worst_prompt": "a"}
+    assert (found["equal"], found["near"]) == (1, round(2 / 3, 4))
     assert found["pictures"][1] == {"prompt": "b", "psnr": None, "ssim": 1.0}
     assert "worst 30.0 dB." in paired.likeness_text(found)
     assert '"a"' in paired.likeness_text(found)
@@ -157,6 +157,22 @@ def test_likeness_of_equal_pictures() -> None:
     found = paired.likeness_facts({"a": Likeness(math.inf, 1.0)})
     assert (found["psnr"]["mean"], found["psnr"]["median"], found["psnr"]["worst"]) == (None, None, None)
     assert "mean infinite" in paired.likeness_text(found)
+
+
+def test_spread_of_many_pictures() -> None:
+    """A hundred values of which five lie below the sixth; 35 dB itself is near."""
+    alike = {str(i): Likeness(30.0 + i / 10, 0.9) for i in range(100)}
+    found = paired.likeness_spread(alike)
+    assert (found["psnr"]["p5"], found["psnr"]["median"], found["near"]) == (30.5, 34.95, 0.5)
+    assert "pictures" not in found
+
+
+def test_facts_of_two_models_with_other_names() -> None:
+    first, second = outcomes([True, True, False]), outcomes([True, False, False])
+    found = paired.facts(first, second, ("torch", "engine"))
+    assert (found["only_torch"], found["only_engine"]) == (1, 0)
+    assert found["categories"]["single object"]["only_torch"] == 1
+    assert "only_float" not in found
 
 
 def picture(seed: int = 0, side: int = 24) -> NDArray[np.uint8]:

@@ -293,12 +293,12 @@ def test_interrupted_run_goes_on(tmp_path: Path) -> None:
         return source
 
     sources = {name: drawing(name, level) for name, level in (("model", 20), ("int8", 21))}
-    output = tmp_path / "quality.json"
+    output, compared = tmp_path / "quality.json", [quality.COMPARED]
     with pytest.raises(KeyboardInterrupt), Diary(output, {}) as diary:
-        evaluation.evaluate(evaluation.PICTURES, sources, chosen, diary)
+        evaluation.evaluate(evaluation.PICTURES, sources, chosen, diary, compared)
     with Diary(output, {}) as diary:
-        outcomes = evaluation.evaluate(evaluation.PICTURES, sources, chosen, diary)
-        alike, kept = evaluation.likenesses(diary), evaluation.pictures(diary)
+        outcomes = evaluation.evaluate(evaluation.PICTURES, sources, chosen, diary, compared)
+        alike, kept = evaluation.likenesses(diary, *compared), evaluation.pictures(diary)
     numbers = list(chosen)
     pairs = [(name, number) for number in numbers for name in sources]
     assert asked == [*pairs[:6], *pairs[4:]]
@@ -312,9 +312,10 @@ def test_interrupted_run_goes_on(tmp_path: Path) -> None:
 
 
 def test_pairs_of_the_lowest_psnr_are_kept(tmp_path: Path) -> None:
-    """Whichever prompts they are; of the others only those on the sheets."""
+    """Whichever prompts they are, and only that pair of sources; of the others only those on the sheets."""
     chosen = dict(list(quality.choose(40).items())[:40])
     errors = dict(zip(chosen, random.Random(0).sample(range(1, 41), 40), strict=True))
+    pairs = [("int8", "model"), ("engine", "model")]
 
     def model(number: int, prompt: Prompt) -> tuple[evaluation.Pixels, dict[str, object]]:
         return np.full((128, 128, 3), 100, np.uint8), {}
@@ -322,12 +323,23 @@ def test_pairs_of_the_lowest_psnr_are_kept(tmp_path: Path) -> None:
     def int8(number: int, prompt: Prompt) -> tuple[evaluation.Pixels, dict[str, object]]:
         return np.full((128, 128, 3), 100 + errors[number], np.uint8), {}
 
+    def engine(number: int, prompt: Prompt) -> tuple[evaluation.Pixels, dict[str, object]]:
+        return np.full((128, 128, 3), 200 - errors[number], np.uint8), {}
+
+    sources = {"model": model, "int8": int8, "engine": engine}
     with Diary(tmp_path / "quality.json", {}) as diary:
-        evaluation.evaluate(evaluation.PICTURES, {"model": model, "int8": int8}, chosen, diary)
-        kept, worst = evaluation.pictures(diary), evaluation.worst(evaluation.likenesses(diary))
+        evaluation.evaluate(evaluation.PICTURES, sources, chosen, diary, pairs)
+        kept = evaluation.pictures(diary)
+        worst, others = (evaluation.worst(evaluation.likenesses(diary, pair)) for pair in pairs)
     assert [errors[number] for number in worst] == [40, 39]
-    assert set(worst) | evaluation.on_sheet(chosen) <= set(kept)
-    assert len(kept) < 25
+    # the nearer to 100, the nearer to the model
+    assert [errors[number] for number in others] == [1, 2]
+    shown = evaluation.on_sheet(chosen)
+    assert {*worst, *others} | shown <= set(kept)
+    assert all(set(kept[number]) == set(sources) for number in shown)
+    assert {"model", "int8"} <= set(kept[worst[0]]) and {"model", "engine"} <= set(kept[others[0]])
+    assert any(len(drawn) == 2 for number, drawn in kept.items() if number not in shown)
+    assert len(kept) < 30
 
 
 def test_tables_of_readme(tmp_path: Path) -> None:
