@@ -51,7 +51,7 @@ _PSNR_INT8, _MARGIN = 35.0, 6.0
 # of equal pictures, whose PSNR is infinite, which JSON cannot say
 _EQUAL = 99.0
 
-_HINT = "please report this; `sana-edge export --no-verify` writes the graphs all the same"
+_HINT = "please report this; the same `sana-edge export` with --no-verify writes the graphs all the same"
 
 
 @dataclass

@@ -41,7 +41,7 @@ _ONNX = {dtype: element for element, dtype in _TORCH.items()}
 # tensors of fewer bytes stay in the graph, where shape inference reads them
 _INLINE_BYTES = 1024
 # scales are positive: of activations what has all of its digits, of weights what is not 0
-_SMALLEST = {FLOAT: 2.0**-126, FLOAT16: 2.0**-14, BFLOAT16: 2.0**-126}
+SMALLEST = {FLOAT: 2.0**-126, FLOAT16: 2.0**-14, BFLOAT16: 2.0**-126}
 _SMALLEST_OF_WEIGHTS = {FLOAT: 2.0**-126, FLOAT16: 2.0**-24, BFLOAT16: 2.0**-126}
 
 # a side's length, or the name of one that the caller chooses
@@ -245,7 +245,7 @@ class GraphBuilder:
         All INT8 products of x read what this returns: call it once for x. Values beyond are -128 and 127.
         A 16-bit graph has the scale in 16 bit, on both sides.
         """
-        step = self.constant(max(scale, _SMALLEST[x.dtype]), x.dtype)
+        step = self.constant(max(scale, SMALLEST[x.dtype]), x.dtype)
         zero = self.constant(0, INT8)
         values = self.op("QuantizeLinear", x, step, zero, dtype=INT8)
         return self.op("DequantizeLinear", values, step, zero, dtype=x.dtype)

@@ -14,22 +14,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnxruntime
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from sana_edge import hub, manifest
-from sana_edge.components import load_decoder
 from sana_edge.errors import SanaError
 from sana_edge.export.agreement import Agreement
-from sana_edge.export.compare_denoiser import Denoising, Latents
+from sana_edge.export.compare_decoder import Decoding
+from sana_edge.export.compare_denoiser import Denoising
 from sana_edge.export.compare_text import compare_text
-from sana_edge.export.graph_runner import Array, GraphRunner
-from sana_edge.export.unrounded import let_activations_be
+from sana_edge.export.graph_runner import GraphRunner
 from sana_edge.hub import ResolvedModel
-from sana_edge.image_metrics import psnr
 from sana_edge.manifest import Manifest
 
 # pixels of a side where the graphs take any size
@@ -42,8 +37,8 @@ def compare(
 ) -> dict[str, Any]:
     """Compare the graphs with the model that they were made of.
 
-    Text encoder, text projection, denoiser and decoder run on the same inputs as the torch modules; then a
-    picture of a few steps is made by the graphs alone.
+    Text encoder, text projection, denoiser and decoder, whole and in parts, run on the same inputs as the
+    torch modules; then a picture of a few steps is made by the graphs alone.
 
     Args:
         described: the folder's manifest, read from the folder if None.
@@ -66,59 +61,22 @@ def compare(
     width, height = described.size or (min(described.native_size, SIDE),) * 2
     size = height // described.cell, width // described.cell
     with GraphRunner(folder, described.graphs, threads) as graphs:
-        texts = compare_text(folder, model, graphs, agreement)
+        texts = compare_text(folder, described, model, graphs, agreement)
         if int8:
             graphs.rounded = False
             latent = Denoising(model, described, graphs, unrounded, size).compare(texts)
-            _Decoding(model, graphs, unrounded).compare(latent)
+            Decoding(model, described, graphs, unrounded).compare(latent)
             graphs.rounded = True
         denoising = Denoising(model, described, graphs, agreement, size)
         latent, latents = denoising.compare(texts), denoising.picture(texts)
         del denoising
-        decoding = _Decoding(model, graphs, agreement)
+        decoding = Decoding(model, described, graphs, agreement)
         decoding.compare(latent)
         picture = decoding.picture(latents)
     found: dict[str, Any] = {"onnxruntime": onnxruntime.__version__, "size": [width, height]}
     if int8:
         found["unrounded"] = unrounded.graphs
     return {**found, "graphs": agreement.graphs, "picture": picture}
-
-
-class _Decoding:
-    """The torch decoder of a model, and the graph; one of a fixed size decodes the corner of a latent."""
-
-    def __init__(self, model: ResolvedModel, graphs: GraphRunner, agreement: Agreement) -> None:
-        self._graphs, self._agreement = graphs, agreement
-        self._decoder = load_decoder(model, device=torch.device("cpu"), dtype=torch.float32)
-        if not graphs.rounded:
-            let_activations_be(self._decoder)
-        sides = graphs.sides("decoder", "latent")
-        self._h, self._w = (side if isinstance(side, int) else None for side in sides[2:])
-
-    def compare(self, latent: Tensor) -> None:
-        """Compare the pixels of a latent (1, C, h, w)."""
-        self._agreement.check("decoder", {"pixels": self._run(latent)}, pixels=self._decode(latent))
-
-    def picture(self, latents: Latents) -> dict[str, float]:
-        """Compare the pictures of the last latents; see `Agreement.picture`."""
-        right, found = _levels(self._decode(latents.expected)), _levels(self._run(latents.found))
-        itself = None if latents.moved is None else psnr(_levels(self._decode(latents.moved)), right)
-        return self._agreement.picture(found, right, itself)
-
-    def _decode(self, latent: Tensor) -> Array:
-        scaled = latent[..., : self._h, : self._w] / self._decoder.config.scaling_factor
-        pixels: Array = self._decoder.decode(scaled).numpy()
-        return pixels
-
-    def _run(self, latent: Tensor) -> Array:
-        corner = latent[..., : self._h, : self._w].contiguous().numpy()
-        return self._graphs.run("decoder", latent=corner)["pixels"]
-
-
-def _levels(pixels: Array) -> NDArray[np.uint8]:
-    """(1, 3, H, W) from about -1 to 1, as (H, W, 3) uint8."""
-    levels: Array = np.rint((pixels[0].transpose(1, 2, 0) * 0.5 + 0.5).clip(0, 1) * 255)
-    return levels.astype(np.uint8)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -18,7 +18,7 @@ from sana_edge.export.graph_runner import Array, GraphRunner
 from sana_edge.export.unrounded import let_activations_be
 from sana_edge.hub import ResolvedModel
 from sana_edge.manifest import Manifest
-from sana_edge.quantized import set_activations
+from sana_edge.quantized import set_graph_activations
 from sana_edge.sampler import Sampler, make_sampler
 from sana_edge.text_encoder import TextFeatures
 
@@ -50,8 +50,8 @@ class Latents:
 class Denoising:
     """The torch denoiser of a model, the graphs that should do the same, and a schedule for both.
 
-    An INT8 one has the static scales that are in the graph, whatever scales the package asks for; or, where
-    ``graphs`` runs without rounding, float activations.
+    An INT8 one has the scales of the graph, whatever the package asks for; or, where ``graphs`` runs without
+    rounding, float activations.
 
     Args:
         size: of the latents, (h, w).
@@ -68,7 +68,7 @@ class Denoising:
         self._graphs, self._agreement = graphs, agreement
         self._denoiser, _ = load_denoiser(model, device=torch.device("cpu"), dtype="fp32")
         if agreement.int8:
-            set_activations(self._denoiser, "tensor")
+            set_graph_activations(self._denoiser)
         elif not graphs.rounded:
             let_activations_be(self._denoiser)
         self._sampler = _sampler(described)

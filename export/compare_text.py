@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
 
-import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
-from sana_edge.errors import CheckpointError
+from sana_edge.engine_text import EngineText, RunText
 from sana_edge.export.agreement import Agreement
 from sana_edge.export.graph_runner import Array, GraphRunner
 from sana_edge.hub import ResolvedModel
 from sana_edge.instruction import CHI
-from sana_edge.manifest import DAMAGED, INSTRUCTION
+from sana_edge.manifest import Manifest
 from sana_edge.text_encoder import TextEncoder, TextFeatures
 
 GRAPH = "text_encoder"
@@ -37,7 +32,7 @@ class Text:
 
 
 def compare_text(
-    folder: Path, model: ResolvedModel, graphs: GraphRunner, agreement: Agreement
+    folder: Path, described: Manifest, model: ResolvedModel, graphs: GraphRunner, agreement: Agreement
 ) -> dict[tuple[str, bool], Text]:
     """Compare on all of `TEXTS`, by which the result is keyed.
 
@@ -48,43 +43,17 @@ def compare_text(
     encoder = TextEncoder.load(
         model.path, dtype=torch.float32, device="cpu", variant=model.component_variant(GRAPH)
     )
-    stored = _stored(folder / INSTRUCTION)
-    nothing = {name: tensor[:, :, :0] for name, tensor in stored.items() if tensor.ndim == 4}
-    nothing |= {"ids": stored["ids"][:0], "hidden": stored["hidden"][:, :0]}
+    exported = EngineText(folder, described.text, runner(graphs))
     texts = {}
     for prompt, instructed in TEXTS:
         instruction = CHI if instructed else None
         features = encoder.encode([prompt], instruction=instruction)
-        (row,) = encoder._tokenize([prompt], instruction, truncation=True)
-        found = read(graphs, row, stored if instructed else nothing)
+        found = exported.encode(prompt, instruction=instruction)
         agreement.check(GRAPH, {"hidden": found}, hidden=features.embeddings.numpy())
         texts[prompt, instructed] = Text(features, found)
     return texts
 
 
-def read(graphs: GraphRunner, row: list[int], instruction: Mapping[str, Array]) -> Array:
-    """Embeddings (1, L, C) of a prompt's tokens, behind an instruction of ids, hidden, keys and values."""
-    ids = instruction["ids"].tolist()
-    same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(row, ids, strict=False)))
-    known = min(same, len(row) - 1)
-    past_keys, past_values = (instruction[name][:, :, :known] for name in ("keys", "values"))
-    new = graphs.run(
-        GRAPH,
-        ids=np.array([row[known:]], dtype=np.int64),
-        past_keys=past_keys.astype(np.float32),
-        past_values=past_values.astype(np.float32),
-    )
-    hidden = np.concatenate([instruction["hidden"][:, :known].astype(np.float32), new["hidden"]], axis=1)
-    first = len(ids) - 1 if ids else 1
-    return np.concatenate([hidden[:, :1], hidden[:, first:]], axis=1)
-
-
-def _stored(path: Path) -> dict[str, Array]:
-    try:
-        stored: dict[str, Array] = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}", DAMAGED) from error
-    missing = {"ids", "hidden", "keys", "values"} - set(stored)
-    if missing:
-        raise CheckpointError(f"{path} lacks {', '.join(sorted(missing))}", DAMAGED)
-    return stored
+def runner(graphs: GraphRunner) -> RunText:
+    """What runs the graph for an `EngineText`."""
+    return lambda ids, keys, values: graphs.run(GRAPH, ids=ids, past_keys=keys, past_values=values)["hidden"]

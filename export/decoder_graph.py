@@ -1,11 +1,7 @@
-"""The DC-AE's decoder as a graph: latent, as a sampler leaves it, to pixels. And as one graph for its first
-stages, which see the whole picture, and one for each later stage, which sees a few rows around each pixel and
-can work on strips of rows (`sana_edge.engine_strips`): the same pictures in less memory.
-"""
+"""The DC-AE's decoder as a graph: latent, as a sampler leaves it, to pixels."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -31,40 +27,6 @@ from sana_edge.export.graph_layers import silu
 Size = tuple[int, int]
 
 
-@dataclass(frozen=True)
-class Tail:
-    """A part of the decoder that can work on strips: (1, channels, H, W) to (1, ., scale H, scale W).
-
-    halo: rows of the input above and below, on which a row of the output depends.
-    values: that are alive at its peak, for each row and column of the input.
-    """
-
-    stages: tuple[int, ...]
-    channels: int
-    halo: int
-    scale: int
-    values: int
-
-
-def decoder_tails(autoencoder: Autoencoder) -> list[Tail]:
-    """The parts behind the last attention, in order; stages without layers belong to the one before."""
-    config = autoencoder.config
-    widths, layers = config.decoder_block_out_channels, config.decoder_layers_per_block
-    first = next((n for n, kind in enumerate(config.decoder_block_types) if kind != "ResBlock"), len(widths))
-    stages = [stage for stage in reversed(range(min(first, len(widths) - 1))) if layers[stage]]
-    tails = []
-    for stage in stages:
-        last = stage == stages[-1]
-        # rows of the doubled map: two of each block, one of the last convolution
-        rows = 2 * layers[stage] + last
-        scale = 4 if last and layers[0] == 0 else 2
-        # the input, four maps of the doubled one, the picture
-        values = widths[stage + 1] + 4 * 4 * widths[stage] + last * 2 * scale**2 * config.in_channels
-        parts = tuple(range(stage + 1)) if last else (stage,)
-        tails.append(Tail(parts, widths[stage + 1], 1 + -(-rows // 2), scale, values))
-    return tails
-
-
 def add_decoder(g: GraphBuilder, autoencoder: Autoencoder, size: Size | None = None) -> None:
     """Make g the graph ``decoder``.
 
@@ -80,38 +42,14 @@ def add_decoder(g: GraphBuilder, autoencoder: Autoencoder, size: Size | None = N
     config, decoder = autoencoder.config, autoencoder.decoder
     cell = config.spatial_compression
     latent = g.input("latent", (1, config.latent_channels, *(size or ("h", "w"))))
-    x = _enter(g, autoencoder, latent)
+    x = enter(g, autoencoder, latent)
     for stage in reversed(range(len(decoder.up_blocks))):
-        x = _stage(g, autoencoder, stage, x)
+        x = add_stage(g, autoencoder, stage, x)
     sides = (cell * size[0], cell * size[1]) if size else (f"{cell}*h", f"{cell}*w")
-    g.output("pixels", _leave(g, autoencoder, x), (1, config.in_channels, *sides))
+    g.output("pixels", leave(g, autoencoder, x), (1, config.in_channels, *sides))
 
 
-def add_decoder_head(g: GraphBuilder, autoencoder: Autoencoder, size: Size | None = None) -> None:
-    """Make g the graph ``decoder_head``: latent (1, C, h, w) to y, the input of the first tail.
-
-    Args and errors are those of `add_decoder`.
-    """
-    tails, up_blocks = decoder_tails(autoencoder), autoencoder.decoder.up_blocks
-    config = autoencoder.config
-    latent = g.input("latent", (1, config.latent_channels, *(size or ("h", "w"))))
-    x = _enter(g, autoencoder, latent)
-    for stage in reversed(range(tails[0].stages[-1] + 1 if tails else 0, len(up_blocks))):
-        x = _stage(g, autoencoder, stage, x)
-    g.output("y", x if tails else _leave(g, autoencoder, x), (1, "C", "H", "W"))
-
-
-def add_decoder_tail(g: GraphBuilder, autoencoder: Autoencoder, tail: Tail) -> None:
-    """Make g the graph of a tail: x (1, channels, H, W) float32 to y; of the last one, y is pixels."""
-    x = g.cast(g.input("x", (1, tail.channels, "H", "W")))
-    for stage in reversed(tail.stages):
-        x = _stage(g, autoencoder, stage, x)
-    if 0 in tail.stages:
-        x = _leave(g, autoencoder, x)
-    g.output("y", x, (1, "C", f"{tail.scale}*H", f"{tail.scale}*W"))
-
-
-def _enter(g: GraphBuilder, autoencoder: Autoencoder, latent: Value) -> Value:
+def enter(g: GraphBuilder, autoencoder: Autoencoder, latent: Value) -> Value:
     """The latent through the scaling factor, the first convolution and its shortcut."""
     decoder = autoencoder.decoder
     # before a cast to 16 bit
@@ -124,7 +62,8 @@ def _enter(g: GraphBuilder, autoencoder: Autoencoder, latent: Value) -> Value:
         return g.op("Add", hidden, g.op("Gather", x, g.weight("shortcut", source), axis=1))
 
 
-def _stage(g: GraphBuilder, autoencoder: Autoencoder, stage: int, x: Value) -> Value:
+def add_stage(g: GraphBuilder, autoencoder: Autoencoder, stage: int, x: Value) -> Value:
+    """x through a stage, which doubles its rows and columns first unless it is the deepest."""
     kind = autoencoder.config.decoder_act_fns[stage]
     for index, block in enumerate(autoencoder.decoder.up_blocks[stage].children()):
         with g.scope(f"decoder.up_blocks.{stage}.{index}"):
@@ -138,7 +77,7 @@ def _stage(g: GraphBuilder, autoencoder: Autoencoder, stage: int, x: Value) -> V
     return x
 
 
-def _leave(g: GraphBuilder, autoencoder: Autoencoder, x: Value) -> Value:
+def leave(g: GraphBuilder, autoencoder: Autoencoder, x: Value) -> Value:
     """The last norm, activation and convolution."""
     decoder = autoencoder.decoder
     with g.scope("decoder"):

@@ -5,19 +5,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from sana_edge.denoiser_block import FP16_MAX
 from sana_edge.errors import CheckpointError
-from sana_edge.export.builder import FLOAT, GraphBuilder, Value
+from sana_edge.export.builder import FLOAT, FLOAT16, SMALLEST, GraphBuilder, Value
 from sana_edge.layers import W8A8Linear
 
 Layer = nn.Module
+
+# of a token's values, for Clip wants a limit
+_LARGEST = 3e38
 
 
 def linear(g: GraphBuilder, name: str, layer: Layer, x: Value, factor: float = 1.0) -> Value:
     """A float or INT8 linear layer times a factor, x (B, N, in) to (B, N, out).
 
     Raises:
-        CheckpointError: an INT8 layer has no ``input_scale``.
+        CheckpointError: a static INT8 layer has no ``input_scale``.
     """
+    if isinstance(layer, W8A8Linear) and not layer.static:
+        return _linear_per_token(g, name, layer, x, factor)
     return columns(g, name, layer, prepare(g, name, layer, x), slice(None), factor)
 
 
@@ -43,12 +49,33 @@ def columns(
     """
     with g.scope(name):
         bias = None if layer.bias is None else _tensor(layer.bias)[part].float() * factor
-        kernel = _tensor(layer.weight)[part].t()
-        if isinstance(layer, W8A8Linear):
-            weight = g.int8_weight(kernel, layer.weight_scale[part] * factor, axis=1)
-        else:
-            weight = g.weight("weight", kernel if factor == 1 else kernel.float() * factor)
-        return g.linear(prepared, weight, bias)
+        return g.linear(prepared, _weight(g, layer, part, factor), bias)
+
+
+def _linear_per_token(g: GraphBuilder, name: str, layer: W8A8Linear, x: Value, factor: float) -> Value:
+    """An INT8 layer with one scale for each token, as a product of static ones: (x / t) weight · t + bias.
+
+    t (B, N, 1) is a token's largest value · 128 / 127. x / t goes through Q/DQ of 1 / 128, which 16 bits hold
+    exactly, and so its largest value is 127.
+    """
+    with g.scope(name):
+        largest = g.op("ReduceMax", g.op("Abs", x), g.ints(-1), keepdims=1)
+        # not 0, and of fp16 not infinite
+        most = FP16_MAX if g.dtype == FLOAT16 else _LARGEST
+        t = g.op("Clip", g.op("Mul", largest, 128 / 127), SMALLEST[g.dtype], most)
+        normed = g.quantized(g.op("Div", x, t), 1 / 128)
+        product = g.op("Mul", g.linear(normed, _weight(g, layer, slice(None), factor)), t)
+        if layer.bias is None:
+            return product
+        return g.op("Add", product, g.weight("bias", _tensor(layer.bias).float() * factor))
+
+
+def _weight(g: GraphBuilder, layer: Layer, part: slice, factor: float) -> Value:
+    """(in, out) of some output channels, times a factor; an INT8 one through DQ."""
+    kernel = _tensor(layer.weight)[part].t()
+    if isinstance(layer, W8A8Linear):
+        return g.int8_weight(kernel, layer.weight_scale[part] * factor, axis=1)
+    return g.weight("weight", kernel if factor == 1 else kernel.float() * factor)
 
 
 def silu(g: GraphBuilder, x: Value) -> Value:

@@ -6,6 +6,7 @@ import dataclasses
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,8 +15,8 @@ from sana_edge import hub, manifest
 from sana_edge.components import DTYPES, load_decoder, load_denoiser
 from sana_edge.errors import InvalidInput, SanaError
 from sana_edge.export.builder import GraphBuilder
-from sana_edge.export.compare import compare
-from sana_edge.export.decoder_graph import add_decoder
+from sana_edge.export.decoder_graph import Size, add_decoder
+from sana_edge.export.decoder_parts import add_decoder_part, decoder_parts
 from sana_edge.export.denoiser_graph import add_denoiser, add_denoiser_folded
 from sana_edge.export.external_data import ExternalData
 from sana_edge.export.instruction_file import write_instruction
@@ -24,16 +25,22 @@ from sana_edge.export.projection_graph import add_text_projection
 from sana_edge.export.settings import Settings
 from sana_edge.export.source import Source, describe
 from sana_edge.export.text_graph import add_text_encoder
-from sana_edge.manifest import INSTRUCTION, Manifest, TextShape
+from sana_edge.extras import export_extra
+from sana_edge.hub import ResolvedModel
+from sana_edge.manifest import INSTRUCTION, DecoderPart, Manifest, TextShape
 from sana_edge.manifest_files import stored_files
 from sana_edge.memory import memory_errors
 from sana_edge.new_folder import new_folder
+from sana_edge.quantized import set_graph_activations
 from sana_edge.text_encoder import TextEncoder
 from sana_edge.text_weights import load_text_model
 from sana_edge.tiling import DEFAULT_TILE
 
 # told the part of `PARTS` that begins
 Told = Callable[[str], None]
+
+# `sana_edge.export.compare.compare`
+_Compare = Callable[[Path, ResolvedModel, Manifest], dict[str, Any]]
 
 PARTS = ("text encoder", "instruction", "denoiser", "decoder", "checksums", "comparison")
 
@@ -56,7 +63,7 @@ def export(
     Args:
         model: as `sana_edge.Sana.load` takes it; an INT8 one has to be calibrated.
         output: the folder to make.
-        force: replace an exported folder at ``output``.
+        force: replace an exported folder at ``output``; an empty one is replaced anyway.
         progress: show a download on stderr.
 
     Returns:
@@ -67,8 +74,10 @@ def export(
         CheckpointError: the model is damaged; the message names the tensor or file.
         SanaError: as `new_folder` and `sana_edge.hub.resolve`; there is no room on the disk; or a graph
             differs from the torch modules by more than rounding explains.
+        MissingDependency: graphs are to be verified without onnxruntime.
     """
     settings, output = settings or Settings(), output.absolute()
+    compare = _comparison() if settings.verify else None
     with new_folder(output, force=force, kind="exported folder", is_kind=_is_ours) as folder:
         found = hub.resolve(model, int8=settings.int8, offline=offline, progress=progress)
         place = found.path.resolve()
@@ -77,21 +86,20 @@ def export(
         source = describe(found, int8=settings.int8)
         _check_room(folder, output, source.bytes_of_graphs(settings.dtype))
         with memory_errors(model):
-            return _Export(source, folder, settings, told).write()
+            return _Export(source, folder, settings, told).write(compare)
 
 
 class _Export:
     def __init__(self, source: Source, folder: Path, settings: Settings, told: Told) -> None:
         self._source, self._folder, self._settings, self._told = source, folder, settings, told
-        # (h, w) of latents, None for any; pictures of more than a tile are decoded in tiles of many sizes
-        self._latent = self._tile = None
+        # (h, w) of latents, None for any
+        self._latent: Size | None = None
         if settings.size is not None:
             width, height = settings.size
             cell = source.autoencoder.spatial_compression
             self._latent = (height // cell, width // cell)
-            self._tile = self._latent if max(settings.size) <= DEFAULT_TILE else None
 
-    def write(self) -> Manifest:
+    def write(self, compare: _Compare | None) -> Manifest:
         self._copy()
         self._told("text encoder")
         text = self._write_text_encoder()
@@ -100,10 +108,10 @@ class _Export:
         self._told("denoiser")
         self._write_denoiser()
         self._told("decoder")
-        self._write_decoder()
+        parts = self._write_decoder()
         self._told("checksums")
-        written = self._manifest(text)
-        if self._settings.verify:
+        written = self._manifest(text, parts)
+        if compare is not None:
             self._told("comparison")
             found = compare(self._folder, self._source.model, written)
             written = dataclasses.replace(written, verification=found)
@@ -155,6 +163,7 @@ class _Export:
 
     def _write_denoiser(self) -> None:
         denoiser, _ = load_denoiser(self._source.model, device=_CPU, dtype="fp32")
+        set_graph_activations(denoiser)
         # what runs once for a prompt is a part of the denoiser, and shares some of its weights
         with ExternalData(self._folder / "denoiser.data") as data:
             graph = GraphBuilder("text_projection", data, self._settings.dtype)
@@ -165,15 +174,23 @@ class _Export:
                 add(graph, denoiser, self._latent)
                 graph.save(self._folder / f"{name}.onnx")
 
-    def _write_decoder(self) -> None:
+    def _write_decoder(self) -> tuple[DecoderPart, ...]:
         decoder = load_decoder(self._source.model, device=_CPU, dtype=DTYPES["fp32"])
+        small = self._settings.size is not None and max(self._settings.size) <= DEFAULT_TILE
+        parts = [] if small else decoder_parts(decoder)
         with ExternalData(self._folder / "decoder.data") as data:
             graph = GraphBuilder("decoder", data, self._others)
-            add_decoder(graph, decoder, self._tile)
+            # of larger pictures it decodes previews, and tiles where parts cannot be
+            add_decoder(graph, decoder, self._latent if small else None)
             graph.save(self._folder / "decoder.onnx")
+            for part in parts:
+                graph = GraphBuilder(part.name, data, self._others)
+                add_decoder_part(graph, decoder, part)
+                graph.save(self._folder / f"{part.name}.onnx")
+        return tuple(DecoderPart(part.name, part.halo, part.scale, part.values) for part in parts)
 
-    def _manifest(self, text: TextShape) -> Manifest:
-        source = self._source
+    def _manifest(self, text: TextShape, parts: tuple[DecoderPart, ...]) -> Manifest:
+        source, names = self._source, [*manifest.GRAPHS, *(part.graph for part in parts)]
         return Manifest(
             sana_edge=sana_edge.__version__,
             name=source.model.name,
@@ -187,11 +204,19 @@ class _Export:
             guidance_embeds=source.denoiser.guidance_embeds,
             sampler=source.sampler,
             text=text,
-            graphs={name: ports(self._folder / f"{name}.onnx") for name in manifest.GRAPHS},
+            graphs={name: ports(self._folder / f"{name}.onnx") for name in names},
             # those that a program reads: people may change the others
             files=stored_files(self._folder, without=[_README, *source.terms()]),
             verification=None,
+            decoder_parts=parts,
         )
+
+
+def _comparison() -> _Compare:
+    """Needs onnxruntime, which nothing else here does."""
+    with export_extra():
+        from sana_edge.export import compare
+    return compare.compare
 
 
 def _is_ours(folder: Path) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 from dataclasses import dataclass
 
@@ -36,10 +35,15 @@ class Source:
 
     @property
     def quantization(self) -> str | None:
-        """The `Quantization.summary` of the graphs, whose scales are calibrated ones in any case."""
-        found = (self.quantizations.get(name) for name in WEIGHT_COMPONENTS)
-        first = next((quantization for quantization in found if quantization is not None), None)
-        return None if first is None else dataclasses.replace(first, activations="tensor").summary
+        """The scheme of the graphs, as in `Quantization.summary`: calibrated scales in any case.
+
+        Of a denoiser's scales per token `sana_edge.quantized.set_graph_activations` leaves some.
+        """
+        if not self.quantizations:
+            return None
+        denoiser = self.quantizations.get("transformer")
+        mixed = denoiser is not None and denoiser.activations == "token"
+        return f"w8a8, per tensor{' and token' if mixed else ''}, calibrated"
 
     def state(self, component: str) -> StoredState:
         """The tensors of a component."""
@@ -119,14 +123,14 @@ def describe(model: ResolvedModel, *, int8: bool) -> Source:
     if int8 and not given:
         raise InvalidInput(
             f"{model.name} is no INT8 package",
-            f"`sana-edge quantize {model.name} --output DIR` makes one, then export DIR",
+            f"`sana-edge quantize {model.name} --output DIR` makes one; export DIR instead",
         )
     for name, quantization in given.items():
         # activations of the text encoder are not INT8
         if name != "text_encoder" and quantization.calibration is None:
             raise InvalidInput(
                 f"{folder / name} has no calibrated scales, which INT8 graphs need",
-                "make the package again with `sana-edge quantize`, without --no-calibration",
+                "make it again: `sana-edge quantize MODEL --output DIR --force`, without --no-calibration",
             )
     return Source(
         model=model,

@@ -22,7 +22,7 @@ from typing import Any
 
 from sana_edge.engine_profiles import Shapes
 from sana_edge.errors import InvalidInput, SanaError, UnsupportedDevice
-from sana_edge.manifest import Manifest
+from sana_edge.manifest import REMAKE, Manifest
 from sana_edge.tensorrt_engine import logger_class
 
 logger = logging.getLogger("sana_edge")
@@ -112,7 +112,7 @@ def read_network(
         reasons = "; ".join(f"{error.node_name()}: {error.desc()}" for error in errors[:3])
         raise SanaError(
             f"TensorRT {trt.__version__} cannot read {onnx}: {reasons or 'it gives no reason'}",
-            "the file is damaged or of another version; make it again with `sana-edge export`",
+            f"the file is damaged or of another version; make it again: {REMAKE}",
         )
     _check_inputs(network, profiles, onnx)
     config = builder.create_builder_config()
@@ -134,7 +134,7 @@ def _check_inputs(network: Any, profiles: Sequence[Mapping[str, Shapes]], onnx: 
     if sorted(names) != sorted(profiles[0]):
         raise SanaError(
             f"{onnx} has the inputs {', '.join(names)}, its manifest says {', '.join(profiles[0])}",
-            "make the folder again with `sana-edge export`",
+            f"make the folder again: {REMAKE}",
         )
 
 

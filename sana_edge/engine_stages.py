@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,89 +12,26 @@ from numpy.typing import NDArray
 
 from sana_edge import engines, manifest, manifest_files
 from sana_edge.config import SamplerConfig
+from sana_edge.engine_decoder import EngineDecoder
+from sana_edge.engine_graphs import Graphs
 from sana_edge.engine_text import EngineText, Floats
-from sana_edge.engine_tiling import DEFAULT_TILE, decode_tiles
-from sana_edge.engines import Engine, EngineKind, Settings
+from sana_edge.engines import EngineKind, Settings
 from sana_edge.errors import InvalidInput, OutOfMemory, SanaError
 from sana_edge.manifest import Manifest
 from sana_edge.memory import available_memory, peak_memory
 from sana_edge.noise import NoiseSource
 from sana_edge.notes import reading_notes
+from sana_edge.projected_text import Context, ProjectedText, padding_mask, side_by_side
 from sana_edge.request import Plan
 from sana_edge.sampler import Sampler, sampler_of
 
 # longest side of a preview's latent; 8 cells are 256 pixels
 PREVIEW_CELLS = 8
 
-# added to the scores of what pads a shorter text
-_PADDING = np.float32(-1e30)
-
-_DENOISERS = ("denoiser", "denoiser_folded")
-
-
-@dataclass(frozen=True, eq=False)
-class ProjectedText:
-    """A text as the denoiser reads it, see `sana_edge.manifest`'s graph text_projection.
-
-    keys (layers, B, heads, d, L), values (layers, B, heads, L, d), constant (layers, 1, 1, dim).
-    """
-
-    keys: Floats
-    values: Floats
-    constant: Floats
-
-    @property
-    def length(self) -> int:
-        """L."""
-        return int(self.keys.shape[-1])
-
-
-@dataclass(frozen=True, eq=False)
-class Context:
-    """The texts of a plan; ``negative`` is None without guidance."""
-
-    prompt: ProjectedText
-    negative: ProjectedText | None
-
-
-class Graphs:
-    """The engines of an exported folder, each loaded when it is first used.
-
-    Of the two denoisers, which hold the same weights, only the one used last stays.
-    """
-
-    def __init__(self, folder: Path, described: Manifest, kind: EngineKind) -> None:
-        self._folder, self._manifest, self._kind = folder, described, kind
-        self._engines: dict[str, Engine] = {}
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What happened while loading that a user should know."""
-        return tuple(dict.fromkeys(note for engine in self._engines.values() for note in engine.notes))
-
-    def load(self, name: str) -> Engine:
-        """The engine of a graph."""
-        if name not in self._engines:
-            if name in _DENOISERS:
-                self._close(_DENOISERS)
-            graph = self._manifest.graphs[name]
-            self._engines[name] = self._kind.load(self._folder / graph.file, graph.inputs, graph.outputs)
-        return self._engines[name]
-
-    def run(self, name: str, **inputs: NDArray[np.generic]) -> dict[str, Floats]:
-        """Run a graph. Inputs that it does not have are left out."""
-        known = self._manifest.graphs[name].inputs
-        return self.load(name).run({key: array for key, array in inputs.items() if key in known})
-
-    def close(self) -> None:
-        """Free all engines; they are loaded again when they are needed."""
-        self._close(tuple(self._engines))
-
-    def _close(self, names: tuple[str, ...]) -> None:
-        for name in names:
-            engine = self._engines.pop(name, None)
-            if engine is not None:
-                engine.close()
+# The text encoder is needed once for a prompt. It makes room for denoising and decoding where its files are
+# larger than a quarter of what is free beside it; a prompt then waits some seconds for each GB of them. One
+# that is small for the machine stays.
+_TEXT, _TEXT_SHARE = "text_encoder", 4
 
 
 class EngineStages:
@@ -105,6 +41,7 @@ class EngineStages:
         self.graphs = Graphs(folder, described, kind)
         self.backend = kind
         self._manifest = described
+        self._decoder = EngineDecoder(self.graphs)
         self._text = EngineText(folder, described.text, self._run_text)
 
     @property
@@ -157,6 +94,9 @@ class EngineStages:
     def check_plan(self, plan: Plan) -> None:
         """See that the graphs know the size, and that its pixels fit; computes nothing.
 
+        What engines take besides is not known before they run: they map weights from files, hold them in
+        another precision, and share buffers among maps.
+
         Raises:
             InvalidInput: they were exported for another size.
             OutOfMemory: not even the decoded picture would fit.
@@ -181,6 +121,7 @@ class EngineStages:
         if plan.guided:
             negative = self._project(self._text.encode(plan.negative_prompt, instruction=None))
         notes = reading_notes(plan, self._text)
+        self._make_room()
         return Context(prompt, negative), (*self.notes, *notes)
 
     def schedule(self, plan: Plan) -> tuple[Sampler, Floats]:
@@ -232,7 +173,7 @@ class EngineStages:
             SanaError: the latent, or what the decoder makes of it, has NaN or infinite values.
         """
         _check_finite(latent, "latent")
-        pixels = decode_tiles(latent, self._decode_piece, cell=self._manifest.cell, tile=DEFAULT_TILE)
+        pixels = self._decoder.decode(latent)
         _check_finite(pixels, "decoded picture")
         levels = np.clip(pixels[0] * np.float32(0.5) + np.float32(0.5), 0, 1) * np.float32(255)
         return np.ascontiguousarray(np.rint(levels).astype(np.uint8).transpose(1, 2, 0))
@@ -244,22 +185,36 @@ class EngineStages:
             return self.decode(latent)
         return self.decode(shrink(latent, -(-max(latent.shape[-2:]) // PREVIEW_CELLS)))
 
+    def load_decoder(self) -> None:
+        """Load what decodes pictures of the native size, where it stays in memory."""
+        self._decoder.load(*self.native_size)
+
     def release(self) -> None:
         """Let go of the engines, after an error; they are loaded again when they are needed."""
         self.graphs.close()
 
+    def _make_room(self) -> None:
+        """Free the text encoder if that helps; of a GPU's memory nothing is known."""
+        free = available_memory() if self.backend.device == "cpu" else None
+        if free is not None and _TEXT_SHARE * self.graphs.bytes_of(_TEXT) > free:
+            self.graphs.close(_TEXT)
+
     def _run_text(self, ids: NDArray[np.int64], keys: Floats, values: Floats) -> Floats:
-        return self.graphs.run("text_encoder", ids=ids, past_keys=keys, past_values=values)["hidden"]
+        return self.graphs.run(_TEXT, ids=ids, past_keys=keys, past_values=values)["hidden"]
 
     def _project(self, embeddings: Floats) -> ProjectedText:
         return ProjectedText(**self.graphs.run("text_projection", embeddings=embeddings))
 
-    def _decode_piece(self, latent: Floats) -> Floats:
-        return self.graphs.run("decoder", latent=latent)["pixels"]
-
 
 def load_stages(
-    folder: Path, *, device: str = "auto", dtype: str = "auto", int8: bool = False, backend: str = "auto"
+    folder: Path,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    int8: bool = False,
+    backend: str = "auto",
+    engine_folder: Path | None = None,
+    trust_engine: bool = False,
 ) -> EngineStages:
     """Read an exported folder and load the graphs that a usual picture needs.
 
@@ -268,6 +223,7 @@ def load_stages(
         dtype: one of `engines.PRECISIONS`.
         int8: refuse a float model.
         backend: "auto" or one of `engines.NAMES`.
+        engine_folder, trust_engine: see `engines.Settings`.
 
     Raises:
         CheckpointError: a file is missing or damaged.
@@ -275,39 +231,19 @@ def load_stages(
     """
     described = manifest.read(folder)
     if int8 and described.quantization is None:
-        hint = f"`sana-edge export {described.source.model} --int8` makes an INT8 one; or leave out --int8"
+        command = f"sana-edge export {described.source.model} --int8 --output DIR"
+        hint = f"`{command}` makes an INT8 one; or leave out --int8"
         raise InvalidInput(f"{folder} is an exported float model", hint)
-    kind = engines.choose(backend, device, folder, Settings(precision=dtype))
+    settings = Settings(precision=dtype, engine_folder=engine_folder, trust_engine=trust_engine)
+    kind = engines.choose(backend, device, folder, settings)
     manifest_files.verify(folder, described)
     stages = EngineStages(folder, described, kind)
     # Sprint models never are guided
     usual = "denoiser" if described.sampler.kind == "scm" else "denoiser_folded"
-    for name in ("text_encoder", "text_projection", usual, "decoder"):
+    for name in (_TEXT, "text_projection", usual):
         stages.graphs.load(name)
+    stages.load_decoder()
     return stages
-
-
-def side_by_side(one: ProjectedText, two: ProjectedText) -> ProjectedText:
-    """Two texts as a batch, the shorter one padded with zeros; see `padding_mask`."""
-    longest = max(one.length, two.length)
-
-    def pad(array: Floats, axis: int) -> Floats:
-        widths = [(0, 0)] * array.ndim
-        widths[axis] = (0, longest - array.shape[axis])
-        return np.pad(array, widths)
-
-    keys, values = (
-        np.concatenate([pad(a, axis), pad(b, axis)], axis=1)
-        for a, b, axis in ((one.keys, two.keys, 4), (one.values, two.values, 3))
-    )
-    return ProjectedText(keys, values, np.concatenate([one.constant, two.constant], axis=1))
-
-
-def padding_mask(*lengths: int) -> Floats:
-    """(B, 1, 1, L) to add to the scores of texts with so many tokens: 0, and -1e30 beyond their ends."""
-    beyond = np.arange(max(lengths)) >= np.array(lengths)[:, None]
-    mask: Floats = np.where(beyond, _PADDING, np.float32(0))[:, None, None]
-    return mask
 
 
 def shrink(latent: Floats, factor: int) -> Floats:

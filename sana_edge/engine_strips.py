@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +17,8 @@ Array = NDArray[np.float32]
 # one graph; what it returns is the caller's, a later call does not overwrite it
 Run = Callable[[Array], Array]
 
-# what a window's maps take; much smaller ones compute their halos again and again
-DEFAULT_BYTES = 256 << 20
+# what the windows' maps take at the least; much smaller ones compute their halos again and again
+MIN_BYTES = 256 << 20
 _MIN_ROWS_PER_HALO = 4
 
 
@@ -40,24 +39,19 @@ class Tail:
     values: int
 
 
-def tail(run: Run, entry: dict[str, Any]) -> Tail:
-    """A graph with its entry in the manifest, which has ``halo``, ``scale`` and ``values``."""
-    return Tail(run, int(entry["halo"]), int(entry["scale"]), int(entry["values"]))
-
-
 def decode_strips(
     latent: Array,
     head: Run,
     tails: Sequence[Tail],
     *,
-    strip_bytes: int = DEFAULT_BYTES,
+    strip_bytes: int = MIN_BYTES,
     on_rows: Callable[[int, int], None] | None = None,
 ) -> Array:
     """Pixels (1, 3, f h, f w) of a latent (1, C, h, w).
 
     Args:
         head: latent to the first tail's x.
-        strip_bytes: what the maps of one window may take; halos set a lower limit.
+        strip_bytes: what the maps of a window of each tail may take together; halos set a lower limit.
         on_rows: called with (rows of the picture done, all rows).
     """
     x = head(latent)
@@ -65,8 +59,8 @@ def decode_strips(
     blocks: Iterator[Array] = iter([x])
     del x
     for part in tails:
-        fitting = strip_bytes // (4 * part.values * width)
-        rows = max(fitting, (2 + _MIN_ROWS_PER_HALO) * part.halo)
+        fitting = strip_bytes // (len(tails) * 4 * part.values * width)
+        rows = even_rows(height, max(fitting, (2 + _MIN_ROWS_PER_HALO) * part.halo), part.halo)
         blocks = _strips(blocks, height, rows, part)
         height, width = height * part.scale, width * part.scale
     pixels: Array | None = None
@@ -80,6 +74,15 @@ def decode_strips(
             on_rows(done, height)
     assert pixels is not None and done == height
     return pixels
+
+
+def even_rows(height: int, most: int, halo: int) -> int:
+    """The fewest rows of a window with which there are no more windows than with ``most`` rows."""
+    if most >= height:
+        return height
+    # the first and the last have a halo on one side only
+    count = -(-(height - 2 * halo) // (most - 2 * halo))
+    return -(-(height + 2 * halo * (count - 1)) // count)
 
 
 def windows(height: int, rows: int, halo: int) -> list[tuple[int, int, int]]:

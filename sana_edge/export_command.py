@@ -65,10 +65,17 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _summary(made: Manifest) -> str:
-    """One line of what was made."""
+    """One line of what was made, and how far it is from the model."""
     size = sum(file.bytes for file in made.files.values())
-    checked = "not compared with the model" if made.verification is None else "compared with the model"
-    return f"{made.name}, {made.quantization or made.dtype}: {size / 1e6:.0f} MB, {checked}"
+    what = f"{made.name}, {made.quantization or made.dtype}: {size / 1e6:.0f} MB"
+    found = made.verification
+    if found is None:
+        return f"{what}, not compared with the model"
+    name, worst = max(found["graphs"].items(), key=lambda pair: float(pair[1]["error"]))
+    return (
+        f"{what}; compared with the model: relative L2 at most {worst['error']:.1e} ({name}), "
+        f"picture's PSNR {found['picture']['psnr']:.1f} dB"
+    )
 
 
 @contextmanager

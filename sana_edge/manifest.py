@@ -25,8 +25,9 @@ GRAPHS = ("text_encoder", "text_projection", "denoiser", "denoiser_folded", "dec
 INSTRUCTION = "instruction.safetensors"
 TOKENIZER = "tokenizer/tokenizer.json"
 
-DAMAGED = "the folder is damaged or was changed; make it again with `sana-edge export`"
-_FOREIGN = "give a folder that `sana-edge export` made"
+REMAKE = "`sana-edge export MODEL --output DIR --force`"
+DAMAGED = f"the folder is damaged or was changed; make it again: {REMAKE}"
+_FOREIGN = "give a folder that `sana-edge export MODEL --output DIR` made"
 
 # what a denoiser computes in
 Dtype = Literal["fp32", "fp16", "bf16"]
@@ -41,6 +42,23 @@ class Graph:
     file: str
     inputs: dict[str, Port]
     outputs: dict[str, Port]
+
+
+@dataclass(frozen=True)
+class DecoderPart:
+    """A graph of a decoder that comes in several, each of which reads what the one before wrote.
+
+    Attributes:
+        graph: its name.
+        halo: rows of its input above and below, on which a row of its output depends; None: all rows.
+        scale: rows of the output for a row of the input.
+        values: that are alive at its peak, for each row and column of the input.
+    """
+
+    graph: str
+    halo: int | None
+    scale: int
+    values: int
 
 
 @dataclass(frozen=True)
@@ -84,6 +102,8 @@ class Manifest:
         guidance_embeds: whether the denoiser takes the guidance as an input.
         files: all files but the manifest, by their paths in the folder, with slashes.
         verification: how far the graphs are from the torch modules; None where nobody looked.
+        decoder_parts: graphs that together do what ``decoder`` does, the first on the whole latent and the
+            others on strips of rows; none in folders of earlier versions, and of models that have no such.
     """
 
     sana_edge: str
@@ -101,6 +121,7 @@ class Manifest:
     graphs: dict[str, Graph]
     files: dict[str, StoredFile]
     verification: dict[str, Any] | None
+    decoder_parts: tuple[DecoderPart, ...] = ()
 
     @classmethod
     def from_dict(cls, data: object, *, where: str) -> Manifest:
@@ -120,7 +141,8 @@ class Manifest:
             raise CheckpointError(
                 f"{where}: version is {version}, this sana-edge reads up to {VERSION}", "upgrade sana-edge"
             )
-        manifest: Manifest = reader.convert(data, cls)
+        # which version 1 had not from the beginning, and can do without
+        manifest: Manifest = reader.convert({"decoder_parts": [], **data}, cls)
         _check_values(manifest, reader)
         return manifest
 
@@ -218,8 +240,23 @@ def _check_values(manifest: Manifest, reader: Reader) -> None:
         reader.require(name in manifest.graphs, "graphs", list(manifest.graphs), f"also {name}")
     for name, graph in manifest.graphs.items():
         reader.require(graph.file in manifest.files, f"graphs.{name}.file", graph.file, "a key of files")
+    _check_parts(manifest, reader)
     for name in (INSTRUCTION, TOKENIZER):
         reader.require(name in manifest.files, "files", list(manifest.files), f"also {name}")
+
+
+def _check_parts(manifest: Manifest, reader: Reader) -> None:
+    for index, part in enumerate(manifest.decoder_parts):
+        key, graph = f"decoder_parts.{index}", manifest.graphs.get(part.graph)
+        reader.require(graph is not None, f"{key}.graph", part.graph, "a key of graphs")
+        assert graph is not None
+        ports = [*graph.inputs], [*graph.outputs]
+        reader.require(ports == (["x"], ["y"]), f"{key}.graph", part.graph, "a graph of x to y")
+        expected = "a number of rows from 0" if index else "null"
+        reader.require((part.halo is None) == (index == 0), f"{key}.halo", part.halo, expected)
+        reader.require(part.halo is None or part.halo >= 0, f"{key}.halo", part.halo, expected)
+        for name, value in (("scale", part.scale), ("values", part.values)):
+            reader.require(value > 0, f"{key}.{name}", value, "a positive number")
 
 
 def _is_inside(name: str) -> bool:

@@ -14,10 +14,10 @@ _HINT = "check the free space and the permissions, or choose another --output"
 
 
 def check_output(output: Path, *, force: bool, kind: str, is_kind: Callable[[Path], bool]) -> None:
-    """See that a folder can be made at ``output``, before any work.
+    """See that a folder can be made at ``output``, or an empty one replaced, before any work.
 
     Args:
-        force: replace an empty folder, or one of this kind, nothing else.
+        force: replace a folder of this kind; an empty one is taken without, any other never.
         kind: what the folder is called in messages, such as "model folder".
         is_kind: whether a folder is one.
 
@@ -26,10 +26,11 @@ def check_output(output: Path, *, force: bool, kind: str, is_kind: Callable[[Pat
         SanaError: the folder above cannot be written.
     """
     try:
-        taken = os.path.lexists(output)
-        if taken and (output.is_symlink() or not output.is_dir()):
+        exists = os.path.lexists(output)
+        if exists and (output.is_symlink() or not output.is_dir()):
             raise InvalidInput(f"{output} exists and is not a folder", "choose another --output")
-        if taken and any(output.iterdir()) and not is_kind(output):
+        taken = exists and any(output.iterdir())
+        if taken and not is_kind(output):
             raise InvalidInput(f"{output} exists, is not empty and no {kind}", "choose another --output")
     except OSError as error:
         raise SanaError(f"cannot read {output}: {error}", _HINT) from error

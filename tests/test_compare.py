@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,12 @@ from safetensors.numpy import load_file, save_file  # noqa: E402
 from sana_edge.export import compare as comparing  # noqa: E402
 from sana_edge.export.agreement import Agreement  # noqa: E402
 from sana_edge.export.compare import compare  # noqa: E402
+from sana_edge.export.graph_runner import GraphRunner  # noqa: E402
 from sana_edge.export.onnx import export  # noqa: E402
 from sana_edge.export.settings import Settings  # noqa: E402
 
-GRAPHS = ("text_encoder", "text_projection", "denoiser", "denoiser_folded", "decoder")
+TAILS = tuple(f"decoder_tail_{n}" for n in range(4))
+GRAPHS = (*manifest.GRAPHS, "decoder_head", *TAILS)
 
 
 def exported(model: str, folder: Path, **settings: Any) -> Path:
@@ -49,10 +51,10 @@ def model(tiny_folder: Path) -> ResolvedModel:
     return hub.resolve(str(tiny_folder), offline=True)
 
 
-def check(found: dict[str, Any]) -> None:
+def check(found: dict[str, Any], graphs: Iterable[str] = GRAPHS) -> None:
     """What a comparison says of graphs that are right."""
     assert json.loads(json.dumps(found, allow_nan=False)) == found
-    assert set(found["graphs"]) == set(GRAPHS)
+    assert set(found["graphs"]) == set(graphs)
     for worst in found["graphs"].values():
         assert set(worst) == {"error", "max", "limit"}
         assert 0 <= worst["error"] <= worst["limit"]
@@ -87,8 +89,24 @@ def test_16_bit_graphs_are_held_to_less(tiny_folder: Path, tmp_path: Path, dtype
 def test_graphs_of_one_size(tiny_folder: Path, tmp_path: Path, model: ResolvedModel) -> None:
     folder = exported(str(tiny_folder), tmp_path / "fixed", size=(160, 96))
     found = compare(folder, model, threads=1)
-    check(found)
+    check(found, manifest.GRAPHS)
     assert found["size"] == [160, 96]
+
+
+def test_of_one_large_size_a_corner_is_decoded(
+    tiny_folder: Path, tmp_path: Path, model: ResolvedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, sizes = exported(str(tiny_folder), tmp_path / "fixed", size=(1056, 64)), set()
+    run = GraphRunner.run
+
+    def noted(self: GraphRunner, name: str, **inputs: Any) -> Any:
+        if name in ("denoiser_folded", "decoder", "decoder_head"):
+            sizes.add((name, inputs.get("latent", inputs.get("x")).shape[2:]))
+        return run(self, name, **inputs)
+
+    monkeypatch.setattr(GraphRunner, "run", noted)
+    check(compare(folder, model, threads=1))
+    assert sizes == {("denoiser_folded", (2, 33)), ("decoder", (2, 8)), ("decoder_head", (2, 8))}
 
 
 @pytest.mark.slow
@@ -160,10 +178,10 @@ def test_a_changed_instruction_is_found(copy: Path, model: ResolvedModel) -> Non
     with pytest.raises(SanaError, match=r"^text_encoder\.onnx"):
         compare(copy, model, described_in(copy), threads=1)
     save_file({name: stored[name] for name in ("ids", "hidden", "keys")}, path)
-    with pytest.raises(CheckpointError, match=r"instruction\.safetensors lacks values"):
+    with pytest.raises(CheckpointError, match=r"instruction\.safetensors: values is missing"):
         compare(copy, model, described_in(copy), threads=1)
     path.write_bytes(path.read_bytes()[:50])
-    with pytest.raises(CheckpointError, match=r"instruction\.safetensors cannot be read"):
+    with pytest.raises(CheckpointError, match=r"cannot read .*instruction\.safetensors"):
         compare(copy, model, described_in(copy), threads=1)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,11 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from sana_edge import engine_stages, engines, hub, manifest, request
-from sana_edge.engine_stages import EngineStages, load_stages, padding_mask, shrink, side_by_side
+from sana_edge import engine_decoder, engine_stages, engines, hub, manifest, request
+from sana_edge.engine_stages import EngineStages, load_stages, shrink
 from sana_edge.errors import CheckpointError, InvalidInput, OutOfMemory, SanaError
 from sana_edge.export.settings import Settings
+from sana_edge.projected_text import ProjectedText, padding_mask, side_by_side
 from sana_edge.request import Plan, Request
 from sana_edge.stages import Stages
 from sana_edge.stages import load_stages as load_torch_stages
@@ -139,6 +142,29 @@ def test_decoding_equals_torch(ours: EngineStages, theirs: Stages) -> None:
     assert np.abs(small.astype(int) - expected).max() <= 1
 
 
+def test_larger_than_a_tile_equals_torch(
+    exported: Path, theirs: Stages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_decoder, "DEFAULT_TILE", 64)
+    latent = np.random.default_rng(5).standard_normal((1, 32, 3, 5), np.float32)
+    expected = theirs.decode(torch.from_numpy(latent)).astype(int)
+    ours = load_stages(exported, backend="onnxruntime", device="cpu")
+    assert np.abs(ours.decode(latent) - expected).max() <= 1
+    # a folder of an earlier version
+    folder = Path(shutil.copytree(exported, tmp_path / "old"))
+    described = json.loads((folder / manifest.FILE).read_text())
+    names = {part["graph"] for part in described.pop("decoder_parts")}
+    described["graphs"] = {key: graph for key, graph in described["graphs"].items() if key not in names}
+    for name in names:
+        del described["files"][f"{name}.onnx"]
+        (folder / f"{name}.onnx").unlink()
+    (folder / manifest.FILE).write_text(json.dumps(described))
+    old = load_stages(folder, backend="onnxruntime", device="cpu")
+    picture = old.decode(latent)
+    # seams
+    assert picture.shape == expected.shape and np.abs(picture - expected).max() > 1
+
+
 @pytest.mark.parametrize("factor", [1, 2, 3, 7])
 def test_shrinking_equals_torch(factor: int) -> None:
     latent = np.random.default_rng(4).standard_normal((1, 3, 7, 10), np.float32)
@@ -149,7 +175,7 @@ def test_shrinking_equals_torch(factor: int) -> None:
 
 def test_texts_side_by_side() -> None:
     text = [
-        engine_stages.ProjectedText(
+        ProjectedText(
             np.full((2, 1, 3, 4, length), value, np.float32),
             np.full((2, 1, 3, length, 4), value, np.float32),
             np.full((2, 1, 1, 5), value, np.float32),
@@ -165,18 +191,36 @@ def test_texts_side_by_side() -> None:
 
 def test_only_one_denoiser_stays_and_released_engines_return(exported: Path) -> None:
     stages = load_stages(exported, backend="onnxruntime", device="cpu")
-    loaded = stages.graphs._engines
-    assert set(loaded) == {"text_encoder", "text_projection", "denoiser_folded", "decoder"}
+    assert set(stages.graphs.loaded) == {"text_encoder", "text_projection", "denoiser_folded", "decoder"}
     context, _ = stages.read(planned(guidance=1.0))
     plan = planned(guidance=1.0)
     _, tables = stages.schedule(plan)
     predict, _ = stages.predict(plan, tables, context)
-    assert "denoiser" in loaded and "denoiser_folded" not in loaded
+    assert "denoiser" in stages.graphs.loaded and "denoiser_folded" not in stages.graphs.loaded
     x = np.ones((1, 32, 2, 3), np.float32)
     before = predict(x, 0)
     stages.release()
-    assert not loaded
-    assert np.array_equal(predict(x, 0), before) and set(loaded) == {"denoiser"}
+    assert not stages.graphs.loaded
+    assert np.array_equal(predict(x, 0), before) and stages.graphs.loaded == ("denoiser",)
+
+
+def test_a_large_text_encoder_makes_room(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stages, plan = load_stages(exported, backend="onnxruntime", device="cpu"), planned()
+    files = manifest.read(exported).files
+    size = files["text_encoder.onnx"].bytes + files["text_encoder.data"].bytes
+    for free, stays in ((None, True), (4 * size, True), (4 * size - 1, False), (None, True)):
+        monkeypatch.setattr(engine_stages, "available_memory", lambda free=free: free)
+        context, _ = stages.read(plan)
+        assert ("text_encoder" in stages.graphs.loaded) == stays
+        if free is None:
+            expected = context
+        # the next prompt gets it back
+        assert np.array_equal(context.prompt.keys, expected.prompt.keys)
+    # of a GPU's memory nothing is known
+    monkeypatch.setattr(engine_stages, "available_memory", lambda: 0)
+    stages.backend = dataclasses.replace(stages.backend, device="cuda")
+    stages.read(plan)
+    assert "text_encoder" in stages.graphs.loaded
 
 
 def test_a_folder_for_one_size(fixed: Path) -> None:
@@ -208,7 +252,7 @@ def test_values_that_are_not_finite(
     with pytest.raises(SanaError, match="the latent has values that are not finite") as caught:
         ours.decode(latent)
     assert "lower guidance" in caught.value.hint
-    monkeypatch.setattr(ours, "_decode_piece", lambda x: np.full((1, 3, 32, 32), value, np.float32))
+    monkeypatch.setattr(ours._decoder, "decode", lambda x: np.full((1, 3, 32, 32), value, np.float32))
     with pytest.raises(SanaError, match="the decoded picture has values that are not finite"):
         ours.decode(np.zeros((1, 32, 1, 1), np.float32))
 
@@ -216,7 +260,7 @@ def test_values_that_are_not_finite(
 def test_int8_of_a_float_folder(exported: Path) -> None:
     with pytest.raises(InvalidInput, match="is an exported float model") as caught:
         load_stages(exported, int8=True)
-    assert "--int8` makes an INT8 one" in caught.value.hint
+    assert "--int8 --output DIR` makes an INT8 one" in caught.value.hint
 
 
 @pytest.mark.parametrize("file", ["denoiser.onnx", "decoder.data", manifest.INSTRUCTION, manifest.TOKENIZER])

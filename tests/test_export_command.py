@@ -8,6 +8,7 @@ import errno
 import json
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -44,6 +45,10 @@ READ = {
     *("text_encoder.data", "denoiser.data", "decoder.data"),
     *("instruction.safetensors", "tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json"),
 }
+
+
+# of the decoders here; those of the public models have fewer tails
+PARTS = ("decoder_head", *(f"decoder_tail_{n}" for n in range(4)))
 
 
 def run(model: Path | str, output: Path, *arguments: str) -> int:
@@ -86,10 +91,10 @@ def float_folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
 def test_sana_tiny_in_int8(int8_folder: Path) -> None:
     found = manifest.read(int8_folder)
     manifest_files.verify(int8_folder, found)
-    assert set(found.files) == READ
-    assert set(found.graphs) == set(GRAPHS)
+    assert set(found.files) == READ | {f"{name}.onnx" for name in PARTS}
+    assert set(found.graphs) == {*GRAPHS, *PARTS}
     assert found.name == found.source.model == "sana-tiny-int8"
-    assert found.quantization == "w8a8, per tensor, calibrated"
+    assert found.quantization == "w8a8, per tensor and token, calibrated"
     assert (found.dtype, found.native_size, found.size) == ("fp32", 256, None)
     assert (found.latent_channels, found.cell, found.guidance_embeds) == (32, 32, False)
     assert (found.sampler.kind, found.sampler.flow_shift) == ("flow-dpm", 3.0)
@@ -98,7 +103,7 @@ def test_sana_tiny_in_int8(int8_folder: Path) -> None:
         component: package.checksum(path / component) for component in ("transformer", "vae", "text_encoder")
     }
     assert found.verification is not None
-    assert set(found.verification["graphs"]) == set(GRAPHS)
+    assert set(found.verification["graphs"]) == set(found.graphs)
     assert "Apache-2.0" in (int8_folder / "README.md").read_text()
     assert os.listdir(int8_folder.parent) == ["onnx"]
     # 11.6 M parameters: 8.5 M in INT8, and what runs once for a prompt or a schedule in fp32
@@ -121,6 +126,10 @@ def test_weights_are_int8_and_the_rest_is_shared(int8_folder: Path) -> None:
     assert (weights["text_encoder"], weights["decoder"]) == (28, decoder)
     places = {name: external(load(int8_folder, name)) for name in ("denoiser", "denoiser_folded")}
     assert places["denoiser"] == places["denoiser_folded"]
+    # parts of a decoder have no weights of their own
+    pieces = [external(load(int8_folder, name)) for name in PARTS]
+    assert external(load(int8_folder, "decoder")) == set.union(*pieces)
+    assert len({place[:2] for piece in pieces for place in piece}) == sum(map(len, pieces))
 
 
 def load(folder: Path, name: str) -> onnx.ModelProto:
@@ -138,7 +147,9 @@ def external(model: onnx.ModelProto) -> set[tuple[str, ...]]:
 def test_the_float_folder(float_folder: Path, tiny_folder: Path) -> None:
     found = manifest.read(float_folder)
     manifest_files.verify(float_folder, found)
-    assert set(found.files) == READ
+    assert set(found.files) == READ | {f"{name}.onnx" for name in PARTS}
+    described = [(part.graph, part.halo, part.scale) for part in found.decoder_parts]
+    assert described == [*zip(PARTS, (None, 2, 2, 2, 3), (1, 2, 2, 2, 4), strict=True)]
     assert (found.name, found.quantization, found.verification) == (tiny_folder.name, None, None)
     assert found.native_size == 128
     assert (found.text.layers, found.text.kv_heads, found.text.head_dim) == (2, 2, 8)
@@ -178,15 +189,21 @@ def test_one_size(tiny_folder: Path, tmp_path: Path) -> None:
     assert found.size == (128, 64)
     assert found.graphs["denoiser_folded"].inputs["latent"] == ("float32", (1, 32, 2, 4))
     assert found.graphs["decoder"].inputs["latent"] == ("float32", (1, 32, 2, 4))
+    # nothing is larger than a tile
+    assert found.decoder_parts == () and set(found.files) == READ
     assert "128x64" in (folder / "README.md").read_text()
 
 
-def test_a_size_that_is_decoded_in_tiles(tiny_folder: Path, tmp_path: Path) -> None:
+def test_a_size_that_is_decoded_in_strips(tiny_folder: Path, tmp_path: Path) -> None:
     folder = tmp_path / "onnx"
     assert quick(tiny_folder, folder, "--size", "1056x64") == 0
     found = manifest.read(folder)
     assert found.graphs["denoiser"].inputs["latent"][1][2:] == (2, 33)
-    assert found.graphs["decoder"].inputs["latent"][1][2:] == ("h", "w")
+    # of previews, and of strips, which have heights of their own
+    for name, (given,) in (("decoder", ["latent"]), ("decoder_head", ["x"]), ("decoder_tail_0", ["x"])):
+        assert found.graphs[name].inputs[given][1][2:] == ("h", "w")
+    assert found.graphs["decoder_head"].outputs["y"] == ("float32", (1, 32, "h", "w"))
+    assert found.graphs["decoder_tail_3"].outputs["y"] == ("float32", (1, 3, "4*h", "4*w"))
 
 
 def test_a_sprint_model(tiny_sprint_folder: Path, tmp_path: Path) -> None:
@@ -213,12 +230,15 @@ def test_the_terms_go_with_the_graphs(tiny_folder: Path, tmp_path: Path) -> None
 def test_what_is_printed(
     tiny_folder: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exporting, "compare", lambda folder, model, described: {"picture": {"psnr": 60.0}})
+    graphs = {"denoiser": {"error": 2e-7}, "decoder": {"error": 3.04e-6}}
+    found = {"graphs": graphs, "picture": {"psnr": 60.04}}
+    monkeypatch.setattr(exporting, "_comparison", lambda: lambda folder, model, described: found)
     assert run(tiny_folder, tmp_path / "a") == 0
     out, err = capsys.readouterr()
     assert out == f"{tmp_path / 'a'}\n"
-    assert err.startswith("tiny, fp32: ") and "compared with the model" in err and err.count("\n") == 1
-    assert manifest.read(tmp_path / "a").verification == {"picture": {"psnr": 60.0}}
+    assert err.startswith("tiny, fp32: ") and err.count("\n") == 1
+    assert "compared with the model: relative L2 at most 3.0e-06 (decoder), picture's PSNR 60.0 dB" in err
+    assert manifest.read(tmp_path / "a").verification == found
     assert quick(tiny_folder, tmp_path / "b") == 0
     assert "not compared" in capsys.readouterr().err
     assert quick(tiny_folder, tmp_path / "c", "--quiet") == 0
@@ -337,6 +357,17 @@ def test_what_is_not_installed(
     assert_refused(code, capsys, f"this needs {missing}", "pip install 'sana-edge[export]'")
 
 
+def test_only_the_comparison_needs_onnxruntime(tiny_folder: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['onnxruntime'] = None; from sana_edge.cli import main;"
+        "sys.exit(main(['export', '--no-verify', *sys.argv[1:]]))"
+    )
+    arguments = [str(tiny_folder), "--output", str(tmp_path / "onnx")]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    manifest.read(tmp_path / "onnx")
+
+
 def test_no_room(place: Path, capsys: Capture, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10**6))
     assert_refused(run(tiny_folder, place / "onnx"), capsys, "0.0 GB are free", "make room")
@@ -368,7 +399,6 @@ def test_outputs_that_are_taken(tmp_path: Path, capsys: Capture, tiny_folder: Pa
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "manifest.json").write_text('{"format": "other"}')
     (tmp_path / "link").symlink_to(tmp_path / "folder")
-    (tmp_path / "empty").mkdir()
     before = sorted(tmp_path.rglob("*"))
     for name, message in (
         ("file", "is not a folder"),
@@ -379,10 +409,33 @@ def test_outputs_that_are_taken(tmp_path: Path, capsys: Capture, tiny_folder: Pa
         for arguments in ((), ("--force",)):
             code = run(tiny_folder, tmp_path / name, *arguments)
             assert_refused(code, capsys, message, "another --output")
-    assert_refused(run(tiny_folder, tmp_path / "empty"), capsys, "exists", "--force")
     code = run(tiny_folder, tmp_path / "file" / "onnx")
     assert_refused(code, capsys, "cannot write", "permissions")
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_empty_folder_is_taken(
+    tmp_path: Path, capsys: Capture, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(exporting, "add_decoder", interrupt)
+        assert quick(tiny_folder, folder) == 130
+    assert os.listdir(tmp_path) == ["empty"] and os.listdir(folder) == []
+    capsys.readouterr()
+
+    def meanwhile(*_: object, **__: object) -> None:
+        (folder / "mine.txt").write_text("mine")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(exporting.manifest, "write", meanwhile)
+        assert_refused(quick(tiny_folder, folder), capsys, "is not empty and no exported folder")
+    assert os.listdir(folder) == ["mine.txt"] and os.listdir(tmp_path) == ["empty"]
+    (folder / "mine.txt").unlink()
+    assert quick(tiny_folder, folder) == 0
+    manifest.read(folder)
+    assert os.listdir(tmp_path) == ["empty"]
 
 
 def test_the_model_is_not_replaced(tmp_path: Path, capsys: Capture, tiny_folder: Path) -> None:
@@ -433,12 +486,19 @@ def interrupt(*_: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "part", ["add_text_encoder", "write_instruction", "add_denoiser_folded", "add_decoder", "compare"]
+    "part",
+    [
+        *("add_text_encoder", "write_instruction", "add_denoiser_folded"),
+        *("add_decoder", "add_decoder_part", "compare"),
+    ],
 )
 def test_an_interrupted_export_leaves_nothing(
     place: Path, capsys: Capture, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
-    monkeypatch.setattr(exporting, part, interrupt)
+    if part == "compare":
+        monkeypatch.setattr(exporting, "_comparison", lambda: interrupt)
+    else:
+        monkeypatch.setattr(exporting, part, interrupt)
     assert run(tiny_folder, place / "onnx") == 130
     assert capsys.readouterr() == ("", "interrupted\n")
 
@@ -449,7 +509,7 @@ def test_graphs_that_differ_are_not_kept(
     def differ(*_: object) -> None:
         raise SanaError("decoder.onnx differs", "please report this")
 
-    monkeypatch.setattr(exporting, "compare", differ)
+    monkeypatch.setattr(exporting, "_comparison", lambda: differ)
     assert_refused(run(tiny_folder, place / "onnx"), capsys, "decoder.onnx differs", "report")
 
 

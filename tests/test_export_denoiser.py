@@ -26,7 +26,7 @@ from sana_edge.export.denoiser_graph import add_denoiser, add_denoiser_folded  #
 from sana_edge.export.external_data import ExternalData  # noqa: E402
 from sana_edge.export.projection_graph import add_text_projection  # noqa: E402
 from sana_edge.layers import W8A8Linear  # noqa: E402
-from sana_edge.quantized import denoiser_targets, quantize_denoiser, set_activations  # noqa: E402
+from sana_edge.quantized import denoiser_targets, quantize_denoiser, set_activations, set_graph_activations  # noqa: E402
 from sana_edge.text_encoder import TextFeatures  # noqa: E402
 
 CONFIG = DenoiserConfig(
@@ -186,11 +186,13 @@ def test_fixed_size_equals_any_size(form: str, tmp_path: Path) -> None:
         run(tmp_path, "denoiser", step_inputs(denoiser, torch.randn(2, 8, 5, 8), 111.0) | text)
 
 
-def calibrated(denoiser: Denoiser, keep: tuple[str, ...] = ()) -> Denoiser:
-    """INT8 with static scales that nothing exceeds in what these tests feed it."""
+def calibrated(denoiser: Denoiser, keep: tuple[str, ...] = (), static: bool = False) -> Denoiser:
+    """INT8 with the scales of graphs; nothing exceeds the static ones in what these tests feed it."""
     quantized = copy.deepcopy(denoiser)
     scales = {name: 20 / 127 for name in denoiser_targets(denoiser) if name not in keep}
-    quantize_denoiser(quantized, keep=keep, input_scales=scales, static=True)
+    quantize_denoiser(quantized, keep=keep, input_scales=scales, static=static)
+    set_graph_activations(quantized)
+    assert all(block.project.static == static for block in quantized.blocks)
     return quantized
 
 
@@ -201,11 +203,14 @@ FLIPPED = 1 / 4
 
 
 @pytest.mark.parametrize("optimized", [False, True], ids=["as written", "optimized"])
+@pytest.mark.parametrize("static", [False, True], ids=["package per token", "package per tensor"])
 @pytest.mark.parametrize("form", FORMS)
-def test_int8_graphs_equal_torch_with_static_scales(form: str, optimized: bool, tmp_path: Path) -> None:
+def test_int8_graphs_equal_torch_with_their_scales(
+    form: str, static: bool, optimized: bool, tmp_path: Path
+) -> None:
     original = random_denoiser(FORMS[form])
     # one layer of a kind stays float
-    denoiser = calibrated(original, keep=("blocks.0.cross_q",))
+    denoiser = calibrated(original, keep=("blocks.0.cross_q",), static=static)
     denoiser.smoothing = torch.empty(denoiser.config.num_layers, 2, denoiser.config.dim).uniform_(0.8, 1.25)
     original.smoothing = denoiser.smoothing
     write(denoiser, tmp_path)
@@ -243,6 +248,30 @@ def test_an_int8_product_is_exact(tmp_path: Path) -> None:
     # 96 products of one sign at most, each rounded by 2^-24 of the sum of their sizes
     bound = 96 * 2**-24 * (x.abs() @ (layer.weight.abs() * layer.weight_scale[:, None]).T) + 1e-6
     assert ((actual - layer(x)).abs() <= bound).all()
+
+
+# relative to the largest product of a token, of absmax 127 steps: a value on the border of two steps may be
+# rounded to the other one, whose distance is 1/127; x / t and the scales are rounded to the graph's dtype
+@pytest.mark.parametrize("dtype,rounding", [("fp32", 2**-20), ("fp16", 2**-9)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_product_with_scales_per_token(dtype: str, rounding: float, bias: bool, tmp_path: Path) -> None:
+    layer = W8A8Linear.from_float(torch.nn.Linear(96, 40, bias=bias)).requires_grad_(False)
+    with ExternalData(tmp_path / "layer.data") as data:
+        g = GraphBuilder("layer", data, dtype)
+        x = g.cast(g.input("x", (1, "N", 96)))
+        g.output("y", graph_layers.linear(g, "layer", layer, x), (1, "N", 40))
+        g.save(tmp_path / "layer.onnx")
+    # tokens of every size, of 0, and with the largest value of fp16
+    of_tokens = torch.tensor([1e-4, 1e-2, 1.0, 30.0, 0.0, 300.0])
+    x = (torch.randn(6, 96) * of_tokens[:, None])[None]
+    x[0, 5, 3] = 65504
+    (actual,) = run(tmp_path, "layer", {"x": x.numpy()}, optimized=False)
+    assert actual.isfinite().all()
+    steps = x.abs().amax(-1, keepdim=True) / 127
+    flipped = steps / 2 * (layer.weight.abs() * layer.weight_scale[:, None]).amax(1)
+    sizes = x.abs() @ (layer.weight.abs() * layer.weight_scale[:, None]).T
+    shift = 0 if layer.bias is None else layer.bias.abs()
+    assert ((actual - layer(x)).abs() <= 2 * flipped + rounding * (sizes + shift) + 1e-7).all()
 
 
 @pytest.mark.parametrize("name", ["denoiser", "denoiser_folded", "text_projection"])

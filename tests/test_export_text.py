@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, Gemma2Config, Gemma2Model
 
 from sana_edge import weight_only
+from sana_edge.engine_text import EngineText
 from sana_edge.errors import CheckpointError, SanaError
 from sana_edge.instruction import CHI
 from sana_edge.text_encoder import TextEncoder
@@ -24,15 +25,14 @@ from safetensors.numpy import load_file  # noqa: E402
 
 from sana_edge.export import instruction_file  # noqa: E402
 from sana_edge.export.builder import GraphBuilder  # noqa: E402
-from sana_edge.export.compare_text import TEXTS, read  # noqa: E402
+from sana_edge.export.compare_text import TEXTS, runner  # noqa: E402
 from sana_edge.export.external_data import ExternalData  # noqa: E402
 from sana_edge.export.graph_runner import GraphRunner  # noqa: E402
 from sana_edge.export.text_graph import add_text_encoder  # noqa: E402
-from sana_edge.manifest import Graph  # noqa: E402
+from sana_edge.manifest import Graph, TextShape  # noqa: E402
 
 # about a hundred roundings of 2^-24, see CONTRIBUTING.md
 BOUND = 1e-5
-NOTHING = {"ids": np.zeros(0, np.int64)}
 
 
 def write(folder: Path, model: Gemma2Model, dtype: str = "fp32") -> GraphRunner:
@@ -150,19 +150,20 @@ def encoder(tiny_folder: Path) -> TextEncoder:
     return TextEncoder.load(tiny_folder, dtype=torch.float32, device="cpu")
 
 
-def test_prompts_behind_the_instruction_equal_the_text_encoder(tmp_path: Path, encoder: TextEncoder) -> None:
+def test_prompts_behind_the_instruction_equal_the_text_encoder(
+    tmp_path: Path, encoder: TextEncoder, tiny_folder: Path
+) -> None:
     graph = write(tmp_path, encoder._model)
     instruction_file.write_instruction(tmp_path / "instruction.safetensors", encoder)
-    stored = load_file(tmp_path / "instruction.safetensors")
+    shutil.copytree(tiny_folder / "tokenizer", tmp_path / "tokenizer")
     config, length = encoder._model.config, len(encoder._prefix("\n".join(CHI)).ids)
     assert length > config.sliding_window, "the window has to end inside of the instruction"
-    nothing = {**{name: array[:, :, :0] for name, array in stored.items() if array.ndim == 4}, **NOTHING}
-    nothing["hidden"] = stored["hidden"][:, :0]
+    sizes = config.hidden_size, config.num_hidden_layers, config.num_key_value_heads, config.head_dim
+    text = EngineText(tmp_path, TextShape(*sizes), runner(graph))
     for prompt, instructed in TEXTS:
         lines = CHI if instructed else None
-        (row,) = encoder._tokenize([prompt], lines, truncation=True)
         expected = encoder.encode([prompt], instruction=lines).embeddings
-        found = read(graph, row, stored if instructed else nothing)
+        found = text.encode(prompt, instruction=lines)
         assert error(torch.from_numpy(found), expected) <= BOUND, prompt
 
 

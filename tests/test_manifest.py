@@ -15,7 +15,17 @@ import pytest
 from sana_edge import manifest, manifest_files, package
 from sana_edge.config import SamplerConfig
 from sana_edge.errors import CheckpointError
-from sana_edge.manifest import GRAPHS, INSTRUCTION, TOKENIZER, Graph, Manifest, Source, StoredFile, TextShape
+from sana_edge.manifest import (
+    GRAPHS,
+    INSTRUCTION,
+    TOKENIZER,
+    DecoderPart,
+    Graph,
+    Manifest,
+    Source,
+    StoredFile,
+    TextShape,
+)
 
 HASH = "0123456789abcdef" * 4
 LATENT = ("float32", ("B", 32, "h", "w"))
@@ -96,6 +106,47 @@ def test_the_format_is_as_agreed(folder: Path) -> None:
         "sigma_data": 0.5,
     }
     assert data["text"] == {"channels": 256, "layers": 2, "kv_heads": 2, "head_dim": 64}
+
+
+def test_a_decoder_in_parts(folder: Path) -> None:
+    # folders of earlier versions have none, and those of later ones can be read by earlier programs
+    parts = [{"graph": "head", "halo": None, "scale": 4, "values": 99}]
+    parts += [{"graph": "tail", "halo": 3, "scale": 8, "values": 7}]
+    assert manifest.read(folder).decoder_parts == ()
+    change(folder, drop("decoder_parts"))
+    assert manifest.read(folder).decoder_parts == ()
+    change(folder, with_parts(parts))
+    found = manifest.read(folder)
+    assert found.decoder_parts == (DecoderPart("head", None, 4, 99), DecoderPart("tail", 3, 8, 7))
+    manifest.write(found, folder)
+    assert json.loads((folder / "manifest.json").read_text())["decoder_parts"] == parts
+    for index, key, value, message in (
+        (0, "graph", "nose", r"decoder_parts\.0\.graph is 'nose', expected a key of graphs"),
+        (1, "graph", "decoder", r"decoder_parts\.1\.graph is 'decoder', expected a graph of x to y"),
+        (0, "halo", 3, r"decoder_parts\.0\.halo is 3, expected null"),
+        (1, "halo", None, r"decoder_parts\.1\.halo is None, expected a number of rows"),
+        (1, "halo", -1, r"decoder_parts\.1\.halo is -1, expected a number of rows"),
+        (1, "scale", 0, r"decoder_parts\.1\.scale is 0, expected a positive number"),
+        (0, "values", 1.5, r"decoder_parts\.values is 1\.5, expected a whole number"),
+    ):
+        wrong = [dict(part) for part in parts]
+        wrong[index][key] = value
+        change(folder, put("decoder_parts", wrong))
+        with pytest.raises(CheckpointError, match=message):
+            manifest.read(folder)
+
+
+def with_parts(parts: list[dict[str, Any]]) -> Callable[[dict[str, Any]], object]:
+    """Puts parts into a manifest, with a graph for each."""
+
+    def edit(data: dict[str, Any]) -> None:
+        data["decoder_parts"] = parts
+        port = ["float32", [1, 3, "h", "w"]]
+        for part in parts:
+            graph = {"file": "decoder.onnx", "inputs": {"x": port}, "outputs": {"y": port}}
+            data["graphs"][part["graph"]] = graph
+
+    return edit
 
 
 def test_later_versions_may_add_keys(folder: Path) -> None:

@@ -1,0 +1,107 @@
+"""The decoder of an exported folder: latents to pixels, whole, in strips of rows, or in tiles."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from sana_edge.engine_graphs import Graphs
+from sana_edge.engine_strips import MIN_BYTES, Tail, decode_strips
+from sana_edge.engine_text import Floats
+from sana_edge.engine_tiling import DEFAULT_TILE, choose_tile, decode_tiles
+from sana_edge.memory import available_memory
+
+_WHOLE = "decoder"
+# Of the memory that is free, the share for the maps of strips, and the most, which is about what a tile takes
+# that is decoded at once. The public decoder then computes 1.09 to 1.16 of the rows that there are at 2048 px
+# and 1.25 to 1.37 at 4096 px, with 1 GB 1.22 to 1.37 and 1.5; tiles are 1.27 of a picture.
+_SHARE, _MOST_BYTES = 4, 2 << 30
+# where nobody knows what is free
+_USUAL_BYTES = 1 << 30
+
+
+class EngineDecoder:
+    """Decodes a picture up to a tile at once, and a larger one in strips, which changes nothing but rounding.
+
+    In tiles, whose attention sees less than the picture, where strips cannot be: in folders without the
+    graphs of parts, with TensorRT, for which `sana-edge build` makes no engines of them, and where the first
+    part, which gets the whole latent, does not fit into the free memory.
+
+    The engines of one way are in memory at a time, and those of parts only while they work: the next
+    picture's denoising can use what they hold for their maps.
+    """
+
+    def __init__(self, graphs: Graphs) -> None:
+        described = graphs.described
+        self._graphs, self._cell = graphs, described.cell
+        self._parts = () if graphs.kind.name == "tensorrt" else described.decoder_parts
+        # norms and attention are fp32 in any case
+        self._value_bytes = 4 if graphs.kind.precision == "fp32" else 3
+
+    def load(self, width: int, height: int) -> None:
+        """Load what stays in memory for pictures of so many pixels."""
+        if not self._parts or max(width, height) <= DEFAULT_TILE:
+            self._graphs.load(_WHOLE)
+
+    def decode(self, latent: Floats) -> Floats:
+        """Pixels (1, 3, H, W), about -1 to 1, of a latent (1, C, h, w).
+
+        Raises:
+            OutOfMemory: it fits in no way, or an engine found that it does not.
+        """
+        height, width = latent.shape[2:]
+        if max(height, width) * self._cell <= DEFAULT_TILE:
+            return self._run(_WHOLE, latent)
+        if not self._parts:
+            return self._in_tiles(latent, DEFAULT_TILE)
+        # what it holds would make the difference
+        self._graphs.close(_WHOLE)
+        free = self._free()
+        pixels = 3 * 4 * height * width * self._cell**2
+        head = self._value_bytes * self._parts[0].values * height * width
+        if free is None or head + pixels <= free:
+            return self._in_strips(latent, strip_bytes(free))
+        tile = choose_tile(height, width, cell=self._cell, pixel_bytes=self._pixel_bytes, memory_limit=free)
+        return self._in_tiles(latent, tile)
+
+    def _free(self) -> int | None:
+        """What is left for maps when the weights are there; None: unknown, as of a GPU's memory."""
+        free = available_memory() if self._graphs.kind.device == "cpu" else None
+        return None if free is None else max(free - self._graphs.bytes_of(_WHOLE), 0)
+
+    @property
+    def _pixel_bytes(self) -> int:
+        """What is alive at the peak of a whole decode, for each pixel."""
+        found, rows = 0, 1
+        for part in self._parts:
+            found, rows = max(found, part.values * rows**2), rows * part.scale
+        return self._value_bytes * -(-found // self._cell**2)
+
+    def _in_strips(self, latent: Floats, most: int) -> Floats:
+        head, *others = self._parts
+        tails = [
+            Tail(partial(self._run, part.graph), part.halo or 0, part.scale, part.values) for part in others
+        ]
+
+        def run_head(x: Floats) -> Floats:
+            y = self._run(head.graph, x)
+            self._graphs.close(head.graph)
+            return y
+
+        try:
+            return decode_strips(latent, run_head, tails, strip_bytes=most)
+        finally:
+            self._graphs.close(*(part.graph for part in self._parts))
+
+    def _in_tiles(self, latent: Floats, tile: int | None) -> Floats:
+        return decode_tiles(latent, partial(self._run, _WHOLE), cell=self._cell, tile=tile)
+
+    def _run(self, name: str, x: Floats) -> Floats:
+        """What a graph makes of its only input."""
+        graph = self._graphs.described.graphs[name]
+        (given,), (wanted,) = graph.inputs, graph.outputs
+        return self._graphs.run(name, **{given: x})[wanted]
+
+
+def strip_bytes(free: int | None) -> int:
+    """What the maps of strips may take, of so many free bytes; None: unknown."""
+    return _USUAL_BYTES if free is None else min(max(free // _SHARE, MIN_BYTES), _MOST_BYTES)

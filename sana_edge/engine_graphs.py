@@ -1,0 +1,68 @@
+"""The graphs of an exported folder, and which of their engines are in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sana_edge.engine_text import Floats
+from sana_edge.engines import Engine, EngineKind
+from sana_edge.manifest import Manifest
+
+# which hold the same weights
+_DENOISERS = ("denoiser", "denoiser_folded")
+
+
+class Graphs:
+    """The engines of an exported folder, each loaded when it is first used.
+
+    Of the two denoisers only the one used last stays.
+
+    Attributes:
+        kind: of the engines.
+        described: the folder's manifest.
+    """
+
+    def __init__(self, folder: Path, described: Manifest, kind: EngineKind) -> None:
+        self.described, self.kind = described, kind
+        self._folder = folder
+        self._engines: dict[str, Engine] = {}
+
+    @property
+    def loaded(self) -> tuple[str, ...]:
+        """The graphs whose engines are in memory."""
+        return tuple(self._engines)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What happened while loading that a user should know."""
+        return tuple(dict.fromkeys(note for engine in self._engines.values() for note in engine.notes))
+
+    def load(self, name: str) -> Engine:
+        """The engine of a graph."""
+        if name not in self._engines:
+            if name in _DENOISERS:
+                self.close(*_DENOISERS)
+            graph = self.described.graphs[name]
+            self._engines[name] = self.kind.load(self._folder / graph.file, graph.inputs, graph.outputs)
+        return self._engines[name]
+
+    def run(self, name: str, **inputs: NDArray[np.generic]) -> dict[str, Floats]:
+        """Run a graph. Inputs that it does not have are left out."""
+        known = self.described.graphs[name].inputs
+        return self.load(name).run({key: array for key, array in inputs.items() if key in known})
+
+    def bytes_of(self, name: str) -> int:
+        """What the files of a graph take, those included that begin like it: about what an engine holds."""
+        files = self.described.files
+        stem = self.described.graphs[name].file.removesuffix(".onnx")
+        return sum(file.bytes for path, file in files.items() if path.partition(".")[0] == stem)
+
+    def close(self, *names: str) -> None:
+        """Free the engines of some graphs, without names of all; they are loaded again when needed."""
+        for name in names or self.loaded:
+            engine = self._engines.pop(name, None)
+            if engine is not None:
+                engine.close()
