@@ -18,6 +18,7 @@ from sana_edge.request import TORCH_BACKENDS
 NAMES = ("cuda", "triton", "torch")
 
 _TITLES = {"cuda": "the CUDA kernels", "triton": "the Triton kernels"}
+_MISPLACED = {name: f"{title} run on cuda" for name, title in _TITLES.items()}
 _HEAD_DIM = 32
 _ELSE = "choose backend torch; `sana-edge doctor` says more"
 
@@ -90,7 +91,7 @@ def refusal(
     if config is not None and config.attention_head_dim != _HEAD_DIM:
         found = f"heads of {config.attention_head_dim} channels"
         return InvalidInput(f"{title} need heads of {_HEAD_DIM}, this model has {found}", _ELSE)
-    refused = cuda_library.refusal(device) if name == "cuda" else _triton_refusal(device)
+    refused = _library_refusal(device) if name == "cuda" else _triton_refusal(device)
     if refused:
         return UnsupportedDevice(refused, _ELSE)
     if dtype == "bf16" and half_dtype(device) != "bf16":
@@ -98,9 +99,32 @@ def refusal(
     return None
 
 
+def no_gpu() -> str:
+    """Why torch can use no CUDA device; empty where it can."""
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA"
+    try:
+        torch.cuda.current_device()
+    except RuntimeError as error:
+        return next(iter(str(error).splitlines()), type(error).__name__)
+    return ""
+
+
 def half_dtype(device: torch.device) -> str:
     """The 16-bit dtype that the fused operations compute fp32 and bf16 models in: bf16 where there is any."""
     return "bf16" if _capability(device) >= 80 else "fp16"
+
+
+def _library_refusal(device: torch.device) -> str:
+    refused = cuda_library.refusal(device)
+    # one that was not built is the first thing to mend
+    return _elsewhere("cuda", device) if refused.startswith(_MISPLACED["cuda"]) else refused
+
+
+def _elsewhere(name: str, device: torch.device) -> str:
+    """Why a device is none for the kernels: there is no other, or another was asked for."""
+    missing = no_gpu() if device.type == "cpu" else ""
+    return f"no GPU can be used: {missing}" if missing else f"{_MISPLACED[name]}, not on {device.type}"
 
 
 def _triton_refusal(device: torch.device) -> str:
@@ -108,7 +132,7 @@ def _triton_refusal(device: torch.device) -> str:
         return "triton is not installed: pip install 'sana-edge[triton]'"
     if device.type != "cuda":
         interpreted = device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
-        return "" if interpreted else f"the Triton kernels run on cuda, not on {device.type}"
+        return "" if interpreted else _elsewhere("triton", device)
     capability = _capability(device)
     return (
         "" if capability >= 80 else f"Triton needs compute capability 8.0, the device has {capability / 10}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,8 @@ def add_options(parser: argparse.ArgumentParser, size: Callable[[str], tuple[int
     """Add the command's options; ``size`` reads a WxH."""
     add = parser.add_argument
     add("folder", type=Path, metavar="DIR", help="a folder that `sana-edge export` made")
-    place = "the folder of engines (default: your own cache, the only one loaded without --trust-engine)"
+    place = "the folder of engines (default: your own, the only one that generate loads from without"
+    place += " --trust-engine)"
     add("--output", type=Path, metavar="ENGINES", help=place)
     workspace = "GB of GPU memory that a layer may use while it runs (default: what TensorRT finds best)"
     add("--workspace", type=float, metavar="GB", help=workspace)
@@ -72,8 +74,11 @@ def run(arguments: argparse.Namespace) -> None:
             told=told,
             said=said,
         )
+    use = ["sana-edge", "generate", "--backend", "tensorrt", "--model", str(arguments.folder)]
     if output.resolve() != own.resolve():
         said(f"note:  engines outside of {own} are loaded only with --trust-engine")
+        use += ["--engines", str(output), "--trust-engine"]
+    said(f"next:  {shlex.join(use)} --prompt TEXT")
     for entry in entries:
         print(entry.path)
 

@@ -104,6 +104,8 @@ def _load(arguments: argparse.Namespace) -> Sana:
         dtype=arguments.dtype,
         int8=arguments.int8,
         backend=arguments.backend,
+        engines=arguments.engines,
+        trust_engine=arguments.trust_engine,
         offline=arguments.offline,
         progress=not arguments.quiet,
     )
@@ -149,7 +151,8 @@ def _announce(
     if not arguments.quiet:
         width, height = image.metadata["size"]
         spent = ", ".join(f"{stage} {value:.2f} s" for stage, value in seconds.items())
-        tqdm.write(f"{width}x{height}, seed {image.seed}: {spent}", file=sys.stderr)
+        made = f"{width}x{height}, seed {image.seed}, {image.metadata['backend']}"
+        tqdm.write(f"{made}: {spent}", file=sys.stderr)
         for note in dict.fromkeys(image.notes):
             if note not in said:
                 tqdm.write(f"note:  {note}", file=sys.stderr)
@@ -228,12 +231,16 @@ def _add_generate_options(parser: argparse.ArgumentParser) -> None:
     add("--dtype", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help=dtypes)
     eight = "INT8 layers: the bundled package, or quantized while loading; packages are INT8 without it"
     add("--int8", action="store_true", help=eight)
-    backend = "of the denoiser: triton and cuda need --int8 and a GPU; of exported folders: onnxruntime or"
-    backend += " openvino (default: %(default)s, the best that works)"
+    backend = "of the denoiser: triton and cuda need --int8 and a GPU; of exported folders: tensorrt, which"
+    backend += " runs what `build` made, onnxruntime or openvino (default: %(default)s, the best that works)"
     add("--backend", choices=BACKENDS, default="auto", help=backend)
-    devices = "gpu and npu are Intel's, they and tensorrt for exported folders"
-    devices += " (default: %(default)s, cuda where it can be used)"
+    devices = "for exported folders also gpu and npu, which are Intel's, and tensorrt, onnxruntime's own"
+    devices += " TensorRT (default: %(default)s, cuda where it can be used)"
     add("--device", choices=DEVICES, default="auto", help=devices)
+    engines = "of --backend tensorrt: what `build --output` wrote (default: your own engine folder)"
+    add("--engines", type=Path, metavar="DIR", help=engines)
+    trust = "load engines also from elsewhere than your own engine folder, which runs the code in them"
+    add("--trust-engine", action="store_true", help=trust)
     place = "a .png file or an existing folder; the seed takes the place of {seed}, or stands at the end of"
     add("--output", default=OUTPUT, metavar="PATH", help=f"{place} several names (default: %(default)s)")
     add("--json", action="store_true", help="print a JSON object for each picture instead of its path")
@@ -279,11 +286,7 @@ def _parser() -> argparse.ArgumentParser:
     quantize_command.add_options(quantizing, _size)
     exporting = command("export", export_command.run, "make ONNX graphs that run without torch")
     export_command.add_options(exporting, _size)
-    building = command(
-        "build",
-        build_command.run,
-        "build TensorRT engines of an exported folder; generate cannot run them yet",
-    )
+    building = command("build", build_command.run, "build TensorRT engines of an exported folder")
     build_command.add_options(building, _size)
     command("doctor", _doctor, "show what this machine can run, and why not")
     return parser

@@ -54,7 +54,22 @@ def engine_backends() -> Iterator[Backend]:
     from sana_edge import engines
 
     for name, usable, detail in engines.survey():
-        yield Backend(name, usable, detail)
+        yield Backend(name, usable, f"{detail}, {_built()}" if usable and name == "tensorrt cuda" else detail)
+
+
+def _built() -> str:
+    """How many TensorRT engines this user has, as nothing runs without."""
+    from sana_edge import engine_cache
+    from sana_edge.errors import SanaError
+
+    try:
+        folder = engine_cache.engine_folder()
+    except SanaError as error:
+        return error.message
+    count = len(engine_cache.entries(folder))
+    if not count:
+        return "no engines built yet: sana-edge build DIR"
+    return f"{count} engine{'s' * (count != 1)} in {folder}"
 
 
 def backends() -> list[Backend]:
@@ -118,13 +133,11 @@ def _refusals(name: str, torch_cuda: Backend) -> str:
 def _cuda() -> Backend:
     import torch
 
-    name = "torch cuda"
-    if torch.version.cuda is None:
-        return Backend(name, False, f"torch {torch.__version__} is built without CUDA")
-    try:
-        torch.cuda.current_device()
-    except RuntimeError as error:
-        return Backend(name, False, _first_line(error))
+    from sana_edge import backends as choice
+
+    name, missing = "torch cuda", choice.no_gpu()
+    if missing:
+        return Backend(name, False, missing)
     devices = []
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)

@@ -148,22 +148,26 @@ def differs(entry: Entry, key: Key) -> str:
     return ""
 
 
-def check_loadable(entry: Entry, *, trust: bool = False) -> None:
+def check_loadable(entry: Entry, *, trust: bool = False, quick: bool = False) -> None:
     """See that an engine is this user's own, or trusted, and that its file is what was built.
+
+    Args:
+        quick: of the file look at the size only; loading it needs the whole check.
 
     Raises:
         SanaError: ``trust`` is false and it lies outside of the user's cache or others may write to it; or it
             is not the file that its sidecar describes. The hint has the command that builds it again.
     """
-    if not trust:
-        reason = _untrusted(entry.path, engine_folder())
-        if reason:
-            raise SanaError(
-                f"{entry.path} {reason}, and loading an engine runs the code in it",
-                f"if you built it, pass --trust-engine; or build your own: sana-edge build {entry.source}",
-            )
-    size = entry.path.stat().st_size if entry.path.is_file() else 0
-    if size != entry.bytes or package.digest([entry.path]) != entry.sha256:
+    there = entry.path.is_file()
+    reason = "" if trust or not there else _untrusted(entry.path, engine_folder())
+    if reason:
+        own = rebuild_command(entry.source, engine_folder())
+        raise SanaError(
+            f"{entry.path} {reason}, and loading an engine runs the code in it",
+            f"if you built it, pass --trust-engine; or build your own: {own}",
+        )
+    size = entry.path.stat().st_size if there else 0
+    if size != entry.bytes or not (quick or package.digest([entry.path]) == entry.sha256):
         raise SanaError(
             f"{entry.path} is damaged: {size} bytes, {entry.bytes} were built",
             f"build it again: {entry.rebuild}",

@@ -62,7 +62,10 @@ def probe(device: str, settings: Settings) -> tuple[str, str]:
         raise unusable_device("onnxruntime", device)
     dtype = settings.dtype or "fp32"
     if settings.precision not in ("auto", dtype):
-        hint = f"export with --dtype {settings.precision}, or choose precision auto"
+        able = f"export with --dtype {settings.precision}"
+        if (device, settings.precision) == ("cpu", "bf16"):
+            able = "install openvino"
+        hint = f"choose dtype auto, or {able}"
         raise InvalidInput(
             f"onnxruntime computes in the graphs' own {dtype}, not in {settings.precision}", hint
         )

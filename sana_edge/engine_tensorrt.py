@@ -1,4 +1,8 @@
-"""The engine "tensorrt": finds and loads what `sana-edge build` made; runs it in `tensorrt_engine.py`."""
+"""The engine "tensorrt": finds and loads what `sana-edge build` made; runs it in `tensorrt_engine.py`.
+
+Nothing here has run with TensorRT or on an NVIDIA GPU: tests draw pictures with stand-ins made of the names,
+parameters and enumerations of the real bindings, behind which onnxruntime computes.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sana_edge import cuda_memory, engine_cache, manifest
 from sana_edge.engine_cache import Key
-from sana_edge.errors import UnsupportedDevice
+from sana_edge.errors import InvalidInput, UnsupportedDevice
 from sana_edge.manifest import Port
 from sana_edge.tensorrt_engine import TensorRTEngine
 
@@ -25,12 +29,41 @@ def probe(device: str, settings: Settings) -> tuple[str, str]:
     Raises:
         MissingDependency: TensorRT or CUDA's bindings are not installed.
         UnsupportedDevice: another device, no GPU, a driver or a TensorRT that is too old.
+        InvalidInput: the engines are of another precision.
     """
-    if device not in ("cuda", "tensorrt"):
-        raise UnsupportedDevice(f"TensorRT does not run on {device}", "choose device cuda")
+    if device != "cuda":
+        raise UnsupportedDevice(f"TensorRT's engines do not run on {device}", "choose --device cuda")
     trt, cuda = cuda_memory.load("tensorrt"), cuda_memory.load("cuda.bindings.runtime")
     machine = cuda_memory.machine(cuda, check_version(trt))
-    return f"TensorRT {machine.tensorrt} on {machine.gpu}", settings.dtype or "fp32"
+    dtype = settings.dtype or "fp32"
+    if settings.precision not in ("auto", dtype):
+        raise InvalidInput(
+            f"TensorRT's engines compute in the graphs' own {dtype}, not in {settings.precision}",
+            f"choose dtype auto, or export with --dtype {settings.precision} and build again",
+        )
+    return f"TensorRT {machine.tensorrt} on {machine.gpu}, {dtype}", dtype
+
+
+def check_built(folder: Path, settings: Settings) -> None:
+    """See that every graph of an exported folder has an engine for this machine that may be loaded.
+
+    Reads no engine; `load` says whether it is whole.
+
+    Raises:
+        SanaError: one is missing, cut off or foreign; the hint has the command that builds it.
+    """
+    from sana_edge.export.build import graphs
+
+    trt, cuda = cuda_memory.load("tensorrt"), cuda_memory.load("cuda.bindings.runtime")
+    exported, machine = manifest.read(folder), cuda_memory.machine(cuda, check_version(trt))
+    for graph in graphs(exported):
+        entry = engine_cache.find(place(settings), key_of(exported, graph, machine), folder)
+        engine_cache.check_loadable(entry, trust=settings.trust_engine, quick=True)
+
+
+def place(settings: Settings) -> Path:
+    """The folder of engines: what was asked for, or the user's own."""
+    return settings.engine_folder or engine_cache.engine_folder()
 
 
 def load(
@@ -42,8 +75,8 @@ def load(
     """Load the engine that was built for a graph.
 
     Args:
-        path: of the ``.onnx`` in its exported folder; the engine is looked for in ``settings.cache`` or the
-            user's own engine folder.
+        path: of the ``.onnx`` in its exported folder; the engine is looked for in ``settings.engine_folder``
+            or the user's own engine folder.
 
     Raises:
         SanaError: there is none for this model, GPU, TensorRT and driver; or it is damaged, or foreign.
@@ -52,9 +85,8 @@ def load(
     exported = manifest.read(path.parent)
     name = next((name for name, graph in exported.graphs.items() if graph.file == path.name), path.stem)
     key = key_of(exported, name, cuda_memory.machine(cuda, check_version(trt)))
-    folder = kind.settings.cache or engine_cache.engine_folder()
-    entry = engine_cache.find(folder, key, path.parent)
-    engine_cache.check_loadable(entry, trust=bool(getattr(kind.settings, "trust_engine", False)))
+    entry = engine_cache.find(place(kind.settings), key, path.parent)
+    engine_cache.check_loadable(entry, trust=kind.settings.trust_engine)
     ports = exported.graphs[name].inputs if name in exported.graphs else inputs
     return TensorRTEngine(entry, trt, cuda, inputs=ports, precision=exported.dtype, cell=exported.cell)
 

@@ -1,6 +1,8 @@
 """Engines that run an exported folder's graphs without torch: which can work here, and which is taken.
 
-An engine is named by what it is, "openvino" or "onnxruntime", and the device that it computes on.
+An engine is named by what it is, "tensorrt", "onnxruntime" or "openvino", and the device that it computes on.
+The engine "tensorrt" runs on the device "cuda" what `sana-edge build` made; the device "tensorrt" is
+onnxruntime's provider of that name, which builds engines of its own. Neither has run on an NVIDIA GPU yet.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ import importlib
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
@@ -21,22 +23,37 @@ from sana_edge.engine_ports import Arrays
 from sana_edge.errors import InvalidInput, SanaError, UnsupportedDevice
 from sana_edge.manifest import Port
 
-NAMES = ("onnxruntime", "openvino")
+NAMES = ("tensorrt", "onnxruntime", "openvino")
 DEVICES = ("auto", "cpu", "gpu", "npu", "cuda", "tensorrt")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
-# What is tried for a device, the preferred first. OpenVINO before onnxruntime on CPUs: it computes in bf16
-# where the hardware does, and does not make INT8 floats again between Q/DQ products. Intel's GPUs and NPUs
-# only where they were asked for: nothing says yet that those of a laptop are faster.
+# What is tried for a device, the preferred first. TensorRT where engines have been built. OpenVINO before
+# onnxruntime on CPUs, but see `SMALL`: it computes in bf16 where the hardware does, and does not make INT8
+# floats again between Q/DQ products. Intel's GPUs and NPUs only where they were asked for: nothing says yet
+# that those of a laptop are faster.
+_NVIDIA = (("tensorrt", "cuda"), ("onnxruntime", "cuda"))
+_CPU = (("openvino", "cpu"), ("onnxruntime", "cpu"))
 _CANDIDATES = {
-    "auto": (("onnxruntime", "cuda"), ("openvino", "cpu"), ("onnxruntime", "cpu")),
-    "cpu": (("openvino", "cpu"), ("onnxruntime", "cpu")),
-    "gpu": (("openvino", "gpu"), ("onnxruntime", "cuda")),
+    "auto": (*_NVIDIA, *_CPU),
+    "cpu": _CPU,
+    "gpu": (("openvino", "gpu"), *_NVIDIA),
     "npu": (("openvino", "npu"),),
-    "cuda": (("onnxruntime", "cuda"),),
+    "cuda": _NVIDIA,
     "tensorrt": (("onnxruntime", "tensorrt"),),
 }
-_ON_DEVICE = {"onnxruntime": ("cpu", "cuda", "tensorrt"), "openvino": ("cpu", "gpu", "npu")}
+_ON_DEVICE = {
+    "tensorrt": ("cuda",),
+    "onnxruntime": ("cpu", "cuda", "tensorrt"),
+    "openvino": ("cpu", "gpu", "npu"),
+}
+
+# Bytes of graphs and weights below which auto takes onnxruntime on a CPU. OpenVINO compiles for about 0.15 s
+# a layer, and then takes a third of onnxruntime's time a step. In INT8 on two cores, from start to PNG,
+# sana-tiny (14 MB) costs 1.4 s of CPU time with onnxruntime and 2.2 s with OpenVINO, which leads from the
+# fourth picture on; a 0.6B (4 GB) has compiled in the time of a few steps. No published model lies between.
+SMALL = 256_000_000
+
+_ANY_GPU = "for Intel's GPU install its driver, for NVIDIA's onnxruntime-gpu; or choose --device cpu"
 
 _CPUS = Path("/sys/devices/system/cpu")
 _CGROUP = Path("/sys/fs/cgroup")
@@ -88,20 +105,24 @@ class Settings:
         precision: one of `PRECISIONS`, of what is not INT8.
         cache: where compiled graphs are kept; on a CPU none are kept unless this says where.
         dtype: the exported folder's, where it is known.
+        engine_folder: where `sana-edge build` put TensorRT's engines; None for the user's own.
+        trust_engine: load them also from elsewhere than the user's own folder, which runs the code in them.
     """
 
     threads: int | None = None
     precision: str = "auto"
     cache: Path | None = None
     dtype: str | None = None
+    engine_folder: Path | None = None
+    trust_engine: bool = False
 
 
 @dataclass(frozen=True)
 class EngineKind:
-    """What was chosen; ``reasons`` has for each that is preferred to it why it is not used.
+    """What was chosen; ``reasons`` has for each that is preferred to it why it is not used, and what helps.
 
     Attributes:
-        name: "openvino" or "onnxruntime".
+        name: one of `NAMES`.
         device: one of `DEVICES`.
         precision: "fp32", "bf16", "fp16".
         title: with its version and device, for a person.
@@ -144,38 +165,76 @@ def choose(
     Args:
         asked: "auto" or one of `NAMES`.
         device: one of `DEVICES`.
-        folder: an exported folder, whose dtype an engine must be able to compute.
+        folder: an exported folder: its dtype is what an engine must be able to compute, on a CPU its size
+            decides (`SMALL`), and TensorRT is left out unless all of its engines have been built.
 
     Raises:
         InvalidInput: unknown name, device or precision, or two that do not go together.
         MissingDependency, UnsupportedDevice: none of what was asked for can be used; the hint says how.
+        SanaError: TensorRT was asked for, and an engine is missing; the hint has the command that builds it.
         CheckpointError: the folder has no manifest.
     """
     settings = settings or Settings()
     _check(asked, device, settings)
+    candidates, slower = _CANDIDATES[device], dict[str, str]()
     if folder is not None:
-        known = manifest.read(folder).dtype
-        settings = Settings(settings.threads, settings.precision, settings.cache, known)
-    reasons: dict[str, str] = {}
-    refused: SanaError | None = None
-    for name, place in _CANDIDATES[device]:
+        exported = manifest.read(folder)
+        settings = replace(settings, dtype=exported.dtype)
+        if asked == "auto" and device in ("auto", "cpu"):
+            candidates, slower = _by_size(candidates, exported)
+    reasons, refused = dict[str, str](), dict[str, SanaError]()
+    for name, place in candidates:
         key = f"{name} {place}"
         if asked not in ("auto", name):
             reasons[key] = f"{asked} was asked for"
             continue
         try:
             title, precision = _module(name).probe(place, settings)
+            if name == "tensorrt" and folder is not None:
+                _module(name).check_built(folder, settings)
         except SanaError as error:
-            # the reason that helps most is that of the CPU, which everyone has
-            refused = error
-            reasons[key] = error.message
+            refused[key] = error
+            reasons[key] = _shown(error)
             continue
+        if place == "cpu":
+            reasons |= {other: reason for other, reason in slower.items() if other not in (key, *refused)}
         return EngineKind(name, place, precision, title, settings, reasons)
-    if refused is None:
-        usable = " or ".join(_ON_DEVICE[asked])
-        raise InvalidInput(f"{asked} does not run on device {device}", f"choose device {usable}")
-    message = "; ".join(f"{key}: {reason}" for key, reason in reasons.items() if "asked for" not in reason)
-    raise type(refused)(f"no engine can be used, {message}", refused.hint)
+    if not refused:
+        raise _misplaced(asked, device)
+    message = "; ".join(f"{key}: {error.message}" for key, error in refused.items())
+    # What helps most is to build engines where TensorRT works, else the hint of the CPU, which comes last.
+    # Only engines that are missing are plain errors.
+    errors = list(refused.values())
+    telling = next((error for error in errors if type(error) is SanaError), errors[-1])
+    several = device == "gpu" and len(errors) > 1 and type(telling) is not SanaError
+    raise type(telling)(f"no engine can be used, {message}", _ANY_GPU if several else telling.hint)
+
+
+def _by_size(
+    candidates: tuple[tuple[str, str], ...], exported: manifest.Manifest
+) -> tuple[tuple[tuple[str, str], ...], dict[str, str]]:
+    """The candidates in the order that suits a model's size, and why not the other one on the CPU."""
+    size = sum(file.bytes for name, file in exported.files.items() if name.endswith((".onnx", ".data")))
+    shown = f"{size / 1e6:.0f} MB" if size < 1e9 else f"{size / 1e9:.1f} GB"
+    if size >= SMALL:
+        return candidates, {"onnxruntime cpu": f"openvino is faster for models of this size, {shown}"}
+    rest = tuple(candidate for candidate in candidates if candidate not in _CPU)
+    reason = f"onnxruntime starts faster with a small model, {shown}; for many pictures choose openvino"
+    return (*rest, *reversed(_CPU)), {"openvino cpu": reason}
+
+
+def _shown(error: SanaError) -> str:
+    return f"{error.message}; {error.hint}" if error.hint else error.message
+
+
+def _misplaced(asked: str, device: str) -> InvalidInput:
+    if (asked, device) == ("tensorrt", "tensorrt"):
+        return InvalidInput(
+            "device tensorrt is onnxruntime's own TensorRT, not the engines of `sana-edge build`",
+            "choose --backend tensorrt and --device cuda for those, or --backend onnxruntime",
+        )
+    usable = " or ".join(_ON_DEVICE[asked])
+    return InvalidInput(f"{asked} does not run on device {device}", f"choose device {usable}")
 
 
 def survey() -> Iterator[tuple[str, bool, str]]:
@@ -185,11 +244,7 @@ def survey() -> Iterator[tuple[str, bool, str]]:
             try:
                 yield f"{name} {place}", True, _module(name).probe(place, Settings())[0]
             except SanaError as error:
-                yield (
-                    f"{name} {place}",
-                    False,
-                    f"{error.message}; {error.hint}" if error.hint else error.message,
-                )
+                yield f"{name} {place}", False, _shown(error)
 
 
 def cpu_threads(asked: int | None = None) -> int | None:

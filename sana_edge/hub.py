@@ -13,6 +13,7 @@ from typing import cast
 
 from sana_edge.errors import CheckpointError, ModelNotFound, SanaError
 from sana_edge.known_models import KNOWN, KnownModel
+from sana_edge.manifest import FILE as MANIFEST
 from sana_edge.manifest import is_exported
 from sana_edge.model_folder import PIPELINES, check_folder, component_variant, needed_files, read_json
 
@@ -101,11 +102,28 @@ def resolve(
 
 
 def exported(model: str) -> Path | None:
-    """The folder that `sana-edge export` made, if ``model`` is one and no name that `resolve` prefers."""
+    """The folder that `sana-edge export` made, if ``model`` is one and no name that `resolve` prefers.
+
+    Raises:
+        ModelNotFound: ``model`` is a file of such a folder, or some ONNX file.
+        CheckpointError: the folder has ONNX graphs, but neither a manifest nor a model.
+    """
     folder = Path(os.path.expanduser(model))
-    if not model or model in _bundled() or model.lower() in KNOWN or not is_exported(folder):
+    if not model or model in _bundled() or model.lower() in KNOWN:
         return None
-    return folder
+    if is_exported(folder):
+        return folder
+    # os.path's functions answer for names that no file system accepts
+    if os.path.isfile(folder) and is_exported(folder.parent):
+        raise ModelNotFound(f"{model} is one file of an exported folder", f"give the folder: {folder.parent}")
+    if os.path.isfile(folder) and folder.suffix == ".onnx":
+        hint = "give a folder that `sana-edge export MODEL --output DIR` made"
+        raise ModelNotFound(f"{model} is no whole model", hint)
+    is_model = os.path.isfile(folder / "model_index.json")
+    if os.path.isdir(folder) and not is_model and any(folder.glob("*.onnx")):
+        hint = "copy the whole folder, or make it again: `sana-edge export MODEL --output DIR --force`"
+        raise CheckpointError(f"{folder} has ONNX graphs, but their {MANIFEST} is missing", hint)
+    return None
 
 
 def list_models() -> list[ListedModel]:

@@ -72,21 +72,45 @@ class Stages(Protocol):
 
 
 def load_stages(
-    model: str, *, device: str, dtype: str, int8: bool, backend: str, offline: bool, progress: bool
+    model: str,
+    *,
+    device: str,
+    dtype: str,
+    int8: bool,
+    backend: str,
+    engines: Path | None,
+    trust_engine: bool,
+    offline: bool,
+    progress: bool,
 ) -> tuple[Stages, Path]:
     """Load a model, and say which folder it is; arguments and errors are those of `sana_edge.Sana.load`."""
     for value, what, known in ((backend, "backend", BACKENDS), (device, "device", DEVICES)):
         if value not in known:
             raise InvalidInput(f"unknown {what} {value!r}", f"choose {', '.join(known)}")
+    if engines is not None and backend not in ("auto", "tensorrt"):
+        hint = "leave out the folder of engines, or choose backend tensorrt"
+        raise InvalidInput(f"backend {backend} does not run the engines in {engines}", hint)
     exported = hub.exported(model)
     if exported is not None:
-        return _load_engines(exported, device=device, dtype=dtype, int8=int8, backend=backend), exported
-    if backend not in TORCH_BACKENDS:
-        hint = f"`sana-edge export {model} --output onnx`, then give the folder onnx as the model"
-        raise InvalidInput(f"backend {backend} runs exported folders, {model} is none", hint)
+        # who names engines wants them, or to know why not
+        backend = backend if engines is None else "tensorrt"
+        with memory_errors(str(exported)):
+            loaded = _load_engines(exported, device, dtype, int8, backend, engines, trust_engine)
+        return loaded, exported
+    if backend not in TORCH_BACKENDS or engines is not None:
+        build = ", `sana-edge build onnx`" if backend == "tensorrt" or engines is not None else ""
+        hint = f"`sana-edge export {model} --output onnx`{build}, then give the folder onnx as the model"
+        what = f"backend {backend} runs" if engines is None else "engines are of"
+        raise InvalidInput(f"{what} exported folders, {model} is none", hint)
     if device not in TORCH_DEVICES:
         hint = f"choose {', '.join(TORCH_DEVICES)}; `sana-edge export` makes a folder for the others"
         raise InvalidInput(f"device {device} is for exported folders, {model} is none", hint)
+    return _load_torch(model, device, dtype, int8, backend, offline, progress)
+
+
+def _load_torch(
+    model: str, device: str, dtype: str, int8: bool, backend: str, offline: bool, progress: bool
+) -> tuple[Stages, Path]:
     with torch_extra():
         from sana_edge import stages
     # what can be said before the model is found
@@ -97,12 +121,26 @@ def load_stages(
     return loaded, found.path
 
 
-def _load_engines(folder: Path, *, device: str, dtype: str, int8: bool, backend: str) -> Stages:
+def _load_engines(
+    folder: Path,
+    device: str,
+    dtype: str,
+    int8: bool,
+    backend: str,
+    engine_folder: Path | None,
+    trust_engine: bool,
+) -> Stages:
     from sana_edge import engine_stages
 
     if backend != "auto" and backend in TORCH_BACKENDS:
         hint = f"choose {', '.join(name for name in BACKENDS if name not in TORCH_BACKENDS)} or auto"
         raise InvalidInput(f"backend {backend} runs models, {folder} is an exported folder", hint)
-    with memory_errors(str(folder)):
-        stages = engine_stages.load_stages(folder, device=device, dtype=dtype, int8=int8, backend=backend)
-    return stages
+    return engine_stages.load_stages(
+        folder,
+        device=device,
+        dtype=dtype,
+        int8=int8,
+        backend=backend,
+        engine_folder=engine_folder,
+        trust_engine=trust_engine,
+    )

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, overload
 
@@ -77,6 +79,8 @@ class Sana:
         dtype: str = "auto",
         int8: bool = False,
         backend: str = "auto",
+        engines: str | os.PathLike[str] | None = None,
+        trust_engine: bool = False,
         offline: bool = False,
         progress: bool = False,
     ) -> Sana:
@@ -86,8 +90,8 @@ class Sana:
             model: a bundled name, a name that ``sana-edge models list`` shows, a folder in diffusers
                 layout, a folder that ``sana-edge export`` made, which needs no torch, or a Hugging Face
                 repository.
-            device: "auto", "cpu" or "cuda"; for exported folders also "gpu" and "npu", which are Intel's,
-                and "tensorrt".
+            device: "auto", "cpu" or "cuda"; for exported folders also "gpu" and "npu", which are Intel's
+                (without one "gpu" is NVIDIA's), and "tensorrt", which is onnxruntime's own TensorRT.
             dtype: of the denoiser, "auto", "fp32", "bf16" or "fp16"; auto is the checkpoint's own,
                 fp32 instead of fp16 on the CPU, and what an engine computes in. In an INT8 model, of what
                 is not INT8.
@@ -95,7 +99,12 @@ class Sana:
                 calibration. A package is INT8 also without it.
             backend: what the denoiser's steps run on, "auto", "torch", "triton" or "cuda"; the last two are
                 for INT8 models on a CUDA device, where auto takes the best that can run. An exported
-                folder runs on "onnxruntime" or "openvino", of which auto takes the first that works here.
+                folder runs on "tensorrt", "onnxruntime" or "openvino", of which auto takes the first that
+                works here: TensorRT only where ``sana-edge build`` has made its engines.
+            engines: the folder that ``sana-edge build`` wrote TensorRT's engines into, and asks for them;
+                the user's own if left out.
+            trust_engine: load engines also from elsewhere than the user's own folder. Loading one runs the
+                code in it.
             offline: never use the network.
             progress: show a download on stderr.
 
@@ -109,6 +118,8 @@ class Sana:
             dtype=dtype,
             int8=int8,
             backend=backend,
+            engines=None if engines is None else Path(engines),
+            trust_engine=trust_engine,
             offline=offline,
             progress=progress,
         )

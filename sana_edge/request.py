@@ -18,7 +18,7 @@ MAX_SEED = 2**63 - 1
 SAMPLERS: tuple[SamplerKind, ...] = typing.get_args(SamplerKind)
 # what can be asked for: of models, see `sana_edge.backends`, and of exported folders, see `sana_edge.engines`
 TORCH_BACKENDS = ("auto", "torch", "triton", "cuda")
-BACKENDS = (*TORCH_BACKENDS, "onnxruntime", "openvino")
+BACKENDS = (*TORCH_BACKENDS, "tensorrt", "onnxruntime", "openvino")
 TORCH_DEVICES = ("auto", "cpu", "cuda")
 DEVICES = (*TORCH_DEVICES, "gpu", "npu", "tensorrt")
 

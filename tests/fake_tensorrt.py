@@ -3,7 +3,7 @@
 A name, a parameter or an attribute that is not in the table fails as it would in the real module; so does an
 argument of another kind. Behind that is one network: "latent" (B, C, h, w) and "scale" (1,) go in,
 "velocity" = latent * scale comes out, computed on the host, whose memory is the device's here. An "ONNX file"
-is the JSON list of its inputs, an "engine" JSON as well.
+is the JSON list of its inputs, an "engine" JSON as well. `real_graphs.py` puts real graphs in its place.
 """
 
 from __future__ import annotations
@@ -30,8 +30,11 @@ class _Enum(enum.Enum):
         return int(self.value)
 
 
-def make_trt(table: dict[str, Any], cuda: Any) -> Any:
-    """A module tensorrt of the version of ``table``; ``trt.state`` says what was done and what is to fail."""
+def make_trt(table: dict[str, Any], cuda: Any, replaced: Any = lambda trt, cuda, behaviour: {}) -> Any:
+    """A module tensorrt of the version of ``table``; ``trt.state`` says what was done and what is to fail.
+
+    ``replaced(trt, cuda, behaviour)`` gives what other methods are to do, by class and name.
+    """
     trt = SimpleNamespace(__version__=table["version"])
     trt.state = SimpleNamespace(
         shapes=[], pool={}, flags=set(), cleared=set(), created=[], steps=5, built=0, executions=0,
@@ -40,8 +43,11 @@ def make_trt(table: dict[str, Any], cuda: Any) -> Any:
     for name, members in table["enums"].items():
         if "." not in name:
             setattr(trt, name, _Enum(name, members))
+    behaviour = _behaviour(trt, cuda)
+    changed = replaced(trt, cuda, behaviour)
     for name, members in table["classes"].items():
-        setattr(trt, name, _strict(trt, name, members, _behaviour(trt, cuda).get(name, {})))
+        does = {**behaviour.get(name, {}), **changed.get(name, {})}
+        setattr(trt, name, _strict(trt, name, members, does))
     trt.ILogger.Severity = _Enum("Severity", table["enums"]["ILogger.Severity"])
     trt.nptype = lambda kind: {"FLOAT": np.float32, "INT64": np.int64}[kind.name]
     return trt

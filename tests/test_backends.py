@@ -90,6 +90,40 @@ def test_refused_by_name(
     assert chosen.name == "torch" and message in chosen.reasons[name]
 
 
+NO_GPU: dict[str, tuple[str | None, str]] = {
+    "torch without CUDA": (None, f"torch {torch.__version__} is built without CUDA"),
+    "no driver": ("13.0", "Found no NVIDIA driver on your system."),
+}
+
+
+@pytest.mark.parametrize(("cuda", "reason"), NO_GPU.values(), ids=NO_GPU)
+def test_without_a_gpu(
+    cuda: str | None, reason: str, interpreted: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is missing is said, rather than where kernels run."""
+
+    def fails() -> int:
+        raise RuntimeError(f"{reason}\nmore")
+
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(torch.cuda, "current_device", fails)
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    # a library for GPUs, as an installation with nvcc has it
+    placed = "the CUDA kernels run on cuda, not on cpu"
+    monkeypatch.setattr(cuda_library, "refusal", lambda device: placed)
+    for name in ("cuda", "triton"):
+        with pytest.raises(UnsupportedDevice) as caught:
+            backends.choose(name, CPU, "auto", int8=True)
+        assert caught.value.message == f"backend {name} cannot be used: no GPU can be used: {reason}"
+        assert "doctor" in caught.value.hint
+    # with one, the CPU was asked for
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    for name, title in (("cuda", "CUDA"), ("triton", "Triton")):
+        with pytest.raises(UnsupportedDevice, match=f"the {title} kernels run on cuda, not on cpu"):
+            backends.choose(name, CPU, "auto", int8=True)
+
+
 def test_unknown_backend() -> None:
     with pytest.raises(InvalidInput, match="unknown backend 'abacus'") as caught:
         backends.choose("abacus", CPU, "auto", int8=True)
@@ -110,9 +144,8 @@ def test_triton_on_gpus(monkeypatch: pytest.MonkeyPatch, interpreted: None) -> N
     assert refused is not None and "needs compute capability 8.0, the device has 7.5" in refused.message
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 6))
     assert backends.refusal("triton", CUDA) is None and backends.half_dtype(CUDA) == "bf16"
-    monkeypatch.setenv("TRITON_INTERPRET", "0")
-    refused = backends.refusal("triton", CPU)
-    assert refused is not None and "run on cuda, not on cpu" in refused.message
+    refused = backends.refusal("triton", torch.device("meta"))
+    assert refused is not None and "run on cuda, not on meta" in refused.message
 
 
 def test_triton_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

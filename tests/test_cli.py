@@ -45,7 +45,7 @@ def test_default_output_is_named_after_the_seed(cwd: Path, tiny_folder: Path, ca
     assert generate(tiny_folder, "--seed", "7") == 0
     out, err = capsys.readouterr()
     assert out == "sana-7.png\n"
-    assert err.startswith("128x128, seed 7: text ") and err.count("\n") == 1
+    assert err.startswith("128x128, seed 7, torch: text ") and err.count("\n") == 1
     metadata = read_metadata("sana-7.png")
     assert (metadata["prompt"], metadata["seed"], metadata["model"]) == (PROMPT, 7, "tiny")
 
@@ -166,6 +166,19 @@ def test_help_shows_every_default(capsys: Capture) -> None:
     options = re.findall(r" (--[a-z-]+) (?=[A-Z{])", text.split("options:")[1])
     assert {"--size", "--seed", "--output", "--dtype", "--sampler"} <= set(options)
     assert text.count("(default: ") == len(options) - 1, "every option with a value but --prompt"
+
+
+def test_help_of_engines(capsys: Capture) -> None:
+    """What `build` makes, `generate` runs."""
+    for command in (["build"], []):
+        with pytest.raises(SystemExit):
+            main([*command, "--help"])
+        text = " ".join(capsys.readouterr().out.split())
+        assert "build TensorRT engines of an exported folder" in text and "cannot" not in text
+    with pytest.raises(SystemExit):
+        main(["generate", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--engines DIR" in text and "--trust-engine" in text and "onnxruntime's own TensorRT" in text
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import sana_edge
-from sana_edge import doctor, hub, int_mm, ops, weight_only
+from sana_edge import doctor, engine_tensorrt, hub, int_mm, ops, weight_only
 
 
 def test_report(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,6 +72,36 @@ def test_cuda_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     assert by_name["triton"].detail.startswith(
         "torch cannot use a GPU: Found no NVIDIA driver on your system."
     )
+
+
+def test_engines() -> None:
+    """Each on each of its devices, in plain words."""
+    lines = [line.strip() for line in doctor.report().splitlines()]
+    names = [backend.name for backend in doctor.engine_backends()]
+    assert names[0] == "tensorrt cuda" and {"onnxruntime tensorrt", "openvino npu"} < set(names)
+    for backend in doctor.engine_backends():
+        assert any(backend.detail in line for line in lines)
+        assert "Cannot load library" not in backend.detail and "FULL_DEVICE_NAME" not in backend.detail
+    if importlib.util.find_spec("tensorrt") is None:
+        reason = "TensorRT engines need tensorrt, which cannot be imported: No module named 'tensorrt'"
+        detail = f"{reason}; pip install 'sana-edge[tensorrt]'"
+        assert doctor.Backend("tensorrt cuda", False, detail) in doctor.engine_backends()
+
+
+def test_tensorrt_without_engines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SANA_EDGE_CACHE", str(tmp_path))
+    monkeypatch.setattr(engine_tensorrt, "probe", lambda device, settings: ("TensorRT 10.6 on a GPU", "fp32"))
+    detail = "TensorRT 10.6 on a GPU, no engines built yet: sana-edge build DIR"
+    assert next(doctor.engine_backends()) == doctor.Backend("tensorrt cuda", True, detail)
+    # a user without a home folder has none
+    for name in ("SANA_EDGE_CACHE", "XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(name, raising=False)
+
+    def homeless() -> Path:
+        raise RuntimeError
+
+    monkeypatch.setattr(Path, "home", homeless)
+    assert "no home folder to keep engines in" in next(doctor.engine_backends()).detail
 
 
 def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:

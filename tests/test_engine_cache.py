@@ -114,8 +114,13 @@ def test_engines_are_code_and_only_the_users_own_are_loaded(cache: Path, tmp_pat
     other = made(tmp_path / "elsewhere")
     with pytest.raises(SanaError, match=r"is outside of your engine cache .* runs the code in it") as refused:
         check_loadable(other)
-    assert "--trust-engine" in refused.value.hint and "sana-edge build /models/onnx" in refused.value.hint
+    assert "--trust-engine" in refused.value.hint
+    assert refused.value.hint.endswith(f"build your own: sana-edge build /models/onnx --output {cache}")
     check_loadable(other, trust=True)
+    # a sidecar is foreign text, and its folder no part of a command
+    with pytest.raises(SanaError) as quoted:
+        check_loadable(dataclasses.replace(other, source="x; rm y"))
+    assert "sana-edge build 'x; rm y'" in quoted.value.hint
     # a link into the cache is not the cache
     own = made(cache)
     own.path.unlink()
@@ -143,9 +148,16 @@ def test_truncated_and_changed_engines_are_found(cache: Path, content: bytes) ->
     with pytest.raises(SanaError, match="is damaged") as refused:
         check_loadable(entry)
     assert refused.value.hint == f"build it again: sana-edge build /models/onnx --output {cache}"
+    # a quick look sees the size
+    if len(content) == entry.bytes:
+        check_loadable(entry, quick=True)
+    else:
+        with pytest.raises(SanaError, match="is damaged"):
+            check_loadable(entry, quick=True)
     entry.path.unlink()
-    with pytest.raises(SanaError, match="is damaged: 0 bytes"):
-        check_loadable(entry, trust=True)
+    for trust in (True, False):
+        with pytest.raises(SanaError, match="is damaged: 0 bytes"):
+            check_loadable(entry, trust=trust)
     # one that is gone or cut off is built again
     assert made(cache).path.read_bytes() == b"engine"
 

@@ -17,7 +17,16 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image as PILImage
 
-from sana_edge import Cancelled, CheckpointError, InvalidInput, Sana, SanaError, Step, read_metadata
+from sana_edge import (
+    Cancelled,
+    CheckpointError,
+    InvalidInput,
+    ModelNotFound,
+    Sana,
+    SanaError,
+    Step,
+    read_metadata,
+)
 from sana_edge.cli import main
 from sana_edge.export.settings import Settings
 
@@ -100,7 +109,7 @@ def test_the_command_line_without_torch(bundled: Path, tmp_path: Path, capsys: C
     with capsys.disabled():
         print(f"\n  sana-tiny without torch, process start to PNG: {time.perf_counter() - start:.1f} s")
     assert done.returncode == 0, done.stderr
-    assert done.stderr.startswith("256x256, seed 7: text ")
+    assert done.stderr.startswith("256x256, seed 7, onnxruntime: text ")
     line = json.loads(done.stdout)
     with Sana.load("sana-tiny", device="cpu") as torch:
         expected = torch.generate(PROMPT, seed=7)
@@ -190,7 +199,7 @@ def test_an_engine_that_fails_leaves_a_model_that_works(
         raise MemoryError
 
     with monkeypatch.context() as patched, pytest.raises(OutOfMemory, match="128x128"):
-        patched.setattr(engine._stages, "_decode_piece", fail)
+        patched.setattr(engine._stages, "decode", fail)
         engine.generate(PROMPT, seed=1, steps=1)
     assert engine._stages is not None and not engine._stages.graphs._engines
     assert engine.generate(PROMPT, seed=1, steps=1).png() == before.png()
@@ -200,15 +209,16 @@ def test_an_engine_that_fails_leaves_a_model_that_works(
 def test_an_exported_folder_on_a_backend_for_models(exported: Path, backend: str) -> None:
     with pytest.raises(InvalidInput, match=f"backend {backend} runs models, .* is an exported") as caught:
         Sana.load(str(exported), backend=backend)
-    assert caught.value.hint == "choose onnxruntime, openvino or auto"
+    assert caught.value.hint == "choose tensorrt, onnxruntime, openvino or auto"
 
 
-@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("backend", ["tensorrt", "onnxruntime", "openvino"])
 def test_a_model_on_an_engine(tiny_folder: Path, backend: str) -> None:
     for model in ("sana-tiny", str(tiny_folder)):
         with pytest.raises(InvalidInput, match=f"backend {backend} runs exported folders") as caught:
             Sana.load(model, backend=backend)
         assert caught.value.hint.startswith(f"`sana-edge export {model} --output onnx`")
+        assert ("`sana-edge build onnx`" in caught.value.hint) == (backend == "tensorrt")
 
 
 def test_devices_that_do_not_suit(exported: Path, tiny_folder: Path) -> None:
@@ -239,9 +249,24 @@ def test_damaged_folders(exported: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"cannot read .*manifest.json"):
         Sana.load(str(folder))
     (folder / "manifest.json").unlink()
-    with pytest.raises(CheckpointError, match="has no model_index") as caught:
+    with pytest.raises(CheckpointError, match=r"onnx has ONNX graphs, but their manifest.json is missing"):
         Sana.load(str(folder))
-    assert "needs its manifest.json" in caught.value.hint
+
+
+def test_one_file_of_a_folder(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Said without torch and the network, where the folder would work."""
+    monkeypatch.chdir(exported)
+    for name in (exported / "denoiser.onnx", exported / "manifest.json", "denoiser.onnx"):
+        with pytest.raises(ModelNotFound, match="is one file of an exported folder") as caught:
+            Sana.load(str(name))
+        assert caught.value.hint == f"give the folder: {Path(name).parent}"
+    alone = Path(shutil.copy(exported / "denoiser.onnx", tmp_path))
+    with pytest.raises(ModelNotFound, match="is no whole model") as caught:
+        Sana.load(str(alone))
+    assert "a folder that `sana-edge export " in caught.value.hint
+    command = ["generate", "--model", str(alone), "--prompt", PROMPT, "--output", str(tmp_path / "a.png")]
+    done = without(*TORCH, arguments=command)
+    assert done.returncode == 1 and "is no whole model" in done.stderr
 
 
 def test_what_only_models_can_do(exported: Path, tmp_path: Path, capsys: Capture) -> None:
@@ -268,10 +293,17 @@ def test_errors_without_torch_name_the_extra(exported: Path, tiny_folder: Path, 
 def test_a_missing_engine_is_made_up_for(exported: Path, tmp_path: Path) -> None:
     """auto takes what is there."""
     output = ["--prompt", PROMPT, "--steps", "1", "--output", str(tmp_path / "a.png")]
-    done = without(*TORCH, "openvino", arguments=["generate", "-v", "--model", str(exported), *output])
-    assert done.returncode == 0, done.stderr
+    for missing, there in (("openvino", "onnxruntime"), ("onnxruntime", "openvino")):
+        pytest.importorskip(there, reason=f"{there} is not installed")
+        command = ["generate", "-v", "--force", "--model", str(exported), *output]
+        done = without(*TORCH, missing, arguments=command)
+        assert done.returncode == 0, done.stderr
+        assert read_metadata(tmp_path / "a.png")["backend"] == there
+    assert "backend onnxruntime cpu is not used: onnxruntime is not installed" in done.stderr
+    done = without(*TORCH, arguments=command)
     assert read_metadata(tmp_path / "a.png")["backend"] == "onnxruntime"
-    assert "backend openvino cpu is not used: openvino is not installed" in done.stderr
+    assert "on onnxruntime 1." in done.stderr
+    assert "backend openvino cpu is not used: onnxruntime starts faster with a small model" in done.stderr
 
 
 def test_a_wrong_size_costs_nothing(exported: Path) -> None:

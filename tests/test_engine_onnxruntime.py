@@ -97,8 +97,10 @@ def test_bf16_is_refused(kind: EngineKind, tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="no bf16 products") as refused:
         choose("onnxruntime", "cpu", settings=Settings(dtype="bf16"))
     assert "--dtype fp32" in refused.value.hint
-    with pytest.raises(InvalidInput, match="own fp32, not in fp16"):
-        choose("onnxruntime", "cpu", settings=Settings(precision="fp16"))
+    for precision, able in (("fp16", "export with --dtype fp16"), ("bf16", "install openvino")):
+        with pytest.raises(InvalidInput, match=f"own fp32, not in {precision}") as refused:
+            choose("onnxruntime", "cpu", settings=Settings(precision=precision))
+        assert refused.value.hint == f"choose dtype auto, or {able}"
 
 
 def test_memory(kind: EngineKind, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from sana_edge import cuda_memory, engine_cache, engine_tensorrt
+from sana_edge.engines import EngineKind, Settings
 from sana_edge.errors import InvalidInput, OutOfMemory, SanaError, UnsupportedDevice
 from sana_edge.tensorrt_engine import TensorRTEngine
 
@@ -196,25 +197,36 @@ def test_load_finds_the_engine_of_this_machine(
 ) -> None:
     modules = {"tensorrt": trt, "cuda.bindings.runtime": cuda}
     monkeypatch.setattr(cuda_memory, "load", modules.__getitem__)
-    settings = SimpleNamespace(cache=None, dtype="bf16")
+    settings, graph = Settings(dtype="bf16"), folder / "decoder.onnx"
     title, precision = engine_tensorrt.probe("cuda", settings)
-    assert title == f"TensorRT {trt.__version__} on NVIDIA GeForce RTX 4070 Laptop GPU"
+    assert title == f"TensorRT {trt.__version__} on NVIDIA GeForce RTX 4070 Laptop GPU, bf16"
+    kind = EngineKind("tensorrt", "cuda", precision, title, settings)
     with pytest.raises(SanaError, match="has no engine of sana-tiny's decoder") as refused:
-        engine_tensorrt.load(SimpleNamespace(settings=settings), folder / "decoder.onnx")
+        kind.load(graph)
     assert refused.value.hint == f"build it: sana-edge build {folder} --output {cache / 'engines'}"
     EXPORT.built(folder, engine_cache.engine_folder(), trt, cuda)
-    engine = engine_tensorrt.load(SimpleNamespace(settings=settings), folder / "decoder.onnx")
+    engine = kind.load(graph)
     assert (engine.graph, engine.name, engine.device, engine.precision) == (
-        "decoder",
-        "tensorrt",
-        "cuda",
+        *("decoder", "tensorrt", "cuda"),
         precision,
     )
     trt.__version__ = "99.1.0"
     with pytest.raises(SanaError, match=r"another TensorRT version \(.*, this is 99.1.0\)"):
-        engine_tensorrt.load(SimpleNamespace(settings=settings), folder / "decoder.onnx")
-    with pytest.raises(UnsupportedDevice, match="does not run on cpu"):
-        engine_tensorrt.probe("cpu", settings)
+        kind.load(graph)
+
+
+def test_what_cannot_be_asked_for(trt: Any, cuda: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    modules = {"tensorrt": trt, "cuda.bindings.runtime": cuda}
+    monkeypatch.setattr(cuda_memory, "load", modules.__getitem__)
+    for device in ("cpu", "tensorrt"):
+        with pytest.raises(UnsupportedDevice, match=f"do not run on {device}"):
+            engine_tensorrt.probe(device, Settings())
+    with pytest.raises(InvalidInput, match="graphs' own fp16, not in fp32") as refused:
+        engine_tensorrt.probe("cuda", Settings(dtype="fp16", precision="fp32"))
+    assert "build again" in refused.value.hint
+    trt.__version__ = "10.5.0"
+    with pytest.raises(UnsupportedDevice, match=r"TensorRT 10\.5\.0 is too old"):
+        engine_tensorrt.probe("cuda", Settings())
 
 
 def test_the_real_bindings_without_a_gpu_say_so() -> None:

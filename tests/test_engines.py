@@ -5,9 +5,12 @@ from __future__ import annotations
 import builtins
 import importlib.util
 import json
+import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +19,9 @@ import pytest
 from sana_edge import engine_ports, engines
 from sana_edge.engines import Settings, choose
 from sana_edge.errors import CheckpointError, InvalidInput, MissingDependency, OutOfMemory, SanaError
+from sana_edge.manifest import GRAPHS
 
+EXPORT = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("fake_export.py"))))
 PORTS = {
     "latent": ("float32", ("B", 32, "h", "w")),
     "keys": ("float32", (2, "B", "L")),
@@ -116,6 +121,9 @@ class Fake:
     def __init__(self, name: str, **able: SanaError | None) -> None:
         self.name, self.able = name, able
 
+    def check_built(self, folder: Path, settings: Settings) -> None:
+        raise SanaError(f"{settings.engine_folder} has no engine", f"build it: sana-edge build {folder}")
+
     def probe(self, device: str, settings: Settings) -> tuple[str, str]:
         refused = self.able.get(device, MissingDependency(f"{device} is missing", f"install {self.name}"))
         if refused is not None:
@@ -135,12 +143,79 @@ def test_auto_takes_the_first_that_works(monkeypatch: pytest.MonkeyPatch) -> Non
         *("openvino", "cpu", "fp32"),
         "openvino 1 on cpu",
     )
-    assert kind.reasons == {"onnxruntime cuda": "cuda is missing"}
+    assert kind.reasons == {
+        "tensorrt cuda": "cuda is missing; install tensorrt",
+        "onnxruntime cuda": "cuda is missing; install onnxruntime",
+    }
     offer(monkeypatch, Fake("onnxruntime", cpu=None))
     kind = choose()
-    assert kind.name == "onnxruntime" and kind.reasons["openvino cpu"] == "cpu is missing"
+    assert kind.name == "onnxruntime" and kind.reasons["openvino cpu"] == "cpu is missing; install openvino"
     offer(monkeypatch, Fake("openvino", cpu=None), Fake("onnxruntime", cuda=None))
     assert choose().device == "cuda" and choose(device="cpu").name == "openvino"
+    offer(monkeypatch, Fake("tensorrt", cuda=None), Fake("onnxruntime", cuda=None))
+    assert [choose(device=device).name for device in ("auto", "cuda", "gpu")] == ["tensorrt"] * 3
+
+
+def exported(path: Path, size: int) -> Path:
+    """A folder whose graphs have so many bytes."""
+    EXPORT.write_folder(path)
+    for name in GRAPHS:
+        (path / f"{name}.onnx").unlink()
+        (path / f"{name}.onnx").touch()
+    # with a hole, which takes no space on the disk
+    os.truncate(path / "denoiser.onnx.data", size)
+    EXPORT.write_manifest(path)
+    return path
+
+
+def test_on_a_cpu_the_size_decides(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(engines, "SMALL", 5000)
+    small, large = exported(tmp_path / "small", 4999), exported(tmp_path / "large", 5000)
+    offer(monkeypatch, Fake("openvino", cpu=None), Fake("onnxruntime", cpu=None))
+    for device in ("auto", "cpu"):
+        kind = choose(device=device, folder=small)
+        assert kind.name == "onnxruntime"
+        assert kind.reasons["openvino cpu"].startswith("onnxruntime starts faster with a small model, 0 MB")
+        kind = choose(device=device, folder=large)
+        assert kind.name == "openvino"
+        assert kind.reasons["onnxruntime cpu"] == "openvino is faster for models of this size, 0 MB"
+    for name in ("openvino", "onnxruntime"):
+        assert choose(name, folder=small).name == choose(name, folder=large).name == name
+    # what cannot be used is no choice, and has its own reason
+    offer(monkeypatch, Fake("openvino", cpu=None))
+    kind = choose(device="cpu", folder=small)
+    assert kind.name == "openvino" and kind.reasons == {
+        "onnxruntime cpu": "cpu is missing; install onnxruntime"
+    }
+    offer(monkeypatch, Fake("onnxruntime", cpu=None))
+    kind = choose(device="cpu", folder=large)
+    assert kind.name == "onnxruntime" and kind.reasons == {"openvino cpu": "cpu is missing; install openvino"}
+    # nor does it matter on a GPU
+    offer(monkeypatch, Fake("openvino", cpu=None), Fake("onnxruntime", cpu=None, cuda=None))
+    assert choose(folder=small).reasons.keys() == {"tensorrt cuda"}
+
+
+def test_tensorrt_without_an_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder, settings = EXPORT.write_folder(tmp_path / "onnx"), Settings(engine_folder=Path("e"))
+    offer(monkeypatch, Fake("tensorrt", cuda=None), Fake("onnxruntime", cuda=None))
+    kind = choose(folder=folder, settings=settings)
+    assert (kind.name, kind.device, kind.settings.dtype) == ("onnxruntime", "cuda", "bf16")
+    assert kind.reasons == {"tensorrt cuda": f"e has no engine; build it: sana-edge build {folder}"}
+    with pytest.raises(SanaError, match=r"no engine can be used, tensorrt cuda: e has no engine$") as caught:
+        choose("tensorrt", folder=folder, settings=settings)
+    assert caught.value.hint == f"build it: sana-edge build {folder}"
+
+
+def test_no_gpu_of_any_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    offer(monkeypatch)
+    with pytest.raises(MissingDependency) as caught:
+        choose(device="gpu")
+    assert all(name in caught.value.message for name in engines.NAMES)
+    # neither of the two is the one to install without asking whose GPU it is
+    assert all(words in caught.value.hint for words in ("Intel", "NVIDIA", "onnxruntime-gpu", "--device cpu"))
+    with pytest.raises(MissingDependency) as caught:
+        choose("openvino", "gpu")
+    assert caught.value.hint == "install openvino"
 
 
 def test_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,6 +241,7 @@ def test_nothing_can_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"settings": Settings(threads=0)}, "threads is 0"),
         ({"asked": "openvino", "device": "cuda"}, "openvino does not run on device cuda"),
         ({"asked": "onnxruntime", "device": "npu"}, "onnxruntime does not run on device npu"),
+        ({"asked": "tensorrt", "device": "cpu"}, "tensorrt does not run on device cpu"),
     ],
 )
 def test_wrong_arguments(arguments: dict[str, Any], message: str) -> None:
@@ -179,7 +255,10 @@ def test_a_folder_without_manifest(tmp_path: Path) -> None:
         choose(folder=tmp_path)
 
 
-@pytest.mark.parametrize("name", engines.NAMES)
+ON_CPU = ("onnxruntime", "openvino")
+
+
+@pytest.mark.parametrize("name", ON_CPU)
 def test_a_missing_package(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     original = builtins.__import__
 
@@ -195,7 +274,7 @@ def test_a_missing_package(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert caught.value.hint == f"pip install 'sana-edge[{'onnx' if name == 'onnxruntime' else name}]'"
 
 
-@pytest.mark.parametrize("name", engines.NAMES)
+@pytest.mark.parametrize("name", ON_CPU)
 def test_an_old_package(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module = pytest.importorskip(name, reason=f"{name} is not installed")
     monkeypatch.setattr(module, "__version__", "0.9.1-7-abc")
@@ -206,6 +285,7 @@ def test_an_old_package(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_survey_tells_of_all() -> None:
     found = {place: (usable, detail) for place, usable, detail in engines.survey()}
     assert list(found) == [
+        "tensorrt cuda",
         *("onnxruntime cpu", "onnxruntime cuda", "onnxruntime tensorrt"),
         *("openvino cpu", "openvino gpu", "openvino npu"),
     ]
@@ -256,7 +336,7 @@ print(json.dumps(engine.run({"x": x})["y"].tolist()))
 """
 
 
-@pytest.mark.parametrize("name", engines.NAMES)
+@pytest.mark.parametrize("name", ON_CPU)
 def test_engines_need_no_torch(name: str, tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx", reason="onnx is not installed")
     if importlib.util.find_spec(name) is None:
