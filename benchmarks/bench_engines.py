@@ -13,9 +13,9 @@ from one run. The JSON is written whenever something has been measured: Ctrl-C l
 A whole picture has 2 steps of a Sprint model, text encoder included, and each contender a process of its
 own. The model's folders stay in --scratch, 16 GB for the 0.6B, and are made where they are missing, by
 
-    python benchmarks/random_model.py sprint/float --shapes 0.6b --sprint
-    python benchmarks/random_package.py sprint/float sprint/int8
-    sana-edge export sprint/int8 --int8 --no-verify --output sprint/onnx
+    python benchmarks/random_model.py sprint/0.6b/float --shapes 0.6b --sprint
+    python benchmarks/random_package.py sprint/0.6b/float sprint/0.6b/int8
+    sana-edge export sprint/0.6b/int8 --int8 --no-verify --output sprint/0.6b/onnx
 
 each whole or not at all.
 """
@@ -38,12 +38,13 @@ from cold_start import measure_cold
 from contenders import BASELINE
 from decoder_work import DecoderWork
 from denoiser_work import DenoiserWork
-from engine_work import CONTENDERS, HALF, NAIVE_INT8, NAIVES, EngineWork, limit
+from engine_work import CONTENDERS, HALF, NAIVE_INT8, NAIVE_INT8_BF16, NAIVES, EngineWork, limit
 from measuring import Row, measure
 from record import ended, header, positive, write_json
 from shapes import DENOISERS
 from whole_pictures import WAYS, measure_pictures
 
+from sana_edge.engine_tiling import DEFAULT_TILE
 from sana_edge.errors import InvalidInput, SanaError
 from sana_edge.image import check_writable
 
@@ -51,7 +52,7 @@ RESULTS = Path(__file__).parent / "results"
 STAGES = ("step", "decode", "picture", "cold")
 # what the naive decoder needs beyond is not to be had: 42 GB in one piece for 1024 px
 NAIVE_SIDE = 512
-REFERENCES = (BASELINE, HALF, NAIVE_INT8)
+REFERENCES = (BASELINE, HALF, NAIVE_INT8, NAIVE_INT8_BF16)
 TOKENS = 30
 
 
@@ -103,6 +104,12 @@ def _works(options: argparse.Namespace) -> list[DenoiserWork | DecoderWork]:
     if layers > most:
         raise InvalidInput(f"{layers} layers are more than {options.shapes} has", f"choose up to {most}")
     if options.stage == "decode":
+        largest = max(options.sizes)
+        if largest > DEFAULT_TILE:
+            raise InvalidInput(
+                f"size {largest} is decoded in strips, not by the graph that is timed here",
+                f"choose sizes up to {DEFAULT_TILE}",
+            )
         return [DecoderWork(size=size, tiled=False, **common) for size in options.sizes]
     return [
         DenoiserWork(layers=layers, size=size, tokens=TOKENS, steps=20, **common) for size in options.sizes

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from contenders import BASELINE
+from engine_tables import decibels
 from engine_work import HALF, NAIVE_INT8, NAIVE_INT8_BF16
 from markdown_table import circumstances, heading, interval, line
 from paired import NEAR
@@ -68,19 +69,21 @@ def picture_table(data: Numbers) -> str:
     """Whole pictures of a Sprint model, each contender in a process of its own."""
     found = data["picture"]
     titles = ("whole picture", "loading", "first picture", "second", "its text", "steps", "decoding")
-    rows = heading([*titles, "peak memory"])
+    near = next((row["reference"] for row in found["rows"] if row["reference"]), "the first")
+    rows = heading([*titles, "peak memory", f"PSNR to {near}"])
     for row in found["rows"]:
         median = row["median"]
         if median is None:
-            rows.append(line([row["name"], row["failure"], *[""] * 6]))
+            rows.append(line([row["name"], row["failure"], *[""] * 7]))
             continue
         columns = ("load", "first", "second", "second text", "second denoise", "second decode")
         seconds = [f"{median[column]:.3g} s" for column in columns]
         peak = max(run["peak"] for run in row["runs"])
-        rows.append(line([row["name"], *seconds, f"{peak / 1e9:.1f} GB"]))
+        psnr = "" if row["reference"] is None else f"{decibels(row['psnr'])} dB"
+        rows.append(line([row["name"], *seconds, f"{peak / 1e9:.1f} GB", psnr]))
     size = f"{found['size']}x{found['size']} pixels in {found['steps']} Sprint steps"
-    note = f"{found['shapes']} shapes with Gemma-2-2B, random weights, {size}; the first picture counts from "
-    return "\n".join([*rows, "", f"{note}the start of the process.  ", circumstances(data)])
+    note = f"{found['shapes']} shapes with their text encoder, random weights, {size}; the first picture "
+    return "\n".join([*rows, "", f"{note}counts from the start of the process.  ", circumstances(data)])
 
 
 def cold_table(data: Numbers) -> str:
@@ -103,7 +106,7 @@ def quality_table(data: Numbers) -> str:
         compared, like = data["to_torch"].get(name), near.get(name)
         if compared is not None and like is not None:
             cells += [f"{100 * compared['difference']:+.1f}", compared["only_torch"], compared["only_engine"]]
-            cells += [f"{like['psnr'][word]:.1f} dB" for word in ("median", "p5")]
+            cells += [f"{decibels(like['psnr'][word])} dB" for word in ("median", "p5")]
             cells.append(f"{100 * like['near']:.0f} %")
         else:
             cells += [""] * 6

@@ -40,7 +40,7 @@ def likeness_table(data: Numbers) -> str:
     lines = [_line("PSNR of pictures, dB", titles, widths)]
     for part in (data["likeness"], data["yardstick"]["likeness"]):
         for like in part:
-            psnr = [_decibels(like["psnr"][word]) for word in ("mean", "median", "p5", "worst")]
+            psnr = [decibels(like["psnr"][word]) for word in ("mean", "median", "p5", "worst")]
             cells = [*psnr, f"{100 * like['near']:.1f} %", f"{like['ssim']['mean']:.4f}"]
             lines.append(_line(f"{like['pictures']} to {like['to']}", cells, widths))
         lines.append("")
@@ -52,5 +52,6 @@ def _line(name: str, cells: Sequence[object], widths: Sequence[int]) -> str:
     return f"{name:34}" + "".join(str(cell).rjust(w) for cell, w in zip(cells, widths, strict=False))
 
 
-def _decibels(value: float | None) -> str:
+def decibels(value: float | None) -> str:
+    """A PSNR; None is that of equal pictures."""
     return "equal" if value is None else f"{value:.1f}"

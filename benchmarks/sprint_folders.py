@@ -14,6 +14,7 @@ from typing import Any
 
 from processes import run
 
+from sana_edge import manifest, manifest_files
 from sana_edge.errors import SanaError
 
 FLOAT, INT8, ONNX = "float", "int8", "onnx"
@@ -23,17 +24,18 @@ _BYTES = 20e9
 
 
 def prepare(scratch: Path, shapes: str, threads: int, say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Make what is missing in ``scratch``.
+    """Make what is missing in `folder_of` the shapes.
 
     Returns:
         The seconds of each folder that was made now.
 
     Raises:
-        SanaError: a command fails, or there is no room on the disk.
+        SanaError: a command fails, there is no room on the disk, or the graphs are damaged.
     """
-    scratch.mkdir(parents=True, exist_ok=True)
-    commands = _commands(scratch, shapes)
-    missing = {name: command for name, command in commands.items() if not (scratch / name).is_dir()}
+    place = folder_of(scratch, shapes)
+    place.mkdir(parents=True, exist_ok=True)
+    commands = _commands(place, shapes)
+    missing = {name: command for name, command in commands.items() if not (place / name).is_dir()}
     free = shutil.disk_usage(scratch).free
     if missing and shapes != "tiny" and free < _BYTES:
         raise SanaError(
@@ -46,13 +48,20 @@ def prepare(scratch: Path, shapes: str, threads: int, say: Callable[[str], None]
         seconds = run(command, threads, f"making {name}").seconds
         say(f"made {name} in {seconds:.0f} s")
         made.append({"folder": name, "seconds": seconds})
+    # once for all engines: the first one to load a folder would do it for the others
+    manifest_files.verify(place / ONNX, manifest.read(place / ONNX))
     return made
 
 
-def _commands(scratch: Path, shapes: str) -> dict[str, list[str]]:
+def folder_of(scratch: Path, shapes: str) -> Path:
+    """Where the folders of some shapes are."""
+    return scratch / shapes
+
+
+def _commands(place: Path, shapes: str) -> dict[str, list[str]]:
     """What makes each folder, in their order."""
     here, python = Path(__file__).parent, sys.executable
-    float_model, package, graphs = (str(scratch / name) for name in (FLOAT, INT8, ONNX))
+    float_model, package, graphs = (str(place / name) for name in (FLOAT, INT8, ONNX))
     cut = ["--text-layers", "1"] if shapes == "tiny" else []
     exported = ["--int8", "--no-verify", "--output", graphs]
     return {

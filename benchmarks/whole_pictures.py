@@ -91,7 +91,7 @@ def _drawn(name: str, options: argparse.Namespace, output: Path) -> dict[str, An
     """What `picture_process` prints, of one process."""
     output.mkdir(exist_ok=True)
     way = WAYS[name]
-    model = options.scratch / way.folder
+    model = sprint_folders.folder_of(options.scratch, options.shapes) / way.folder
     _read(model)
     command = [sys.executable, str(_SCRIPT), str(model), str(output), "--by", way.by, "--dtype", way.dtype]
     command += ["--size", str(options.sizes[0]), "--steps", str(STEPS), "--started", str(time.time())]
