@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,20 @@ Numbers = Mapping[str, Any]
 # what the text after a table says of a contender: its references
 FASTEST = "openvino int8 bf16"
 REFERENCES = (BASELINE, HALF, NAIVE_INT8, NAIVE_INT8_BF16)
+_GRAPHS = {
+    "text_encoder": "text encoder",
+    "text_projection": "text keys and values",
+    "denoiser": "denoiser step",
+    "denoiser_folded": "guided step",
+    "decoder": "decoder",
+}
 _COLD = {"seconds": "process start to PNG", "peak": "peak memory", "psnr": "PSNR to torch"}
 
 
 def engine_tables(results: Path) -> str:
-    """Speed of steps and decoders, whole pictures, cold starts, and quality, of the files that are there."""
-    parts = [speed_table(_files(results, "bench_engines-step-*", "bench_engines-decode-*"))]
+    """Verification, speed, whole pictures, cold starts, and quality, of the files that are there."""
+    parts = [verification_table(data) for data in _files(results, "verify_export")]
+    parts += [speed_table(_files(results, "bench_engines-step-*", "bench_engines-decode-*"))]
     parts += [picture_table(data) for data in _files(results, "bench_engines-picture-*")]
     parts += [cold_table(data) for data in _files(results, "bench_engines-cold")]
     parts += [quality_table(data) for data in _files(results, "quality_engines")]
@@ -33,6 +42,35 @@ def engine_tables(results: Path) -> str:
 def _files(results: Path, *patterns: str) -> list[dict[str, Any]]:
     paths = [path for pattern in patterns for path in sorted(results.glob(f"{pattern}.json"))]
     return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+
+
+def verification_table(data: Numbers) -> str:
+    """Exported graphs beside the torch modules: of each the relative error in L2, with its limit."""
+    titles = ("decoder's parts, at most", "picture's PSNR", "size", "time")
+    rows = heading(["export", *_GRAPHS.values(), *titles])
+    for export in data["exports"]:
+        if export["failure"] is not None:
+            rows.append(line([export["name"], export["failure"], *[""] * (len(_GRAPHS) + len(titles) - 1)]))
+            continue
+        found = export["verification"]
+        picture = f"{found['picture']['psnr']:.1f} dB ({found['picture']['limit']:.0f})"
+        size = f"{sum(export['bytes'].values()) / 1e6:.0f} MB"
+        seconds = f"{sum(export['seconds'].values()):.0f} s"
+        rows.append(line([export["name"], *_errors(found["graphs"]), picture, size, seconds]))
+        if "unrounded" in found:
+            name = f"{export['name']}, activations not rounded"
+            rows.append(line([name, *_errors(found["unrounded"]), "", "", ""]))
+    text = "Relative error in L2 of what graphs in onnxruntime give beside the torch modules in fp32, and in "
+    text += "brackets what is allowed; of pictures of a few steps, the PSNR.  "
+    notes = [f"{e['name']}: {e['note']}.  " for e in data["exports"] if e.get("note")]
+    return "\n".join([*rows, "", text, *notes, circumstances(data)])
+
+
+def _errors(graphs: Numbers) -> list[str]:
+    parts = [found for name, found in graphs.items() if name.startswith("decoder_")]
+    worst = max(parts, key=lambda found: float(found["error"]), default=None)
+    cells = [*(graphs.get(name) for name in _GRAPHS), worst]
+    return ["" if cell is None else f"{cell['error']:.1e} ({cell['limit']:.1e})" for cell in cells]
 
 
 def speed_table(files: Sequence[Numbers]) -> str:
@@ -60,9 +98,16 @@ def _memory(row: Numbers) -> str:
 
 def _ratios(work: Numbers) -> list[str]:
     """How many times as fast the fastest engine is as the references, medians over turns."""
-    shares = {name: work["ratios"].get(name, {}).get(FASTEST) for name in REFERENCES}
-    said = [f"{1 / share['median']:.2f} of {name}" for name, share in shares.items() if share is not None]
-    return [f"{work['title']}: {FASTEST} has the speed {', '.join(said)}.  "] if said else []
+    seconds = {row["name"]: row["seconds"] for row in work["rows"]}
+    ours = seconds.get(FASTEST)
+    if ours is None:
+        return []
+    said = []
+    for name in REFERENCES:
+        if name in seconds:
+            times = statistics.median(a / b for a, b in zip(seconds[name], ours, strict=True))
+            said.append(f"{times:.2f} times as fast as {name}")
+    return [f"{work['title']}: {FASTEST} is {', '.join(said)}.  "] if said else []
 
 
 def picture_table(data: Numbers) -> str:
