@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -85,7 +86,20 @@ def driver_version(cuda: Any) -> str:
         return f"cuda{version // 1000}.{version % 1000 // 10}"
 
 
-class Stream:
+class Handle:
+    """Something of the current device, given back by `close`, or else with the last reference to it."""
+
+    def close(self) -> None:
+        """Give it back; a second time does nothing."""
+        raise NotImplementedError
+
+    def __del__(self) -> None:
+        # nobody is left to hear of an error; where making it failed there is nothing to give back
+        with suppress(Exception):
+            self.close()
+
+
+class Stream(Handle):
     """A stream of the current device, and what is recorded in it; `close` gives both back."""
 
     def __init__(self, cuda: Any) -> None:
@@ -142,7 +156,7 @@ class Stream:
             call(self._cuda, "cudaStreamDestroy", stream)
 
 
-class Recording:
+class Recording(Handle):
     """A CUDA graph; `launch` starts it in its stream."""
 
     def __init__(self, cuda: Any, graph: Any, stream: Any) -> None:
@@ -159,7 +173,7 @@ class Recording:
             call(self._cuda, "cudaGraphExecDestroy", graph)
 
 
-class Buffer:
+class Buffer(Handle):
     """Memory of the current device; `close` gives it back.
 
     Raises:

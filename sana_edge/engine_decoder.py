@@ -22,9 +22,10 @@ _USUAL_BYTES = 1 << 30
 class EngineDecoder:
     """Decodes a picture up to a tile at once, and a larger one in strips, which changes nothing but rounding.
 
-    In tiles, whose attention sees less than the picture, where strips cannot be: in folders without the
-    graphs of parts, with TensorRT, for which `sana-edge build` makes no engines of them, and where the first
-    part, which gets the whole latent, does not fit into the free memory.
+    In strips also a small one that does not fit into the free memory at once. In tiles, whose attention sees
+    less than the picture, where strips cannot be: in folders without the graphs of parts, with TensorRT, for
+    which `sana-edge build` makes no engines of them, and where the first part, which gets the whole latent,
+    does not fit into the free memory.
 
     The engines of one way are in memory at a time, and those of parts only while they work: the next
     picture's denoising can use what they hold for their maps.
@@ -49,16 +50,17 @@ class EngineDecoder:
             OutOfMemory: it fits in no way, or an engine found that it does not.
         """
         height, width = latent.shape[2:]
-        if max(height, width) * self._cell <= DEFAULT_TILE:
+        pixels = height * width * self._cell**2
+        if max(height, width) * self._cell <= DEFAULT_TILE and self._fits(pixels):
             return self._run(_WHOLE, latent)
         if not self._parts:
             return self._in_tiles(latent, DEFAULT_TILE)
         # what it holds would make the difference
         self._graphs.close(_WHOLE)
         free = self._free()
-        pixels = 3 * 4 * height * width * self._cell**2
+        picture = 3 * 4 * pixels
         head = self._value_bytes * self._parts[0].values * height * width
-        if free is None or head + pixels <= free:
+        if free is None or head + picture <= free:
             return self._in_strips(latent, strip_bytes(free))
         tile = choose_tile(height, width, cell=self._cell, pixel_bytes=self._pixel_bytes, memory_limit=free)
         return self._in_tiles(latent, tile)
@@ -66,7 +68,13 @@ class EngineDecoder:
     def _free(self) -> int | None:
         """What is left for maps when the weights are there; None: unknown, as of a GPU's memory."""
         free = available_memory() if self._graphs.kind.device == "cpu" else None
-        return None if free is None else max(free - self._graphs.bytes_of(_WHOLE), 0)
+        weights = 0 if _WHOLE in self._graphs.loaded else self._graphs.bytes_of(_WHOLE)
+        return None if free is None else max(free - weights, 0)
+
+    def _fits(self, pixels: int) -> bool:
+        """Whether so many can be decoded at once; without parts there is no other way, and nothing known."""
+        free = self._free() if self._parts else None
+        return free is None or self._pixel_bytes * pixels <= free
 
     @property
     def _pixel_bytes(self) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +14,19 @@ from sana_edge.engines import Engine, EngineKind
 from sana_edge.manifest import Manifest
 
 # which hold the same weights
-_DENOISERS = ("denoiser", "denoiser_folded")
+DENOISERS = ("denoiser", "denoiser_folded")
+
+
+@runtime_checkable
+class Sized(Protocol):
+    """An engine that takes only some of the sizes that its graph does."""
+
+    def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """See that it takes inputs of these shapes, also when it is closed; runs nothing.
+
+        Raises:
+            InvalidInput: it does not; names the range.
+        """
 
 
 class Graphs:
@@ -29,6 +43,8 @@ class Graphs:
         self.described, self.kind = described, kind
         self._folder = folder
         self._engines: dict[str, Engine] = {}
+        # also of engines that were closed: a size can be refused while they are not in memory
+        self._sized: dict[str, Sized] = {}
 
     @property
     def loaded(self) -> tuple[str, ...]:
@@ -43,11 +59,23 @@ class Graphs:
     def load(self, name: str) -> Engine:
         """The engine of a graph."""
         if name not in self._engines:
-            if name in _DENOISERS:
-                self.close(*_DENOISERS)
+            if name in DENOISERS:
+                self.close(*DENOISERS)
             graph = self.described.graphs[name]
-            self._engines[name] = self.kind.load(self._folder / graph.file, graph.inputs, graph.outputs)
+            engine = self.kind.load(self._folder / graph.file, graph.inputs, graph.outputs)
+            self._engines[name] = engine
+            if isinstance(engine, Sized):
+                self._sized[name] = engine
         return self._engines[name]
+
+    def check(self, name: str, **shapes: tuple[int, ...]) -> None:
+        """See that the engine of a graph, once it was loaded, takes inputs of these shapes; runs nothing.
+
+        Raises:
+            InvalidInput: it does not.
+        """
+        if name in self._sized:
+            self._sized[name].check(shapes)
 
     def run(self, name: str, **inputs: NDArray[np.generic]) -> dict[str, Floats]:
         """Run a graph. Inputs that it does not have are left out."""
@@ -55,7 +83,11 @@ class Graphs:
         return self.load(name).run({key: array for key, array in inputs.items() if key in known})
 
     def bytes_of(self, name: str) -> int:
-        """What the files of a graph take, those included that begin like it: about what an engine holds."""
+        """What a graph's file and the weights of its own name take: about what its engine holds.
+
+        Those that read another graph's weights have none of that name: text_projection and denoiser_folded,
+        which read denoiser.data, and the decoder's parts. Of them it is the graph's file alone.
+        """
         files = self.described.files
         stem = self.described.graphs[name].file.removesuffix(".onnx")
         return sum(file.bytes for path, file in files.items() if path.partition(".")[0] == stem)

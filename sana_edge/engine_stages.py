@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from sana_edge import engines, manifest, manifest_files
 from sana_edge.config import SamplerConfig
 from sana_edge.engine_decoder import EngineDecoder
-from sana_edge.engine_graphs import Graphs
+from sana_edge.engine_graphs import DENOISERS, Graphs
 from sana_edge.engine_text import EngineText, Floats
 from sana_edge.engines import EngineKind, Settings
 from sana_edge.errors import InvalidInput, OutOfMemory, SanaError
@@ -42,7 +43,8 @@ class EngineStages:
         self.backend = kind
         self._manifest = described
         self._decoder = EngineDecoder(self.graphs)
-        self._text = EngineText(folder, described.text, self._run_text)
+        # a method of this object would keep it, and with it the engines, until a garbage collection
+        self._text = EngineText(folder, described.text, partial(_run_text, self.graphs))
 
     @property
     def name(self) -> str:
@@ -98,14 +100,20 @@ class EngineStages:
         another precision, and share buffers among maps.
 
         Raises:
-            InvalidInput: they were exported for another size.
+            InvalidInput: they were exported, or their engines built, for other sizes.
             OutOfMemory: not even the decoded picture would fit.
         """
         size, asked = self._manifest.size, f"{plan.width}x{plan.height}"
         if size is not None and (plan.width, plan.height) != size:
             made = "x".join(map(str, size))
-            hint = f"choose size {made}, or export the model again with --size {asked} or dynamic"
-            raise InvalidInput(f"{self.name} was exported for {made} alone, not for {asked}", hint)
+            hint = f"choose size {made}, or export again: `{self._manifest.export_command(size=asked)}`"
+            raise InvalidInput(
+                f"{self.name} was exported for {made} alone, not for {asked}",
+                f"{hint}; without --size for any",
+            )
+        # which of them a prompt needs shows when it has been read
+        for name in DENOISERS:
+            self.graphs.check(name, latent=self._latent_shape(plan))
         # RGB in fp32, and before and after rounding
         needed, free = 2 * 3 * 4 * plan.width * plan.height, available_memory()
         if free is not None and needed > free:
@@ -161,9 +169,7 @@ class EngineStages:
 
     def noise(self, plan: Plan, picture: int = 0) -> Callable[[], Floats]:
         """What draws N(0, 1) for one of the plan's pictures, as with torch."""
-        cell = self._manifest.cell
-        shape = (1, self._manifest.latent_channels, plan.height // cell, plan.width // cell)
-        source = NoiseSource(plan.seed + picture)
+        source, shape = NoiseSource(plan.seed + picture), self._latent_shape(plan)
         return lambda: source.normal(shape)
 
     def decode(self, latent: Floats) -> NDArray[np.uint8]:
@@ -193,14 +199,19 @@ class EngineStages:
         """Let go of the engines, after an error; they are loaded again when they are needed."""
         self.graphs.close()
 
+    def close(self) -> None:
+        """Free the engines; one that is needed all the same is loaded again."""
+        self.graphs.close()
+
+    def _latent_shape(self, plan: Plan) -> tuple[int, int, int, int]:
+        cell = self._manifest.cell
+        return 1, self._manifest.latent_channels, plan.height // cell, plan.width // cell
+
     def _make_room(self) -> None:
         """Free the text encoder if that helps; of a GPU's memory nothing is known."""
         free = available_memory() if self.backend.device == "cpu" else None
         if free is not None and _TEXT_SHARE * self.graphs.bytes_of(_TEXT) > free:
             self.graphs.close(_TEXT)
-
-    def _run_text(self, ids: NDArray[np.int64], keys: Floats, values: Floats) -> Floats:
-        return self.graphs.run(_TEXT, ids=ids, past_keys=keys, past_values=values)["hidden"]
 
     def _project(self, embeddings: Floats) -> ProjectedText:
         return ProjectedText(**self.graphs.run("text_projection", embeddings=embeddings))
@@ -231,7 +242,7 @@ def load_stages(
     """
     described = manifest.read(folder)
     if int8 and described.quantization is None:
-        command = f"sana-edge export {described.source.model} --int8 --output DIR"
+        command = described.export_command(int8=True)
         hint = f"`{command}` makes an INT8 one; or leave out --int8"
         raise InvalidInput(f"{folder} is an exported float model", hint)
     settings = Settings(precision=dtype, engine_folder=engine_folder, trust_engine=trust_engine)
@@ -240,9 +251,14 @@ def load_stages(
     stages = EngineStages(folder, described, kind)
     # Sprint models never are guided
     usual = "denoiser" if described.sampler.kind == "scm" else "denoiser_folded"
-    for name in (_TEXT, "text_projection", usual):
-        stages.graphs.load(name)
-    stages.load_decoder()
+    try:
+        for name in (_TEXT, "text_projection", usual):
+            stages.graphs.load(name)
+        stages.load_decoder()
+    except BaseException:
+        # the error's traceback would keep those that were loaded
+        stages.close()
+        raise
     return stages
 
 
@@ -254,6 +270,10 @@ def shrink(latent: Floats, factor: int) -> Floats:
         counts = np.minimum(factor, length - starts)
         sums = np.add.reduceat(sums, starts, axis) / counts.reshape([-1, 1] if axis == 2 else [-1])
     return sums.astype(np.float32)
+
+
+def _run_text(graphs: Graphs, ids: NDArray[np.int64], keys: Floats, values: Floats) -> Floats:
+    return graphs.run(_TEXT, ids=ids, past_keys=keys, past_values=values)["hidden"]
 
 
 def _check_finite(values: Floats, name: str) -> None:

@@ -87,13 +87,15 @@ class Loop:
     def __init__(
         self, function: Function, step: Sequence[Tensor], prompt: Sequence[Tensor], recorder: Recorder
     ) -> None:
-        self._step, self._prompt = ([t.clone() for t in tensors] for tensors in (step, prompt))
+        inputs = [t.clone() for t in step], [t.clone() for t in prompt]
+        self._step, self._prompt = inputs
         # a recording goes on reading what the function holds
         self._function = function
         self.note = ""
 
         def run() -> Tensor:
-            return function(self._step, self._prompt)
+            # not of self, which would keep itself, and the function's network, until a garbage collection
+            return function(*inputs)
 
         try:
             self._run = recorder(run)

@@ -35,7 +35,8 @@ class Stages(Protocol):
     """What `sana_edge.Sana` needs of a loaded model; `sana_edge.stages.Stages` explains each.
 
     What ``schedule`` and ``read`` give is for ``predict`` only. ``computing`` is entered around all work,
-    ``synchronize`` waits for it.
+    ``synchronize`` waits for it. ``close`` frees what does not go with the last reference; work that comes
+    after it is done all the same, and needs another ``close``.
     """
 
     @property
@@ -69,6 +70,7 @@ class Stages(Protocol):
     def decode(self, latent: Latent) -> NDArray[np.uint8]: ...
     def preview(self, latent: Latent) -> NDArray[np.uint8]: ...
     def release(self) -> None: ...
+    def close(self) -> None: ...
 
 
 def load_stages(
@@ -99,11 +101,13 @@ def load_stages(
         return loaded, exported
     if backend not in TORCH_BACKENDS or engines is not None:
         build = ", `sana-edge build onnx`" if backend == "tensorrt" or engines is not None else ""
-        hint = f"`sana-edge export {model} --output onnx`{build}, then give the folder onnx as the model"
+        made = f"`sana-edge export {model}{' --int8' if int8 else ''} --output onnx`{build}"
+        hint = f"{made}, then give the folder onnx as the model"
         what = f"backend {backend} runs" if engines is None else "engines are of"
         raise InvalidInput(f"{what} exported folders, {model} is none", hint)
     if device not in TORCH_DEVICES:
-        hint = f"choose {', '.join(TORCH_DEVICES)}; `sana-edge export` makes a folder for the others"
+        hint = f"choose {', '.join(TORCH_DEVICES)}; `sana-edge export {model} --output onnx` makes a folder"
+        hint += " for the others"
         raise InvalidInput(f"device {device} is for exported folders, {model} is none", hint)
     return _load_torch(model, device, dtype, int8, backend, offline, progress)
 

@@ -133,8 +133,10 @@ class Sana:
         return cls(stages)
 
     def close(self) -> None:
-        """Let go of the model; a stream that is under way finishes with it."""
-        self._stages = None
+        """Let go of the model and free its memory; a stream that is under way finishes with it first."""
+        stages, self._stages = self._stages, None
+        if stages is not None:
+            self._free(stages)
 
     def __enter__(self) -> Sana:
         return self
@@ -240,7 +242,7 @@ class Sana:
 
     def _steps(self, stages: Stages, plan: Plan, cancel: threading.Event) -> Generator[Step, None, None]:
         total = plan.images * plan.steps
-        with self._turn(cancel), _released(stages), memory_errors(f"{plan.width}x{plan.height}"):
+        with self._turn(stages, cancel), _released(stages), memory_errors(f"{plan.width}x{plan.height}"):
             clock = _Clock(stages.synchronize)
             with clock.stage("text"):
                 context, notes = stages.read(plan)
@@ -272,8 +274,16 @@ class Sana:
             raise SanaError("this Sana is closed", "load the model again")
         return self._stages
 
+    def _free(self, stages: Stages) -> None:
+        """Free a closed model's memory, unless a stream holds the lock, which does it at its end."""
+        if self._lock.acquire(blocking=False):
+            try:
+                stages.close()
+            finally:
+                self._lock.release()
+
     @contextmanager
-    def _turn(self, cancel: threading.Event) -> Iterator[None]:
+    def _turn(self, stages: Stages, cancel: threading.Event) -> Iterator[None]:
         """Wait for the generation under way in another thread, if any, and hold the lock."""
         if self._owner == threading.get_ident():
             raise SanaError(
@@ -287,6 +297,9 @@ class Sana:
         finally:
             self._owner = None
             self._lock.release()
+            # behind the release: a `close` that found the lock taken has set this before
+            if self._stages is None:
+                self._free(stages)
 
 
 def _inside(

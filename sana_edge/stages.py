@@ -150,6 +150,10 @@ class Stages:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
+    def close(self) -> None:
+        """Let go of what was recorded; the networks go with the last reference to them."""
+        self.release()
+
     def velocity(self, x: Tensor, step: Modulation, context: TextContext, plan: Plan) -> Tensor:
         """`predict` for a single step, with the denoiser as it is: where calibration listens.
 

@@ -152,6 +152,34 @@ def test_a_picture_of_a_tile_is_decoded_at_once(models: dict[str, tuple[Path, An
     assert set(calls) == {"decoder"}
 
 
+@pytest.mark.parametrize("loaded", [True, False])
+def test_a_picture_of_a_tile_in_strips_where_it_does_not_fit(
+    models: dict[str, tuple[Path, Any]], monkeypatch: pytest.MonkeyPatch, loaded: bool
+) -> None:
+    made = graphs(models["sana-tiny"], "onnxruntime")
+    latent, folder = latents()[..., :4, :4], models["sana-tiny"][0]
+    calls, expected = counted(made), whole(made, latent)
+    weights = sum((folder / name).stat().st_size for name in ("decoder.onnx", "decoder.data"))
+    # see test_tiles_where_the_head_does_not_fit
+    needed = 4 * -(-64 * 672 // 32**2) * TILE**2
+    for missing in (0, 1):
+        made.close()
+        if loaded:
+            made.load("decoder")
+        calls.clear()
+        memory = weights + needed - missing
+        monkeypatch.setattr(
+            engine_decoder,
+            "available_memory",
+            lambda memory=memory: memory - weights * ("decoder" in made.loaded),
+        )
+        found = EngineDecoder(made).decode(latent)
+        assert set(calls) == (set(PARTS) if missing else {"decoder"})
+        # the same sums, see test_strips_have_no_seams
+        assert np.linalg.norm(found - expected) <= 1e-5 * np.linalg.norm(expected)
+    assert made.loaded == ()
+
+
 def test_engines_of_one_way_are_in_memory(
     models: dict[str, tuple[Path, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

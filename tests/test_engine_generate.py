@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -9,6 +10,8 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +206,59 @@ def test_an_engine_that_fails_leaves_a_model_that_works(
         engine.generate(PROMPT, seed=1, steps=1)
     assert engine._stages is not None and not engine._stages.graphs._engines
     assert engine.generate(PROMPT, seed=1, steps=1).png() == before.png()
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_closing_frees_the_engines(exported: Path, name: str) -> None:
+    pytest.importorskip(name, reason=f"{name} is not installed")
+    gc.disable()
+    try:
+        with Sana.load(str(exported), backend=name, device="cpu") as sana:
+            stages: Any = sana._stages
+            sana.generate(PROMPT, seed=7, steps=1)
+            assert len(stages.graphs.loaded) == 4
+        assert stages.graphs.loaded == ()
+        # nothing refers to itself
+        alive = weakref.ref(stages)
+        del stages
+        assert alive() is None
+    finally:
+        gc.enable()
+
+
+def test_closing_during_a_stream(exported: Path) -> None:
+    sana = Sana.load(str(exported), backend="onnxruntime", device="cpu")
+    stages: Any = sana._stages
+    later = sana.stream(PROMPT, seed=7, steps=1)
+    with closing(sana.stream(PROMPT, seed=7, steps=2)) as steps:
+        next(steps)
+        before = stages.graphs.loaded
+        sana.close()
+        sana.close()
+        assert stages.graphs.loaded == before != ()
+        # nothing was loaded again for it
+        assert next(steps).image is not None and stages.graphs.loaded == before
+    assert stages.graphs.loaded == ()
+    # one that had not begun is no worse off, and leaves nothing behind either
+    assert [step.image is not None for step in later] == [True]
+    assert stages.graphs.loaded == ()
+    with pytest.raises(SanaError, match="this Sana is closed"):
+        sana.stream(PROMPT)
+
+
+def test_closing_while_another_thread_waits(exported: Path) -> None:
+    """Its picture was asked for before: it is made, and whoever is last frees the engines."""
+    sana = Sana.load(str(exported), backend="onnxruntime", device="cpu")
+    stages: Any = sana._stages
+    expected, found = sana.generate(PROMPT, seed=7, steps=1).png(), []
+    waiting = threading.Thread(target=lambda: found.append(sana.generate(PROMPT, seed=7, steps=1).png()))
+    with closing(sana.stream(PROMPT, steps=2)) as steps:
+        next(steps)
+        waiting.start()
+        waiting.join(0.3)
+        sana.close()
+    waiting.join(60)
+    assert found == [expected] and stages.graphs.loaded == ()
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton", "cuda"])

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
+import runpy
 import shutil
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +19,18 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from sana_edge import engine_decoder, engine_stages, engines, hub, manifest, request
+from sana_edge import (
+    Sana,
+    cuda_memory,
+    engine_cache,
+    engine_decoder,
+    engine_stages,
+    engines,
+    hub,
+    manifest,
+    request,
+)
+from sana_edge.cli import main
 from sana_edge.engine_stages import EngineStages, load_stages, shrink
 from sana_edge.errors import CheckpointError, InvalidInput, OutOfMemory, SanaError
 from sana_edge.export.settings import Settings
@@ -26,6 +42,9 @@ from sana_edge.stages import load_stages as load_torch_stages
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 onnx_export = pytest.importorskip("sana_edge.export.onnx", reason="onnx is not installed")
 
+HERE = Path(__file__).parent
+FAKE = SimpleNamespace(**runpy.run_path(str(HERE / "fake_tensorrt.py")))
+REAL = SimpleNamespace(**runpy.run_path(str(HERE / "real_graphs.py")))
 PROMPT = "a red house left of a yellow star"
 CPU = torch.device("cpu")
 # of fp32 networks in another order of the same sums, as for parity with diffusers
@@ -229,10 +248,109 @@ def test_a_folder_for_one_size(fixed: Path) -> None:
     stages.check_plan(planned(size=(96, 64)))
     with pytest.raises(InvalidInput, match="exported for 96x64 alone, not for 64x96") as caught:
         stages.check_plan(planned(size=(64, 96)))
-    assert "choose size 96x64" in caught.value.hint and "--size 64x96 or dynamic" in caught.value.hint
+    command = "`sana-edge export MODEL --size 64x96 --output DIR`"
+    assert caught.value.hint == f"choose size 96x64, or export again: {command}; without --size for any"
     latent = np.random.default_rng(6).standard_normal((1, 32, 2, 3), np.float32)
     # the decoder knows no smaller latent
     assert stages.preview(latent).shape == (64, 96, 3)
+
+
+def test_what_the_files_of_a_graph_take(ours: EngineStages, exported: Path) -> None:
+    """Of those that read the weights of another graph their own file alone."""
+
+    def size(*names: str) -> int:
+        return sum((exported / name).stat().st_size for name in names)
+
+    for name in ("text_encoder", "denoiser", "decoder"):
+        assert ours.graphs.bytes_of(name) == size(f"{name}.onnx", f"{name}.data")
+    for name in ("text_projection", "denoiser_folded", "decoder_head", "decoder_tail_0"):
+        assert ours.graphs.bytes_of(name) == size(f"{name}.onnx")
+
+
+@pytest.fixture
+def cuda() -> Any:
+    return FAKE.make_cuda()
+
+
+@pytest.fixture(params=FAKE.TABLES, ids=lambda table: table["version"])
+def trt(request: pytest.FixtureRequest, cuda: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A machine with TensorRT and a GPU, as far as anyone can see."""
+    trt = FAKE.make_trt(request.param, cuda, REAL.replaced)
+    modules = {"tensorrt": trt, "cuda.bindings.runtime": cuda}
+    monkeypatch.setattr(cuda_memory, "load", modules.__getitem__)
+    monkeypatch.setattr(cuda_memory, "_DRIVER", tmp_path / "no driver")
+    return trt
+
+
+@pytest.fixture
+def built(exported: Path, trt: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An exported folder with engines in the user's cache, for 128x128 to 512x512."""
+    monkeypatch.setenv("SANA_EDGE_CACHE", str(tmp_path / "cache"))
+    assert main(["build", str(exported), "--quiet", "--max", "512x512"]) == 0
+    return exported
+
+
+@pytest.fixture
+def uncollected() -> Iterator[None]:
+    """What refers to itself stays."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def assert_nothing_is_left(cuda: Any) -> None:
+    state = cuda.state
+    assert (state.memory, state.streams, state.graphs) == ({}, set(), {})
+
+
+def test_closing_during_a_stream_gives_the_gpus_memory_back_at_its_end(built: Path, cuda: Any) -> None:
+    sana = Sana.load(str(built), backend="tensorrt")
+    with closing(sana.stream(PROMPT, seed=7, steps=3)) as steps:
+        next(steps)
+        sana.close()
+        assert cuda.state.memory and cuda.state.streams
+        last = [*steps][-1]
+    assert last.image is not None and cuda.state.launches > 0
+    assert_nothing_is_left(cuda)
+    # the step is still here, and its preview loads a decoder
+    assert last.preview().shape == (128, 128, 3) and cuda.state.memory
+    del last, steps
+    assert_nothing_is_left(cuda)
+
+
+def test_what_nobody_closes_goes_with_the_last_reference(built: Path, cuda: Any, uncollected: None) -> None:
+    sana = Sana.load(str(built), backend="tensorrt")
+    sana.generate(PROMPT, seed=7, steps=3)
+    sana.generate(PROMPT, seed=7, steps=3, negative_prompt="blurred")
+    assert cuda.state.memory and cuda.state.streams and cuda.state.graphs
+    del sana
+    assert_nothing_is_left(cuda)
+
+
+def test_engines_of_a_load_that_failed_are_freed(built: Path, cuda: Any) -> None:
+    entries = engine_cache.entries(engine_cache.engine_folder())
+    path = next(entry.path for entry in entries if entry.key.graph == "decoder")
+    # of its own size, so that only loading tells
+    path.write_bytes(path.read_bytes()[:-1] + b" ")
+    with pytest.raises(SanaError, match="is damaged") as caught:
+        load_stages(built, backend="tensorrt")
+    assert caught.traceback
+    assert_nothing_is_left(cuda)
+
+
+def test_a_size_that_engines_were_not_built_for_costs_nothing(built: Path, trt: Any) -> None:
+    refused = pytest.raises(InvalidInput, match=r"size 640x128 is outside of .*, 128x128 to 512x512")
+    with Sana.load(str(built), backend="tensorrt") as sana:
+        stages = sana._stages
+        assert isinstance(stages, EngineStages)
+        with refused:
+            sana.stream(PROMPT, size=(640, 128))
+        # as behind an error
+        stages.release()
+        with refused:
+            sana.stream(PROMPT, size=(640, 128), negative_prompt="blurred")
+        assert trt.state.executions == 0 and stages.graphs.loaded == ()
+        sana.stream(PROMPT, size=(512, 512)).close()
 
 
 def test_a_picture_that_cannot_fit(ours: EngineStages, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import threading
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -373,12 +375,37 @@ def test_a_stream_that_was_never_started_holds_nothing(sana: Sana) -> None:
 
 def test_closing(tiny_folder: Path) -> None:
     sana = Sana.load(str(tiny_folder))
+    stages: Any = sana._stages
     with closing(sana.stream(PROMPT, steps=2)) as steps:
         next(steps)
         sana.close()
         assert next(steps).image is not None
+        assert len(stages.predictor._loops) == 1
+    # what was recorded
+    assert len(stages.predictor._loops) == 0
     with pytest.raises(SanaError, match="closed"):
         sana.generate(PROMPT)
+
+
+@pytest.mark.parametrize("during", [False, True], ids=["after", "during a stream"])
+def test_closing_frees_the_networks(tiny_folder: Path, during: bool) -> None:
+    """At once, not when a garbage collection comes."""
+    sana = Sana.load(str(tiny_folder), device="cpu")
+    names = ("denoiser", "autoencoder", "text_encoder")
+    alive = [weakref.ref(getattr(sana._stages, name)) for name in names]
+    gc.disable()
+    try:
+        with closing(sana.stream(PROMPT, seed=7, steps=2)) as steps:
+            next(steps)
+            if during:
+                sana.close()
+            assert next(steps).image is not None
+            assert all(network() is not None for network in alive)
+        sana.close()
+        del steps
+        assert [network() for network in alive] == [None] * 3
+    finally:
+        gc.enable()
 
 
 def test_long_and_odd_prompts_work_and_truncation_is_said(
