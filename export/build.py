@@ -21,6 +21,8 @@ from sana_edge.manifest import Manifest
 
 # what an engine is larger than its graph: TensorRT keeps kernels in it, and some weights in two layouts
 _GROWTH = 1.3
+# graphs with weights in the file of another one: some of them, but that one needs as much right after
+_SHARED = {"text_projection": "denoiser", "denoiser_folded": "denoiser"}
 
 
 def picture_sizes(
@@ -36,7 +38,7 @@ def picture_sizes(
     if any(size not in (None, exported.size) for size in (minimum, optimum, maximum)):
         raise InvalidInput(
             f"the exported graphs know only the size {engine_profiles.shown(exported.size)}",
-            f"for others: sana-edge export {exported.source.model} --output DIR --size dynamic",
+            f"for others: `{exported.export_command(size='dynamic')}`",
         )
     return (Sizes(exported.size, exported.size, exported.size),)
 
@@ -63,8 +65,8 @@ def instruction_length(folder: Path) -> int:
 def needed_bytes(exported: Manifest, graph: str) -> int:
     """What an engine of a graph may need on the disk: its file and the data beside it, and some more."""
     stems = {name: name.partition(".")[0] for name in exported.files if "/" not in name}
-    own = exported.graphs[graph].file
-    data = [name for name, stem in stems.items() if not name.endswith(".onnx") and graph.startswith(stem)]
+    own, begins = exported.graphs[graph].file, (graph, _SHARED.get(graph, graph))
+    data = [name for name, stem in stems.items() if not name.endswith(".onnx") and stem in begins]
     return int(sum(exported.files[name].bytes for name in (own, *data)) * _GROWTH)
 
 
@@ -84,10 +86,11 @@ def build_engines(
     trt: Any,
     cuda: Any,
     precision: str | None = None,
+    force: bool = False,
     told: Told = lambda name, done, count: None,
     said: Callable[[str], None] = lambda text: None,
 ) -> list[Entry]:
-    """Build what is not there yet.
+    """Build what is not there yet, or with ``force`` everything.
 
     Args:
         folder: exported, its files verified.
@@ -100,7 +103,7 @@ def build_engines(
     Raises:
         SanaError: as `sana_edge.engine_builds.build_once` and `sana_edge.export.tensorrt.build`.
     """
-    here = machine(cuda, check_version(trt))
+    here = machine(cuda, check_version(trt, exported.dtype))
     tensorrt.check_precision(exported, precision, here.capability)
     instruction = instruction_length(folder)
     built = []
@@ -119,6 +122,8 @@ def build_engines(
             folder,
             make,
             needed=needed_bytes(exported, name),
+            sizes=sizes,
+            force=force,
             on_wait=lambda holder, name=name: said(f"{name}: {holder} builds it, waiting"),  # type: ignore[misc]
         )
         said(f"{name}: {'built' if made else 'there already'}, {entry.bytes / 1e6:.0f} MB")

@@ -1,8 +1,8 @@
 """TensorRT engines from an exported folder: the network out of an ONNX file, its profiles, the build itself.
 
 Nothing here has run with TensorRT, which the machine of the tests cannot have. Tests run it against a
-stand-in that is made of the names, parameters and enumerations of the real bindings of 10.6, 10.16 and 11.4,
-so that a call that those do not have fails; what TensorRT then does with a network is untested.
+stand-in that is made of the names, parameters and enumerations of the real bindings of 10.0, 10.6, 10.16
+and 11.4, so that a call that those do not have fails; what TensorRT then does with a network is untested.
 
 Networks are strongly typed: what a layer computes in is what its tensors are in the ONNX file, where INT8 has
 its quantization explicitly. So there is no flag to set for fp16, bf16 or int8; `check_precision` refuses an
@@ -69,24 +69,22 @@ def check_precision(manifest: Manifest, wanted: str | None, capability: tuple[in
         InvalidInput: the graphs compute in something else; the hint has the command that exports them.
         UnsupportedDevice: the GPU cannot.
     """
-    export = f"sana-edge export {manifest.source.model} --output DIR"
+    export, name = manifest.export_command, f"{capability[0]}.{capability[1]}"
     if wanted == "int8" and manifest.quantization is None:
-        raise InvalidInput("--int8: the exported graphs are not INT8", f"{export} --int8")
+        raise InvalidInput("--int8: the exported graphs are not INT8", f"`{export(int8=True)}`")
     if wanted in ("fp16", "bf16") and manifest.dtype != wanted:
         raise InvalidInput(
-            f"--{wanted}: the exported graphs compute in {manifest.dtype}", f"{export} --dtype {wanted}"
+            f"--{wanted}: the exported graphs compute in {manifest.dtype}", f"`{export(dtype=wanted)}`"
         )
     if capability < (7, 5):
-        name = f"{capability[0]}.{capability[1]}"
         raise UnsupportedDevice(
-            f"compute capability {name}: TensorRT 10 and later need 7.5 (Turing) or newer",
-            "choose --backend torch",
+            f"engines are built for compute capability 7.5 (Turing) and newer, this GPU has {name}",
+            "without TensorRT the folder runs: `sana-edge generate --model DIR --device cpu --prompt TEXT`",
         )
     if manifest.dtype == "bf16" and capability < (8, 0):
-        name = f"{capability[0]}.{capability[1]}"
         raise UnsupportedDevice(
             f"the graphs compute in bf16, which needs compute capability 8.0, this GPU has {name}",
-            f"{export} --dtype fp16",
+            f"`{export(dtype='fp16')}`",
         )
 
 

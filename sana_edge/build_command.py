@@ -38,6 +38,7 @@ def add_options(parser: argparse.ArgumentParser, size: Callable[[str], tuple[int
     add("--version-compatible", action="store_true", help=version)
     hardware = "engines that also run on other GPUs since Ampere; slower"
     add("--hardware-compatible", action="store_true", help=hardware)
+    add("--force", action="store_true", help="build also engines that are there already")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -71,6 +72,7 @@ def run(arguments: argparse.Namespace) -> None:
             trt=trt,
             cuda=cuda,
             precision=arguments.precision,
+            force=arguments.force,
             told=told,
             said=said,
         )

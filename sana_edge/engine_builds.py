@@ -8,17 +8,23 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from sana_edge import package
-from sana_edge.engine_cache import FORMAT, VERSION, Entry, Key, read_entry
+from sana_edge.engine_cache import FORMAT, VERSION, Entry, Key, is_whole, read_entry
 from sana_edge.engine_lock import locked
+from sana_edge.engine_profiles import Sizes
 from sana_edge.errors import SanaError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+# seconds after which nobody writes an engine any more
+_ABANDONED = 24 * 3600
+# engines that others can write are not loaded, whatever files of this user are like otherwise
+_OWN = 0o600
 
 
 def build_once(
@@ -29,6 +35,8 @@ def build_once(
     make: Callable[[Path], None],
     *,
     needed: int,
+    sizes: Sequence[Sizes] = (),
+    force: bool = False,
     on_wait: Callable[[str], None] = lambda holder: None,
 ) -> tuple[Entry, bool]:
     """The engine for a key and options, made unless it is there; two processes at once make it once.
@@ -36,6 +44,8 @@ def build_once(
     Args:
         make: writes the engine into the file that it is given; what it raises leaves nothing behind.
         needed: bytes that the engine may need on the disk.
+        sizes: what the profiles were made of, for the command that builds it again.
+        force: make it also where it is there.
         on_wait: called with the other process where another one is building this engine.
 
     Returns:
@@ -47,24 +57,34 @@ def build_once(
     target = folder / key.name
     with _storage(folder):
         _prepare(folder)
-        with locked(folder / f".{key.name}.lock", on_wait):
-            entry = read_entry(target.with_name(f"{target.name}.json"))
-            if entry is not None and entry.key == key and _same(entry.options, options) and _is_whole(entry):
+        with locked(folder / f".{key.name}.lock", on_wait) as alone:
+            entry = None if force else read_entry(target.with_name(f"{target.name}.json"))
+            if entry is not None and entry.key == key and _same(entry.options, options) and is_whole(entry):
+                if entry.sizes != tuple(sizes):
+                    # to a graph without sizes they make no difference, but in the command
+                    entry = dataclasses.replace(entry, sizes=tuple(sizes))
+                    _store(entry)
                 return entry, False
-            for partial in folder.glob(f".{key.name}.*.partial"):
-                # of a process that was killed: nobody else is here under the lock
-                partial.unlink(missing_ok=True)
+            _remove_partials(folder, key, alone=alone)
             _check_space(folder, needed)
             partial = folder / f".{key.name}.{secrets.token_hex(4)}.partial"
             try:
+                partial.touch(mode=_OWN, exist_ok=False)
                 make(partial)
-                return _publish(partial, target, key, options, source), True
+                sha256, size = package.digest([partial]), partial.stat().st_size
+                entry = Entry(target, key, options, str(source.absolute()), sha256, size, tuple(sizes))
+                _store(entry, partial)
+                return entry, True
             finally:
                 partial.unlink(missing_ok=True)
 
 
-def _is_whole(entry: Entry) -> bool:
-    return entry.path.is_file() and entry.path.stat().st_size == entry.bytes
+def _remove_partials(folder: Path, key: Key, *, alone: bool) -> None:
+    """Remove what processes that were killed have left: all of it, where nobody else can be building."""
+    for partial in folder.glob(f".{key.name}.*.partial"):
+        with suppress(FileNotFoundError):
+            if alone or time.time() - partial.stat().st_mtime > _ABANDONED:
+                partial.unlink()
 
 
 def _same(left: Mapping[str, Any], right: Mapping[str, Any]) -> bool:
@@ -72,29 +92,30 @@ def _same(left: Mapping[str, Any], right: Mapping[str, Any]) -> bool:
     return bool(json.loads(json.dumps(dict(left))) == json.loads(json.dumps(dict(right))))
 
 
-def _publish(partial: Path, target: Path, key: Key, options: Mapping[str, Any], source: Path) -> Entry:
-    """Give a finished engine its name and its sidecar, which makes it an engine."""
-    sidecar = target.with_name(f"{target.name}.json")
-    size, sha256 = partial.stat().st_size, package.digest([partial])
+def _store(entry: Entry, partial: Path | None = None) -> None:
+    """Write the sidecar, which makes a file an engine, and give the finished one in ``partial`` its name."""
+    sidecar = entry.path.with_name(f"{entry.path.name}.json")
     described = {
         "format": FORMAT,
         "version": VERSION,
-        "key": dataclasses.asdict(key),
-        "options": dict(options),
-        "source": str(source.absolute()),
-        "sha256": sha256,
-        "bytes": size,
+        "key": dataclasses.asdict(entry.key),
+        "options": dict(entry.options),
+        "sizes": [dataclasses.astuple(size) for size in entry.sizes],
+        "source": entry.source,
+        "sha256": entry.sha256,
+        "bytes": entry.bytes,
     }
-    written = partial.with_suffix(".json.partial")
+    written = entry.path.with_name(f".{entry.path.name}.{secrets.token_hex(4)}.json.partial")
     try:
+        written.touch(mode=_OWN, exist_ok=False)
         written.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
-        # never an engine beside another one's sidecar
-        sidecar.unlink(missing_ok=True)
-        os.replace(partial, target)
+        if partial is not None:
+            # never an engine beside another one's sidecar
+            sidecar.unlink(missing_ok=True)
+            os.replace(partial, entry.path)
         os.replace(written, sidecar)
     finally:
         written.unlink(missing_ok=True)
-    return Entry(target, key, options, str(source.absolute()), sha256, size)
 
 
 def _prepare(folder: Path) -> None:

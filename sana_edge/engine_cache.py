@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from sana_edge import package
-from sana_edge.errors import SanaError
+from sana_edge.engine_profiles import Size, Sizes, size_flags
+from sana_edge.errors import CheckpointError, InvalidInput, SanaError
 from sana_edge.user_cache import VARIABLE, user_cache
 
 FORMAT = "sana-edge-engine"
@@ -67,6 +68,7 @@ class Entry:
         options: what it was built with: ``profiles``, ``workspace``, ``version_compatible``,
             ``hardware_compatible``.
         source: the exported folder it was built from, for the command that builds it again.
+        sizes: what its profiles were made of, for the same; several are those of a build without sizes.
     """
 
     path: Path
@@ -75,16 +77,27 @@ class Entry:
     source: str
     sha256: str
     bytes: int
+    sizes: tuple[Sizes, ...] = ()
 
-    @property
-    def rebuild(self) -> str:
-        """The command that builds it again."""
-        return rebuild_command(self.source, self.path.parent)
+    def rebuild(self, wanted: Size | None = None, *, folder: Path | None = None, force: bool = False) -> str:
+        """The command that builds it again, with what it was built with.
+
+        Args:
+            wanted: (width, height) in pixels that it has to take besides.
+            folder: where to instead.
+            force: also where it is there and whole.
+        """
+        flags = size_flags(self.sizes, wanted)
+        workspace = self.options.get("workspace")
+        flags += [] if workspace is None else ["--workspace", str(workspace)]
+        given = (name for name in ("version_compatible", "hardware_compatible") if self.options.get(name))
+        flags += [f"--{name.replace('_', '-')}" for name in given]
+        return build_command(self.source, folder or self.path.parent, *flags, *["--force"] * force)
 
 
-def rebuild_command(source: str | Path, folder: Path) -> str:
+def build_command(source: str | Path, folder: Path, *flags: str) -> str:
     """The command that builds what a folder lacks."""
-    return shlex.join(["sana-edge", "build", str(source), "--output", str(folder)])
+    return shlex.join(["sana-edge", "build", str(source), "--output", str(folder), *flags])
 
 
 def engine_folder() -> Path:
@@ -114,16 +127,22 @@ def entries(folder: Path) -> list[Entry]:
 def find(folder: Path, key: Key, source: str | Path) -> Entry:
     """The engine for a key: the very one, or one built to be compatible.
 
+    Args:
+        source: the exported folder that wants it.
+
     Raises:
         SanaError: there is none. Says what the nearest is for, and the command that builds the right one.
     """
-    there = [entry for entry in entries(folder) if entry.key.graph == key.graph]
-    reasons = [(entry, differs(entry, key)) for entry in there]
+    there = [dataclasses.replace(entry, source=str(source)) for entry in entries(folder)]
+    reasons = [(entry, differs(entry, key)) for entry in there if entry.key.graph == key.graph]
     # the very one first, then those built for others
     for entry, reason in sorted(reasons, key=lambda pair: pair[0].key != key):
         if not reason:
             return entry
-    hint = f"build it: {rebuild_command(source, folder)}"
+    # as the other graphs of the model were built, or this one for another machine
+    like = [entry for entry in there if entry.key.checksum == key.checksum]
+    like.sort(key=lambda entry: entry.key.machine != key.machine)
+    hint = f"build it: {like[0].rebuild() if like else build_command(source, folder)}"
     if not reasons:
         raise SanaError(f"{folder} has no engine of {key.model}'s {key.graph}", hint)
     # an engine of the same model is nearer than one of the same machine
@@ -161,17 +180,24 @@ def check_loadable(entry: Entry, *, trust: bool = False, quick: bool = False) ->
     there = entry.path.is_file()
     reason = "" if trust or not there else _untrusted(entry.path, engine_folder())
     if reason:
-        own = rebuild_command(entry.source, engine_folder())
         raise SanaError(
             f"{entry.path} {reason}, and loading an engine runs the code in it",
-            f"if you built it, pass --trust-engine; or build your own: {own}",
+            f"if you built it, pass --trust-engine; or build your own: {_own(entry, engine_folder())}",
         )
-    size = entry.path.stat().st_size if there else 0
-    if size != entry.bytes or not (quick or package.digest([entry.path]) == entry.sha256):
-        raise SanaError(
-            f"{entry.path} is damaged: {size} bytes, {entry.bytes} were built",
-            f"build it again: {entry.rebuild}",
-        )
+    if not is_whole(entry, quick=quick):
+        size = entry.path.stat().st_size if there else 0
+        built = "it is not what was" if size == entry.bytes else f"{size} bytes, {entry.bytes} were"
+        raise SanaError(f"{entry.path} is damaged: {built} built", f"build it again: {entry.rebuild()}")
+
+
+def is_whole(entry: Entry, *, quick: bool = False) -> bool:
+    """Whether an engine's file is there and what was built; ``quick`` looks at the size only."""
+    try:
+        same = entry.path.is_file() and entry.path.stat().st_size == entry.bytes
+        return same and (quick or package.digest([entry.path]) == entry.sha256)
+    except (OSError, CheckpointError):
+        # what cannot be read is of no more use than what is damaged
+        return False
 
 
 def _untrusted(path: Path, cache: Path) -> str:
@@ -180,10 +206,21 @@ def _untrusted(path: Path, cache: Path) -> str:
         return f"is outside of your engine cache {cache}"
     if sys.platform != "win32":
         for part in (path, path.parent):
-            status = part.stat()
-            if status.st_uid != os.getuid() or status.st_mode & 0o022:
+            if part.stat().st_uid != os.getuid() or _is_open(part):
                 return "can be written by other users"
     return ""
+
+
+def _own(entry: Entry, cache: Path) -> str:
+    """What makes an engine of this user's own in the place of one that may not be loaded."""
+    # one that is in that place already would be found there, and kept
+    inside = entry.path.parent == cache
+    build = entry.rebuild(folder=cache, force=inside)
+    return f"{shlex.join(['chmod', 'go-w', str(cache)])} && {build}" if inside and _is_open(cache) else build
+
+
+def _is_open(path: Path) -> bool:
+    return sys.platform != "win32" and bool(path.stat().st_mode & 0o022)
 
 
 def read_entry(sidecar: Path) -> Entry | None:
@@ -196,9 +233,22 @@ def read_entry(sidecar: Path) -> Entry | None:
         major, minor = machine.pop("capability")
         key = Key(**{**data["key"], "machine": Machine(**machine, capability=(int(major), int(minor)))})
         path = sidecar.with_name(sidecar.name.removesuffix(".json"))
-        return Entry(path, key, dict(data["options"]), data["source"], data["sha256"], int(data["bytes"]))
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return Entry(
+            path,
+            key,
+            dict(data["options"]),
+            str(data["source"]),
+            data["sha256"],
+            int(data["bytes"]),
+            tuple(_sizes(each) for each in data["sizes"]),
+        )
+    except (OSError, ValueError, TypeError, KeyError, RecursionError, InvalidInput):
         return None
+
+
+def _sizes(data: Any) -> Sizes:
+    low, middle, high = ((int(width), int(height)) for width, height in data)
+    return Sizes(low, middle, high)
 
 
 def _gpu(machine: Machine) -> str:

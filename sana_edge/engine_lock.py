@@ -18,13 +18,15 @@ from pathlib import Path
 _POLL = 0.1
 # far behind what is written: Windows lets nobody read a locked region
 _REGION = 1 << 30
-# file systems without locks; two builds at once then only cost time, as every file is renamed into place
+# file systems without locks; two processes at once then only cost time, if each works in files of its own
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 
 
 @contextmanager
-def locked(path: Path, on_wait: Callable[[str], None] = lambda holder: None) -> Iterator[None]:
+def locked(path: Path, on_wait: Callable[[str], None] = lambda holder: None) -> Iterator[bool]:
     """Hold the lock file ``path`` inside; it is made where it is missing and removed at the end.
+
+    Gives whether it is held: false on file systems without locks, where another process may be inside too.
 
     Args:
         on_wait: called once where another process holds it, with what that process wrote: its number.
@@ -32,11 +34,11 @@ def locked(path: Path, on_wait: Callable[[str], None] = lambda holder: None) -> 
     Raises:
         OSError: the file cannot be made.
     """
-    handle = _acquire(path, on_wait)
+    handle, held = _acquire(path, on_wait)
     try:
         os.ftruncate(handle, 0)
         os.write(handle, f"process {os.getpid()}\n".encode())
-        yield
+        yield held
     finally:
         # under the lock: who waits sees that its file is no longer the one with the name, and tries again
         with suppress(OSError):
@@ -44,13 +46,14 @@ def locked(path: Path, on_wait: Callable[[str], None] = lambda holder: None) -> 
         os.close(handle)
 
 
-def _acquire(path: Path, on_wait: Callable[[str], None]) -> int:
+def _acquire(path: Path, on_wait: Callable[[str], None]) -> tuple[int, bool]:
     waiting = False
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            if _try_lock(handle) and _has_name(handle, path):
-                return handle
+            taken = _try_lock(handle)
+            if taken is not False and _has_name(handle, path):
+                return handle, taken is True
             if not waiting:
                 waiting = True
                 on_wait(os.read(handle, 100).decode(errors="replace").strip() or "another process")
@@ -68,8 +71,11 @@ def _has_name(handle: int, path: Path) -> bool:
         return False
 
 
-def _try_lock(handle: int) -> bool:
-    """Take the lock of an open file, if nobody has it; the end of the process gives it back."""
+def _try_lock(handle: int) -> bool | None:
+    """Take the lock of an open file, if nobody has it; the end of the process gives it back.
+
+    None where there are no locks.
+    """
     try:
         if sys.platform == "win32":
             import msvcrt
@@ -83,7 +89,7 @@ def _try_lock(handle: int) -> bool:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in _UNSUPPORTED:
-            return True
+            return None
         if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
             return False
         raise

@@ -15,13 +15,14 @@ from sana_edge import engine_ports
 from sana_edge.engine_ports import ANY, Arrays
 from sana_edge.engines import EngineKind, Settings, cpu_threads, shown_threads, unusable_device
 from sana_edge.errors import InvalidInput, MissingDependency, SanaError, UnsupportedDevice
-from sana_edge.manifest import Port
+from sana_edge.manifest import Port, export_command
 
 if TYPE_CHECKING:
     import onnxruntime
 
-# opset 21, which exported graphs have, came with 1.18
-_OLDEST = (1, 18)
+# As in pyproject.toml. Exported graphs have opset 20, which 1.17 knows; those in bf16, which it has products
+# for on GPUs only, have 22, which came with 1.21: an older one says so when it loads them.
+_OLDEST = (1, 20)
 _PROVIDERS = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
@@ -62,7 +63,7 @@ def probe(device: str, settings: Settings) -> tuple[str, str]:
         raise unusable_device("onnxruntime", device)
     dtype = settings.dtype or "fp32"
     if settings.precision not in ("auto", dtype):
-        able = f"export with --dtype {settings.precision}"
+        able = f"`{export_command(dtype=settings.precision)}`"
         if (device, settings.precision) == ("cpu", "bf16"):
             able = "install openvino"
         hint = f"choose dtype auto, or {able}"
@@ -72,7 +73,8 @@ def probe(device: str, settings: Settings) -> tuple[str, str]:
     if device == "cpu":
         if dtype == "bf16":
             raise InvalidInput(
-                "onnxruntime has no bf16 products on a CPU", "export with --dtype fp32, or install openvino"
+                "onnxruntime has no bf16 products on a CPU",
+                f"`{export_command(dtype='fp32')}`, or install openvino",
             )
         return (
             f"onnxruntime {runtime.__version__} on cpu, {shown_threads(cpu_threads(settings.threads))}",

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sana_edge.errors import CheckpointError, InvalidInput, OutOfMemory, SanaError
-from sana_edge.manifest import DAMAGED, Port
+from sana_edge.manifest import DAMAGED, REMAKE, Port, export_command
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -107,10 +107,10 @@ def load_failure(path: Path, engine: str, error: Exception) -> SanaError:
         hint = f"the file of its weights, {path.stem}*.data, is missing or incomplete; {DAMAGED}"
         return CheckpointError(f"{engine} cannot load the weights of {path}: {reason}", hint)
     if "could not find an implementation" in text or "not_implemented" in text:
-        hint = "export with --dtype fp32, or use another engine"
+        hint = f"`{export_command(dtype='fp32')}`, or use another engine"
         return CheckpointError(f"{engine} cannot compute {path.name} in its dtype: {reason}", hint)
     if any(words in text for words in ("no op registered", "no conversion rule", "opset version")):
-        hint = f"export again with this version of sana-edge, or install a newer {engine}"
+        hint = f"export again with this version of sana-edge, {REMAKE}, or install a newer {engine}"
         return CheckpointError(f"{engine} does not know an operation of {path.name}: {reason}", hint)
     return CheckpointError(f"{engine} cannot load {path}: {reason}", DAMAGED)
 

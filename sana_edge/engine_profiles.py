@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from sana_edge.errors import InvalidInput, SanaError
+from sana_edge.manifest import REMAKE
 
 # sides in pixels: the least that is tuned for, and the largest of each profile
 SMALLEST = 512
@@ -93,6 +94,18 @@ def choose_sizes(
     return tuple(sizes)
 
 
+def size_flags(sizes: Sequence[Sizes], wanted: Size | None = None) -> list[str]:
+    """The options of `sana-edge build` that make the same profiles, or ones that also hold ``wanted``."""
+    if wanted is None and len(sizes) != 1:
+        # those of a build without sizes
+        return []
+    low = high = wanted or sizes[0].min
+    for size in sizes:
+        low, high = _each(min, low, size.min), _each(max, high, size.max)
+    tuned = ["--opt", shown(sizes[0].opt)] if len(sizes) == 1 else []
+    return ["--min", shown(low), *tuned, "--max", shown(high)]
+
+
 def _each(choose: Callable[[int, int], int], size: Size, other: Size | None) -> Size:
     return size if other is None else (choose(size[0], other[0]), choose(size[1], other[1]))
 
@@ -144,7 +157,7 @@ def input_shapes(inputs: Ports, dimensions: Mapping[str, Range], graph: str) -> 
             if isinstance(dim, str) and dim not in dimensions:
                 raise SanaError(
                     f"{graph} has the dynamic dimension {dim!r} in {name}, known are {', '.join(dimensions)}",
-                    "the folder was made by another version of sana-edge; export it again",
+                    f"the folder was made by another version of sana-edge; make it again: {REMAKE}",
                 )
         each = [Range(dim, dim, dim) if isinstance(dim, int) else dimensions[dim] for dim in dims]
         low, middle, high = (tuple(dim[i] for dim in each) for i in range(3))
@@ -179,12 +192,16 @@ def _holds(allowed: Shapes, shape: Shape) -> bool:
 
 
 def outside(
-    graph: str, profiles: Sequence[Mapping[str, Shapes]], shapes: Mapping[str, Shape], cell: int, rebuild: str
+    graph: str,
+    profiles: Sequence[Mapping[str, Shapes]],
+    shapes: Mapping[str, Shape],
+    cell: int,
+    rebuild: Callable[[Size], str],
 ) -> InvalidInput:
     """The error of shapes that no profile holds: names the input and its range, a latent's in pixels.
 
     Args:
-        rebuild: the command that builds the engine.
+        rebuild: gives the command that builds the engine also for a size in pixels.
     """
     name = next(
         (
@@ -198,20 +215,16 @@ def outside(
     for profile in profiles[1:]:
         low = tuple(map(min, low, profile[name].min))
         high = tuple(map(max, high, profile[name].max))
-    if name == "latent" and len(shape) == 4 and shape[1] == low[1]:
-        width, height = shape[3] * cell, shape[2] * cell
-        wanted = f"size {width}x{height}"
-        built = f"{low[3] * cell}x{low[2] * cell} to {high[3] * cell}x{high[2] * cell}"
-        # a fixed size needs another export
-        within = low[2:] != high[2:]
-        grow = (("--min", min, low), ("--max", max, high))
-        flags = " ".join(
-            f"{flag} {pick(width, edge[3] * cell)}x{pick(height, edge[2] * cell)}"
-            for flag, pick, edge in grow
+    if name == "latent" and len(shape) == 4 and _holds(Shapes(low[:2], low[:2], high[:2]), shape[:2]):
+        size = shape[3] * cell, shape[2] * cell
+        least, most = (shown((edge[3] * cell, edge[2] * cell)) for edge in (low, high))
+        fixed = f"choose {least}, or if the graphs are for any size"
+        choice = fixed if least == most else "choose a size between, or"
+        return InvalidInput(
+            f"size {shown(size)} is outside of what the {graph} engine was built for, {least} to {most}",
+            f"{choice} build it again: {rebuild(size)}",
         )
-        hint = f"choose a size between, or build it again: {rebuild} {flags}" if within else f"choose {built}"
-        return InvalidInput(f"{wanted} is outside of what the {graph} engine was built for, {built}", hint)
     return InvalidInput(
         f"{graph}: input {name} has shape {shape}, the engine was built for {low} to {high}",
-        f"build it again: {rebuild}",
+        "give a shape between",
     )

@@ -19,8 +19,9 @@ from sana_edge.tensorrt_engine import TensorRTEngine
 if TYPE_CHECKING:
     from sana_edge.engines import EngineKind, Settings
 
-# the first version whose parser knows ONNX 1.17, and with it the opset of the exported graphs
-OLDEST = (10, 6)
+# The first versions whose parsers take the exported graphs: 10.0 documents opset 20, that of fp32 and fp16;
+# 10.6 is built with ONNX 1.17, which brought opset 22, that of bf16. pyproject.toml asks for what takes all.
+_OLDEST = {"fp32": (10, 0), "fp16": (10, 0), "bf16": (10, 6)}
 
 
 def probe(device: str, settings: Settings) -> tuple[str, str]:
@@ -34,12 +35,13 @@ def probe(device: str, settings: Settings) -> tuple[str, str]:
     if device != "cuda":
         raise UnsupportedDevice(f"TensorRT's engines do not run on {device}", "choose --device cuda")
     trt, cuda = cuda_memory.load("tensorrt"), cuda_memory.load("cuda.bindings.runtime")
-    machine = cuda_memory.machine(cuda, check_version(trt))
     dtype = settings.dtype or "fp32"
+    machine = cuda_memory.machine(cuda, check_version(trt, dtype))
     if settings.precision not in ("auto", dtype):
         raise InvalidInput(
             f"TensorRT's engines compute in the graphs' own {dtype}, not in {settings.precision}",
-            f"choose dtype auto, or export with --dtype {settings.precision} and build again",
+            f"choose dtype auto, or `{manifest.export_command(dtype=settings.precision)}`, then"
+            " `sana-edge build DIR`",
         )
     return f"TensorRT {machine.tensorrt} on {machine.gpu}, {dtype}", dtype
 
@@ -55,7 +57,8 @@ def check_built(folder: Path, settings: Settings) -> None:
     from sana_edge.export.build import graphs
 
     trt, cuda = cuda_memory.load("tensorrt"), cuda_memory.load("cuda.bindings.runtime")
-    exported, machine = manifest.read(folder), cuda_memory.machine(cuda, check_version(trt))
+    exported = manifest.read(folder)
+    machine = cuda_memory.machine(cuda, check_version(trt, exported.dtype))
     for graph in graphs(exported):
         entry = engine_cache.find(place(settings), key_of(exported, graph, machine), folder)
         engine_cache.check_loadable(entry, trust=settings.trust_engine, quick=True)
@@ -84,7 +87,7 @@ def load(
     trt, cuda = cuda_memory.load("tensorrt"), cuda_memory.load("cuda.bindings.runtime")
     exported = manifest.read(path.parent)
     name = next((name for name, graph in exported.graphs.items() if graph.file == path.name), path.stem)
-    key = key_of(exported, name, cuda_memory.machine(cuda, check_version(trt)))
+    key = key_of(exported, name, cuda_memory.machine(cuda, check_version(trt, exported.dtype)))
     entry = engine_cache.find(place(kind.settings), key, path.parent)
     engine_cache.check_loadable(entry, trust=kind.settings.trust_engine)
     ports = exported.graphs[name].inputs if name in exported.graphs else inputs
@@ -97,13 +100,19 @@ def key_of(exported: manifest.Manifest, graph: str, machine: engine_cache.Machin
     return Key(exported.name, checksum, graph, machine)
 
 
-def check_version(trt: Any) -> str:
+def check_version(trt: Any, dtype: str) -> str:
     """The version of the module tensorrt.
 
+    Args:
+        dtype: an exported folder's.
+
     Raises:
-        UnsupportedDevice: it is too old.
+        UnsupportedDevice: it is too old for graphs in that.
     """
-    version = str(trt.__version__)
-    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
-        raise UnsupportedDevice(f"TensorRT {version} is too old", f"{cuda_memory.EXTRA} --upgrade")
+    version, least = str(trt.__version__), _OLDEST[dtype]
+    if tuple(int(part) for part in version.split(".")[:2]) < least:
+        raise UnsupportedDevice(
+            f"TensorRT {version} is too old, {dtype} graphs need {'.'.join(map(str, least))}",
+            f"{cuda_memory.EXTRA} --upgrade",
+        )
     return version

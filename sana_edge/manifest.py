@@ -9,6 +9,7 @@ import dataclasses
 import json
 import math
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -17,6 +18,7 @@ from typing import Any, Literal
 from sana_edge.config import SamplerConfig
 from sana_edge.errors import CheckpointError
 from sana_edge.json_values import Reader
+from sana_edge.known_models import KNOWN
 
 FILE = "manifest.json"
 FORMAT = "sana-edge-onnx"
@@ -75,6 +77,16 @@ class Source:
 
     model: str
     checksums: dict[str, str]
+
+    @property
+    def argument(self) -> str:
+        """The model as commands take it; MODEL for one that was a folder, of which only the name is kept."""
+        # which reads manifests itself
+        from sana_edge.hub import BUNDLED
+
+        bundled = os.path.isfile(BUNDLED / self.model / "model_index.json")
+        # repositories are "owner/name"
+        return self.model if bundled or self.model in KNOWN or "/" in self.model else "MODEL"
 
 
 @dataclass(frozen=True)
@@ -149,6 +161,20 @@ class Manifest:
     def to_dict(self) -> dict[str, Any]:
         """What `from_dict` reads."""
         return {"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)}
+
+    def export_command(self, *, dtype: str | None = None, size: str | None = None, int8: bool = False) -> str:
+        """The command that makes such a folder from the same model, but for what is given."""
+        made = None if self.size is None else "{}x{}".format(*self.size)
+        kept = None if self.dtype == "fp32" else self.dtype
+        return export_command(self.source.argument, dtype=dtype or kept, size=size or made, int8=int8)
+
+
+def export_command(
+    model: str = "MODEL", *, dtype: str | None = None, size: str | None = None, int8: bool = False
+) -> str:
+    """The command that makes an exported folder, with options that are not None, for hints."""
+    options = [*(("--dtype", dtype) if dtype else ()), *(("--size", size) if size else ())]
+    return shlex.join(["sana-edge", "export", model, *options, *["--int8"] * int8, "--output", "DIR"])
 
 
 def is_exported(folder: Path) -> bool:

@@ -116,6 +116,11 @@ class TensorRTEngine:
         self._stream.wait()
         return results
 
+    def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """See that it was built for inputs of these shapes; see `sana_edge.engine_graphs.Sized`."""
+        if fitting(self._profiles, shapes) is None:
+            raise outside(self.graph, self._profiles, shapes, self._cell, self._entry.rebuild)
+
     def close(self) -> None:
         """Free its memory; it cannot run any more."""
         if self._context is None:
@@ -137,12 +142,12 @@ class TensorRTEngine:
                 engine = self._runtime.deserialize_cuda_engine(content)
         except (OSError, ValueError) as error:
             raise SanaError(
-                f"cannot read {entry.path}: {error}", f"build it again: {entry.rebuild}"
+                f"cannot read {entry.path}: {error}", f"build it again: {entry.rebuild(force=True)}"
             ) from error
         if engine is None:
             raise SanaError(
                 f"TensorRT {self._trt.__version__} cannot load {entry.path}: {self._reason()}",
-                f"build it again: {entry.rebuild}",
+                f"build it again: {entry.rebuild(force=True)}",
             )
         return engine
 
@@ -239,7 +244,7 @@ class TensorRTEngine:
         if not done:
             raise SanaError(
                 f"the {self.graph} engine could not {what}: {self._reason()}",
-                f"build it again: {self._entry.rebuild}",
+                f"build it again: {self._entry.rebuild(force=True)}",
             )
 
     def _reason(self) -> str:

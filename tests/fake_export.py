@@ -43,7 +43,7 @@ def write_manifest(path: Path, **changed: Any) -> Manifest:
         "sana_edge": "0.1",
         "name": "sana-tiny",
         "source": Source("sana-tiny", {}),
-        "dtype": "bf16",
+        "dtype": "fp16",
         "quantization": None,
         "native_size": 256,
         "size": None,

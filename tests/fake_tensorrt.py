@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import enum
 import inspect
+import itertools
 import json
 import re
 from pathlib import Path
@@ -283,6 +284,8 @@ def make_cuda() -> Any:
     for name, members in CUDA_TABLE["enums"].items():
         setattr(cuda, name, _Enum(name, members))
     errors = cuda.cudaError_t
+    # of streams and graphs, none twice
+    numbers = itertools.count(7)
     state = cuda.state = SimpleNamespace(
         memory={},
         streams=set(),
@@ -318,7 +321,7 @@ def make_cuda() -> Any:
         enqueue(stream, lambda: ctypes.memmove(target, source, count))
 
     def create_stream(flags: int) -> int:
-        number = 7 + len(state.streams)
+        number = next(numbers)
         state.streams.add(number)
         return number
 
@@ -326,13 +329,14 @@ def make_cuda() -> Any:
         state.capturing = []
 
     def end(stream: Any) -> int:
-        number = len(state.graphs) + 500
+        number = next(numbers)
         state.graphs[number], state.capturing = state.capturing, None
         return number
 
     def instantiate(graph: int, flags: int) -> int:
-        state.graphs[graph + 10_000] = state.graphs[graph]
-        return graph + 10_000
+        number = next(numbers)
+        state.graphs[number] = state.graphs[graph]
+        return number
 
     def launch(graph: int, stream: Any) -> None:
         state.launches += 1

@@ -18,11 +18,12 @@ from typing import Any
 
 import pytest
 
-from sana_edge import engine_cache, engine_lock
+from sana_edge import engine_cache, engine_lock, package
 from sana_edge.engine_builds import build_once
 from sana_edge.engine_cache import Entry, Key, Machine, check_loadable, differs, find
 from sana_edge.engine_lock import locked
-from sana_edge.errors import SanaError
+from sana_edge.engine_profiles import Sizes
+from sana_edge.errors import CheckpointError, SanaError
 
 LAPTOP = Machine("NVIDIA GeForce RTX 4070 Laptop GPU", (8, 9), "10.16.1.11", "575.64.03")
 KEY = Key("sana-tiny", "ab" * 32, "denoiser", LAPTOP)
@@ -37,10 +38,19 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "engines"
 
 
-def made(folder: Path, key: Key = KEY, content: bytes = b"engine", **options: Any) -> Entry:
+def made(
+    folder: Path,
+    key: Key = KEY,
+    content: bytes = b"engine",
+    sizes: tuple[Sizes, ...] = (),
+    force: bool = False,
+    **options: Any,
+) -> Entry:
     entry, _ = build_once(
         *(folder, key, {**OPTIONS, **options}, SOURCE, lambda path: path.write_bytes(content) and None),
         needed=1,
+        sizes=sizes,
+        force=force,
     )
     return entry
 
@@ -77,6 +87,47 @@ def test_an_engine_is_built_once_and_found(cache: Path) -> None:
     assert len(list(cache.iterdir())) == 2
     assert made(cache, content=b"bigger", workspace=2).bytes == 6
     assert find(cache, KEY, SOURCE).path.read_bytes() == b"bigger"
+    # whatever is there
+    made(cache, content=b"forced", workspace=2, force=True)
+    assert find(cache, KEY, SOURCE).path.read_bytes() == b"forced"
+
+
+def test_the_command_to_rebuild_has_what_was_built_with(cache: Path, tmp_path: Path) -> None:
+    low, middle, high = (256, 512), (512, 512), (1024, 768)
+    sizes = (Sizes(low, middle, high),)
+    made(cache, sizes=sizes, workspace=1.5, version_compatible=True, hardware_compatible=True)
+    flags = "--min 256x512 --opt 512x512 --max 1024x768 --workspace 1.5"
+    compatible = "--version-compatible --hardware-compatible"
+    command = f"sana-edge build '/my models/onnx' --output {cache}"
+    entry = find(cache, KEY, "/my models/onnx")
+    assert entry.rebuild() == f"{command} {flags} {compatible}"
+    assert entry.rebuild(force=True) == f"{command} {flags} {compatible} --force"
+    wider = "--min 128x512 --opt 512x512 --max 1024x2048 --workspace 1.5"
+    assert entry.rebuild((128, 2048)) == f"{command} {wider} {compatible}"
+    # of this model's other graphs, and of this one for another machine, they are the best guess
+    for key in (dataclasses.replace(KEY, graph="decoder"), with_machine(tensorrt="11.4.0")):
+        with pytest.raises(SanaError) as refused:
+            find(cache, key, "/my models/onnx")
+        assert refused.value.hint == f"build it: {command} {flags} {compatible}"
+    with pytest.raises(SanaError) as refused:
+        find(cache, dataclasses.replace(KEY, checksum="cd" * 32), "/my models/onnx")
+    assert refused.value.hint == f"build it: {command}"
+    elsewhere = made(tmp_path / "elsewhere", sizes=sizes)
+    with pytest.raises(SanaError) as refused:
+        check_loadable(elsewhere)
+    own = f"sana-edge build /models/onnx --output {cache} --min 256x512 --opt 512x512 --max 1024x768"
+    assert refused.value.hint.endswith(f"build your own: {own}")
+
+
+def test_an_engine_that_is_there_takes_the_sizes_of_the_last_build(cache: Path) -> None:
+    # a graph without sizes has the same profiles whatever they are
+    made(cache, sizes=(Sizes((512, 512), (512, 512), (1024, 1024)),))
+    last = (Sizes((512, 512), (512, 512), (2048, 2048)),)
+    assert made(cache, content=b"other", sizes=last).sizes == last
+    found = find(cache, KEY, SOURCE)
+    assert found.sizes == last and found.path.read_bytes() == b"engine"
+    check_loadable(found)
+    assert len(list(cache.iterdir())) == 2
 
 
 @pytest.mark.parametrize(
@@ -139,6 +190,26 @@ def test_what_others_can_write_is_not_loaded(cache: Path) -> None:
             check_loadable(entry)
         path.chmod(mode)
     check_loadable(entry)
+    # what is there would be kept, and in such a folder any engine be refused
+    command = f"sana-edge build /models/onnx --output {cache} --force"
+    for path, own in ((entry.path, command), (cache, f"chmod go-w {cache} && {command}")):
+        path.chmod(path.stat().st_mode | 0o002)
+        with pytest.raises(SanaError) as refused:
+            check_loadable(entry)
+        assert refused.value.hint.endswith(f"build your own: {own}")
+        path.chmod(path.stat().st_mode & ~0o002)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such modes")
+def test_what_was_built_is_loaded_where_files_are_open_to_the_group(cache: Path) -> None:
+    before = os.umask(0o002)
+    try:
+        entry = made(cache)
+        made(cache, sizes=(Sizes((512, 512), (512, 512), (512, 512)),))
+    finally:
+        os.umask(before)
+    check_loadable(entry)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in cache.iterdir()} == {0o600}
 
 
 @pytest.mark.parametrize("content", [b"engin", b"", b"Engine"])
@@ -154,20 +225,46 @@ def test_truncated_and_changed_engines_are_found(cache: Path, content: bytes) ->
     else:
         with pytest.raises(SanaError, match="is damaged"):
             check_loadable(entry, quick=True)
+    # the command does what it is for
+    check_loadable(made(cache))
     entry.path.unlink()
     for trust in (True, False):
         with pytest.raises(SanaError, match="is damaged: 0 bytes"):
             check_loadable(entry, trust=trust)
-    # one that is gone or cut off is built again
+    # one that is gone as well
     assert made(cache).path.read_bytes() == b"engine"
 
 
+def test_an_engine_that_cannot_be_read_is_damaged(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry, digest = made(cache), package.digest
+
+    def unreadable(files: list[Path]) -> str:
+        if files == [entry.path]:
+            raise CheckpointError(f"cannot read {files}: Input/output error", "make the package again")
+        return digest(files)
+
+    monkeypatch.setattr(package, "digest", unreadable)
+    with pytest.raises(SanaError, match="is damaged") as refused:
+        check_loadable(entry)
+    assert refused.value.hint == f"build it again: sana-edge build /models/onnx --output {cache}"
+    assert made(cache, content=b"again!").path.read_bytes() == b"again!"
+
+
 @pytest.mark.parametrize(
-    "content", ["", "[]", "{}", '{"format": "sana-edge-engine", "version": 2}', "[" * 9999]
+    "content",
+    [
+        *("", "[]", "{}", '{"format": "sana-edge-engine", "version": 2}', "[" * 9999),
+        {"sizes": [[[512, 512], [256, 256], [512, 512]]]},
+        {"sizes": [[[512, 512]]]},
+        {"sizes": 1},
+    ],
 )
-def test_a_damaged_sidecar_is_no_engine(cache: Path, content: str) -> None:
+def test_a_damaged_sidecar_is_no_engine(cache: Path, content: str | dict[str, Any]) -> None:
     entry = made(cache)
-    entry.path.with_name(f"{entry.path.name}.json").write_text(content)
+    sidecar = entry.path.with_name(f"{entry.path.name}.json")
+    if isinstance(content, dict):
+        content = json.dumps({**json.loads(sidecar.read_text()), **content})
+    sidecar.write_text(content)
     assert engine_cache.entries(cache) == []
     assert made(cache, content=b"again").path.read_bytes() == b"again"
 
@@ -180,8 +277,9 @@ def test_a_failed_build_leaves_nothing_and_the_old_engine_stays(cache: Path) -> 
         path.write_bytes(b"half")
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        build_once(cache, KEY, {"other": 1}, SOURCE, fails, needed=1)
+    for options, force in (({"other": 1}, False), (OPTIONS, True)):
+        with pytest.raises(KeyboardInterrupt):
+            build_once(cache, KEY, options, SOURCE, fails, needed=1, force=force)
     assert sorted(path.name for path in cache.iterdir()) == before
     check_loadable(old)
 
@@ -292,8 +390,8 @@ def test_the_lock_of_a_process_that_was_killed_is_taken_over(cache: Path, tmp_pa
     assert len(list(cache.iterdir())) == 2
     # and such files alone keep nobody waiting
     (tmp_path / "lock").write_text("process 1\n")
-    with locked(tmp_path / "lock", pytest.fail):
-        pass
+    with locked(tmp_path / "lock", pytest.fail) as held:
+        assert held
     assert not (tmp_path / "lock").exists()
 
 
@@ -313,7 +411,7 @@ def test_a_lock_on_a_file_that_lost_its_name_is_none(tmp_path: Path, monkeypatch
 
 
 def test_file_systems_without_locks_build_all_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fcntl = pytest.importorskip("fcntl", reason="not on Windows")
 
@@ -321,8 +419,25 @@ def test_file_systems_without_locks_build_all_the_same(
         raise OSError(errno.ENOLCK, "no locks")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with locked(tmp_path / "lock", pytest.fail):
-        assert (tmp_path / "lock").exists()
+    with locked(tmp_path / "lock", pytest.fail) as held:
+        assert (tmp_path / "lock").exists() and not held
+    cache.mkdir(parents=True)
+    old, young = (cache / f".{KEY.name}.{name}.partial" for name in ("old", "young"))
+    for path in (old, young):
+        path.write_bytes(b"half")
+    # a day and a bit
+    os.utime(old, (time.time() - 90_000,) * 2)
+
+    def make(path: Path) -> None:
+        path.write_bytes(b"first")
+        # another process begins meanwhile, and is done sooner
+        assert made(cache, content=b"second").path.read_bytes() == b"second"
+        assert path.read_bytes() == b"first"
+
+    entry, _ = build_once(cache, KEY, OPTIONS, SOURCE, make, needed=1)
+    check_loadable(entry)
+    assert entry.path.read_bytes() == b"first"
+    assert young.exists() and not old.exists()
 
 
 def test_no_home_no_cache(monkeypatch: pytest.MonkeyPatch) -> None:

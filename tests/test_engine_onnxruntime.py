@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from sana_edge.engines import EngineKind, Settings, choose  # noqa: E402
 from sana_edge.errors import (  # noqa: E402
     CheckpointError,
     InvalidInput,
+    MissingDependency,
     OutOfMemory,
     SanaError,
     UnsupportedDevice,
@@ -93,11 +95,12 @@ def test_damaged(name: str, kind: EngineKind, tmp_path: Path, capfd: pytest.Capt
 def test_bf16_is_refused(kind: EngineKind, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="in its dtype") as caught:
         kind.load(product(tmp_path / "g.onnx", onnx.TensorProto.BFLOAT16))
-    assert "--dtype fp32" in caught.value.hint
+    command = "`sana-edge export MODEL --dtype {} --output DIR`"
+    assert caught.value.hint == f"{command.format('fp32')}, or use another engine"
     with pytest.raises(InvalidInput, match="no bf16 products") as refused:
         choose("onnxruntime", "cpu", settings=Settings(dtype="bf16"))
-    assert "--dtype fp32" in refused.value.hint
-    for precision, able in (("fp16", "export with --dtype fp16"), ("bf16", "install openvino")):
+    assert refused.value.hint == f"{command.format('fp32')}, or install openvino"
+    for precision, able in (("fp16", command.format("fp16")), ("bf16", "install openvino")):
         with pytest.raises(InvalidInput, match=f"own fp32, not in {precision}") as refused:
             choose("onnxruntime", "cpu", settings=Settings(precision=precision))
         assert refused.value.hint == f"choose dtype auto, or {able}"
@@ -112,6 +115,18 @@ def test_memory(kind: EngineKind, tmp_path: Path, capfd: pytest.CaptureFixture[s
     few = engine.run({"column": np.ones((2, 1), np.float32), "row": np.ones((1, 2), np.float32)})
     assert few["y"] == pytest.approx(np.sin(1), rel=1e-6)
     assert capfd.readouterr() == ("", "")
+
+
+def test_old_versions_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    project = (Path(__file__).parent.parent / "pyproject.toml").read_text()
+    (least,) = re.findall(r'"onnxruntime>=([\d.]+)"', project)
+    assert tuple(map(int, least.split("."))) == engine_onnxruntime._OLDEST
+    runtime = engine_onnxruntime._runtime()
+    monkeypatch.setattr(runtime, "__version__", f"{least}.0")
+    assert choose("onnxruntime", "cpu").title.startswith(f"onnxruntime {least}.0")
+    monkeypatch.setattr(runtime, "__version__", "1.19.2")
+    with pytest.raises(MissingDependency, match=rf"onnxruntime 1\.19\.2 is too old, {least} is needed"):
+        choose("onnxruntime", "cpu")
 
 
 def test_gpus(monkeypatch: pytest.MonkeyPatch) -> None:

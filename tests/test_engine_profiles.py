@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 
 from sana_edge import engine_profiles
-from sana_edge.engine_profiles import Shapes, Sizes, choose_sizes, fitting, graph_profiles, ranges
+from sana_edge.engine_profiles import (
+    Shapes,
+    Size,
+    Sizes,
+    choose_sizes,
+    fitting,
+    graph_profiles,
+    ranges,
+    size_flags,
+)
 from sana_edge.errors import InvalidInput, SanaError
 
 INPUTS = {"latent": ("float32", ("B", 4, "h", "w")), "scale": ("float32", (1,))}
@@ -72,11 +81,49 @@ def test_the_smallest_profile_that_holds_a_size_is_taken() -> None:
 
 
 def test_a_size_outside_names_the_range_and_the_command() -> None:
-    profiles = graph_profiles("denoiser", INPUTS, choose_sizes(512, None, None, None), 32, 9)
-    error = engine_profiles.outside("denoiser", profiles, {"latent": (1, 4, 10, 80)}, 32, "build it")
+    sizes = choose_sizes(512, None, None, None)
+    profiles = graph_profiles("denoiser", INPUTS, sizes, 32, 9)
+
+    def rebuild(size: Size) -> str:
+        return f"build {' '.join(size_flags(sizes, size))}"
+
+    error = engine_profiles.outside("denoiser", profiles, {"latent": (1, 4, 10, 80)}, 32, rebuild)
     assert error.message == (
         "size 2560x320 is outside of what the denoiser engine was built for, 512x512 to 2048x2048"
     )
-    assert error.hint.endswith("build it --min 512x320 --max 2560x2048")
-    other = engine_profiles.outside("denoiser", profiles, {"latent": (3, 4, 16, 16), "scale": (1,)}, 32, "b")
-    assert "512x512" in other.message or "latent" in other.message
+    assert error.hint == "choose a size between, or build it again: build --min 512x320 --max 2560x2048"
+    # what no size changes
+    shapes = {"latent": (3, 4, 16, 16), "scale": (1,)}
+    other = engine_profiles.outside("denoiser", profiles, shapes, 32, rebuild)
+    assert other.message == (
+        "denoiser: input latent has shape (3, 4, 16, 16), the engine was built for (1, 4, 16, 16) to"
+        " (2, 4, 64, 64)"
+    )
+    assert other.hint == "give a shape between"
+    fixed = graph_profiles("denoiser", {"latent": ("float32", (1, 4, 16, 24))}, sizes, 32, 9)
+    alone = engine_profiles.outside("denoiser", fixed, {"latent": (1, 4, 16, 16)}, 32, rebuild)
+    command = rebuild((512, 512))
+    assert alone.hint == f"choose 768x512, or if the graphs are for any size build it again: {command}"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        *((None, None, None), (None, None, (1536, 768)), (None, (256, 4096), None)),
+        *(((640, 640), None, None), ((512, 512), (512, 512), (512, 512))),
+    ],
+)
+def test_options_make_the_same_sizes_again(given: tuple[Size | None, ...]) -> None:
+    def read(flags: list[str]) -> tuple[Sizes, ...]:
+        pairs = zip(flags[::2], flags[1::2], strict=True)
+        found = {flag: tuple(map(int, size.split("x"))) for flag, size in pairs}
+        return choose_sizes(1024, *(found.get(flag) for flag in ("--min", "--opt", "--max")))
+
+    sizes = choose_sizes(1024, *given)
+    assert read(size_flags(sizes)) == sizes
+    # and with another size what they held before
+    (wider,) = read(size_flags(sizes, (128, 8192)))
+    assert wider.min[0] == 128 and wider.max[1] == 8192
+    for size in sizes:
+        assert all(wider.min[side] <= size.min[side] <= size.max[side] <= wider.max[side] for side in (0, 1))
+    assert len(sizes) > 1 or wider.opt == sizes[0].opt

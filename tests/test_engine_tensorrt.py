@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import runpy
+import shlex
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,8 +12,10 @@ import numpy as np
 import pytest
 
 from sana_edge import cuda_memory, engine_cache, engine_tensorrt
+from sana_edge.cli import main
 from sana_edge.engines import EngineKind, Settings
 from sana_edge.errors import InvalidInput, OutOfMemory, SanaError, UnsupportedDevice
+from sana_edge.manifest import GRAPHS
 from sana_edge.tensorrt_engine import TensorRTEngine
 
 HERE = Path(__file__).parent
@@ -167,8 +170,10 @@ def test_failures_of_the_device(folder: Path, cache: Path, trt: Any, cuda: Any) 
     cuda.state.free = 1 << 40
     np.testing.assert_array_equal(engine.run(inputs)["velocity"], inputs["latent"] * 3)
     engine._context._fails = True
-    with pytest.raises(SanaError, match="could not run"):
+    with pytest.raises(SanaError, match="could not run") as refused:
         engine.run(step(10))
+    # that it is there and whole is no reason to keep it
+    assert refused.value.hint == f"build it again: sana-edge build {folder} --output {cache} --force"
     trt.state.fails.add("context")
     with pytest.raises(OutOfMemory, match="denoiser"):
         loaded(folder, cache, trt, cuda)
@@ -178,18 +183,32 @@ def test_failures_of_the_device(folder: Path, cache: Path, trt: Any, cuda: Any) 
             cuda_memory.machine(cuda, "10.0")
 
 
-def test_a_corrupt_engine_names_the_command(folder: Path, cache: Path, trt: Any, cuda: Any) -> None:
+def test_a_corrupt_engine_names_the_command(
+    folder: Path, cache: Path, trt: Any, cuda: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modules = {"tensorrt": trt, "cuda.bindings.runtime": cuda}
+    monkeypatch.setattr(cuda_memory, "load", modules.__getitem__)
     entry = EXPORT.built(folder, cache, trt, cuda)[0]
     entry.path.write_bytes(b"\0" * entry.bytes)
     with pytest.raises(SanaError, match="is damaged") as refused:
         engine_cache.check_loadable(entry, trust=True)
     assert refused.value.hint == f"build it again: sana-edge build {folder} --output {cache}"
     # as if it had been written like that
-    with pytest.raises(SanaError, match=r"cannot load .*: Serialization assertion failed"):
+    with pytest.raises(SanaError, match=r"cannot load .*: Serialization assertion failed") as refused:
         TensorRTEngine(entry, trt, cuda)
-    entry.path.write_bytes(b"")
+    command = f"sana-edge build {folder} --output {cache}"
+    assert refused.value.hint == f"build it again: {command} --force"
     with pytest.raises(SanaError, match=r"cannot read .*empty"):
+        entry.path.write_bytes(b"")
         TensorRTEngine(entry, trt, cuda)
+    for flags in ([], ["--force"]):
+        # of the right size, as a disk makes it
+        entry.path.write_bytes(b"\0" * entry.bytes)
+        assert main([*shlex.split(command)[1:], *flags, "--quiet"]) == 0
+        engine_cache.check_loadable(entry, trust=True)
+        TensorRTEngine(entry, trt, cuda).close()
+    # the first built one, the second all
+    assert trt.state.built == 2 * len(GRAPHS) + 1
 
 
 def test_load_finds_the_engine_of_this_machine(
@@ -197,9 +216,9 @@ def test_load_finds_the_engine_of_this_machine(
 ) -> None:
     modules = {"tensorrt": trt, "cuda.bindings.runtime": cuda}
     monkeypatch.setattr(cuda_memory, "load", modules.__getitem__)
-    settings, graph = Settings(dtype="bf16"), folder / "decoder.onnx"
+    settings, graph = Settings(dtype="fp16"), folder / "decoder.onnx"
     title, precision = engine_tensorrt.probe("cuda", settings)
-    assert title == f"TensorRT {trt.__version__} on NVIDIA GeForce RTX 4070 Laptop GPU, bf16"
+    assert title == f"TensorRT {trt.__version__} on NVIDIA GeForce RTX 4070 Laptop GPU, fp16"
     kind = EngineKind("tensorrt", "cuda", precision, title, settings)
     with pytest.raises(SanaError, match="has no engine of sana-tiny's decoder") as refused:
         kind.load(graph)
@@ -223,10 +242,13 @@ def test_what_cannot_be_asked_for(trt: Any, cuda: Any, monkeypatch: pytest.Monke
             engine_tensorrt.probe(device, Settings())
     with pytest.raises(InvalidInput, match="graphs' own fp16, not in fp32") as refused:
         engine_tensorrt.probe("cuda", Settings(dtype="fp16", precision="fp32"))
-    assert "build again" in refused.value.hint
+    assert refused.value.hint == (
+        "choose dtype auto, or `sana-edge export MODEL --dtype fp32 --output DIR`, then `sana-edge build DIR`"
+    )
     trt.__version__ = "10.5.0"
-    with pytest.raises(UnsupportedDevice, match=r"TensorRT 10\.5\.0 is too old"):
-        engine_tensorrt.probe("cuda", Settings())
+    assert engine_tensorrt.probe("cuda", Settings(dtype="fp16"))[1] == "fp16"
+    with pytest.raises(UnsupportedDevice, match=r"TensorRT 10\.5\.0 is too old, bf16 graphs need 10\.6"):
+        engine_tensorrt.probe("cuda", Settings(dtype="bf16"))
 
 
 def test_the_real_bindings_without_a_gpu_say_so() -> None:

@@ -199,7 +199,7 @@ def test_tensorrt_without_an_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     folder, settings = EXPORT.write_folder(tmp_path / "onnx"), Settings(engine_folder=Path("e"))
     offer(monkeypatch, Fake("tensorrt", cuda=None), Fake("onnxruntime", cuda=None))
     kind = choose(folder=folder, settings=settings)
-    assert (kind.name, kind.device, kind.settings.dtype) == ("onnxruntime", "cuda", "bf16")
+    assert (kind.name, kind.device, kind.settings.dtype) == ("onnxruntime", "cuda", "fp16")
     assert kind.reasons == {"tensorrt cuda": f"e has no engine; build it: sana-edge build {folder}"}
     with pytest.raises(SanaError, match=r"no engine can be used, tensorrt cuda: e has no engine$") as caught:
         choose("tensorrt", folder=folder, settings=settings)

@@ -407,6 +407,25 @@ def test_what_is_wrong_is_not_written(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("model", "argument"),
+    [
+        *(("sana-tiny", "sana-tiny"), ("sana-sprint-0.6b-1024", "sana-sprint-0.6b-1024")),
+        *(("owner/name", "owner/name"), ("a/b; rm -r c", "'a/b; rm -r c'")),
+        # of a folder only its name is known, which is no model's
+        *(("my-model", "MODEL"), ("..", "MODEL"), ("", "MODEL"), ("a\0", "MODEL")),
+    ],
+)
+def test_commands_name_models_that_there_are(model: str, argument: str) -> None:
+    found = made({}, source=Source(model, {}), dtype="bf16", size=(512, 256))
+    kept = "--dtype bf16 --size 512x256"
+    assert found.export_command() == f"sana-edge export {argument} {kept} --output DIR"
+    assert found.export_command(int8=True) == f"sana-edge export {argument} {kept} --int8 --output DIR"
+    other = f"sana-edge export {argument} --dtype fp16 --size dynamic --output DIR"
+    assert found.export_command(dtype="fp16", size="dynamic") == other
+    assert manifest.export_command(dtype="fp32") == "sana-edge export MODEL --dtype fp32 --output DIR"
+
+
 def test_reading_needs_no_torch(folder: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from sana_edge import manifest, manifest_files;"

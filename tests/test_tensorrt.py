@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import runpy
+import shlex
 import shutil
 import signal
 import subprocess
@@ -20,14 +21,14 @@ from typing import Any
 
 import pytest
 
-from sana_edge import cuda_memory, engine_cache, engine_tensorrt
+from sana_edge import cli, cuda_memory, engine_cache, engine_tensorrt
 from sana_edge.cli import main
 from sana_edge.config import SamplerConfig
 from sana_edge.engine_profiles import Sizes, choose_sizes, graph_profiles
 from sana_edge.errors import InvalidInput, MissingDependency, SanaError, UnsupportedDevice
 from sana_edge.export import build, tensorrt
 from sana_edge.export.tensorrt import Options
-from sana_edge.manifest import GRAPHS
+from sana_edge.manifest import GRAPHS, Source
 from sana_edge.tensorrt_engine import logger_class
 
 HERE = Path(__file__).parent
@@ -95,8 +96,9 @@ def test_flags_of_compatible_engines(folder: Path, cache: Path, trt: Any, cuda: 
 def test_models_without_guidance_have_no_folded_engine(folder: Path) -> None:
     exported = EXPORT.write_manifest(folder, sampler=SamplerConfig(kind="scm"))
     assert "denoiser_folded" not in build.graphs(exported)
-    # its own file, and the weights that it shares
-    assert build.needed_bytes(exported, "denoiser_folded") > 1300
+    # their own files, and the weights that they share
+    for graph in ("denoiser", "denoiser_folded", "text_projection"):
+        assert build.needed_bytes(exported, graph) > 1300
     assert build.needed_bytes(exported, "decoder") < 100
 
 
@@ -191,20 +193,30 @@ def test_progress_is_told(folder: Path, tmp_path: Path, trt: Any) -> None:
 
 
 def test_precisions_are_those_of_the_export(folder: Path) -> None:
-    exported = EXPORT.write_manifest(folder)
+    exported = EXPORT.write_manifest(folder, dtype="bf16")
     tensorrt.check_precision(exported, "bf16", (8, 0))
     with pytest.raises(InvalidInput, match="--fp16: the exported graphs compute in bf16") as refused:
         tensorrt.check_precision(exported, "fp16", (8, 9))
-    assert refused.value.hint == "sana-edge export sana-tiny --output DIR --dtype fp16"
-    with pytest.raises(InvalidInput, match="--int8: the exported graphs are not INT8"):
+    assert refused.value.hint == "`sana-edge export sana-tiny --dtype fp16 --output DIR`"
+    with pytest.raises(InvalidInput, match="--int8: the exported graphs are not INT8") as refused:
         tensorrt.check_precision(exported, "int8", (8, 9))
+    assert refused.value.hint == "`sana-edge export sana-tiny --dtype bf16 --int8 --output DIR`"
+    # of a folder only its name is known
+    mine = EXPORT.write_manifest(folder, dtype="bf16", source=Source("my-model", {}), size=(512, 256))
+    with pytest.raises(UnsupportedDevice) as unable:
+        tensorrt.check_precision(mine, None, (7, 5))
+    assert unable.value.hint == "`sana-edge export MODEL --dtype fp16 --size 512x256 --output DIR`"
     tensorrt.check_precision(EXPORT.write_manifest(folder, quantization="w8a8"), "int8", (8, 9))
     with pytest.raises(
         UnsupportedDevice, match=r"bf16, which needs compute capability 8.0, this GPU has 7.5"
     ):
         tensorrt.check_precision(exported, None, (7, 5))
-    with pytest.raises(UnsupportedDevice, match="Turing"):
+    with pytest.raises(UnsupportedDevice, match=r"Turing.* has 6\.1") as unable:
         tensorrt.check_precision(exported, None, (6, 1))
+    name, *command = shlex.split(unable.value.hint.split("`")[1])
+    # a command that there is, with options that it has
+    chosen = cli._parser().parse_args(command)
+    assert name == "sana-edge" and (chosen.model, chosen.device) == ("DIR", "cpu")
     for wrong in (0, -1, float("nan"), float("inf")):
         with pytest.raises(InvalidInput, match="workspace is"):
             Options(workspace=wrong)
@@ -213,14 +225,23 @@ def test_precisions_are_those_of_the_export(folder: Path) -> None:
 def test_fixed_exports_have_one_size(folder: Path) -> None:
     exported = EXPORT.write_manifest(folder, size=(512, 256))
     assert build.picture_sizes(exported, None, None, None) == (Sizes(*3 * [(512, 256)]),)
-    with pytest.raises(InvalidInput, match="know only the size 512x256"):
+    with pytest.raises(InvalidInput, match="know only the size 512x256") as refused:
         build.picture_sizes(exported, None, None, (1024, 1024))
+    command = "sana-edge export sana-tiny --dtype fp16 --size dynamic --output DIR"
+    assert refused.value.hint == f"for others: `{command}`"
 
 
 def test_old_versions_are_refused(trt: Any) -> None:
-    assert engine_tensorrt.check_version(trt) == trt.__version__
-    with pytest.raises(UnsupportedDevice, match=r"TensorRT 8.6.1 is too old"):
-        engine_tensorrt.check_version(SimpleNamespace(__version__="8.6.1"))
+    # 10.0 to 10.5 do not know the opset of bf16 graphs
+    for dtype in ("fp32", "fp16", "bf16"):
+        if dtype != "bf16" or trt.__version__ != "10.0.1":
+            assert engine_tensorrt.check_version(trt, dtype) == trt.__version__
+        with pytest.raises(UnsupportedDevice, match=rf"TensorRT 8.6.1 is too old, {dtype} graphs need 10\."):
+            engine_tensorrt.check_version(SimpleNamespace(__version__="8.6.1"), dtype)
+    between = SimpleNamespace(__version__="10.5.0")
+    assert [engine_tensorrt.check_version(between, dtype) for dtype in ("fp32", "fp16")] == 2 * ["10.5.0"]
+    with pytest.raises(UnsupportedDevice, match=r"10.5.0 is too old, bf16 graphs need 10\.6"):
+        engine_tensorrt.check_version(between, "bf16")
 
 
 def test_the_command_builds_and_prints_paths(
@@ -230,7 +251,7 @@ def test_the_command_builds_and_prints_paths(
     modules = {"tensorrt": trt, "cuda.bindings.runtime": cuda}
     monkeypatch.setattr(cuda_memory, "load", modules.__getitem__)
     output = tmp_path / "engines"
-    assert main(["build", str(folder), "--output", str(output), "--max", "512x512", "--bf16"]) == 0
+    assert main(["build", str(folder), "--output", str(output), "--max", "512x512", "--fp16"]) == 0
     printed = capsys.readouterr()
     paths = printed.out.splitlines()
     assert len(paths) == len(GRAPHS) and all(Path(path).is_file() for path in paths)
@@ -242,6 +263,27 @@ def test_the_command_builds_and_prints_paths(
     (folder / "decoder.onnx").write_text('["latent", "scalE"]')
     assert main(["build", str(folder)]) == 1
     assert "decoder.onnx has checksum" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "options", ["", "--max 512x512 --workspace 1.5", "--min 256x512 --opt 512x512 --version-compatible"]
+)
+def test_the_command_to_rebuild_makes_the_same_engines(
+    folder: Path, tmp_path: Path, trt: Any, cuda: Any, monkeypatch: pytest.MonkeyPatch, options: str
+) -> None:
+    modules = {"tensorrt": trt, "cuda.bindings.runtime": cuda}
+    monkeypatch.setattr(cuda_memory, "load", modules.__getitem__)
+    output = tmp_path / "engines"
+    assert main(["build", str(folder), "--output", str(output), "--quiet", *options.split()]) == 0
+    entries = engine_cache.entries(output)
+    for entry in entries:
+        assert main([*shlex.split(entry.rebuild())[1:], "--quiet"]) == 0
+    # they are there already
+    assert trt.state.built == len(entries) == len(GRAPHS)
+    assert engine_cache.entries(output) == entries
+    assert main([*shlex.split(entries[0].rebuild(force=True))[1:], "--quiet"]) == 0
+    assert trt.state.built == 2 * len(GRAPHS)
+    assert engine_cache.entries(output) == entries
 
 
 def test_without_the_packages_a_hint_names_the_extra(

@@ -207,15 +207,24 @@ def test_another_model_precision_or_size(folder: Path, tmp_path: Path, trt: Any)
     built(folder, "--max", "512x512")
     with pytest.raises(InvalidInput, match=r"graphs' own fp32, not in bf16") as caught:
         Sana.load(str(folder), backend="tensorrt", dtype="bf16")
-    assert "export with --dtype bf16" in caught.value.hint
+    assert "`sana-edge export MODEL --dtype bf16 --output DIR`, then `sana-edge build" in caught.value.hint
     with Sana.load(str(folder), backend="tensorrt") as sana:
         with pytest.raises(InvalidInput, match=r"size 640x128 is outside of .* 128x128 to 512x512") as caught:
             sana.generate(PROMPT, size=(640, 128))
-        assert "sana-edge build" in caught.value.hint
+        wider = caught.value.hint.partition("build it again: ")[2]
+        assert wider.endswith(" --min 128x128 --opt 128x128 --max 640x512")
         assert sana.generate(PROMPT, steps=1).pixels.std() > 10
+    # which helps
+    assert main([*shlex.split(wider)[1:], "--quiet"]) == 0
+    with Sana.load(str(folder), backend="tensorrt") as sana:
+        assert sana.generate(PROMPT, steps=1, size=(640, 128)).pixels.std() > 10
     # the same graphs are the same model, wherever they lie
     moved = Path(shutil.copytree(folder, tmp_path / "moved"))
     assert choose(folder=moved).name == "tensorrt"
+    # and commands name the folder that is there
+    for entry in engine_cache.entries(engine_cache.engine_folder()):
+        entry.path.write_bytes(entry.path.read_bytes()[:-1])
+    assert f"sana-edge build {moved} --output" in choose(folder=moved).reasons["tensorrt cuda"]
 
 
 def test_devices(folder: Path, trt: Any) -> None:
