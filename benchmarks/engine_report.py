@@ -46,7 +46,7 @@ def _files(results: Path, *patterns: str) -> list[dict[str, Any]]:
 
 def verification_table(data: Numbers) -> str:
     """Exported graphs beside the torch modules: of each the relative error in L2, with its limit."""
-    titles = ("decoder's parts, at most", "picture's PSNR", "size", "time")
+    titles = ("decoder's parts, at most", "picture's PSNR", "size")
     rows = heading(["export", *_GRAPHS.values(), *titles])
     for export in data["exports"]:
         if export["failure"] is not None:
@@ -55,11 +55,10 @@ def verification_table(data: Numbers) -> str:
         found = export["verification"]
         picture = f"{found['picture']['psnr']:.1f} dB ({found['picture']['limit']:.0f})"
         size = f"{sum(export['bytes'].values()) / 1e6:.0f} MB"
-        seconds = f"{sum(export['seconds'].values()):.0f} s"
-        rows.append(line([export["name"], *_errors(found["graphs"]), picture, size, seconds]))
+        rows.append(line([export["name"], *_errors(found["graphs"]), picture, size]))
         if "unrounded" in found:
             name = f"{export['name']}, activations not rounded"
-            rows.append(line([name, *_errors(found["unrounded"]), "", "", ""]))
+            rows.append(line([name, *_errors(found["unrounded"]), "", ""]))
     text = "Relative error in L2 of what graphs in onnxruntime give beside the torch modules in fp32, and in "
     text += "brackets what is allowed; of pictures of a few steps, the PSNR.  "
     notes = [f"{e['name']}: {e['note']}.  " for e in data["exports"] if e.get("note")]
