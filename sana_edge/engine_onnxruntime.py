@@ -63,10 +63,9 @@ def probe(device: str, settings: Settings) -> tuple[str, str]:
         raise unusable_device("onnxruntime", device)
     dtype = settings.dtype or "fp32"
     if settings.precision not in ("auto", dtype):
-        able = f"`{export_command(dtype=settings.precision)}`"
+        hint = f"choose dtype auto, or `{export_command(dtype=settings.precision)}`"
         if (device, settings.precision) == ("cpu", "bf16"):
-            able = "install openvino"
-        hint = f"choose dtype auto, or {able}"
+            hint = "choose dtype auto, or install openvino"
         raise InvalidInput(
             f"onnxruntime computes in the graphs' own {dtype}, not in {settings.precision}", hint
         )

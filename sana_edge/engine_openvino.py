@@ -232,7 +232,7 @@ def _precision(core: openvino.Core, device: str, settings: Settings) -> str:
     known = {"fp32": "FP32", "bf16": "BF16", "fp16": "FP16"}
     if known[settings.precision] not in capabilities:
         able = [precision for precision, name in known.items() if name in capabilities]
-        hint = f"choose precision auto, {', '.join(able)}"
+        hint = f"choose dtype auto, {', '.join(able)}"
         raise InvalidInput(f"openvino cannot compute in {settings.precision} on this {device}", hint)
     return settings.precision
 

@@ -14,7 +14,7 @@ from typing import cast
 from sana_edge.errors import CheckpointError, ModelNotFound, SanaError
 from sana_edge.known_models import KNOWN, KnownModel
 from sana_edge.manifest import FILE as MANIFEST
-from sana_edge.manifest import is_exported
+from sana_edge.manifest import REMAKE, is_exported
 from sana_edge.model_folder import PIPELINES, check_folder, component_variant, needed_files, read_json
 
 BUNDLED = Path(__file__).parent / "models"
@@ -121,7 +121,7 @@ def exported(model: str) -> Path | None:
         raise ModelNotFound(f"{model} is no whole model", hint)
     is_model = os.path.isfile(folder / "model_index.json")
     if os.path.isdir(folder) and not is_model and any(folder.glob("*.onnx")):
-        hint = "copy the whole folder, or make it again: `sana-edge export MODEL --output DIR --force`"
+        hint = f"copy the whole folder, or make it again: {REMAKE}"
         raise CheckpointError(f"{folder} has ONNX graphs, but their {MANIFEST} is missing", hint)
     return None
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from sana_edge import hub
 from sana_edge.config import SamplerConfig
-from sana_edge.errors import InvalidInput
+from sana_edge.errors import InvalidInput, MissingDependency
 from sana_edge.extras import torch_extra
 from sana_edge.memory import memory_errors
 from sana_edge.request import BACKENDS, DEVICES, TORCH_BACKENDS, TORCH_DEVICES, Plan
@@ -115,8 +115,13 @@ def load_stages(
 def _load_torch(
     model: str, device: str, dtype: str, int8: bool, backend: str, offline: bool, progress: bool
 ) -> tuple[Stages, Path]:
-    with torch_extra():
-        from sana_edge import stages
+    try:
+        with torch_extra():
+            from sana_edge import stages
+    except MissingDependency as error:
+        # where there is no torch, an exported folder was meant
+        hint = f"give a folder that `sana-edge export` made, or {error.hint}"
+        raise MissingDependency(f"{model} is no exported folder, and {error.message}", hint) from error
     # what can be said before the model is found
     place = stages.check_target(device, dtype, backend)
     with torch_extra(), memory_errors(model):

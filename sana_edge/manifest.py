@@ -27,7 +27,7 @@ GRAPHS = ("text_encoder", "text_projection", "denoiser", "denoiser_folded", "dec
 INSTRUCTION = "instruction.safetensors"
 TOKENIZER = "tokenizer/tokenizer.json"
 
-REMAKE = "`sana-edge export MODEL --output DIR --force`"
+REMAKE = "`sana-edge export MODEL --output DIR`, with --int8 for an INT8 one, into a new folder"
 DAMAGED = f"the folder is damaged or was changed; make it again: {REMAKE}"
 _FOREIGN = "give a folder that `sana-edge export MODEL --output DIR` made"
 

@@ -187,8 +187,7 @@ def _folder_hint(folder: Path) -> str:
     if (folder / "manifest.json").is_file():
         return "it is an exported folder, which `sana-edge generate` runs; give the model that it was made of"
     if any(folder.glob("*.onnx")):
-        again = "`sana-edge export MODEL --output DIR --force`"
-        return f"an exported folder needs its manifest.json; make it again: {again}"
+        return "an exported folder needs its manifest.json; copy the whole folder"
     if (folder / "config.json").is_file():
         return f"{folder.name}/ is one component; give the folder above it"
     if any(path.suffix in _PICKLES for path in folder.iterdir()):

@@ -73,7 +73,7 @@ class Sana:
     @classmethod
     def load(
         cls,
-        model: str = "sana-tiny",
+        model: str | os.PathLike[str] = "sana-tiny",
         *,
         device: str = "auto",
         dtype: str = "auto",
@@ -113,7 +113,7 @@ class Sana:
                 OutOfMemory.
         """
         stages, folder = load_stages(
-            model,
+            os.fspath(model),
             device=device,
             dtype=dtype,
             int8=int8,

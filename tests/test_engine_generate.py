@@ -94,7 +94,7 @@ def _exported(model: str, folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def engine(exported: Path) -> Any:
-    with Sana.load(str(exported), backend="onnxruntime", device="cpu") as sana:
+    with Sana.load(exported, backend="onnxruntime", device="cpu") as sana:
         yield sana
 
 
@@ -334,7 +334,7 @@ def test_what_only_models_can_do(exported: Path, tmp_path: Path, capsys: Capture
 def test_errors_without_torch_name_the_extra(exported: Path, tiny_folder: Path, tmp_path: Path) -> None:
     output = ["--prompt", PROMPT, "--output", str(tmp_path / "a.png")]
     done = without(*TORCH, arguments=["generate", "--model", str(tiny_folder), *output])
-    assert done.returncode == 1 and done.stderr.endswith("hint:  pip install 'sana-edge[torch]'\n")
+    assert done.returncode == 1 and done.stderr.endswith("or pip install 'sana-edge[torch]'\n")
     command = ["generate", "--model", str(exported), *output]
     done = without(*TORCH, "onnxruntime", "openvino", arguments=command)
     assert done.returncode == 1 and "is not installed" in done.stderr, done.stderr

@@ -118,7 +118,7 @@ def test_unsupported_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     assert engine_openvino._precision(core, "cpu", Settings()) == "fp32"
     with pytest.raises(InvalidInput, match="cannot compute in bf16 on this cpu") as caught:
         engine_openvino._precision(core, "cpu", Settings(precision="bf16"))
-    assert caught.value.hint == "choose precision auto, fp32"
+    assert caught.value.hint == "choose dtype auto, fp32"
     assert engine_openvino._precision(core, "gpu", Settings()) == "fp32"
     assert engine_openvino._precision(core, "gpu", Settings(dtype="fp16")) == "fp16"
     assert engine_openvino._precision(core, "npu", Settings()) == "fp16"
