@@ -156,10 +156,9 @@ def quality_table(data: Numbers) -> str:
             cells += [""] * 6
         rows.append(line(cells))
     bf16 = next(like for like in data["yardstick"]["likeness"] if like["to"] == "torch")["psnr"]
-    note = (
-        "torch static: torch with the scales of the graphs. [Pairs](benchmarks/results/quality_engines.png), "
-    )
-    note += "the worst too. Rounding alone, torch INT8 with the rest in bf16 beside itself with the rest in fp32: median "
+    pairs = "[Pairs](benchmarks/results/quality_engines.png), the worst too"
+    note = f"torch static: torch with the scales of the graphs. {pairs}. "
+    note += "Rounding alone, torch INT8 with the rest in bf16 beside itself with the rest in fp32: median "
     note += f"{bf16['median']:.1f} dB, 5 % below {bf16['p5']:.1f} dB"
     note += f", of {data['yardstick']['prompts']} prompts.  "
     return "\n".join([*rows, "", note, circumstances(data)])
