@@ -47,10 +47,10 @@ _ON_DEVICE = {
     "openvino": ("cpu", "gpu", "npu"),
 }
 
-# Bytes of graphs and weights below which auto takes onnxruntime on a CPU. OpenVINO compiles for about 0.15 s
-# a layer, and then takes a third of onnxruntime's time a step. In INT8 on two cores, from start to PNG,
-# sana-tiny (14 MB) costs 1.4 s of CPU time with onnxruntime and 2.2 s with OpenVINO, which leads from the
-# fourth picture on; a 0.6B (4 GB) has compiled in the time of a few steps. No published model lies between.
+# Bytes of graphs and weights below which auto takes onnxruntime on a CPU. OpenVINO compiles first, and then
+# takes a third of onnxruntime's time a step: sana-tiny (14 MB) is drawn sooner by onnxruntime, a 0.6B (4 GB)
+# by OpenVINO (benchmarks/results/bench_engines-cold.json, -step-0.6b-1024px.json, -picture-0.6b-1024px.json).
+# No published model lies between.
 SMALL = 256_000_000
 
 _ANY_GPU = "for Intel's GPU install its driver, for NVIDIA's onnxruntime-gpu; or choose --device cpu"

@@ -76,7 +76,7 @@ def set_graph_activations(denoiser: Denoiser) -> None:
     """Let the INT8 layers of a denoiser use the scales that exported graphs have: one per tensor.
 
     Only the second product of Mix-FFN keeps one per token, unless the package asks for one per tensor: single
-    values of its input are 13 to 60 times their root mean square.
+    values of its input are so far above the others that one scale leaves those few steps.
 
     Raises:
         CheckpointError: a layer has no input scale; names it.
