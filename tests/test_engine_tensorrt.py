@@ -23,12 +23,7 @@ FAKE = SimpleNamespace(**runpy.run_path(str(HERE / "fake_tensorrt.py")))
 EXPORT = SimpleNamespace(**runpy.run_path(str(HERE / "fake_export.py")))
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The user's cache, which no test may share; and no driver of the machine's own."""
-    monkeypatch.setenv("SANA_EDGE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(cuda_memory, "_DRIVER", tmp_path / "no driver")
-    return tmp_path / "cache"
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture

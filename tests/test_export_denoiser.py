@@ -250,8 +250,8 @@ def test_an_int8_product_is_exact(tmp_path: Path) -> None:
     assert ((actual - layer(x)).abs() <= bound).all()
 
 
-# relative to the largest product of a token, of absmax 127 steps: a value on the border of two steps may be
-# rounded to the other one, whose distance is 1/127; x / t and the scales are rounded to the graph's dtype
+# Of the sum of the products' sizes: x, t, x / t and the weights are rounded to the graph's dtype. In fp16
+# that is up to a sixteenth of a step: values flip to the next step, up as often as down. One more may.
 @pytest.mark.parametrize("dtype,rounding", [("fp32", 2**-20), ("fp16", 2**-9)])
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_product_with_scales_per_token(dtype: str, rounding: float, bias: bool, tmp_path: Path) -> None:
@@ -268,10 +268,10 @@ def test_a_product_with_scales_per_token(dtype: str, rounding: float, bias: bool
     (actual,) = run(tmp_path, "layer", {"x": x.numpy()}, optimized=False)
     assert actual.isfinite().all()
     steps = x.abs().amax(-1, keepdim=True) / 127
-    flipped = steps / 2 * (layer.weight.abs() * layer.weight_scale[:, None]).amax(1)
+    flipped = steps * (layer.weight.abs() * layer.weight_scale[:, None]).amax(1)
     sizes = x.abs() @ (layer.weight.abs() * layer.weight_scale[:, None]).T
     shift = 0 if layer.bias is None else layer.bias.abs()
-    assert ((actual - layer(x)).abs() <= 2 * flipped + rounding * (sizes + shift) + 1e-7).all()
+    assert ((actual - layer(x)).abs() <= flipped + rounding * (sizes + shift) + 1e-7).all()
 
 
 @pytest.mark.parametrize("name", ["denoiser", "denoiser_folded", "text_projection"])
