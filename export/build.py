@@ -43,11 +43,6 @@ def picture_sizes(
     return (Sizes(exported.size, exported.size, exported.size),)
 
 
-def graphs(exported: Manifest) -> list[str]:
-    """The graphs that a picture needs: models without guidance never run the folded step."""
-    return [name for name in manifest.GRAPHS if name != "denoiser_folded" or exported.sampler.kind != "scm"]
-
-
 def instruction_length(folder: Path) -> int:
     """Tokens of the instruction before every prompt.
 
@@ -107,7 +102,7 @@ def build_engines(
     tensorrt.check_precision(exported, precision, here.capability)
     instruction = instruction_length(folder)
     built = []
-    for name in graphs(exported):
+    for name in exported.used_graphs:
         graph = exported.graphs[name]
         profiles = engine_profiles.graph_profiles(name, graph.inputs, sizes, exported.cell, instruction)
 

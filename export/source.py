@@ -11,8 +11,8 @@ from sana_edge import package
 from sana_edge.components import DTYPES
 from sana_edge.config import AutoencoderConfig, DenoiserConfig, SamplerConfig
 from sana_edge.errors import CheckpointError, InvalidInput
-from sana_edge.hub import BUNDLED, ResolvedModel
-from sana_edge.known_models import KNOWN
+from sana_edge.hub import ResolvedModel
+from sana_edge.known_models import BUNDLED, KNOWN
 from sana_edge.model_folder import WEIGHT_COMPONENTS, needed_files, read_json
 from sana_edge.package import Quantization
 from sana_edge.weights import StoredState, weight_files

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -11,7 +9,7 @@ import torch
 
 from sana_edge.config import DenoiserConfig
 from sana_edge.errors import InvalidInput, SanaError, UnsupportedDevice
-from sana_edge.kernels import cuda_library
+from sana_edge.kernels import cuda_library, triton_support
 from sana_edge.request import TORCH_BACKENDS
 
 # in the order in which they are preferred
@@ -91,7 +89,8 @@ def refusal(
     if config is not None and config.attention_head_dim != _HEAD_DIM:
         found = f"heads of {config.attention_head_dim} channels"
         return InvalidInput(f"{title} need heads of {_HEAD_DIM}, this model has {found}", _ELSE)
-    refused = _library_refusal(device) if name == "cuda" else _triton_refusal(device)
+    support = cuda_library if name == "cuda" else triton_support
+    refused = _placed(name, device, support.refusal(device))
     if refused:
         return UnsupportedDevice(refused, _ELSE)
     if dtype == "bf16" and half_dtype(device) != "bf16":
@@ -115,28 +114,16 @@ def half_dtype(device: torch.device) -> str:
     return "bf16" if _capability(device) >= 80 else "fp16"
 
 
-def _library_refusal(device: torch.device) -> str:
-    refused = cuda_library.refusal(device)
-    # one that was not built is the first thing to mend
-    return _elsewhere("cuda", device) if refused.startswith(_MISPLACED["cuda"]) else refused
+def _placed(name: str, device: torch.device, refused: str) -> str:
+    """What kernels say of a device; why there is no GPU where that is the reason."""
+    # a library that was not built is the first thing to mend
+    return _elsewhere(name, device) if refused.startswith(_MISPLACED[name]) else refused
 
 
 def _elsewhere(name: str, device: torch.device) -> str:
     """Why a device is none for the kernels: there is no other, or another was asked for."""
     missing = no_gpu() if device.type == "cpu" else ""
     return f"no GPU can be used: {missing}" if missing else f"{_MISPLACED[name]}, not on {device.type}"
-
-
-def _triton_refusal(device: torch.device) -> str:
-    if importlib.util.find_spec("triton") is None:
-        return "triton is not installed: pip install 'sana-edge[triton]'"
-    if device.type != "cuda":
-        interpreted = device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
-        return "" if interpreted else _elsewhere("triton", device)
-    capability = _capability(device)
-    return (
-        "" if capability >= 80 else f"Triton needs compute capability 8.0, the device has {capability / 10}"
-    )
 
 
 def _capability(device: torch.device) -> int:

@@ -54,12 +54,10 @@ def check_built(folder: Path, settings: Settings) -> None:
     Raises:
         SanaError: one is missing, cut off or foreign; the hint has the command that builds it.
     """
-    from sana_edge.export.build import graphs
-
     trt, cuda = cuda_memory.load("tensorrt"), cuda_memory.load("cuda.bindings.runtime")
     exported = manifest.read(folder)
     machine = cuda_memory.machine(cuda, check_version(trt, exported.dtype))
-    for graph in graphs(exported):
+    for graph in exported.used_graphs:
         entry = engine_cache.find(place(settings), key_of(exported, graph, machine), folder)
         engine_cache.check_loadable(entry, trust=settings.trust_engine, quick=True)
 

@@ -12,12 +12,10 @@ from pathlib import Path
 from typing import cast
 
 from sana_edge.errors import CheckpointError, ModelNotFound, SanaError
-from sana_edge.known_models import KNOWN, KnownModel
+from sana_edge.known_models import BUNDLED, KNOWN, KnownModel
 from sana_edge.manifest import FILE as MANIFEST
 from sana_edge.manifest import REMAKE, is_exported
 from sana_edge.model_folder import PIPELINES, check_folder, component_variant, needed_files, read_json
-
-BUNDLED = Path(__file__).parent / "models"
 
 # ends the name of a bundled model's quantized package
 _PACKAGE = "-int8"

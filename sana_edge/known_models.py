@@ -1,8 +1,11 @@
-"""The public SANA models in diffusers layout."""
+"""The models with a name: those that are bundled, and the public ones in diffusers layout."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+
+BUNDLED = Path(__file__).parent / "models"
 
 _OWNER = "Efficient-Large-Model"
 _SANA = "see the licence file of the repository; its text encoder is under the Gemma terms of use"

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from sana_edge.config import SamplerConfig
 from sana_edge.errors import CheckpointError
 from sana_edge.json_values import Reader
-from sana_edge.known_models import KNOWN
+from sana_edge.known_models import BUNDLED, KNOWN
 
 FILE = "manifest.json"
 FORMAT = "sana-edge-onnx"
@@ -81,9 +81,6 @@ class Source:
     @property
     def argument(self) -> str:
         """The model as commands take it; MODEL for one that was a folder, of which only the name is kept."""
-        # which reads manifests itself
-        from sana_edge.hub import BUNDLED
-
         bundled = os.path.isfile(BUNDLED / self.model / "model_index.json")
         # repositories are "owner/name"
         return self.model if bundled or self.model in KNOWN or "/" in self.model else "MODEL"
@@ -157,6 +154,11 @@ class Manifest:
         manifest: Manifest = reader.convert({"decoder_parts": [], **data}, cls)
         _check_values(manifest, reader)
         return manifest
+
+    @property
+    def used_graphs(self) -> list[str]:
+        """The graphs that a picture needs: models without guidance never run the folded step."""
+        return [name for name in GRAPHS if name != "denoiser_folded" or self.sampler.kind != "scm"]
 
     def to_dict(self) -> dict[str, Any]:
         """What `from_dict` reads."""

@@ -9,7 +9,7 @@ malloc's pool cost less than the page faults of fresh ones. What is done to INT8
 done in pieces that stay in the cache.
 
 On a CUDA device Triton's kernels compute what has a gradient, where they can. The fused operations of INT8
-models are those of `fused_ops`.
+models have a door of their own, `sana_edge.fused_ops`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sana_edge import backends, conv_ops, quant
-from sana_edge import fused_ops as fused_ops
+from sana_edge import conv_ops, quant
 from sana_edge.conv_ops import onednn_refusal as onednn_refusal
 from sana_edge.conv_ops import pack_conv2d as pack_conv2d
 from sana_edge.conv_ops import quantize_map as quantize_map
@@ -31,6 +30,7 @@ from sana_edge.int_mm import hold_weight as hold_weight
 from sana_edge.int_mm import int8_refusal as int8_refusal
 from sana_edge.int_mm import int8_sums as int8_sums
 from sana_edge.int_mm import multiplier
+from sana_edge.kernels import triton_support
 
 # a layer's weight and bias
 Layer = tuple[Tensor, Tensor]
@@ -168,7 +168,7 @@ def _triton(x: Tensor) -> bool:
 
 @functools.cache
 def _triton_trains(device: torch.device) -> bool:
-    return device.type == "cuda" and backends.refusal("triton", device) is None
+    return device.type == "cuda" and not triton_support.refusal(device)
 
 
 def add(x: Tensor, y: Tensor, gate: Tensor | None = None) -> Tensor:

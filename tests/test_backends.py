@@ -17,7 +17,7 @@ import torch
 from sana_edge import InvalidInput, OutOfMemory, Sana, SanaError, UnsupportedDevice, backends, read_metadata
 from sana_edge.cli import main
 from sana_edge.config import DenoiserConfig
-from sana_edge.kernels import cuda_library
+from sana_edge.kernels import cuda_library, triton_support
 from sana_edge.kernels.cuda_library import Library
 from sana_edge.memory import memory_errors
 
@@ -149,7 +149,7 @@ def test_triton_on_gpus(monkeypatch: pytest.MonkeyPatch, interpreted: None) -> N
 
 
 def test_triton_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(triton_support.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(UnsupportedDevice, match="triton is not installed: pip install"):
         backends.choose("triton", CPU, "auto", int8=True)
 

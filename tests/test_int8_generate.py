@@ -19,8 +19,9 @@ from sana_edge import CheckpointError, OutOfMemory, Sana, hub, package, read_met
 from sana_edge.calib.component import write_config, write_weights
 from sana_edge.cli import main
 from sana_edge.components import DTYPES, load_decoder, load_denoiser
-from sana_edge.hub import BUNDLED, ResolvedModel
+from sana_edge.hub import ResolvedModel
 from sana_edge.image_metrics import psnr
+from sana_edge.known_models import BUNDLED
 from sana_edge.model_folder import read_json
 from sana_edge.package import KEY, Quantization
 from sana_edge.package_tensors import is_scale, to_16_bit

@@ -20,8 +20,8 @@ from diffusers import FlowMatchEulerDiscreteScheduler, SanaPipeline, SanaSprintP
 from numpy.typing import NDArray
 
 from sana_edge import Cancelled, Image, OutOfMemory, Sana, SanaError, Step, UnsupportedDevice, stages
-from sana_edge.hub import BUNDLED, ResolvedModel
-from sana_edge.known_models import KNOWN
+from sana_edge.hub import ResolvedModel
+from sana_edge.known_models import BUNDLED, KNOWN
 from sana_edge.memory import memory_errors
 
 PROMPT = "a red house left of a yellow star"

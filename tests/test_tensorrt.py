@@ -90,7 +90,7 @@ def test_flags_of_compatible_engines(folder: Path, cache: Path, trt: Any, cuda: 
 
 def test_models_without_guidance_have_no_folded_engine(folder: Path) -> None:
     exported = EXPORT.write_manifest(folder, sampler=SamplerConfig(kind="scm"))
-    assert "denoiser_folded" not in build.graphs(exported)
+    assert "denoiser_folded" not in exported.used_graphs
     # their own files, and the weights that they share
     for graph in ("denoiser", "denoiser_folded", "text_projection"):
         assert build.needed_bytes(exported, graph) > 1300

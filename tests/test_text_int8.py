@@ -20,9 +20,9 @@ from sana_edge import quant, text_weights, weight_only
 from sana_edge.calib.component import write_config, write_weights
 from sana_edge.embedding_table import MappedEmbedding
 from sana_edge.errors import CheckpointError, InvalidInput, SanaError
-from sana_edge.hub import BUNDLED
 from sana_edge.instruction import CHI
 from sana_edge.kernels.reference import w8a8_linear
+from sana_edge.known_models import BUNDLED
 from sana_edge.package import Quantization
 from sana_edge.text_encoder import TextEncoder
 from sana_edge.text_weights import load_text_model, quantize_text_state, text_targets
