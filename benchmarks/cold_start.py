@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from processes import run
 
-from sana_edge.manifest import read
+from sana_edge.store.manifest import read
 
 # those that run on a CPU
 _ENGINES = ("onnxruntime", "openvino")

@@ -17,7 +17,7 @@ from sana_edge.autoencoder import Autoencoder
 from sana_edge.components import DTYPES, store_in_16_bit
 from sana_edge.fused_decoder import fuse_decoder
 from sana_edge.quantized import decoder_targets, quantize_decoder
-from sana_edge.weights import load_into
+from sana_edge.store.weights import load_into
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,8 +31,8 @@ from sana_edge.quantized import (
     quantize_denoiser,
     set_graph_activations,
 )
+from sana_edge.store.weights import load_into
 from sana_edge.tiling import DEFAULT_TILE
-from sana_edge.weights import load_into
 
 FLOAT, INT8, NAIVE = "float", "int8", "naive"
 NAIVE_INT8 = "naive-int8.xml"

@@ -13,15 +13,16 @@ from contenders import BASELINE, INT8, OURS, Loader, Stage, Work, guided, weight
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sana_edge import Sana, hub
+from sana_edge import Sana
 from sana_edge.components import DTYPES
 from sana_edge.config import DenoiserConfig, SamplerConfig
 from sana_edge.errors import InvalidInput
 from sana_edge.instruction import CHI
-from sana_edge.model_folder import read_json
-from sana_edge.package import is_package
 from sana_edge.request import Plan, Request
 from sana_edge.stages import load_stages
+from sana_edge.store import hub
+from sana_edge.store.folder import read_json
+from sana_edge.store.package import is_package
 from sana_edge.text_encoder import TextEncoder, TextFeatures
 
 

@@ -136,8 +136,9 @@ def models(options: argparse.Namespace) -> Iterator[tuple[dict[str, Source], str
     """The sources that ask the model, in INT8 too where the options say so, and a digest of their files."""
     import torch
 
-    from sana_edge import Sana, hub
-    from sana_edge.package import is_package
+    from sana_edge import Sana
+    from sana_edge.store import hub
+    from sana_edge.store.package import is_package
 
     torch.set_num_threads(options.threads)
     wanted = {MODEL: False, INT8: True} if options.int8 else {MODEL: False}

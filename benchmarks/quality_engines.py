@@ -49,12 +49,13 @@ from scores import summary
 from sheet import AMPLIFIED, PairRow, pair_sheet
 from sheet import Pair as Shown
 
-from sana_edge import engines, manifest
+from sana_edge import engines
 from sana_edge.errors import InvalidInput
+from sana_edge.store import manifest
 
 if TYPE_CHECKING:
     from sana_edge import Sana
-    from sana_edge.hub import ResolvedModel
+    from sana_edge.store.hub import ResolvedModel
 
 TORCH, STATIC = "torch", "torch static"
 """INT8 in torch: as it is, with activation scales per token, and with those of the graphs."""
@@ -188,8 +189,8 @@ def _rows(diary: Diary, outcomes: Outcomes, alike: Sequence[Mapping[str, Any]]) 
 
 def _source(options: argparse.Namespace) -> ResolvedModel:
     """The INT8 package in torch, which the folder has to be an export of."""
-    from sana_edge import hub
     from sana_edge.export.source import describe
+    from sana_edge.store import hub
 
     exported, model = manifest.read(options.exported), hub.resolve(options.model, int8=True)
     if exported.source.checksums != describe(model, int8=True).checksums():
@@ -206,9 +207,10 @@ def _torch(
     """The model in torch; static: with the activation scales that graphs have."""
     import torch
 
-    from sana_edge import Sana, hub
+    from sana_edge import Sana
     from sana_edge.quantized import set_graph_activations
     from sana_edge.stages import load_stages
+    from sana_edge.store import hub
 
     torch.set_num_threads(options.threads)
     found = hub.resolve(options.model, int8=int8)

@@ -22,8 +22,8 @@ from sana_edge.autoencoder import Autoencoder
 from sana_edge.calib.writer import copy_files, new_folder, write_json, write_shards
 from sana_edge.components import DTYPES
 from sana_edge.denoiser import Denoiser
-from sana_edge.known_models import BUNDLED
-from sana_edge.model_folder import read_json
+from sana_edge.store.folder import read_json
+from sana_edge.store.known_models import BUNDLED
 
 # the text encoder of all public SANA models
 GEMMA_2_2B = {

@@ -15,7 +15,6 @@ import torch
 from static_scales import static_scales
 from torch import Tensor
 
-from sana_edge import hub
 from sana_edge.calib import component
 from sana_edge.calib.calibrate import Calibration
 from sana_edge.calib.settings import Settings
@@ -24,10 +23,11 @@ from sana_edge.calib.writer import new_folder
 from sana_edge.components import load_decoder, load_denoiser
 from sana_edge.config import SamplerConfig
 from sana_edge.denoiser import Denoiser
-from sana_edge.hub import ResolvedModel
-from sana_edge.model_folder import read_json
 from sana_edge.quantized import decoder_targets, denoiser_targets, quantize_decoder, quantize_denoiser
 from sana_edge.sampler import sampler_of
+from sana_edge.store import hub
+from sana_edge.store.folder import read_json
+from sana_edge.store.hub import ResolvedModel
 from sana_edge.text_encoder import TextFeatures
 
 _CPU = torch.device("cpu")

@@ -14,8 +14,8 @@ from typing import Any
 
 from processes import run
 
-from sana_edge import manifest, manifest_files
 from sana_edge.errors import SanaError
+from sana_edge.store import manifest, manifest_files
 
 FLOAT, INT8, ONNX = "float", "int8", "onnx"
 

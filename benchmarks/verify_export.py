@@ -24,7 +24,7 @@ from record import ended, header, write_json
 from sana_edge.errors import SanaError
 from sana_edge.export.onnx import export
 from sana_edge.export.settings import Settings
-from sana_edge.manifest import Manifest
+from sana_edge.store.manifest import Manifest
 
 RESULTS = Path(__file__).parent / "results"
 EXPORTS = {

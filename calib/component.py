@@ -14,17 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sana_edge import package, quant
+from sana_edge import quant
 from sana_edge.autoencoder import Autoencoder, decoder_state
 from sana_edge.calib.writer import check_finite, write_json, write_shards
 from sana_edge.components import denoiser_layers
 from sana_edge.config import AutoencoderConfig, DenoiserConfig
 from sana_edge.conv_layers import PhaseConv2d
 from sana_edge.denoiser import Denoiser
-from sana_edge.package import Quantization
-from sana_edge.package_tensors import keeps_fp32, to_16_bit
 from sana_edge.quantized import decoder_targets, quantize_decoder, stacked
-from sana_edge.weights import check_state, load_into
+from sana_edge.store import package
+from sana_edge.store.package import Quantization
+from sana_edge.store.package_tensors import keeps_fp32, to_16_bit
+from sana_edge.store.weights import check_state, load_into
 
 Named = tuple[str, Tensor]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from sana_edge import hub, package
 from sana_edge.calib import calibrate, component
 from sana_edge.calib.calibrate import Told
 from sana_edge.calib.measuring import Run, measure
@@ -18,11 +17,12 @@ from sana_edge.calib.trajectory import Comparison, Trajectory, compare, follow
 from sana_edge.calib.writer import new_folder, write_json
 from sana_edge.config import AutoencoderConfig
 from sana_edge.errors import InvalidInput
-from sana_edge.hub import ResolvedModel
 from sana_edge.memory import memory_errors
-from sana_edge.model_folder import read_json
 from sana_edge.request import MAX_SEED, Plan, Request
 from sana_edge.stages import Stages, choose_device, load_stages
+from sana_edge.store import hub, package
+from sana_edge.store.folder import read_json
+from sana_edge.store.hub import ResolvedModel
 
 
 def quantize(
@@ -53,7 +53,7 @@ def quantize(
     Raises:
         InvalidInput: the model is quantized already, ``output`` is taken, or the prompts are not usable.
         CheckpointError: the model is damaged; the message names the tensor.
-        SanaError: as `new_folder`, `sana_edge.hub.resolve` and `sana_edge.calib.observe.observe`.
+        SanaError: as `new_folder`, `sana_edge.store.hub.resolve` and `sana_edge.calib.observe.observe`.
     """
     settings, place = settings or Settings(), choose_device(device)
     output = output.absolute()

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from sana_edge.errors import InvalidInput
-from sana_edge.package import Activations
 from sana_edge.request import Request
+from sana_edge.store.package import Activations
 
 # compared side by side in the report
 PICTURES = 6

@@ -20,8 +20,8 @@ from sana_edge.calib.clip import clip
 from sana_edge.calib.statistics import LayerStatistics, Statistics
 from sana_edge.denoiser import Denoiser
 from sana_edge.errors import InvalidInput, SanaError
-from sana_edge.package import Activations
 from sana_edge.quantized import decoder_targets, denoiser_targets, stacked
+from sana_edge.store.package import Activations
 
 Alpha: TypeAlias = float | Literal["auto"]
 

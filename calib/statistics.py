@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sana_edge.errors import CheckpointError, SanaError
-from sana_edge.weights import save_state
+from sana_edge.store.weights import save_state
 
 BINS = 1024
 VERSION = 1

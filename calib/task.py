@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from sana_edge import package
 from sana_edge.calib import component
 from sana_edge.calib.calibrate import Calibration, Told
 from sana_edge.calib.component import Named
@@ -22,12 +21,13 @@ from sana_edge.calib.writer import check_finite, copy_files
 from sana_edge.components import clamps, denoiser_layers
 from sana_edge.config import DenoiserConfig
 from sana_edge.denoiser_layout import names
-from sana_edge.hub import ResolvedModel
-from sana_edge.model_folder import needed_files, read_json
-from sana_edge.package import Quantization
 from sana_edge.quantized import stacked
+from sana_edge.store import package
+from sana_edge.store.folder import needed_files, read_json
+from sana_edge.store.hub import ResolvedModel
+from sana_edge.store.package import Quantization
+from sana_edge.store.weights import StoredState, weight_files
 from sana_edge.text_weights import quantize_text_state
-from sana_edge.weights import StoredState, weight_files
 
 _COMPONENTS = ("transformer", "vae", "text_encoder")
 _TERMS = ("LICENSE", "LICENCE", "NOTICE", "COPYING")

@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
-from sana_edge import new_folder as new_folders
 from sana_edge.errors import CheckpointError
-from sana_edge.weights import save_state
+from sana_edge.store import atomic as new_folders
+from sana_edge.store.weights import save_state
 
 # tensors held in memory until a file is full; the 16-bit rest and INT8 layers of SANA-0.6B are 682 MB
 SHARD_BYTES = 1 << 30
@@ -76,12 +76,12 @@ def write_json(content: dict[str, Any], path: Path) -> None:
 
 
 def check_output(output: Path, *, force: bool) -> None:
-    """`sana_edge.new_folder.check_output` of a model folder."""
+    """`sana_edge.store.atomic.check_output` of a model folder."""
     new_folders.check_output(output, force=force, kind="model folder", is_kind=_is_model)
 
 
 def new_folder(output: Path, *, force: bool = False) -> AbstractContextManager[Path]:
-    """`sana_edge.new_folder.new_folder` of a model folder."""
+    """`sana_edge.store.atomic.new_folder` of a model folder."""
     return new_folders.new_folder(output, force=force, kind="model folder", is_kind=_is_model)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from safetensors import safe_open
 
-from sana_edge import engine_profiles, manifest
+from sana_edge import engine_profiles
 from sana_edge.cuda_memory import machine
 from sana_edge.engine_builds import build_once
 from sana_edge.engine_cache import Entry, Machine
@@ -17,7 +17,8 @@ from sana_edge.engine_tensorrt import check_version, key_of
 from sana_edge.errors import CheckpointError, InvalidInput
 from sana_edge.export import tensorrt
 from sana_edge.export.tensorrt import Options, Told
-from sana_edge.manifest import Manifest
+from sana_edge.store import manifest
+from sana_edge.store.manifest import Manifest
 
 # what an engine is larger than its graph: TensorRT keeps kernels in it, and some weights in two layouts
 _GROWTH = 1.3

@@ -17,15 +17,15 @@ from typing import Any
 import onnxruntime
 import torch
 
-from sana_edge import hub, manifest
 from sana_edge.errors import SanaError
 from sana_edge.export.agreement import Agreement
 from sana_edge.export.compare_decoder import Decoding
 from sana_edge.export.compare_denoiser import Denoising
 from sana_edge.export.compare_text import compare_text
 from sana_edge.export.graph_runner import GraphRunner
-from sana_edge.hub import ResolvedModel
-from sana_edge.manifest import Manifest
+from sana_edge.store import hub, manifest
+from sana_edge.store.hub import ResolvedModel
+from sana_edge.store.manifest import Manifest
 
 # pixels of a side where the graphs take any size
 SIDE = 256

@@ -17,9 +17,9 @@ from sana_edge.export.compare_denoiser import Latents
 from sana_edge.export.decoder_parts import decoder_parts
 from sana_edge.export.graph_runner import Array, GraphRunner
 from sana_edge.export.unrounded import let_activations_be
-from sana_edge.hub import ResolvedModel
 from sana_edge.image_metrics import psnr
-from sana_edge.manifest import Manifest
+from sana_edge.store.hub import ResolvedModel
+from sana_edge.store.manifest import Manifest
 
 GRAPH = "decoder"
 # cells of a side: of more only the corner is decoded, by graphs that take any size

@@ -16,10 +16,10 @@ from sana_edge.export.agreement import Agreement
 from sana_edge.export.compare_text import NEGATIVE, PROMPT, Text
 from sana_edge.export.graph_runner import Array, GraphRunner
 from sana_edge.export.unrounded import let_activations_be
-from sana_edge.hub import ResolvedModel
-from sana_edge.manifest import Manifest
 from sana_edge.quantized import set_graph_activations
 from sana_edge.sampler import Sampler, make_sampler
+from sana_edge.store.hub import ResolvedModel
+from sana_edge.store.manifest import Manifest
 from sana_edge.text_encoder import TextFeatures
 
 PROJECTION, DENOISER, FOLDED = "text_projection", "denoiser", "denoiser_folded"

@@ -10,9 +10,9 @@ import torch
 from sana_edge.engine_text import EngineText, RunText
 from sana_edge.export.agreement import Agreement
 from sana_edge.export.graph_runner import Array, GraphRunner
-from sana_edge.hub import ResolvedModel
 from sana_edge.instruction import CHI
-from sana_edge.manifest import Manifest
+from sana_edge.store.hub import ResolvedModel
+from sana_edge.store.manifest import Manifest
 from sana_edge.text_encoder import TextEncoder, TextFeatures
 
 GRAPH = "text_encoder"

@@ -17,7 +17,7 @@ from onnx import TensorProto, numpy_helper
 
 from sana_edge.errors import CheckpointError, InvalidInput
 from sana_edge.export.unrounded import remove_rounding
-from sana_edge.manifest import DAMAGED, Graph
+from sana_edge.store.manifest import DAMAGED, Graph
 
 Array = NDArray[Any]
 

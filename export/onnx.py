@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 import sana_edge
-from sana_edge import hub, manifest
 from sana_edge.components import DTYPES, load_decoder, load_denoiser
 from sana_edge.errors import InvalidInput, SanaError
 from sana_edge.export.builder import GraphBuilder
@@ -26,12 +25,13 @@ from sana_edge.export.settings import Settings
 from sana_edge.export.source import Source, describe
 from sana_edge.export.text_graph import add_text_encoder
 from sana_edge.extras import export_extra
-from sana_edge.hub import ResolvedModel
-from sana_edge.manifest import INSTRUCTION, DecoderPart, Manifest, TextShape
-from sana_edge.manifest_files import stored_files
 from sana_edge.memory import memory_errors
-from sana_edge.new_folder import new_folder
 from sana_edge.quantized import set_graph_activations
+from sana_edge.store import hub, manifest
+from sana_edge.store.atomic import new_folder
+from sana_edge.store.hub import ResolvedModel
+from sana_edge.store.manifest import INSTRUCTION, DecoderPart, Manifest, TextShape
+from sana_edge.store.manifest_files import stored_files
 from sana_edge.text_encoder import TextEncoder
 from sana_edge.text_weights import load_text_model
 from sana_edge.tiling import DEFAULT_TILE
@@ -72,7 +72,7 @@ def export(
     Raises:
         InvalidInput: the model cannot be exported like that, or ``output`` is taken.
         CheckpointError: the model is damaged; the message names the tensor or file.
-        SanaError: as `new_folder` and `sana_edge.hub.resolve`; there is no room on the disk; or a graph
+        SanaError: as `new_folder` and `sana_edge.store.hub.resolve`; there is no room on the disk; or a graph
             differs from the torch modules by more than rounding explains.
         MissingDependency: graphs are to be verified without onnxruntime.
     """

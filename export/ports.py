@@ -7,7 +7,7 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, ValueInfoProto
 
-from sana_edge.manifest import Graph, Port
+from sana_edge.store.manifest import Graph, Port
 
 _NAMES = {int(TensorProto.FLOAT): "float32", int(TensorProto.INT64): "int64"}
 

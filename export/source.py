@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 import torch
 
-from sana_edge import package
 from sana_edge.components import DTYPES
 from sana_edge.config import AutoencoderConfig, DenoiserConfig, SamplerConfig
 from sana_edge.errors import CheckpointError, InvalidInput
-from sana_edge.hub import ResolvedModel
-from sana_edge.known_models import BUNDLED, KNOWN
-from sana_edge.model_folder import WEIGHT_COMPONENTS, needed_files, read_json
-from sana_edge.package import Quantization
-from sana_edge.weights import StoredState, weight_files
+from sana_edge.store import package
+from sana_edge.store.folder import WEIGHT_COMPONENTS, needed_files, read_json
+from sana_edge.store.hub import ResolvedModel
+from sana_edge.store.known_models import BUNDLED, KNOWN
+from sana_edge.store.package import Quantization
+from sana_edge.store.weights import StoredState, weight_files
 
 # begin the names of files with the terms of the weights
 _TERMS = ("LICENSE", "LICENCE", "NOTICE", "COPYING")

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sana_edge import engine_cache, manifest, manifest_files
+from sana_edge import engine_cache
+from sana_edge.store import manifest, manifest_files
 
 
 def add_options(parser: argparse.ArgumentParser, size: Callable[[str], tuple[int, int]]) -> None:

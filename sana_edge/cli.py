@@ -160,7 +160,7 @@ def _announce(
 
 
 def _models(arguments: argparse.Namespace) -> None:
-    from sana_edge import hub
+    from sana_edge.store import hub
 
     if arguments.action == "pull":
         if arguments.name is None:
@@ -183,7 +183,7 @@ def _models(arguments: argparse.Namespace) -> None:
 
 
 def _convert(arguments: argparse.Namespace) -> None:
-    from sana_edge import hub
+    from sana_edge.store import hub
 
     with torch_extra():
         from sana_edge.convert import convert

@@ -12,16 +12,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from sana_edge import denoiser_layout, package
+from sana_edge import denoiser_layout
 from sana_edge.autoencoder import Autoencoder, decoder_state
 from sana_edge.backends import half_dtype
 from sana_edge.config import AutoencoderConfig, DenoiserConfig
 from sana_edge.denoiser import Denoiser
 from sana_edge.errors import CheckpointError
-from sana_edge.hub import ResolvedModel
-from sana_edge.model_folder import read_json
-from sana_edge.package import Quantization
-from sana_edge.package_tensors import check_tensors, is_scale, to_16_bit
 from sana_edge.quantized import (
     decoder_targets,
     denoiser_targets,
@@ -31,7 +27,12 @@ from sana_edge.quantized import (
     set_activations,
     stacked,
 )
-from sana_edge.weights import StoredState, load_into, load_state, needs_clamp
+from sana_edge.store import package
+from sana_edge.store.folder import read_json
+from sana_edge.store.hub import ResolvedModel
+from sana_edge.store.package import Quantization
+from sana_edge.store.package_tensors import check_tensors, is_scale, to_16_bit
+from sana_edge.store.weights import StoredState, load_into, load_state, needs_clamp
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

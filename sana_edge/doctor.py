@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import sana_edge
-from sana_edge import hub
+from sana_edge.store import hub
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "numpy", "pillow")
 

@@ -14,11 +14,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from sana_edge import package
 from sana_edge.engine_cache import FORMAT, VERSION, Entry, Key, is_whole, read_entry
 from sana_edge.engine_lock import locked
 from sana_edge.engine_profiles import Sizes
 from sana_edge.errors import SanaError
+from sana_edge.store import package
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 # seconds after which nobody writes an engine any more

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from sana_edge.engine_text import Floats
 from sana_edge.engines import Engine, EngineKind
-from sana_edge.manifest import Manifest
+from sana_edge.store.manifest import Manifest
 
 # which hold the same weights
 DENOISERS = ("denoiser", "denoiser_folded")

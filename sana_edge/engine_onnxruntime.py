@@ -15,7 +15,7 @@ from sana_edge import engine_ports
 from sana_edge.engine_ports import ANY, Arrays
 from sana_edge.engines import EngineKind, Settings, cpu_threads, shown_threads, unusable_device
 from sana_edge.errors import InvalidInput, MissingDependency, SanaError, UnsupportedDevice
-from sana_edge.manifest import Port, export_command
+from sana_edge.store.manifest import Port, export_command
 
 if TYPE_CHECKING:
     import onnxruntime

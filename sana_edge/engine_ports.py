@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sana_edge.errors import CheckpointError, InvalidInput, OutOfMemory, SanaError
-from sana_edge.manifest import DAMAGED, REMAKE, Port, export_command
+from sana_edge.store.manifest import DAMAGED, REMAKE, Port, export_command
 
 Arrays = Mapping[str, NDArray[Any]]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from sana_edge.errors import InvalidInput, SanaError
-from sana_edge.manifest import REMAKE
+from sana_edge.store.manifest import REMAKE
 
 # sides in pixels: the least that is tuned for, and the largest of each profile
 SMALLEST = 512

@@ -11,20 +11,21 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sana_edge import engines, manifest, manifest_files
+from sana_edge import engines
 from sana_edge.config import SamplerConfig
 from sana_edge.engine_decoder import EngineDecoder
 from sana_edge.engine_graphs import DENOISERS, Graphs
 from sana_edge.engine_text import EngineText, Floats
 from sana_edge.engines import EngineKind, Settings
 from sana_edge.errors import InvalidInput, OutOfMemory, SanaError
-from sana_edge.manifest import Manifest
 from sana_edge.memory import available_memory, peak_memory
 from sana_edge.noise import NoiseSource
 from sana_edge.notes import reading_notes
 from sana_edge.projected_text import Context, ProjectedText, padding_mask, side_by_side
 from sana_edge.request import Plan
 from sana_edge.sampler import Sampler, sampler_of
+from sana_edge.store import manifest, manifest_files
+from sana_edge.store.manifest import Manifest
 
 # longest side of a preview's latent; 8 cells are 256 pixels
 PREVIEW_CELLS = 8

@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sana_edge import cuda_memory, engine_cache, manifest
+from sana_edge import cuda_memory, engine_cache
 from sana_edge.engine_cache import Key
 from sana_edge.errors import InvalidInput, UnsupportedDevice
-from sana_edge.manifest import Port
+from sana_edge.store import manifest
+from sana_edge.store.manifest import Port
 from sana_edge.tensorrt_engine import TensorRTEngine
 
 if TYPE_CHECKING:

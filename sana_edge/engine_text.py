@@ -17,8 +17,8 @@ from tokenizers import Tokenizer
 
 from sana_edge.errors import CheckpointError
 from sana_edge.instruction import CHI
-from sana_edge.manifest import DAMAGED, INSTRUCTION, TOKENIZER, TextShape
-from sana_edge.model_folder import read_json
+from sana_edge.store.folder import read_json
+from sana_edge.store.manifest import DAMAGED, INSTRUCTION, TOKENIZER, TextShape
 
 # tokens that the denoiser was trained with
 MAX_TOKENS = 300

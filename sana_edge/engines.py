@@ -18,10 +18,10 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from sana_edge import manifest
 from sana_edge.engine_ports import Arrays
 from sana_edge.errors import InvalidInput, SanaError, UnsupportedDevice
-from sana_edge.manifest import Port
+from sana_edge.store import manifest
+from sana_edge.store.manifest import Port
 
 NAMES = ("tensorrt", "onnxruntime", "openvino")
 DEVICES = ("auto", "cpu", "gpu", "npu", "cuda", "tensorrt")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from sana_edge.extras import export_extra
 
 if TYPE_CHECKING:
-    from sana_edge.manifest import Manifest
+    from sana_edge.store.manifest import Manifest
 
 DYNAMIC = "dynamic"
 

@@ -10,13 +10,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sana_edge import hub
 from sana_edge.config import SamplerConfig
 from sana_edge.errors import InvalidInput, MissingDependency
 from sana_edge.extras import torch_extra
 from sana_edge.memory import memory_errors
 from sana_edge.request import BACKENDS, DEVICES, TORCH_BACKENDS, TORCH_DEVICES, Plan
 from sana_edge.sampler import Sampler
+from sana_edge.store import hub
 
 # a latent (1, C, h, w) fp32: a tensor, or a numpy array
 Latent = Any

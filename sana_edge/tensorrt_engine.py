@@ -24,7 +24,7 @@ from sana_edge.engine_cache import Entry
 from sana_edge.engine_ports import ANY, Arrays, check_inputs, written
 from sana_edge.engine_profiles import Shapes, fitting, outside
 from sana_edge.errors import InvalidInput, OutOfMemory, SanaError
-from sana_edge.manifest import Port
+from sana_edge.store.manifest import Port
 
 logger = logging.getLogger("sana_edge")
 

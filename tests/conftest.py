@@ -33,7 +33,7 @@ from transformers import Gemma2Config, Gemma2Model, PreTrainedTokenizerFast
 from sana_edge import cuda_memory
 from sana_edge.instruction import CHI
 from sana_edge.kernels import cuda_library
-from sana_edge.package import KEY, METHOD
+from sana_edge.store.package import KEY, METHOD
 
 _GUARDED = runpy.run_path(str(Path(__file__).with_name("guarded.py")))["guarded"]
 # workers of `pytest -n` share the cores

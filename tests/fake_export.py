@@ -9,12 +9,22 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from sana_edge import engine_cache, manifest, package
+from sana_edge import engine_cache
 from sana_edge.config import SamplerConfig
 from sana_edge.engine_profiles import choose_sizes
 from sana_edge.export import build
 from sana_edge.export.tensorrt import Options
-from sana_edge.manifest import GRAPHS, INSTRUCTION, TOKENIZER, Graph, Manifest, Source, StoredFile, TextShape
+from sana_edge.store import manifest, package
+from sana_edge.store.manifest import (
+    GRAPHS,
+    INSTRUCTION,
+    TOKENIZER,
+    Graph,
+    Manifest,
+    Source,
+    StoredFile,
+    TextShape,
+)
 
 LATENT = ("float32", ("B", 4, "h", "w"))
 INPUTS = {"latent": LATENT, "scale": ("float32", (1,))}

@@ -19,14 +19,14 @@ from sana_edge.autoencoder_blocks import ResBlock, Upsample
 from sana_edge.config import AutoencoderConfig
 from sana_edge.conv_layers import Conv2d, PhaseConv2d, W8A8Conv2d, W8A8PhaseConv2d
 from sana_edge.errors import CheckpointError, InvalidInput, SanaError
-from sana_edge.hub import resolve
 from sana_edge.image_metrics import psnr
 from sana_edge.kernels import reference
-from sana_edge.model_folder import read_json
 from sana_edge.quantized import decoder_targets, prepare_decoder, quantize_decoder, stacked
+from sana_edge.store.folder import read_json
+from sana_edge.store.hub import resolve
+from sana_edge.store.weights import load_into, load_state, save_state
 from sana_edge.training.layout import draw_scene
 from sana_edge.training.scenes import render
-from sana_edge.weights import load_into, load_state, save_state
 
 RES, VIT = "ResBlock", "EfficientViTBlock"
 SANA = AutoencoderConfig(

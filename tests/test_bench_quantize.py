@@ -19,10 +19,11 @@ from random_model import write_model
 from random_package import write_package
 from static_scales import static_scales
 
-from sana_edge import Sana, hub
+from sana_edge import Sana
 from sana_edge.errors import SanaError
 from sana_edge.export.source import describe
 from sana_edge.layers import Linear
+from sana_edge.store import hub
 
 
 @pytest.fixture

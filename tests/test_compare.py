@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sana_edge import hub, manifest
 from sana_edge.errors import CheckpointError, SanaError
-from sana_edge.hub import ResolvedModel
+from sana_edge.store import hub, manifest
+from sana_edge.store.hub import ResolvedModel
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 import sana_edge
-from sana_edge import doctor, engine_tensorrt, hub, int_mm, ops, weight_only
+from sana_edge import doctor, engine_tensorrt, int_mm, ops, weight_only
+from sana_edge.store import hub
 
 
 def test_report(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,12 +18,13 @@ from typing import Any
 
 import pytest
 
-from sana_edge import engine_cache, engine_lock, package
+from sana_edge import engine_cache, engine_lock
 from sana_edge.engine_builds import build_once
 from sana_edge.engine_cache import Entry, Key, Machine, check_loadable, differs, find
 from sana_edge.engine_lock import locked
 from sana_edge.engine_profiles import Sizes
 from sana_edge.errors import CheckpointError, SanaError
+from sana_edge.store import package
 
 LAPTOP = Machine("NVIDIA GeForce RTX 4070 Laptop GPU", (8, 9), "10.16.1.11", "575.64.03")
 KEY = Key("sana-tiny", "ab" * 32, "denoiser", LAPTOP)

@@ -19,17 +19,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from sana_edge import (
-    Sana,
-    cuda_memory,
-    engine_cache,
-    engine_decoder,
-    engine_stages,
-    engines,
-    hub,
-    manifest,
-    request,
-)
+from sana_edge import Sana, cuda_memory, engine_cache, engine_decoder, engine_stages, engines, request
 from sana_edge.cli import main
 from sana_edge.engine_stages import EngineStages, load_stages, shrink
 from sana_edge.errors import CheckpointError, InvalidInput, OutOfMemory, SanaError
@@ -38,6 +28,7 @@ from sana_edge.projected_text import ProjectedText, padding_mask, side_by_side
 from sana_edge.request import Plan, Request
 from sana_edge.stages import Stages
 from sana_edge.stages import load_stages as load_torch_stages
+from sana_edge.store import hub, manifest
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 onnx_export = pytest.importorskip("sana_edge.export.onnx", reason="onnx is not installed")

@@ -15,7 +15,7 @@ from sana_edge import cuda_memory, engine_cache, engine_tensorrt
 from sana_edge.cli import main
 from sana_edge.engines import EngineKind, Settings
 from sana_edge.errors import InvalidInput, OutOfMemory, SanaError, UnsupportedDevice
-from sana_edge.manifest import GRAPHS
+from sana_edge.store.manifest import GRAPHS
 from sana_edge.tensorrt_engine import TensorRTEngine
 
 HERE = Path(__file__).parent

@@ -15,11 +15,12 @@ from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer
 
-from sana_edge import engine_stages, manifest
+from sana_edge import engine_stages
 from sana_edge.engine_text import EngineText
 from sana_edge.errors import CheckpointError
 from sana_edge.export.settings import Settings
 from sana_edge.instruction import CHI
+from sana_edge.store import manifest
 from sana_edge.text_encoder import TextEncoder
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")

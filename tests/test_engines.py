@@ -19,7 +19,7 @@ import pytest
 from sana_edge import engine_ports, engines
 from sana_edge.engines import Settings, choose
 from sana_edge.errors import CheckpointError, InvalidInput, MissingDependency, OutOfMemory, SanaError
-from sana_edge.manifest import GRAPHS
+from sana_edge.store.manifest import GRAPHS
 
 EXPORT = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("fake_export.py"))))
 PORTS = {

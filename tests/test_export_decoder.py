@@ -24,8 +24,8 @@ from sana_edge.export.builder import GraphBuilder  # noqa: E402
 from sana_edge.export.decoder_graph import add_decoder  # noqa: E402
 from sana_edge.export.decoder_parts import add_decoder_part, decoder_parts  # noqa: E402
 from sana_edge.export.external_data import ExternalData  # noqa: E402
-from sana_edge.hub import resolve  # noqa: E402
 from sana_edge.quantized import decoder_targets, quantize_decoder  # noqa: E402
+from sana_edge.store.hub import resolve  # noqa: E402
 
 RES, VIT = "ResBlock", "EfficientViTBlock"
 # repeats of the shortcuts: 4 and 2 (INTERPOLATE), 4 and none (SHUFFLED); two scales of attention

@@ -15,7 +15,6 @@ from torch import Tensor
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 
-from sana_edge import hub  # noqa: E402
 from sana_edge.components import load_denoiser  # noqa: E402
 from sana_edge.config import DenoiserConfig  # noqa: E402
 from sana_edge.denoiser import Denoiser  # noqa: E402
@@ -27,6 +26,7 @@ from sana_edge.export.external_data import ExternalData  # noqa: E402
 from sana_edge.export.projection_graph import add_text_projection  # noqa: E402
 from sana_edge.layers import W8A8Linear  # noqa: E402
 from sana_edge.quantized import denoiser_targets, quantize_denoiser, set_activations, set_graph_activations  # noqa: E402
+from sana_edge.store import hub  # noqa: E402
 from sana_edge.text_encoder import TextFeatures  # noqa: E402
 
 CONFIG = DenoiserConfig(

@@ -29,7 +29,7 @@ from sana_edge.export.compare_text import TEXTS, runner  # noqa: E402
 from sana_edge.export.external_data import ExternalData  # noqa: E402
 from sana_edge.export.graph_runner import GraphRunner  # noqa: E402
 from sana_edge.export.text_graph import add_text_encoder  # noqa: E402
-from sana_edge.manifest import Graph, TextShape  # noqa: E402
+from sana_edge.store.manifest import Graph, TextShape  # noqa: E402
 
 # about a hundred roundings of 2^-24, see CONTRIBUTING.md
 BOUND = 1e-5

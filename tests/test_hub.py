@@ -19,10 +19,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from sana_edge import hub
 from sana_edge.cli import main
 from sana_edge.errors import CheckpointError, ModelNotFound, SanaError
-from sana_edge.known_models import KNOWN
+from sana_edge.store import hub
+from sana_edge.store.known_models import KNOWN
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 KNOWN_NAME = "sana-0.6b-512"
@@ -414,7 +414,7 @@ def test_killed_download_keeps_whole_files(server: Hub, cache: Path, tmp_path: P
     save_file({"a": np.arange(1_000_000, dtype=np.float32)}, folder / TRANSFORMER)
     server.repositories["someone/sana-mine"] = folder
     server.stall[TRANSFORMER] = 1_500_000
-    code = "from sana_edge.hub import resolve; print(resolve('someone/sana-mine', progress=False).path)"
+    code = "from sana_edge.store.hub import resolve; print(resolve('someone/sana-mine', progress=False).path)"
     environment = {**os.environ, "HF_ENDPOINT": server.endpoint, "HF_HUB_CACHE": str(cache)}
     child = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL)
     snapshot = cache / "models--someone--sana-mine" / "snapshots" / COMMIT

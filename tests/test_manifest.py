@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from sana_edge import manifest, manifest_files, package
 from sana_edge.config import SamplerConfig
 from sana_edge.errors import CheckpointError
-from sana_edge.manifest import (
+from sana_edge.store import manifest, manifest_files, package
+from sana_edge.store.manifest import (
     GRAPHS,
     INSTRUCTION,
     TOKENIZER,

@@ -15,7 +15,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sana_edge import hub, package
 from sana_edge.calib import component
 from sana_edge.calib.quantize import quantize
 from sana_edge.calib.settings import Settings, calibration_folder
@@ -25,11 +24,12 @@ from sana_edge.cli import main
 from sana_edge.components import load_decoder, load_denoiser
 from sana_edge.config import AutoencoderConfig, DenoiserConfig
 from sana_edge.errors import CheckpointError, InvalidInput, SanaError
-from sana_edge.model_folder import read_json
-from sana_edge.package_tensors import is_scale
 from sana_edge.pipeline import Sana
 from sana_edge.quantize_command import _bar
-from sana_edge.weights import StoredState, load_state
+from sana_edge.store import hub, package
+from sana_edge.store.folder import read_json
+from sana_edge.store.package_tensors import is_scale
+from sana_edge.store.weights import StoredState, load_state
 
 # scripts there import each other by their plain names
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))

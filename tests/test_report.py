@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sana_edge import Sana, hub
+from sana_edge import Sana
 from sana_edge.calib import canvas
 from sana_edge.calib.measuring import Run
 from sana_edge.calib.picture import AMPLIFIED, MOST_PAIRS, draw
@@ -23,6 +23,7 @@ from sana_edge.calib.trajectory import Comparison, compare, follow
 from sana_edge.image_metrics import psnr
 from sana_edge.request import Plan, Request
 from sana_edge.stages import Stages, load_stages
+from sana_edge.store import hub
 
 STEPS = 3
 

@@ -27,9 +27,9 @@ from sana_edge.calib.sensitivity import (
 from sana_edge.config import AutoencoderConfig, DenoiserConfig
 from sana_edge.denoiser import Denoiser
 from sana_edge.errors import Cancelled, CheckpointError, InvalidInput
-from sana_edge.hub import resolve
 from sana_edge.quantized import decoder_targets, denoiser_targets, quantize_decoder, quantize_denoiser
 from sana_edge.stages import Stages, load_stages
+from sana_edge.store.hub import resolve
 from sana_edge.text_encoder import TextFeatures
 
 TINY: dict[str, Any] = {

@@ -28,7 +28,7 @@ from sana_edge.engine_profiles import Sizes, choose_sizes, graph_profiles
 from sana_edge.errors import InvalidInput, MissingDependency, SanaError, UnsupportedDevice
 from sana_edge.export import build, tensorrt
 from sana_edge.export.tensorrt import Options
-from sana_edge.manifest import GRAPHS, Source
+from sana_edge.store.manifest import GRAPHS, Source
 from sana_edge.tensorrt_engine import logger_class
 
 HERE = Path(__file__).parent

@@ -22,13 +22,13 @@ from sana_edge.embedding_table import MappedEmbedding
 from sana_edge.errors import CheckpointError, InvalidInput, SanaError
 from sana_edge.instruction import CHI
 from sana_edge.kernels.reference import w8a8_linear
-from sana_edge.known_models import BUNDLED
-from sana_edge.package import Quantization
+from sana_edge.store.known_models import BUNDLED
+from sana_edge.store.package import Quantization
+from sana_edge.store.weights import load_state
 from sana_edge.text_encoder import TextEncoder
 from sana_edge.text_weights import load_text_model, quantize_text_state, text_targets
 from sana_edge.training.train_text_encoder import captions
 from sana_edge.weight_only import WeightOnlyLinear, multiply_dequantized, multiply_digits, split_digits
-from sana_edge.weights import load_state
 
 PROMPTS = ("a red house left of a yellow star", "", "two blue fish above a green tree, " * 20)
 

@@ -17,7 +17,7 @@ import engine_report  # noqa: E402
 import verify_export  # noqa: E402
 
 from sana_edge.export.settings import Settings  # noqa: E402
-from sana_edge.manifest import GRAPHS  # noqa: E402
+from sana_edge.store.manifest import GRAPHS  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

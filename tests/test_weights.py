@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from sana_edge.config import DenoiserConfig
 from sana_edge.errors import CheckpointError, SanaError
-from sana_edge.model_folder import component_variant, needed_files, weight_entries
-from sana_edge.weights import load_into, load_state, needs_clamp, save_state
+from sana_edge.store.folder import component_variant, needed_files, weight_entries
+from sana_edge.store.weights import load_into, load_state, needs_clamp, save_state
 
 STEM = "diffusion_pytorch_model"
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sana_edge.calib.writer import check_output, new_folder, write_shards
 from sana_edge.errors import CheckpointError, InvalidInput, SanaError
-from sana_edge.weights import load_state
+from sana_edge.store.weights import load_state
 
 STEM = "diffusion_pytorch_model"
 

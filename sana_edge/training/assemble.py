@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from transformers import Gemma2ForCausalLM
 
-from .. import weights
-from ..config import AutoencoderConfig, DenoiserConfig
-from ..denoiser import Denoiser
+from sana_edge.config import AutoencoderConfig, DenoiserConfig
+from sana_edge.denoiser import Denoiser
+from sana_edge.store import weights
+
 from . import train_autoencoder, train_denoiser, train_text_encoder
 from .files import replacing
 from .latents import load_latents

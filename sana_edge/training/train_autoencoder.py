@@ -19,9 +19,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
-from ..autoencoder import Autoencoder
-from ..config import AutoencoderConfig
-from ..weights import load_state
+from sana_edge.autoencoder import Autoencoder
+from sana_edge.config import AutoencoderConfig
+from sana_edge.store.weights import load_state
+
 from .layout import draw_scene
 from .loop import Loop, ema_state
 from .scenes import render

@@ -15,10 +15,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..config import DenoiserConfig
-from ..denoiser import Denoiser
-from ..text_encoder import TextEncoder, TextFeatures
-from ..weights import load_state
+from sana_edge.config import DenoiserConfig
+from sana_edge.denoiser import Denoiser
+from sana_edge.store.weights import load_state
+from sana_edge.text_encoder import TextEncoder, TextFeatures
+
 from .captions import caption
 from .latents import load_latents, numbered_scene
 from .loop import Loop, ema_state

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sana_edge.errors import CheckpointError
-from sana_edge.model_folder import read_json
+from sana_edge.store.folder import read_json
 
 METHOD = "sana-edge-w8a8"
 VERSION = 1
@@ -38,7 +38,7 @@ class Quantization:
         kept: modules, by diffusers' names, that could be INT8 and stay in 16 bit.
         calibration: where the calibrated scales and the smoothing come from; None without calibration.
         source: the float model's ``name`` and ``checksum``.
-        clamp: of the denoiser, see `sana_edge.weights.needs_clamp`; None for other components. A package
+        clamp: of the denoiser, see `weights.needs_clamp`; None for other components. A package
             has to say it: its dtypes are no longer those of the source.
         checksum: SHA-256 over the weight files, see `checksum`.
     """

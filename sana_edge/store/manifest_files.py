@@ -13,10 +13,10 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from sana_edge import package
 from sana_edge.errors import CheckpointError
-from sana_edge.manifest import DAMAGED, FILE, Manifest, StoredFile
-from sana_edge.user_cache import user_cache
+from sana_edge.store import package
+from sana_edge.store.cache import user_cache
+from sana_edge.store.manifest import DAMAGED, FILE, Manifest, StoredFile
 
 
 def stored_files(folder: Path, *, without: Iterable[str] = ()) -> dict[str, StoredFile]:
@@ -38,7 +38,7 @@ def stored_files(folder: Path, *, without: Iterable[str] = ()) -> dict[str, Stor
 def verify(
     folder: Path, manifest: Manifest, names: Iterable[str] | None = None, *, again: bool = False
 ) -> None:
-    """Compare files of an exported folder, whose sizes `sana_edge.manifest.read` saw, with their checksums.
+    """Compare files of an exported folder, whose sizes `manifest.read` saw, with their checksums.
 
     Args:
         names: of files in the manifest; None for all.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sana_edge.errors import CheckpointError
-from sana_edge.package import DAMAGED, Quantization
+from sana_edge.store.package import DAMAGED, Quantization
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 # of fp16's normal numbers

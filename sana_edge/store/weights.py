@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sana_edge.config import DenoiserConfig
 from sana_edge.errors import CheckpointError, SanaError
-from sana_edge.model_folder import choose_entry, shard_names
+from sana_edge.store.folder import choose_entry, shard_names
 
 _DAMAGED = "the file is damaged or its download was interrupted; download it again"
 

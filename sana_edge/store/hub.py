@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import cast
 
 from sana_edge.errors import CheckpointError, ModelNotFound, SanaError
-from sana_edge.known_models import BUNDLED, KNOWN, KnownModel
-from sana_edge.manifest import FILE as MANIFEST
-from sana_edge.manifest import REMAKE, is_exported
-from sana_edge.model_folder import PIPELINES, check_folder, component_variant, needed_files, read_json
+from sana_edge.store.folder import PIPELINES, check_folder, component_variant, needed_files, read_json
+from sana_edge.store.known_models import BUNDLED, KNOWN, KnownModel
+from sana_edge.store.manifest import FILE as MANIFEST
+from sana_edge.store.manifest import REMAKE, is_exported
 
 # ends the name of a bundled model's quantized package
 _PACKAGE = "-int8"

@@ -17,8 +17,8 @@ from typing import Any, Literal
 
 from sana_edge.config import SamplerConfig
 from sana_edge.errors import CheckpointError
-from sana_edge.json_values import Reader
-from sana_edge.known_models import BUNDLED, KNOWN
+from sana_edge.store.json_values import Reader
+from sana_edge.store.known_models import BUNDLED, KNOWN
 
 FILE = "manifest.json"
 FORMAT = "sana-edge-onnx"
@@ -73,7 +73,7 @@ class StoredFile:
 
 @dataclass(frozen=True)
 class Source:
-    """The model that was exported, and the `sana_edge.package.checksum` of each of its components."""
+    """The model that was exported, and the `sana_edge.store.package.checksum` of each of its components."""
 
     model: str
     checksums: dict[str, str]
@@ -104,7 +104,7 @@ class Manifest:
         sana_edge: the version that wrote it.
         name: what to show, and to store in a picture.
         dtype: what the denoiser computes in.
-        quantization: an INT8 model's scheme, see `sana_edge.package.Quantization.summary`.
+        quantization: an INT8 model's scheme, see `sana_edge.store.package.Quantization.summary`.
         native_size: side in pixels of the pictures that the model was trained on.
         size: (width, height) in pixels if the graphs know only that one.
         cell: pixels per latent cell along a side.
@@ -197,7 +197,7 @@ def format_of(folder: Path) -> object:
 def read(folder: Path) -> Manifest:
     """Read the manifest of an exported folder and see that every file is there in its size.
 
-    `sana_edge.manifest_files.verify` compares their contents.
+    `sana_edge.store.manifest_files.verify` compares their contents.
 
     Raises:
         CheckpointError: no such folder, no manifest, as `Manifest.from_dict`; or a file is missing or has

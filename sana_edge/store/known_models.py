@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-BUNDLED = Path(__file__).parent / "models"
+BUNDLED = Path(__file__).parents[1] / "models"
 
 _OWNER = "Efficient-Large-Model"
 _SANA = "see the licence file of the repository; its text encoder is under the Gemma terms of use"

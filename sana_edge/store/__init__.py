@@ -1,0 +1,5 @@
+"""What lies on disk or on the hub: models by name, weights, packages, exported folders, and how files appear.
+
+Everything is looked at and checked here before anything is computed from it. Nothing of a network, an
+engine or a kernel may be imported; only modules that read tensors may import torch.
+"""
