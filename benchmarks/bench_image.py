@@ -29,10 +29,11 @@ from model_work import ModelWork
 from record import ended, header, positive, write_bytes, write_json
 from shapes import DENOISERS
 
-from sana_edge import backends, int_mm
+from sana_edge import backends
 from sana_edge.components import DTYPES
 from sana_edge.errors import InvalidInput
 from sana_edge.image import check_writable
+from sana_edge.int8 import matmul
 from sana_edge.request import Request
 from sana_edge.stages import check_dtype, choose_device
 from sana_edge.text_encoder import MAX_TOKENS
@@ -61,7 +62,7 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> None:
         "load_before": _load(),
         "repeat": options.repeat,
         # a fallback would be measured too
-        "int8_products": int_mm.describe(choose_device(options.device).type)[1],
+        "int8_products": matmul.describe(choose_device(options.device).type)[1],
         "int8_backends": {
             dtype: backends.choose("auto", choose_device(options.device), dtype, True).name
             for dtype in options.dtype

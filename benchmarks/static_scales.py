@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sana_edge.quant import QMAX
+from sana_edge.int8.quant import QMAX
 
 # of a layer that saw nothing but zeros
 _LEAST = 1e-6

@@ -19,9 +19,9 @@ import torch
 from record import ended, header, positive, write_json
 from shapes import DENOISERS
 
-from sana_edge import quant
 from sana_edge.config import LATENT_CELL
 from sana_edge.denoiser import Denoiser
+from sana_edge.int8 import quant
 from sana_edge.quantized import quantize_denoiser
 from sana_edge.sampler import make_sampler
 from sana_edge.text_encoder import TextFeatures

@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sana_edge import quant
 from sana_edge.calib.statistics import LayerStatistics
 from sana_edge.errors import InvalidInput
+from sana_edge.int8 import quant
 
 Method = Literal["mse", "percentile", "absmax"]
 

@@ -11,10 +11,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sana_edge import quant
 from sana_edge.autoencoder import Autoencoder
 from sana_edge.denoiser import Denoiser
 from sana_edge.errors import InvalidInput
+from sana_edge.int8 import quant
 from sana_edge.quantized import (
     decoder_targets,
     denoiser_targets,

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sana_edge import quant
 from sana_edge.image_metrics import psnr, ssim
+from sana_edge.int8 import quant
 from sana_edge.request import Plan
 from sana_edge.stages import Stages
 

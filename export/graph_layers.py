@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from sana_edge.denoiser_block import FP16_MAX
 from sana_edge.errors import CheckpointError
 from sana_edge.export.builder import FLOAT, FLOAT16, SMALLEST, GraphBuilder, Value
-from sana_edge.layers import W8A8Linear
+from sana_edge.int8.linear import W8A8Linear
 
 Layer = nn.Module
 

@@ -18,7 +18,7 @@ from torch import nn
 from sana_edge.embedding_table import MappedEmbedding
 from sana_edge.errors import CheckpointError, SanaError
 from sana_edge.export.builder import BOOL, DTYPES, FLOAT, INT64, GraphBuilder, Value
-from sana_edge.weight_only import WeightOnlyLinear
+from sana_edge.int8.text_linear import WeightOnlyLinear
 
 if TYPE_CHECKING:
     from transformers import Gemma2Model

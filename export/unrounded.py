@@ -10,9 +10,9 @@ from __future__ import annotations
 import onnx
 from torch import Tensor, nn
 
-from sana_edge import quant
-from sana_edge.conv_layers import Conv2d, PhaseConv2d, W8A8Conv2d, W8A8PhaseConv2d
-from sana_edge.layers import Linear, W8A8Linear
+from sana_edge.int8 import quant
+from sana_edge.int8.conv import Conv2d, PhaseConv2d, W8A8Conv2d, W8A8PhaseConv2d
+from sana_edge.int8.linear import Linear, W8A8Linear
 
 
 class _Phases(PhaseConv2d):

@@ -1,1 +1,1 @@
-"""Kernels behind sana_edge.ops, one operation per file; reference.py is the specification of all of them."""
+"""Kernels behind `sana_edge.int8.ops`, one operation a file; reference.py is the specification of all."""

@@ -1,4 +1,4 @@
-"""`sana_edge.quant` for the rows that a Triton program holds, and what launchers of such kernels check."""
+"""`sana_edge.int8.quant` for the rows of a Triton program, and what launchers of such kernels check."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def row_scales(b_bits, p_static):
     """Of rows whose largest `magnitude_bits` are b_bits (ROWS,): the reciprocals of their scales, and these.
 
     p_static is one fp32 scale for all of them, or None. The reciprocal of a row with NaN or infinity is 0,
-    its scale NaN, as in `sana_edge.ops`.
+    its scale NaN, as in `sana_edge.int8.ops`.
     """
     b_finite = b_bits < 0x7F800000
     # divisions are correctly rounded, as torch's; below 2^-126 there is no reciprocal

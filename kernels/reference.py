@@ -1,6 +1,6 @@
 """What each operation computes: slow, in fp32 or exact integers, one formula after the other.
 
-These functions define the operations; `sana_edge.ops` and every kernel are tested against them.
+These functions define the operations; `sana_edge.int8.ops` and every kernel are tested against them.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sana_edge import quant
+from sana_edge.int8 import quant
 
 
 def relu_linear_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, eps: float = 1e-15) -> Tensor:

@@ -19,9 +19,9 @@ from sana_edge.autoencoder_blocks import (
     multiple,
 )
 from sana_edge.config import AutoencoderConfig
-from sana_edge.conv_layers import Conv2d
 from sana_edge.efficient_vit import EfficientViTBlock
-from sana_edge.maps import ChannelNorm, add
+from sana_edge.int8.conv import Conv2d
+from sana_edge.int8.feature_maps import ChannelNorm, add
 
 
 def _blocks(config: AutoencoderConfig, side: str, stage: int) -> Iterator[nn.Module]:

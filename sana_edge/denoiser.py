@@ -15,11 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sana_edge import denoiser_layout, ops
+from sana_edge import denoiser_layout
 from sana_edge.config import DenoiserConfig
 from sana_edge.denoiser_block import Block, Constant, KeysValues
 from sana_edge.errors import CheckpointError, InvalidInput
-from sana_edge.layers import Linear, Move, W8A8Linear, keeping_dtype
+from sana_edge.int8 import ops
+from sana_edge.int8.linear import Linear, Move, W8A8Linear, keeping_dtype
 from sana_edge.text_encoder import TextFeatures
 
 _FREQUENCIES = 128

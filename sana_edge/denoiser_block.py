@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sana_edge import ops
 from sana_edge.config import DenoiserConfig
-from sana_edge.layers import Linear
+from sana_edge.int8 import ops
+from sana_edge.int8.linear import Linear
 
 RMS_EPS = 1e-5
 FP16_MAX = 65504.0
@@ -38,7 +38,7 @@ class Constant:
 class Block(nn.Module):
     """Linear self-attention, cross-attention to the text and Mix-FFN, each added to the token stream.
 
-    All linear layers but ``cross_kv`` may be replaced by `sana_edge.layers.W8A8Linear`.
+    All linear layers but ``cross_kv`` may be replaced by `sana_edge.int8.linear.W8A8Linear`.
     """
 
     def __init__(self, config: DenoiserConfig) -> None:

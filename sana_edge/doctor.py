@@ -155,11 +155,11 @@ def _cuda() -> Backend:
 def _int8() -> Backend:
     import torch
 
-    from sana_edge import int_mm, ops
-    from sana_edge.weight_only import choose_product
+    from sana_edge.int8 import matmul, ops
+    from sana_edge.int8.text_linear import choose_product
 
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    products = [int_mm.describe(device) for device in devices]
+    products = [matmul.describe(device) for device in devices]
     refusal = ops.onednn_refusal()
     convolutions = f"no oneDNN convolution: {refusal}" if refusal else "oneDNN convolution on cpu"
     text = (f"text encoder on {device}: {choose_product(device).reason}" for device in devices)

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sana_edge import ops
-from sana_edge.conv_layers import Conv2d
-from sana_edge.layers import Linear, W8A8Linear
-from sana_edge.maps import ChannelNorm, add, nchw, nhwc
+from sana_edge.int8 import ops
+from sana_edge.int8.conv import Conv2d
+from sana_edge.int8.feature_maps import ChannelNorm, add, nchw, nhwc
+from sana_edge.int8.linear import Linear, W8A8Linear
 
 EXPAND_RATIO = 4
 _EPS = 1e-15

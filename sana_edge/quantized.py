@@ -1,6 +1,6 @@
 """Float networks made INT8 in memory, layer by layer; nothing is calibrated here.
 
-The denoiser's layers are those of `sana_edge.layers`, the decoder's also those of `sana_edge.conv_layers`.
+The denoiser's layers are those of `sana_edge.int8.linear`, the decoder's also those of `sana_edge.int8.conv`.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor, nn
 
-from sana_edge import quant
 from sana_edge.autoencoder import Autoencoder
-from sana_edge.conv_layers import Conv2d, PhaseConv2d, W8A8Conv2d, W8A8PhaseConv2d
 from sana_edge.denoiser import Denoiser
 from sana_edge.errors import CheckpointError, InvalidInput, SanaError
-from sana_edge.layers import Linear, W8A8Linear
+from sana_edge.int8 import quant
+from sana_edge.int8.conv import Conv2d, PhaseConv2d, W8A8Conv2d, W8A8PhaseConv2d
+from sana_edge.int8.linear import Linear, W8A8Linear
 
 _BLOCK_LAYERS = ("qkv", "out", "cross_q", "cross_out", "expand", "project")
 

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from sana_edge.embedding_table import MappedEmbedding
 from sana_edge.errors import CheckpointError, InvalidInput, SanaError
+from sana_edge.int8.text_linear import WeightOnlyLinear, choose_product, quantize_weight, to_bitsandbytes
 from sana_edge.store import package
 from sana_edge.store.folder import read_json
 from sana_edge.store.package_tensors import check_tensors, to_16_bit
 from sana_edge.store.weights import StoredState, check_state, load_state
-from sana_edge.weight_only import WeightOnlyLinear, choose_product, quantize_weight, to_bitsandbytes
 
 if TYPE_CHECKING:
     from transformers import Gemma2Model

@@ -13,13 +13,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sana_edge import autoencoder_blocks, conv_ops, ops, quant, tiling
+from sana_edge import autoencoder_blocks, tiling
 from sana_edge.autoencoder import Autoencoder
 from sana_edge.autoencoder_blocks import ResBlock, Upsample
 from sana_edge.config import AutoencoderConfig
-from sana_edge.conv_layers import Conv2d, PhaseConv2d, W8A8Conv2d, W8A8PhaseConv2d
 from sana_edge.errors import CheckpointError, InvalidInput, SanaError
 from sana_edge.image_metrics import psnr
+from sana_edge.int8 import conv_product, ops, quant
+from sana_edge.int8.conv import Conv2d, PhaseConv2d, W8A8Conv2d, W8A8PhaseConv2d
 from sana_edge.kernels import reference
 from sana_edge.quantized import decoder_targets, prepare_decoder, quantize_decoder, stacked
 from sana_edge.store.folder import read_json
@@ -71,11 +72,11 @@ SHAPES = pytest.mark.parametrize(
 def product(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both ways to convolve: what this CPU has, and what is used where it is refused."""
     if request.param == "unfolded":
-        monkeypatch.setattr(conv_ops, "onednn_refusal", lambda: "not today")
+        monkeypatch.setattr(conv_product, "onednn_refusal", lambda: "not today")
         # several pieces of a small map
-        monkeypatch.setattr(conv_ops, "_UNFOLDED_BYTES", 3000)
-    elif conv_ops.onednn_refusal():
-        pytest.skip(conv_ops.onednn_refusal())
+        monkeypatch.setattr(conv_product, "_UNFOLDED_BYTES", 3000)
+    elif conv_product.onednn_refusal():
+        pytest.skip(conv_product.onednn_refusal())
     return str(request.param)
 
 
@@ -132,7 +133,7 @@ def test_sums_are_exact_integers(shape: tuple[int, ...], product: str) -> None:
     values, weight = integers(2, channels, height, width), integers(out, channels, size, size)
     one, ones = torch.ones(()), torch.ones(out)
     packed = ops.pack_conv2d(weight, padding=1)
-    assert conv_ops.is_packed(packed) == (product == "onednn")
+    assert conv_product.is_packed(packed) == (product == "onednn")
     actual = ops.w8a8_conv2d(values, one, packed, ones, padding=1)
     assert torch.equal(actual, reference.w8a8_conv2d(values, one, weight, ones, padding=1))
 
@@ -173,15 +174,15 @@ def test_packing_is_undone_exactly(product: str) -> None:
 
 
 def test_a_cpu_that_saturates_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    correct = conv_ops.onednn_conv2d
+    correct = conv_product.onednn_conv2d
 
     def saturating(*args: object) -> Tensor:
         return correct(*args).clamp(-(2**15), 2**15 - 1)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(conv_ops, "onednn_conv2d", saturating)
-    assert "saturate" in conv_ops.onednn_refusal.__wrapped__()
-    monkeypatch.setattr(conv_ops, "_prepack", lambda *_, **__: torch.ops.onednn.no_such_operator)
-    assert "cannot" in conv_ops.onednn_refusal.__wrapped__()
+    monkeypatch.setattr(conv_product, "onednn_conv2d", saturating)
+    assert "saturate" in conv_product.onednn_refusal.__wrapped__()
+    monkeypatch.setattr(conv_product, "_prepack", lambda *_, **__: torch.ops.onednn.no_such_operator)
+    assert "cannot" in conv_product.onednn_refusal.__wrapped__()
 
 
 # --- its layers
@@ -448,7 +449,7 @@ def test_a_packed_weight_is_held_once() -> None:
     layer = W8A8Conv2d.from_float(Conv2d(64, 64, 3, padding=1))
     layer(torch.randn(1, 64, 4, 4))
     assert sum(tensor.dtype == torch.int8 for tensor in (*layer.buffers(), *layer.parameters())) == 1
-    assert conv_ops.is_packed(layer.weight) == (not conv_ops.onednn_refusal())
+    assert conv_product.is_packed(layer.weight) == (not conv_product.onednn_refusal())
     assert layer.state_dict()["weight"].layout == torch.strided
 
 

@@ -22,7 +22,7 @@ from static_scales import static_scales
 from sana_edge import Sana
 from sana_edge.errors import SanaError
 from sana_edge.export.source import describe
-from sana_edge.layers import Linear
+from sana_edge.int8.linear import Linear
 from sana_edge.store import hub
 
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from sana_edge import quant
 from sana_edge.calib.clip import clip
 from sana_edge.calib.statistics import BINS, LayerStatistics
 from sana_edge.errors import InvalidInput
+from sana_edge.int8 import quant
 
 
 def seen(*steps: Tensor) -> LayerStatistics:

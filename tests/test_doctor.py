@@ -14,7 +14,8 @@ import pytest
 import torch
 
 import sana_edge
-from sana_edge import doctor, engine_tensorrt, int_mm, ops, weight_only
+from sana_edge import doctor, engine_tensorrt
+from sana_edge.int8 import matmul, ops, text_linear
 from sana_edge.store import hub
 
 
@@ -45,12 +46,12 @@ def test_backends_of_this_machine() -> None:
 def test_what_multiplies_int8(monkeypatch: pytest.MonkeyPatch) -> None:
     by_name = {backend.name: backend for backend in doctor.backends()}
     assert by_name["int8"].usable and by_name["int8"].detail.startswith("torch._int_mm on cpu")
-    monkeypatch.setattr(int_mm, "int8_refusal", lambda device: f"no INT8 on {device}")
-    monkeypatch.setattr(int_mm, "onednn_linear_refusal", lambda: "nor here")
+    monkeypatch.setattr(matmul, "int8_refusal", lambda device: f"no INT8 on {device}")
+    monkeypatch.setattr(matmul, "onednn_linear_refusal", lambda: "nor here")
     monkeypatch.setattr(ops, "onednn_refusal", lambda: "none here")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(
-        weight_only, "choose_product", lambda device: weight_only.Product("dequantized", "no INT8 there")
+        text_linear, "choose_product", lambda device: text_linear.Product("dequantized", "no INT8 there")
     )
     slower = "cpu multiplies in fp32, because: no INT8 on cpu"
     rest = "no oneDNN convolution: none here; text encoder on cpu: no INT8 there"

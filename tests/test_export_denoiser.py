@@ -24,7 +24,7 @@ from sana_edge.export.builder import GraphBuilder  # noqa: E402
 from sana_edge.export.denoiser_graph import add_denoiser, add_denoiser_folded  # noqa: E402
 from sana_edge.export.external_data import ExternalData  # noqa: E402
 from sana_edge.export.projection_graph import add_text_projection  # noqa: E402
-from sana_edge.layers import W8A8Linear  # noqa: E402
+from sana_edge.int8.linear import W8A8Linear  # noqa: E402
 from sana_edge.quantized import denoiser_targets, quantize_denoiser, set_activations, set_graph_activations  # noqa: E402
 from sana_edge.store import hub  # noqa: E402
 from sana_edge.text_encoder import TextFeatures  # noqa: E402

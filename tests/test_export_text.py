@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, Gemma2Config, Gemma2Model
 
-from sana_edge import weight_only
 from sana_edge.engine_text import EngineText
 from sana_edge.errors import CheckpointError, SanaError
 from sana_edge.instruction import CHI
+from sana_edge.int8 import text_linear
 from sana_edge.text_encoder import TextEncoder
 from sana_edge.text_weights import load_text_model
 
@@ -204,7 +204,7 @@ def test_int8_weights_stay_int8(tmp_path: Path, tiny_folder: Path, monkeypatch: 
     stored = initializers(tmp_path)
     assert all(stored[name].data_type == onnx.TensorProto.INT8 for name in names)
     ids = torch.randint(0, 640, (1, 90))
-    monkeypatch.setattr(weight_only, "choose_product", lambda device: weight_only.Product("dequantized", ""))
+    monkeypatch.setattr(text_linear, "choose_product", lambda device: text_linear.Product("dequantized", ""))
     assert error(*run(graph, model, ids, 61)) <= BOUND
 
 

@@ -11,11 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from sana_edge import quant, tiling
+from sana_edge import tiling
 from sana_edge.autoencoder import Autoencoder
 from sana_edge.autoencoder_blocks import ResBlock, Upsample
 from sana_edge.config import AutoencoderConfig
-from sana_edge.conv_layers import Conv2d, W8A8Conv2d
 from sana_edge.errors import InvalidInput
 from sana_edge.fused_decoder import (
     FusedAttention,
@@ -25,6 +24,8 @@ from sana_edge.fused_decoder import (
     FusedUpsample,
     fuse_decoder,
 )
+from sana_edge.int8 import quant
+from sana_edge.int8.conv import Conv2d, W8A8Conv2d
 from sana_edge.quantized import decoder_targets, quantize_decoder
 
 RES, VIT = "ResBlock", "EfficientViTBlock"

@@ -14,10 +14,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from sana_edge import Sana, backends, graph, quant
+from sana_edge import Sana, backends, graph
 from sana_edge.config import DenoiserConfig
 from sana_edge.denoiser import Denoiser, Modulation, TextContext
 from sana_edge.errors import OutOfMemory
+from sana_edge.int8 import quant
 from sana_edge.prediction import FusedNetwork, Predictor, Velocity
 from sana_edge.quantized import quantize_denoiser
 from sana_edge.stages import Stages

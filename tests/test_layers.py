@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sana_edge import int_mm, quant
 from sana_edge.errors import CheckpointError, InvalidInput
+from sana_edge.int8 import matmul, quant
+from sana_edge.int8.linear import Linear, W8A8Linear
 from sana_edge.kernels import reference
-from sana_edge.layers import Linear, W8A8Linear
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 STATIC = pytest.mark.parametrize("static", [False, True], ids=["token", "tensor"])
@@ -274,6 +274,6 @@ def test_what_cannot_be_quantized_is_refused() -> None:
 def test_without_int_mm_the_result_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, x = W8A8Linear.from_float(random_linear(1500, 21)), torch.randn(2, 7, 1500)
     expected = layer(x)
-    monkeypatch.setattr(int_mm, "int8_refusal", lambda device: "refused")
+    monkeypatch.setattr(matmul, "int8_refusal", lambda device: "refused")
     monkeypatch.delattr(torch, "_int_mm")
     assert torch.equal(layer(x), expected)

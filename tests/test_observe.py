@@ -17,7 +17,7 @@ from sana_edge.calib.listener import SAMPLE_ROWS, Listener, nothing, targets
 from sana_edge.calib.observe import Progress, observe
 from sana_edge.calib.prompts import PromptSet
 from sana_edge.calib.statistics import Statistics
-from sana_edge.layers import Linear
+from sana_edge.int8.linear import Linear
 from sana_edge.stages import Stages, load_stages
 from sana_edge.store.hub import resolve
 

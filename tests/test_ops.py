@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sana_edge import ops
+from sana_edge.int8 import ops
 from sana_edge.kernels import reference
 
 # both code paths: without gradients tensors are reused and work is cut into pieces

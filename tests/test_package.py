@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sana_edge import quant
 from sana_edge.calib.component import write_config, write_weights
 from sana_edge.errors import CheckpointError
+from sana_edge.int8 import quant
 from sana_edge.store import package
 from sana_edge.store.package import Quantization
 from sana_edge.store.package_tensors import check_tensors, to_16_bit

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sana_edge import int_mm, ops, quant
+from sana_edge.int8 import matmul, ops, quant
 from sana_edge.kernels import reference
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -26,9 +26,9 @@ def without_int_mm(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         raise RuntimeError("no kernel for int8\nmore")
 
     monkeypatch.setattr(torch, "_int_mm", refuses)
-    int_mm.trial.cache_clear()
+    matmul.trial.cache_clear()
     yield
-    int_mm.trial.cache_clear()
+    matmul.trial.cache_clear()
 
 
 def test_scales_are_never_zero_and_show_what_is_not_finite() -> None:
@@ -145,15 +145,15 @@ def test_sums_are_exact_without_int_mm(shape: tuple[int, int, int], without_int_
 def test_products_of_cpus_that_int_mm_is_slow_on(
     shape: tuple[int, int, int], refused: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not refused and int_mm.onednn_linear_refusal():
-        pytest.skip(int_mm.onednn_linear_refusal())
+    if not refused and matmul.onednn_linear_refusal():
+        pytest.skip(matmul.onednn_linear_refusal())
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
     if refused:
-        monkeypatch.setattr(int_mm, "onednn_linear_refusal", lambda: refused)
+        monkeypatch.setattr(matmul, "onednn_linear_refusal", lambda: refused)
     values, weight = integers(*shape)
-    sums = int_mm.multiplier(ops.hold_weight(weight))(values)
+    sums = matmul.multiplier(ops.hold_weight(weight))(values)
     assert torch.equal(sums, (values.long() @ weight.long().T).float())
-    works, words = int_mm.describe("cpu")
+    works, words = matmul.describe("cpu")
     assert works == (not refused) and "AVX512-VNNI" in words
 
 
@@ -179,9 +179,9 @@ def test_wrong_sums_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     # saturates at 16 bits, as instructions without VNNI do
     real = torch._int_mm
     monkeypatch.setattr(torch, "_int_mm", lambda *args: real(*args).clamp(-32768, 32767))
-    int_mm.trial.cache_clear()
+    matmul.trial.cache_clear()
     assert ops.int8_refusal("cpu") == "torch._int_mm gives wrong sums"
-    int_mm.trial.cache_clear()
+    matmul.trial.cache_clear()
 
 
 def test_the_memory_of_a_held_weight_is_transposed() -> None:

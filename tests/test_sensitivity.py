@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sana_edge import quant
 from sana_edge.autoencoder import Autoencoder
 from sana_edge.calib.fold import denoiser_folds
 from sana_edge.calib.sensitivity import (
@@ -27,6 +26,7 @@ from sana_edge.calib.sensitivity import (
 from sana_edge.config import AutoencoderConfig, DenoiserConfig
 from sana_edge.denoiser import Denoiser
 from sana_edge.errors import Cancelled, CheckpointError, InvalidInput
+from sana_edge.int8 import quant
 from sana_edge.quantized import decoder_targets, denoiser_targets, quantize_decoder, quantize_denoiser
 from sana_edge.stages import Stages, load_stages
 from sana_edge.store.hub import resolve

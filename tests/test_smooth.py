@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sana_edge import quant
 from sana_edge.autoencoder import Autoencoder
 from sana_edge.calib.clip import clip
 from sana_edge.calib.fold import decoder_folds, denoiser_folds
@@ -20,7 +19,8 @@ from sana_edge.calib.statistics import LayerStatistics, Statistics
 from sana_edge.config import AutoencoderConfig, DenoiserConfig
 from sana_edge.denoiser import Denoiser
 from sana_edge.errors import InvalidInput, SanaError
-from sana_edge.layers import W8A8Linear
+from sana_edge.int8 import quant
+from sana_edge.int8.linear import W8A8Linear
 from sana_edge.quantized import decoder_targets, denoiser_targets, quantize_denoiser
 from sana_edge.text_encoder import TextFeatures
 

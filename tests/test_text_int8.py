@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from transformers import Gemma2Config, Gemma2Model
 from transformers.models.gemma2.modeling_gemma2 import Gemma2TextScaledWordEmbedding
 
-from sana_edge import quant, text_weights, weight_only
+from sana_edge import text_weights
 from sana_edge.calib.component import write_config, write_weights
 from sana_edge.embedding_table import MappedEmbedding
 from sana_edge.errors import CheckpointError, InvalidInput, SanaError
 from sana_edge.instruction import CHI
+from sana_edge.int8 import quant, text_linear
+from sana_edge.int8.text_linear import WeightOnlyLinear, multiply_dequantized, multiply_digits, split_digits
 from sana_edge.kernels.reference import w8a8_linear
 from sana_edge.store.known_models import BUNDLED
 from sana_edge.store.package import Quantization
@@ -28,7 +30,6 @@ from sana_edge.store.weights import load_state
 from sana_edge.text_encoder import TextEncoder
 from sana_edge.text_weights import load_text_model, quantize_text_state, text_targets
 from sana_edge.training.train_text_encoder import captions
-from sana_edge.weight_only import WeightOnlyLinear, multiply_dequantized, multiply_digits, split_digits
 
 PROMPTS = ("a red house left of a yellow star", "", "two blue fish above a green tree, " * 20)
 
@@ -50,9 +51,9 @@ def folder(tiny_folder: Path, tmp_path: Path) -> Path:
 def no_vnni(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A CPU on which torch multiplies INT8 one number at a time."""
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
-    weight_only.choose_product.cache_clear()
+    text_linear.choose_product.cache_clear()
     yield
-    weight_only.choose_product.cache_clear()
+    text_linear.choose_product.cache_clear()
 
 
 def load(folder: Path, dtype: torch.dtype = torch.float32, *, int8: bool = True) -> TextEncoder:
@@ -148,9 +149,9 @@ def test_values_that_are_not_finite_show(bad: float) -> None:
 
 def test_pieces_of_rows_are_quantized_as_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = torch.randn(50, 36)
-    monkeypatch.setattr(weight_only, "_PIECE_BYTES", 7 * 4 * 36)
+    monkeypatch.setattr(text_linear, "_PIECE_BYTES", 7 * 4 * 36)
     for part, whole in zip(
-        weight_only.quantize_weight(weight, "x"), quant.quantize_weight(weight), strict=True
+        text_linear.quantize_weight(weight, "x"), quant.quantize_weight(weight), strict=True
     ):
         assert torch.equal(part, whole)
 
@@ -223,10 +224,10 @@ def test_every_projection_is_int8_and_features_stay(folder: Path) -> None:
 
 @pytest.mark.usefixtures("no_vnni")
 def test_a_cpu_without_int8_instructions_gives_the_same_features(folder: Path) -> None:
-    product = weight_only.choose_product("cpu")
+    product = text_linear.choose_product("cpu")
     assert product.name == "dequantized" and "VNNI" in product.reason
     features = load(folder).encode(PROMPTS).embeddings
-    weight_only.choose_product.cache_clear()
+    text_linear.choose_product.cache_clear()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cpu, "_is_vnni_supported", lambda: True)
         digits = load(folder).encode(PROMPTS).embeddings
@@ -331,22 +332,22 @@ def test_a_filled_bitsandbytes_layer_is_the_same(capfd: pytest.CaptureFixture[st
     values, scales = quant.quantize_weight(torch.randn(48, 64))
     bias, x = torch.randn(48), torch.randn(5, 64).clamp(-5, 5)
     capfd.readouterr()
-    filled = weight_only.to_bitsandbytes(WeightOnlyLinear(values, scales, bias))
+    filled = text_linear.to_bitsandbytes(WeightOnlyLinear(values, scales, bias))
     assert torch.equal(filled.weight.CB, values)
     # its scheme, below its outliers: rows of fp16 in INT8, the result in fp16
     expected = w8a8_linear(*quant.quantize_rows(x.half()), values, scales, bias)
     for _ in range(2):
         assert quant.relative_error(filled(x), expected) < 2 * 2.0**-11
-    assert weight_only.bitsandbytes_refusal("cpu") == ""
+    assert text_linear.bitsandbytes_refusal("cpu") == ""
     assert capfd.readouterr().err == ""
 
 
 def test_the_ways_to_multiply_say_why() -> None:
     # of what this machine has: both answers are right somewhere
-    assert weight_only.choose_product("cpu").name in ("digits", "dequantized")
-    assert weight_only.choose_product("cpu").reason
+    assert text_linear.choose_product("cpu").name in ("digits", "dequantized")
+    assert text_linear.choose_product("cpu").reason
     if not importlib.util.find_spec("bitsandbytes"):
-        assert "sana-edge[int8-cuda]" in weight_only.bitsandbytes_refusal("cpu")
+        assert "sana-edge[int8-cuda]" in text_linear.bitsandbytes_refusal("cpu")
 
 
 def edit(folder: Path, change: Callable[[dict[str, Tensor]], Any]) -> None:

@@ -9,8 +9,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from sana_edge import ops, quant
 from sana_edge.errors import CheckpointError, InvalidInput
+from sana_edge.int8 import ops, quant
 
 Observer = Callable[[Tensor], None]
 Move = Callable[[Tensor], Tensor]

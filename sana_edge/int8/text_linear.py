@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sana_edge import ops, quant
 from sana_edge.errors import CheckpointError
-from sana_edge.layers import Move, keeping_dtype
+from sana_edge.int8 import ops, quant
+from sana_edge.int8.linear import Move, keeping_dtype
 
 # values of `low` for one of `high`: half a step, ±1/2, becomes ±127
 _LOW = 2 * quant.QMAX

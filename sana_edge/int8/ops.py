@@ -21,15 +21,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sana_edge import conv_ops, quant
-from sana_edge.conv_ops import onednn_refusal as onednn_refusal
-from sana_edge.conv_ops import pack_conv2d as pack_conv2d
-from sana_edge.conv_ops import quantize_map as quantize_map
-from sana_edge.conv_ops import unpack_conv2d as unpack_conv2d
-from sana_edge.int_mm import hold_weight as hold_weight
-from sana_edge.int_mm import int8_refusal as int8_refusal
-from sana_edge.int_mm import int8_sums as int8_sums
-from sana_edge.int_mm import multiplier
+from sana_edge.int8 import conv_product, quant
+from sana_edge.int8.conv_product import onednn_refusal as onednn_refusal
+from sana_edge.int8.conv_product import pack_conv2d as pack_conv2d
+from sana_edge.int8.conv_product import quantize_map as quantize_map
+from sana_edge.int8.conv_product import unpack_conv2d as unpack_conv2d
+from sana_edge.int8.matmul import hold_weight as hold_weight
+from sana_edge.int8.matmul import int8_refusal as int8_refusal
+from sana_edge.int8.matmul import int8_sums as int8_sums
+from sana_edge.int8.matmul import multiplier
 from sana_edge.kernels import triton_support
 
 # a layer's weight and bias
@@ -270,11 +270,11 @@ def w8a8_conv2d(
         bias: (out,).
         dtype: of the result; fp32 is used until then.
     """
-    if conv_ops.is_packed(weight):
-        return conv_ops.onednn_conv2d(values, scale, weight, weight_scales, bias, padding, dtype)
+    if conv_product.is_packed(weight):
+        return conv_product.onednn_conv2d(values, scale, weight, weight_scales, bias, padding, dtype)
     # (out, kh kw in)
     matrix = weight.permute(0, 2, 3, 1).flatten(1)
     kernel = (weight.shape[2], weight.shape[3])
-    pieces = conv_ops.unfold(values, kernel, padding)
+    pieces = conv_product.unfold(values, kernel, padding)
     rows = [w8a8_linear(columns, scale, matrix, weight_scales, bias, dtype) for columns in pieces]
     return torch.cat(rows, dim=1).permute(0, 3, 1, 2)

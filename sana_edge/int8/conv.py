@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sana_edge import ops, quant
 from sana_edge.errors import CheckpointError
-from sana_edge.layers import Move, Observer, Quantized, keeping_dtype
-from sana_edge.maps import nchw, nhwc
+from sana_edge.int8 import ops, quant
+from sana_edge.int8.feature_maps import nchw, nhwc
+from sana_edge.int8.linear import Move, Observer, Quantized, keeping_dtype
 
 
 class Conv2d(nn.Conv2d):

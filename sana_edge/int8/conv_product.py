@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sana_edge import quant
+from sana_edge.int8 import quant
 
 # of the unfolded map, alive at a time: within a CPU's cache, enough to fill a GPU
 _UNFOLDED_BYTES = 8 << 20
