@@ -34,9 +34,9 @@ from sana_edge.components import DTYPES
 from sana_edge.errors import InvalidInput
 from sana_edge.image import check_writable
 from sana_edge.int8 import matmul
+from sana_edge.nets.text_encoder import MAX_TOKENS
 from sana_edge.request import Request
 from sana_edge.stages import check_dtype, choose_device
-from sana_edge.text_encoder import MAX_TOKENS
 
 RESULTS = Path(__file__).parent / "results"
 NATIVE_SIZE = 1024

@@ -15,12 +15,12 @@ from torch import Tensor
 from sana_edge import backends
 from sana_edge.components import DTYPES, store_in_16_bit
 from sana_edge.config import DenoiserConfig
-from sana_edge.denoiser import Denoiser
 from sana_edge.errors import SanaError
+from sana_edge.nets.denoiser import Denoiser
+from sana_edge.nets.quantize import quantize_denoiser
+from sana_edge.nets.text_encoder import MAX_TOKENS, TextFeatures
 from sana_edge.prediction import make_predictor
-from sana_edge.quantized import quantize_denoiser
 from sana_edge.sampler import make_sampler
-from sana_edge.text_encoder import MAX_TOKENS, TextFeatures
 
 GUIDANCE = 4.5
 

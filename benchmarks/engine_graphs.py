@@ -17,14 +17,14 @@ from shapes import AUTOENCODERS, random_latent, random_weights
 from static_scales import static_scales
 from torch import Tensor, nn
 
-from sana_edge.autoencoder import Autoencoder
-from sana_edge.denoiser import Denoiser
 from sana_edge.export.builder import GraphBuilder
 from sana_edge.export.decoder_graph import add_decoder
 from sana_edge.export.denoiser_graph import add_denoiser_folded
 from sana_edge.export.external_data import ExternalData
 from sana_edge.export.projection_graph import add_text_projection
-from sana_edge.quantized import (
+from sana_edge.nets.autoencoder import Autoencoder
+from sana_edge.nets.denoiser import Denoiser
+from sana_edge.nets.quantize import (
     decoder_targets,
     denoiser_targets,
     quantize_decoder,
@@ -66,7 +66,7 @@ def _our_denoiser(work: DenoiserWork, folder: Path, kinds: Collection[str]) -> N
 
     def run() -> None:
         latent, captions, mask = step_inputs(work)
-        from sana_edge.text_encoder import TextFeatures
+        from sana_edge.nets.text_encoder import TextFeatures
 
         lengths = mask.sum(dim=1).tolist()
         groups = [

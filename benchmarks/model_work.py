@@ -18,12 +18,12 @@ from sana_edge.components import DTYPES
 from sana_edge.config import DenoiserConfig, SamplerConfig
 from sana_edge.errors import InvalidInput
 from sana_edge.instruction import CHI
+from sana_edge.nets.text_encoder import TextEncoder, TextFeatures
 from sana_edge.request import Plan, Request
 from sana_edge.stages import load_stages
 from sana_edge.store import hub
 from sana_edge.store.folder import read_json
 from sana_edge.store.package import is_package
-from sana_edge.text_encoder import TextEncoder, TextFeatures
 
 
 @dataclass(frozen=True, kw_only=True)

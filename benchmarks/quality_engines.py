@@ -208,7 +208,7 @@ def _torch(
     import torch
 
     from sana_edge import Sana
-    from sana_edge.quantized import set_graph_activations
+    from sana_edge.nets.quantize import set_graph_activations
     from sana_edge.stages import load_stages
     from sana_edge.store import hub
 

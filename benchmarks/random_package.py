@@ -22,13 +22,13 @@ from sana_edge.calib.task import Task
 from sana_edge.calib.writer import new_folder
 from sana_edge.components import load_decoder, load_denoiser
 from sana_edge.config import SamplerConfig
-from sana_edge.denoiser import Denoiser
-from sana_edge.quantized import decoder_targets, denoiser_targets, quantize_decoder, quantize_denoiser
+from sana_edge.nets.denoiser import Denoiser
+from sana_edge.nets.quantize import decoder_targets, denoiser_targets, quantize_decoder, quantize_denoiser
+from sana_edge.nets.text_encoder import TextFeatures
 from sana_edge.sampler import sampler_of
 from sana_edge.store import hub
 from sana_edge.store.folder import read_json
 from sana_edge.store.hub import ResolvedModel
-from sana_edge.text_encoder import TextFeatures
 
 _CPU = torch.device("cpu")
 _INFO = {"prompt_set": "none, one random text", "observed": 1}

@@ -20,11 +20,11 @@ from record import ended, header, positive, write_json
 from shapes import DENOISERS
 
 from sana_edge.config import LATENT_CELL
-from sana_edge.denoiser import Denoiser
 from sana_edge.int8 import quant
-from sana_edge.quantized import quantize_denoiser
+from sana_edge.nets.denoiser import Denoiser
+from sana_edge.nets.quantize import quantize_denoiser
+from sana_edge.nets.text_encoder import TextFeatures
 from sana_edge.sampler import make_sampler
-from sana_edge.text_encoder import TextFeatures
 
 RESULTS = Path(__file__).parent / "results"
 TOKENS = 30

@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sana_edge.autoencoder import Autoencoder, decoder_state
 from sana_edge.calib.writer import check_finite, write_json, write_shards
 from sana_edge.components import denoiser_layers
 from sana_edge.config import AutoencoderConfig, DenoiserConfig
-from sana_edge.denoiser import Denoiser
 from sana_edge.int8 import quant
 from sana_edge.int8.conv import PhaseConv2d
-from sana_edge.quantized import decoder_targets, quantize_decoder, stacked
+from sana_edge.nets.autoencoder import Autoencoder, decoder_state
+from sana_edge.nets.denoiser import Denoiser
+from sana_edge.nets.quantize import decoder_targets, quantize_decoder, stacked
 from sana_edge.store import package
 from sana_edge.store.package import Quantization
 from sana_edge.store.package_tensors import keeps_fp32, to_16_bit

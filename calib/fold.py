@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sana_edge.autoencoder import Autoencoder
-from sana_edge.autoencoder_blocks import Upsample
-from sana_edge.denoiser import Denoiser
-from sana_edge.denoiser_block import Block
-from sana_edge.efficient_vit import EfficientViTBlock
+from sana_edge.nets.autoencoder import Autoencoder
+from sana_edge.nets.autoencoder_blocks import Upsample
+from sana_edge.nets.block import Block
+from sana_edge.nets.denoiser import Denoiser
+from sana_edge.nets.efficient_vit import EfficientViTBlock
 
 # divides what makes a layer's input by factors (C,) fp32
 Fold = Callable[[Tensor], None]

@@ -12,7 +12,7 @@ from torch import Tensor
 from sana_edge.calib.sampling import Reservoir, generator, quota, strata
 from sana_edge.calib.statistics import LayerStatistics, Statistics
 from sana_edge.errors import SanaError
-from sana_edge.quantized import decoder_targets, denoiser_targets
+from sana_edge.nets.quantize import decoder_targets, denoiser_targets
 from sana_edge.stages import Stages
 
 SAMPLE_ROWS = 256

@@ -11,20 +11,20 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sana_edge.autoencoder import Autoencoder
-from sana_edge.denoiser import Denoiser
 from sana_edge.errors import InvalidInput
 from sana_edge.int8 import quant
-from sana_edge.quantized import (
+from sana_edge.nets.autoencoder import Autoencoder
+from sana_edge.nets.denoiser import Denoiser
+from sana_edge.nets.quantize import (
     decoder_targets,
     denoiser_targets,
     quantize_decoder,
     quantize_denoiser,
     stacked,
 )
+from sana_edge.nets.text_encoder import TextFeatures
 from sana_edge.request import Request
 from sana_edge.stages import Stages
-from sana_edge.text_encoder import TextFeatures
 
 Budget = int | Literal["auto", "none"]
 Progress = Callable[[int, int], None]
@@ -136,7 +136,7 @@ def denoiser_sensitivity(
     is as it was after each layer, also where ``progress`` (layers done, their number) raises an exception.
 
     Args:
-        input_scales, static: as `sana_edge.quantized.quantize_denoiser` takes them.
+        input_scales, static: as `sana_edge.nets.quantize.quantize_denoiser` takes them.
 
     Raises:
         CheckpointError: a weight has NaN or infinite values.

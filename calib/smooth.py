@@ -13,14 +13,14 @@ from typing import Literal, TypeAlias, cast
 import torch
 from torch import Tensor, nn
 
-from sana_edge.autoencoder import Autoencoder
 from sana_edge.calib import fold
 from sana_edge.calib.clip import clip
 from sana_edge.calib.statistics import LayerStatistics, Statistics
-from sana_edge.denoiser import Denoiser
 from sana_edge.errors import InvalidInput, SanaError
 from sana_edge.int8 import quant
-from sana_edge.quantized import decoder_targets, denoiser_targets, stacked
+from sana_edge.nets.autoencoder import Autoencoder
+from sana_edge.nets.denoiser import Denoiser
+from sana_edge.nets.quantize import decoder_targets, denoiser_targets, stacked
 from sana_edge.store.package import Activations
 
 Alpha: TypeAlias = float | Literal["auto"]

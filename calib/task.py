@@ -20,14 +20,14 @@ from sana_edge.calib.settings import Settings
 from sana_edge.calib.writer import check_finite, copy_files
 from sana_edge.components import clamps, denoiser_layers
 from sana_edge.config import DenoiserConfig
-from sana_edge.denoiser_layout import names
-from sana_edge.quantized import stacked
+from sana_edge.nets.parameter_names import names
+from sana_edge.nets.quantize import stacked
+from sana_edge.nets.text_weights import quantize_text_state
 from sana_edge.store import package
 from sana_edge.store.folder import needed_files, read_json
 from sana_edge.store.hub import ResolvedModel
 from sana_edge.store.package import Quantization
 from sana_edge.store.weights import StoredState, weight_files
-from sana_edge.text_weights import quantize_text_state
 
 _COMPONENTS = ("transformer", "vae", "text_encoder")
 _TERMS = ("LICENSE", "LICENCE", "NOTICE", "COPYING")

@@ -1,13 +1,13 @@
-"""One layer of the Linear DiT as nodes of a graph; see `sana_edge.denoiser_block.Block`."""
+"""One layer of the Linear DiT as nodes of a graph; see `sana_edge.nets.block.Block`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sana_edge.denoiser_block import FP16_MAX, RMS_EPS, Block
 from sana_edge.export import graph_layers
 from sana_edge.export.builder import FLOAT16, GraphBuilder, Value
+from sana_edge.nets.block import FP16_MAX, RMS_EPS, Block
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 
 from sana_edge.components import load_denoiser
-from sana_edge.denoiser import TextContext
-from sana_edge.denoiser_block import Constant, KeysValues
 from sana_edge.export.agreement import Agreement
 from sana_edge.export.compare_text import NEGATIVE, PROMPT, Text
 from sana_edge.export.graph_runner import Array, GraphRunner
 from sana_edge.export.unrounded import let_activations_be
-from sana_edge.quantized import set_graph_activations
+from sana_edge.nets.block import Constant, KeysValues
+from sana_edge.nets.denoiser import TextContext
+from sana_edge.nets.quantize import set_graph_activations
+from sana_edge.nets.text_encoder import TextFeatures
 from sana_edge.sampler import Sampler, make_sampler
 from sana_edge.store.hub import ResolvedModel
 from sana_edge.store.manifest import Manifest
-from sana_edge.text_encoder import TextFeatures
 
 PROJECTION, DENOISER, FOLDED = "text_projection", "denoiser", "denoiser_folded"
 GUIDANCE = 4.5

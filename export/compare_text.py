@@ -11,9 +11,9 @@ from sana_edge.engine_text import EngineText, RunText
 from sana_edge.export.agreement import Agreement
 from sana_edge.export.graph_runner import Array, GraphRunner
 from sana_edge.instruction import CHI
+from sana_edge.nets.text_encoder import TextEncoder, TextFeatures
 from sana_edge.store.hub import ResolvedModel
 from sana_edge.store.manifest import Manifest
-from sana_edge.text_encoder import TextEncoder, TextFeatures
 
 GRAPH = "text_encoder"
 PROMPT, NEGATIVE = "A red house left of a yellow star, on a green hill", "blurry, low quality"

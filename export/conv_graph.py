@@ -9,12 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sana_edge.autoencoder_blocks import ResBlock, Upsample
 from sana_edge.errors import CheckpointError
 from sana_edge.export.builder import FLOAT, GraphBuilder, Value
 from sana_edge.export.graph_layers import silu
 from sana_edge.int8.conv import PhaseConv2d, W8A8Conv2d, W8A8PhaseConv2d, phase_kernels
 from sana_edge.int8.feature_maps import NORM_EPS, ChannelNorm
+from sana_edge.nets.autoencoder_blocks import ResBlock, Upsample
 
 # top, left, bottom, right of a 2x2 kernel: its phase's outputs cover samples t - 1 and t, or t and t + 1
 _PHASE_PADS = tuple([1 - row, 1 - column, row, column] for row in range(2) for column in range(2))

@@ -7,9 +7,6 @@ from typing import cast
 import torch
 from torch import nn
 
-from sana_edge.autoencoder import Autoencoder
-from sana_edge.autoencoder_blocks import ResBlock, Upsample
-from sana_edge.efficient_vit import _EPS, EfficientViTBlock, GatedConv, LinearAttention
 from sana_edge.export.builder import FLOAT, GraphBuilder, Value
 from sana_edge.export.conv_graph import (
     activation,
@@ -22,6 +19,9 @@ from sana_edge.export.conv_graph import (
     upsample,
 )
 from sana_edge.export.graph_layers import silu
+from sana_edge.nets.autoencoder import Autoencoder
+from sana_edge.nets.autoencoder_blocks import ResBlock, Upsample
+from sana_edge.nets.efficient_vit import _EPS, EfficientViTBlock, GatedConv, LinearAttention
 
 # height and width of a latent
 Size = tuple[int, int]

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sana_edge.autoencoder import Autoencoder
-from sana_edge.efficient_vit import EXPAND_RATIO
 from sana_edge.export.builder import GraphBuilder
 from sana_edge.export.decoder_graph import add_stage, enter, leave
+from sana_edge.nets.autoencoder import Autoencoder
+from sana_edge.nets.efficient_vit import EXPAND_RATIO
 
 
 @dataclass(frozen=True)

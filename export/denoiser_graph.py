@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import cast
 
-from sana_edge.denoiser import FINAL_EPS, Denoiser
-from sana_edge.denoiser_block import Block
 from sana_edge.export import graph_layers
 from sana_edge.export.block_graph import Text, add_block
 from sana_edge.export.builder import FLOAT, INT64, GraphBuilder, Value
 from sana_edge.export.modulation_graph import modulation, positions
+from sana_edge.nets.block import Block
+from sana_edge.nets.denoiser import FINAL_EPS, Denoiser
 
 # height and width of a latent
 Size = tuple[int, int]

@@ -2,7 +2,7 @@
 
 The instruction is the same for every prompt and attention is causal: its keys and values are computed once,
 at export, and a prompt costs only its own tokens. How a runtime reads a prompt with it, as
-`sana_edge.text_encoder` does (``graph`` is text_encoder.onnx):
+`sana_edge.nets.text_encoder` does (``graph`` is text_encoder.onnx):
 
     text = "\\n".join(CHI) + prompt.lower().strip()        # lone surrogates replaced before
     row = tokens of text, at most len(ids) + 298           # 300 minus the first and the instruction's last
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from sana_edge.errors import SanaError
 from sana_edge.instruction import CHI
-from sana_edge.text_encoder import TextEncoder
+from sana_edge.nets.text_encoder import TextEncoder
 
 
 @torch.no_grad()

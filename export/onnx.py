@@ -26,14 +26,14 @@ from sana_edge.export.source import Source, describe
 from sana_edge.export.text_graph import add_text_encoder
 from sana_edge.extras import export_extra
 from sana_edge.memory import memory_errors
-from sana_edge.quantized import set_graph_activations
+from sana_edge.nets.quantize import set_graph_activations
+from sana_edge.nets.text_encoder import TextEncoder
+from sana_edge.nets.text_weights import load_text_model
 from sana_edge.store import hub, manifest
 from sana_edge.store.atomic import new_folder
 from sana_edge.store.hub import ResolvedModel
 from sana_edge.store.manifest import INSTRUCTION, DecoderPart, Manifest, TextShape
 from sana_edge.store.manifest_files import stored_files
-from sana_edge.text_encoder import TextEncoder
-from sana_edge.text_weights import load_text_model
 from sana_edge.tiling import DEFAULT_TILE
 
 # told the part of `PARTS` that begins

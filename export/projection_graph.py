@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import cast
 
-from sana_edge.denoiser import _CAPTION_EPS, Denoiser
-from sana_edge.denoiser_block import RMS_EPS, Block
 from sana_edge.export import graph_layers
 from sana_edge.export.builder import GraphBuilder, Shape, Value
+from sana_edge.nets.block import RMS_EPS, Block
+from sana_edge.nets.denoiser import _CAPTION_EPS, Denoiser
 
 
 def add_text_projection(g: GraphBuilder, denoiser: Denoiser) -> None:

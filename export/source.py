@@ -37,7 +37,7 @@ class Source:
     def quantization(self) -> str | None:
         """The scheme of the graphs, as in `Quantization.summary`: calibrated scales in any case.
 
-        Of a denoiser's scales per token `sana_edge.quantized.set_graph_activations` leaves some.
+        Of a denoiser's scales per token `sana_edge.nets.quantize.set_graph_activations` leaves some.
         """
         if not self.quantizations:
             return None

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from sana_edge.embedding_table import MappedEmbedding
 from sana_edge.errors import CheckpointError, SanaError
 from sana_edge.export.builder import BOOL, DTYPES, FLOAT, INT64, GraphBuilder, Value
 from sana_edge.int8.text_linear import WeightOnlyLinear
+from sana_edge.nets.embedding_table import MappedEmbedding
 
 if TYPE_CHECKING:
     from transformers import Gemma2Model

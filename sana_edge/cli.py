@@ -186,7 +186,7 @@ def _convert(arguments: argparse.Namespace) -> None:
     from sana_edge.store import hub
 
     with torch_extra():
-        from sana_edge.convert import convert
+        from sana_edge.nets.convert import convert
     written = convert(
         arguments.file,
         arguments.output,

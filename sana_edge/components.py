@@ -12,13 +12,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from sana_edge import denoiser_layout
-from sana_edge.autoencoder import Autoencoder, decoder_state
 from sana_edge.backends import half_dtype
 from sana_edge.config import AutoencoderConfig, DenoiserConfig
-from sana_edge.denoiser import Denoiser
 from sana_edge.errors import CheckpointError
-from sana_edge.quantized import (
+from sana_edge.nets import parameter_names
+from sana_edge.nets.autoencoder import Autoencoder, decoder_state
+from sana_edge.nets.denoiser import Denoiser
+from sana_edge.nets.quantize import (
     decoder_targets,
     denoiser_targets,
     prepare_decoder,
@@ -102,7 +102,7 @@ def denoiser_layers(config: DenoiserConfig) -> list[tuple[str, ...]]:
     """What can be INT8 in a denoiser, as `check_tensors` wants it, by diffusers' names."""
     with torch.device("meta"):
         targets = denoiser_targets(Denoiser(config))
-    names = denoiser_layout.names(config)
+    names = parameter_names.names(config)
     return [tuple(name.removesuffix(".weight") for name in names[f"{target}.weight"]) for target in targets]
 
 

@@ -1,4 +1,4 @@
-"""What the denoiser reads of a prompt, by the exported text encoder: `sana_edge.text_encoder` without torch.
+"""What the denoiser reads of a prompt, by the exported text encoder: `nets.text_encoder` without torch.
 
 The instruction before every prompt was run at export; ``instruction.safetensors`` has what it left behind,
 and a prompt costs only its own tokens.
@@ -84,7 +84,7 @@ class EngineText:
             )
 
     def encode(self, prompt: str, *, instruction: Sequence[str] | None = CHI) -> Floats:
-        """Return the (1, L, C) features of a prompt as `sana_edge.text_encoder.TextEncoder.encode` does.
+        """Return the (1, L, C) features of a prompt as `sana_edge.nets.text_encoder.TextEncoder.encode` does.
 
         Args:
             instruction: None for negative prompts, which have none.

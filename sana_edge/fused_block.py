@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from sana_edge import fused_ops
-from sana_edge.denoiser_block import FP16_MAX, RMS_EPS, Block
 from sana_edge.fused_text import LayerText
 from sana_edge.int8.linear import W8A8Linear
+from sana_edge.nets.block import FP16_MAX, RMS_EPS, Block
 
 _ATTENTION_EPS = 1e-15
 

@@ -16,15 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sana_edge import fused_ops
-from sana_edge.autoencoder import Autoencoder
-from sana_edge.autoencoder_blocks import ResBlock, Upsample
-from sana_edge.efficient_vit import GatedConv, LinearAttention
 from sana_edge.errors import InvalidInput
 from sana_edge.int8 import ops
 from sana_edge.int8.conv import W8A8Conv2d, W8A8PhaseConv2d
 from sana_edge.int8.feature_maps import NORM_EPS, add, nchw, nhwc
 from sana_edge.int8.linear import Quantized, W8A8Linear
 from sana_edge.kernels.reference_conv import Activation, Upsampling
+from sana_edge.nets.autoencoder import Autoencoder
+from sana_edge.nets.autoencoder_blocks import ResBlock, Upsample
+from sana_edge.nets.efficient_vit import GatedConv, LinearAttention
 
 # csrc/w8a8_conv2d.cu has all columns of this many channels in one tile
 NORM_CHANNELS = 256

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from sana_edge import fused_ops
-from sana_edge.denoiser import FINAL_EPS, Denoiser, Modulation
-from sana_edge.denoiser_block import Block
 from sana_edge.fused_block import FusedBlock
 from sana_edge.fused_text import FusedText
+from sana_edge.nets.block import Block
+from sana_edge.nets.denoiser import FINAL_EPS, Denoiser, Modulation
 
 
 class FusedDenoiser:

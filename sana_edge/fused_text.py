@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sana_edge.denoiser import TextContext
-from sana_edge.denoiser_block import Constant, KeysValues
 from sana_edge.errors import InvalidInput
+from sana_edge.nets.block import Constant, KeysValues
+from sana_edge.nets.denoiser import TextContext
 
 # slots for keys: 300 tokens, and a multiple of 16
 CAPACITY = 304

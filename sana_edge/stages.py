@@ -14,14 +14,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sana_edge import backends, tiling
-from sana_edge.autoencoder import Autoencoder
 from sana_edge.backends import Backend
 from sana_edge.components import DTYPES, load_decoder, load_denoiser
 from sana_edge.config import DenoiserConfig, SamplerConfig
-from sana_edge.denoiser import Denoiser, Modulation, TextContext
 from sana_edge.errors import InvalidInput, OutOfMemory, SanaError, UnsupportedDevice
 from sana_edge.fused_decoder import fuse_decoder
 from sana_edge.memory import available_memory, peak_memory
+from sana_edge.nets.autoencoder import Autoencoder
+from sana_edge.nets.denoiser import Denoiser, Modulation, TextContext
+from sana_edge.nets.text_encoder import TextEncoder
 from sana_edge.notes import reading_notes
 from sana_edge.prediction import Predictor, Velocity, make_predictor
 from sana_edge.request import Plan
@@ -30,7 +31,6 @@ from sana_edge.store import package
 from sana_edge.store.folder import read_json
 from sana_edge.store.hub import ResolvedModel
 from sana_edge.store.package import Quantization
-from sana_edge.text_encoder import TextEncoder
 
 WHILE_LOADING = "quantized while loading, without calibration; `sana-edge quantize` makes a package"
 

@@ -11,11 +11,11 @@ from diffusers import AutoencoderDC
 from diffusers.models.autoencoders import autoencoder_dc as reference
 from torch import Tensor, nn
 
-from sana_edge import autoencoder_blocks as blocks
-from sana_edge.autoencoder import Autoencoder, decoder_state
 from sana_edge.config import AutoencoderConfig
-from sana_edge.efficient_vit import EfficientViTBlock
 from sana_edge.errors import CheckpointError
+from sana_edge.nets import autoencoder_blocks as blocks
+from sana_edge.nets.autoencoder import Autoencoder, decoder_state
+from sana_edge.nets.efficient_vit import EfficientViTBlock
 
 RES, VIT = "ResBlock", "EfficientViTBlock"
 

@@ -13,16 +13,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sana_edge import autoencoder_blocks, tiling
-from sana_edge.autoencoder import Autoencoder
-from sana_edge.autoencoder_blocks import ResBlock, Upsample
+from sana_edge import tiling
 from sana_edge.config import AutoencoderConfig
 from sana_edge.errors import CheckpointError, InvalidInput, SanaError
 from sana_edge.image_metrics import psnr
 from sana_edge.int8 import conv_product, ops, quant
 from sana_edge.int8.conv import Conv2d, PhaseConv2d, W8A8Conv2d, W8A8PhaseConv2d
 from sana_edge.kernels import reference
-from sana_edge.quantized import decoder_targets, prepare_decoder, quantize_decoder, stacked
+from sana_edge.nets import autoencoder_blocks
+from sana_edge.nets.autoencoder import Autoencoder
+from sana_edge.nets.autoencoder_blocks import ResBlock, Upsample
+from sana_edge.nets.quantize import decoder_targets, prepare_decoder, quantize_decoder, stacked
 from sana_edge.store.folder import read_json
 from sana_edge.store.hub import resolve
 from sana_edge.store.weights import load_into, load_state, save_state

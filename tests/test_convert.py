@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sana_edge.config import AutoencoderConfig, DenoiserConfig
-from sana_edge.convert import convert
 from sana_edge.errors import CheckpointError, InvalidInput, SanaError
+from sana_edge.nets.convert import convert
 
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
 

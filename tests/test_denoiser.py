@@ -11,9 +11,9 @@ from diffusers import SanaTransformer2DModel
 from torch import Tensor
 
 from sana_edge.config import DenoiserConfig
-from sana_edge.denoiser import Denoiser
 from sana_edge.errors import CheckpointError
-from sana_edge.text_encoder import TextFeatures
+from sana_edge.nets.denoiser import Denoiser
+from sana_edge.nets.text_encoder import TextFeatures
 
 TINY: dict[str, Any] = {
     "in_channels": 8,

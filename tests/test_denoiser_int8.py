@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from sana_edge.config import DenoiserConfig
-from sana_edge.denoiser import Denoiser
-from sana_edge.denoiser_block import Constant
 from sana_edge.errors import CheckpointError, InvalidInput, SanaError
 from sana_edge.int8 import quant
 from sana_edge.int8.linear import Linear, W8A8Linear
-from sana_edge.quantized import denoiser_targets, quantize_denoiser, set_activations
-from sana_edge.text_encoder import TextFeatures
+from sana_edge.nets.block import Constant
+from sana_edge.nets.denoiser import Denoiser
+from sana_edge.nets.quantize import denoiser_targets, quantize_denoiser, set_activations
+from sana_edge.nets.text_encoder import TextFeatures
 
 CONFIG = DenoiserConfig(
     in_channels=8,

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from sana_edge.config import DenoiserConfig
-from sana_edge.denoiser import Denoiser
-from sana_edge.denoiser_block import Constant, KeysValues
 from sana_edge.errors import InvalidInput
-from sana_edge.text_encoder import TextFeatures
+from sana_edge.nets.block import Constant, KeysValues
+from sana_edge.nets.denoiser import Denoiser
+from sana_edge.nets.text_encoder import TextFeatures
 
 CONFIG = DenoiserConfig(
     in_channels=8,

@@ -20,7 +20,6 @@ for module in ("onnx", "onnxruntime"):
 from numpy.typing import NDArray
 
 from sana_edge import engine_decoder, engine_strips
-from sana_edge.autoencoder import Autoencoder
 from sana_edge.components import load_decoder
 from sana_edge.config import AutoencoderConfig
 from sana_edge.engine_decoder import EngineDecoder, strip_bytes
@@ -32,6 +31,7 @@ from sana_edge.export.decoder_graph import add_decoder
 from sana_edge.export.decoder_parts import add_decoder_part, decoder_parts
 from sana_edge.export.external_data import ExternalData
 from sana_edge.export.ports import ports
+from sana_edge.nets.autoencoder import Autoencoder
 from sana_edge.store import hub
 from sana_edge.store.manifest import DecoderPart, StoredFile
 

@@ -20,8 +20,8 @@ from sana_edge.engine_text import EngineText
 from sana_edge.errors import CheckpointError
 from sana_edge.export.settings import Settings
 from sana_edge.instruction import CHI
+from sana_edge.nets.text_encoder import TextEncoder
 from sana_edge.store import manifest
-from sana_edge.text_encoder import TextEncoder
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 onnx_export = pytest.importorskip("sana_edge.export.onnx", reason="onnx is not installed")

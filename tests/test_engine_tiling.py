@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 
 from sana_edge import engine_strips, engine_tiling, tiling
-from sana_edge.autoencoder import Autoencoder
 from sana_edge.config import AutoencoderConfig
 from sana_edge.errors import InvalidInput, OutOfMemory
+from sana_edge.nets.autoencoder import Autoencoder
 
 CONFIG = AutoencoderConfig(
     encoder_block_types=("ResBlock",) * 3,

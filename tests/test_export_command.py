@@ -25,7 +25,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import sana_edge.export.onnx as exporting
-from sana_edge.autoencoder import Autoencoder
 from sana_edge.calib.quantize import quantize
 from sana_edge.calib.settings import Settings as Calibration
 from sana_edge.cli import main
@@ -33,7 +32,8 @@ from sana_edge.config import AutoencoderConfig
 from sana_edge.errors import InvalidInput, SanaError
 from sana_edge.export.settings import Settings
 from sana_edge.export.source import describe
-from sana_edge.quantized import decoder_targets
+from sana_edge.nets.autoencoder import Autoencoder
+from sana_edge.nets.quantize import decoder_targets
 from sana_edge.store import hub, manifest, manifest_files, package
 from sana_edge.store.folder import read_json
 from sana_edge.store.manifest import GRAPHS, Manifest

@@ -17,7 +17,6 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not inst
 
 from sana_edge.components import load_denoiser  # noqa: E402
 from sana_edge.config import DenoiserConfig  # noqa: E402
-from sana_edge.denoiser import Denoiser  # noqa: E402
 from sana_edge.errors import CheckpointError, SanaError  # noqa: E402
 from sana_edge.export import graph_layers  # noqa: E402
 from sana_edge.export.builder import GraphBuilder  # noqa: E402
@@ -25,9 +24,15 @@ from sana_edge.export.denoiser_graph import add_denoiser, add_denoiser_folded  #
 from sana_edge.export.external_data import ExternalData  # noqa: E402
 from sana_edge.export.projection_graph import add_text_projection  # noqa: E402
 from sana_edge.int8.linear import W8A8Linear  # noqa: E402
-from sana_edge.quantized import denoiser_targets, quantize_denoiser, set_activations, set_graph_activations  # noqa: E402
+from sana_edge.nets.denoiser import Denoiser  # noqa: E402
+from sana_edge.nets.quantize import (  # noqa: E402
+    denoiser_targets,
+    quantize_denoiser,
+    set_activations,
+    set_graph_activations,
+)
+from sana_edge.nets.text_encoder import TextFeatures  # noqa: E402
 from sana_edge.store import hub  # noqa: E402
-from sana_edge.text_encoder import TextFeatures  # noqa: E402
 
 CONFIG = DenoiserConfig(
     in_channels=8,

@@ -15,8 +15,8 @@ from sana_edge.engine_text import EngineText
 from sana_edge.errors import CheckpointError, SanaError
 from sana_edge.instruction import CHI
 from sana_edge.int8 import text_linear
-from sana_edge.text_encoder import TextEncoder
-from sana_edge.text_weights import load_text_model
+from sana_edge.nets.text_encoder import TextEncoder
+from sana_edge.nets.text_weights import load_text_model
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")

@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 
 from sana_edge import tiling
-from sana_edge.autoencoder import Autoencoder
-from sana_edge.autoencoder_blocks import ResBlock, Upsample
 from sana_edge.config import AutoencoderConfig
 from sana_edge.errors import InvalidInput
 from sana_edge.fused_decoder import (
@@ -26,7 +24,9 @@ from sana_edge.fused_decoder import (
 )
 from sana_edge.int8 import quant
 from sana_edge.int8.conv import Conv2d, W8A8Conv2d
-from sana_edge.quantized import decoder_targets, quantize_decoder
+from sana_edge.nets.autoencoder import Autoencoder
+from sana_edge.nets.autoencoder_blocks import ResBlock, Upsample
+from sana_edge.nets.quantize import decoder_targets, quantize_decoder
 
 RES, VIT = "ResBlock", "EfficientViTBlock"
 SANA = AutoencoderConfig(

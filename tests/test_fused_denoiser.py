@@ -13,14 +13,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sana_edge.config import DenoiserConfig
-from sana_edge.denoiser import Denoiser, Modulation, TextContext
-from sana_edge.denoiser_block import KeysValues
 from sana_edge.errors import InvalidInput
 from sana_edge.fused_denoiser import FusedDenoiser
 from sana_edge.fused_text import CAPACITY, FusedText, fuse_text
 from sana_edge.int8 import quant
-from sana_edge.quantized import denoiser_targets, quantize_denoiser
-from sana_edge.text_encoder import TextFeatures
+from sana_edge.nets.block import KeysValues
+from sana_edge.nets.denoiser import Denoiser, Modulation, TextContext
+from sana_edge.nets.quantize import denoiser_targets, quantize_denoiser
+from sana_edge.nets.text_encoder import TextFeatures
 
 CPU = torch.device("cpu")
 CONFIG = DenoiserConfig(

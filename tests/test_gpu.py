@@ -16,13 +16,13 @@ from torch import Tensor
 
 from sana_edge import Sana, backends, graph
 from sana_edge.config import DenoiserConfig
-from sana_edge.denoiser import Denoiser, Modulation, TextContext
 from sana_edge.errors import OutOfMemory
 from sana_edge.int8 import quant
+from sana_edge.nets.denoiser import Denoiser, Modulation, TextContext
+from sana_edge.nets.quantize import quantize_denoiser
+from sana_edge.nets.text_encoder import TextFeatures
 from sana_edge.prediction import FusedNetwork, Predictor, Velocity
-from sana_edge.quantized import quantize_denoiser
 from sana_edge.stages import Stages
-from sana_edge.text_encoder import TextFeatures
 
 pytestmark = [
     pytest.mark.gpu,

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from sana_edge import graph
 from sana_edge.config import DenoiserConfig
-from sana_edge.denoiser import Denoiser, Modulation, TextContext
 from sana_edge.graph import Loop, Loops, Run
+from sana_edge.nets.denoiser import Denoiser, Modulation, TextContext
+from sana_edge.nets.quantize import quantize_denoiser
+from sana_edge.nets.text_encoder import TextFeatures
 from sana_edge.prediction import FusedNetwork, Network, PlainNetwork, Predictor
-from sana_edge.quantized import quantize_denoiser
-from sana_edge.text_encoder import TextFeatures
 
 CONFIG = DenoiserConfig(
     in_channels=8,

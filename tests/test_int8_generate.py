@@ -20,13 +20,13 @@ from sana_edge.calib.component import write_config, write_weights
 from sana_edge.cli import main
 from sana_edge.components import DTYPES, load_decoder, load_denoiser
 from sana_edge.image_metrics import psnr
+from sana_edge.nets.text_weights import quantize_text_state
 from sana_edge.store import hub, package
 from sana_edge.store.folder import read_json
 from sana_edge.store.hub import ResolvedModel
 from sana_edge.store.known_models import BUNDLED
 from sana_edge.store.package import KEY, Quantization
 from sana_edge.store.package_tensors import is_scale, to_16_bit
-from sana_edge.text_weights import quantize_text_state
 
 Capture = pytest.CaptureFixture[str]
 PROMPT = "a red house left of a yellow star"

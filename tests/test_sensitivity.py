@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sana_edge.autoencoder import Autoencoder
 from sana_edge.calib.fold import denoiser_folds
 from sana_edge.calib.sensitivity import (
     Probe,
@@ -24,13 +23,14 @@ from sana_edge.calib.sensitivity import (
     velocity_error,
 )
 from sana_edge.config import AutoencoderConfig, DenoiserConfig
-from sana_edge.denoiser import Denoiser
 from sana_edge.errors import Cancelled, CheckpointError, InvalidInput
 from sana_edge.int8 import quant
-from sana_edge.quantized import decoder_targets, denoiser_targets, quantize_decoder, quantize_denoiser
+from sana_edge.nets.autoencoder import Autoencoder
+from sana_edge.nets.denoiser import Denoiser
+from sana_edge.nets.quantize import decoder_targets, denoiser_targets, quantize_decoder, quantize_denoiser
+from sana_edge.nets.text_encoder import TextFeatures
 from sana_edge.stages import Stages, load_stages
 from sana_edge.store.hub import resolve
-from sana_edge.text_encoder import TextFeatures
 
 TINY: dict[str, Any] = {
     "in_channels": 32,

@@ -11,18 +11,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sana_edge.autoencoder import Autoencoder
 from sana_edge.calib.clip import clip
 from sana_edge.calib.fold import decoder_folds, denoiser_folds
 from sana_edge.calib.smooth import ALPHAS, Smoothed, smooth, smooth_decoder
 from sana_edge.calib.statistics import LayerStatistics, Statistics
 from sana_edge.config import AutoencoderConfig, DenoiserConfig
-from sana_edge.denoiser import Denoiser
 from sana_edge.errors import InvalidInput, SanaError
 from sana_edge.int8 import quant
 from sana_edge.int8.linear import W8A8Linear
-from sana_edge.quantized import decoder_targets, denoiser_targets, quantize_denoiser
-from sana_edge.text_encoder import TextFeatures
+from sana_edge.nets.autoencoder import Autoencoder
+from sana_edge.nets.denoiser import Denoiser
+from sana_edge.nets.quantize import decoder_targets, denoiser_targets, quantize_denoiser
+from sana_edge.nets.text_encoder import TextFeatures
 
 TINY: dict[str, Any] = {
     "in_channels": 8,

@@ -18,7 +18,7 @@ from transformers import Gemma2ForCausalLM, Gemma2Model
 
 from sana_edge.errors import CheckpointError
 from sana_edge.instruction import CHI
-from sana_edge.text_encoder import TextEncoder, TextFeatures
+from sana_edge.nets.text_encoder import TextEncoder, TextFeatures
 
 LONG = "a charming flat illustration of a red house left of a yellow star, " * 4
 TOO_LONG = "two blue fish above a green tree and a cat on a mat. " * 40
@@ -317,5 +317,5 @@ def test_a_tokenizer_of_another_model_is_an_error(folder: Path) -> None:
 
 
 def test_importing_the_features_needs_no_transformers() -> None:
-    code = "import sys, sana_edge.text_encoder; sys.exit('transformers' in sys.modules)"
+    code = "import sys, sana_edge.nets.text_encoder; sys.exit('transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -16,19 +16,19 @@ from torch import Tensor, nn
 from transformers import Gemma2Config, Gemma2Model
 from transformers.models.gemma2.modeling_gemma2 import Gemma2TextScaledWordEmbedding
 
-from sana_edge import text_weights
 from sana_edge.calib.component import write_config, write_weights
-from sana_edge.embedding_table import MappedEmbedding
 from sana_edge.errors import CheckpointError, InvalidInput, SanaError
 from sana_edge.instruction import CHI
 from sana_edge.int8 import quant, text_linear
 from sana_edge.int8.text_linear import WeightOnlyLinear, multiply_dequantized, multiply_digits, split_digits
 from sana_edge.kernels.reference import w8a8_linear
+from sana_edge.nets import text_weights
+from sana_edge.nets.embedding_table import MappedEmbedding
+from sana_edge.nets.text_encoder import TextEncoder
+from sana_edge.nets.text_weights import load_text_model, quantize_text_state, text_targets
 from sana_edge.store.known_models import BUNDLED
 from sana_edge.store.package import Quantization
 from sana_edge.store.weights import load_state
-from sana_edge.text_encoder import TextEncoder
-from sana_edge.text_weights import load_text_model, quantize_text_state, text_targets
 from sana_edge.training.train_text_encoder import captions
 
 PROMPTS = ("a red house left of a yellow star", "", "two blue fish above a green tree, " * 20)

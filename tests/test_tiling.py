@@ -13,9 +13,9 @@ from diffusers import AutoencoderDC
 from torch import Tensor
 
 from sana_edge import tiling
-from sana_edge.autoencoder import Autoencoder
 from sana_edge.config import AutoencoderConfig
 from sana_edge.errors import InvalidInput, OutOfMemory
+from sana_edge.nets.autoencoder import Autoencoder
 
 RES, VIT = "ResBlock", "EfficientViTBlock"
 # 4 pixels per latent cell: tiles of many cells stay small pictures
@@ -151,9 +151,9 @@ def test_estimate_of_the_public_decoder() -> None:
 MEASURE = """
 import torch
 from sana_edge import maps
-from sana_edge.autoencoder import Autoencoder
+from sana_edge.nets.autoencoder import Autoencoder
 from sana_edge.config import AutoencoderConfig
-from sana_edge.quantized import quantize_decoder
+from sana_edge.nets.quantize import quantize_decoder
 from sana_edge.tiling import decode_bytes
 
 def status(key):

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import Gemma2ForCausalLM
 
 from sana_edge.config import AutoencoderConfig, DenoiserConfig
-from sana_edge.denoiser import Denoiser
+from sana_edge.nets.denoiser import Denoiser
 from sana_edge.store import weights
 
 from . import train_autoencoder, train_denoiser, train_text_encoder

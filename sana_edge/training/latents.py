@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from sana_edge.autoencoder import Autoencoder
+from sana_edge.nets.autoencoder import Autoencoder
 
 from .files import replacing
 from .layout import training_scene

@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
-from sana_edge.autoencoder import Autoencoder
 from sana_edge.config import AutoencoderConfig
+from sana_edge.nets.autoencoder import Autoencoder
 from sana_edge.store.weights import load_state
 
 from .layout import draw_scene

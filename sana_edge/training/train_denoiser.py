@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from sana_edge.config import DenoiserConfig
-from sana_edge.denoiser import Denoiser
+from sana_edge.nets.denoiser import Denoiser
+from sana_edge.nets.text_encoder import TextEncoder, TextFeatures
 from sana_edge.store.weights import load_state
-from sana_edge.text_encoder import TextEncoder, TextFeatures
 
 from .captions import caption
 from .latents import load_latents, numbered_scene

@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sana_edge import denoiser_layout
 from sana_edge.config import DenoiserConfig
-from sana_edge.denoiser_block import Block, Constant, KeysValues
 from sana_edge.errors import CheckpointError, InvalidInput
 from sana_edge.int8 import ops
 from sana_edge.int8.linear import Linear, Move, W8A8Linear, keeping_dtype
-from sana_edge.text_encoder import TextFeatures
+from sana_edge.nets import parameter_names
+from sana_edge.nets.block import Block, Constant, KeysValues
+from sana_edge.nets.text_encoder import TextFeatures
 
 _FREQUENCIES = 128
 _MAX_PERIOD = 10000
@@ -85,7 +85,7 @@ class Denoiser(nn.Module):
     ``clamp`` limits every self-attention output to ±65504, which weights trained in fp16 have only ever seen
     (set it from the checkpoint's dtype); in fp16 they are clamped without it.
 
-    Layers may be INT8 (`sana_edge.quantized`). ``smoothing`` is (layers, 2, dim) fp32 or None: factors by
+    Layers may be INT8 (`sana_edge.nets.quantize`). ``smoothing`` is (layers, 2, dim) fp32 or None: factors by
     which the inputs of every block's ``qkv`` and ``expand`` are divided; their weights make up for it.
     """
 
@@ -117,13 +117,13 @@ class Denoiser(nn.Module):
         """
         with torch.device("meta"):
             denoiser = cls(config)
-            for name, scale in denoiser_layout.quantized(config, state).items():
+            for name, scale in parameter_names.quantized(config, state).items():
                 layer = denoiser.get_submodule(name)
                 denoiser.set_submodule(name, _unfilled(name, layer, scale))
             if "transformer_blocks.0.smoothing" in state:
                 denoiser.smoothing = torch.ones(config.num_layers, 2, config.dim)
         shapes = {name: tensor.shape for name, tensor in denoiser.state_dict().items()}
-        denoiser.load_state_dict(denoiser_layout.from_diffusers(config, state, shapes), assign=True)
+        denoiser.load_state_dict(parameter_names.from_diffusers(config, state, shapes), assign=True)
         return denoiser
 
     def to_diffusers(self) -> dict[str, Tensor]:
@@ -132,7 +132,7 @@ class Denoiser(nn.Module):
         INT8 modules have int8 ``weight``, fp32 ``weight_scale`` and perhaps ``input_scale``, the blocks of a
         smoothed model ``smoothing`` (2, dim).
         """
-        return denoiser_layout.to_diffusers(self.config, self.state_dict())
+        return parameter_names.to_diffusers(self.config, self.state_dict())
 
     @property
     def dtype(self) -> torch.dtype:

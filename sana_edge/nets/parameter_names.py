@@ -1,4 +1,4 @@
-"""Parameter names of `sana_edge.denoiser.Denoiser` and of diffusers' SanaTransformer2DModel, both ways.
+"""Parameter names of `sana_edge.nets.denoiser.Denoiser` and of diffusers' SanaTransformer2DModel, both ways.
 
 Ours stack q, k, v of the self-attention, and k, v of the cross-attention, along the rows of one matrix each,
 and keep 1×1 convolutions as (out, in) matrices. An INT8 module has a ``weight_scale`` beside its weight,

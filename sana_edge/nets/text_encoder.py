@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sana_edge.errors import CheckpointError
 from sana_edge.instruction import CHI
-from sana_edge.text_weights import load_text_model
+from sana_edge.nets.text_weights import load_text_model
 
 if TYPE_CHECKING:
     from transformers import Gemma2Model, PreTrainedTokenizerBase

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from sana_edge.embedding_table import MappedEmbedding
 from sana_edge.errors import CheckpointError, InvalidInput, SanaError
 from sana_edge.int8.text_linear import WeightOnlyLinear, choose_product, quantize_weight, to_bitsandbytes
+from sana_edge.nets.embedding_table import MappedEmbedding
 from sana_edge.store import package
 from sana_edge.store.folder import read_json
 from sana_edge.store.package_tensors import check_tensors, to_16_bit

@@ -10,7 +10,10 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from sana_edge.autoencoder_blocks import (
+from sana_edge.config import AutoencoderConfig
+from sana_edge.int8.conv import Conv2d
+from sana_edge.int8.feature_maps import ChannelNorm, add
+from sana_edge.nets.autoencoder_blocks import (
     ACTIVATIONS,
     Downsample,
     ResBlock,
@@ -18,10 +21,7 @@ from sana_edge.autoencoder_blocks import (
     average_groups,
     multiple,
 )
-from sana_edge.config import AutoencoderConfig
-from sana_edge.efficient_vit import EfficientViTBlock
-from sana_edge.int8.conv import Conv2d
-from sana_edge.int8.feature_maps import ChannelNorm, add
+from sana_edge.nets.efficient_vit import EfficientViTBlock
 
 
 def _blocks(config: AutoencoderConfig, side: str, stage: int) -> Iterator[nn.Module]:

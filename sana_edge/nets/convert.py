@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sana_edge.autoencoder import Autoencoder
 from sana_edge.config import AutoencoderConfig, DenoiserConfig
-from sana_edge.denoiser import Denoiser
 from sana_edge.errors import CheckpointError, InvalidInput, SanaError
+from sana_edge.nets.autoencoder import Autoencoder
+from sana_edge.nets.denoiser import Denoiser
 from sana_edge.store import nvlabs
 from sana_edge.store.folder import check_folder, needed_files, read_json
 from sana_edge.store.weights import check_state, save_state

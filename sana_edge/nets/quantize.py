@@ -10,12 +10,12 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor, nn
 
-from sana_edge.autoencoder import Autoencoder
-from sana_edge.denoiser import Denoiser
 from sana_edge.errors import CheckpointError, InvalidInput, SanaError
 from sana_edge.int8 import quant
 from sana_edge.int8.conv import Conv2d, PhaseConv2d, W8A8Conv2d, W8A8PhaseConv2d
 from sana_edge.int8.linear import Linear, W8A8Linear
+from sana_edge.nets.autoencoder import Autoencoder
+from sana_edge.nets.denoiser import Denoiser
 
 _BLOCK_LAYERS = ("qkv", "out", "cross_q", "cross_out", "expand", "project")
 
