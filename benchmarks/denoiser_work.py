@@ -12,10 +12,10 @@ from contenders import BASELINE, COMPILED, INT8, OURS, Loader, Stage, Work, guid
 from shapes import DENOISERS, random_latent, random_weights
 from torch import Tensor
 
-from sana_edge import backends
 from sana_edge.components import DTYPES, store_in_16_bit
 from sana_edge.config import DenoiserConfig
 from sana_edge.errors import SanaError
+from sana_edge.fused import backends
 from sana_edge.nets.denoiser import Denoiser
 from sana_edge.nets.quantize import quantize_denoiser
 from sana_edge.nets.text_encoder import MAX_TOKENS, TextFeatures

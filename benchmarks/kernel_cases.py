@@ -11,7 +11,7 @@ from shapes import DENOISERS
 from torch import Tensor
 
 from sana_edge.config import LATENT_CELL, DenoiserConfig
-from sana_edge.fused_text import CAPACITY
+from sana_edge.fused.text import CAPACITY
 from sana_edge.kernels import (
     cuda_cross_attention,
     cuda_ends,

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from sana_edge.backends import half_dtype
 from sana_edge.config import AutoencoderConfig, DenoiserConfig
 from sana_edge.errors import CheckpointError
+from sana_edge.fused.backends import half_dtype
 from sana_edge.nets import parameter_names
 from sana_edge.nets.autoencoder import Autoencoder, decoder_state
 from sana_edge.nets.denoiser import Denoiser

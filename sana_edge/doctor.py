@@ -119,7 +119,7 @@ def _refusals(name: str, torch_cuda: Backend) -> str:
     """Why a backend runs on none of the GPUs; empty where it runs on one."""
     import torch
 
-    from sana_edge import backends as choice
+    from sana_edge.fused import backends as choice
     from sana_edge.kernels import cuda_library
 
     if not torch_cuda.usable:
@@ -133,7 +133,7 @@ def _refusals(name: str, torch_cuda: Backend) -> str:
 def _cuda() -> Backend:
     import torch
 
-    from sana_edge import backends as choice
+    from sana_edge.fused import backends as choice
 
     name, missing = "torch cuda", choice.no_gpu()
     if missing:

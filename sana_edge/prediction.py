@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sana_edge import graph
-from sana_edge.fused_denoiser import FusedDenoiser
-from sana_edge.fused_text import FusedText, fuse_text
+from sana_edge.fused.denoiser import FusedDenoiser
+from sana_edge.fused.text import FusedText, fuse_text
 from sana_edge.graph import Function, Loop, Loops, Recorder
 from sana_edge.nets.block import Constant, KeysValues
 from sana_edge.nets.denoiser import Denoiser, Modulation, TextContext

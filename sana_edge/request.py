@@ -16,7 +16,7 @@ MAX_IMAGES = 10_000
 MAX_GUIDANCE = 1000
 MAX_SEED = 2**63 - 1
 SAMPLERS: tuple[SamplerKind, ...] = typing.get_args(SamplerKind)
-# what can be asked for: of models, see `sana_edge.backends`, and of exported folders, see `sana_edge.engines`
+# what can be asked for, of models (`sana_edge.fused.backends`) and of exported folders (`sana_edge.engines`)
 TORCH_BACKENDS = ("auto", "torch", "triton", "cuda")
 BACKENDS = (*TORCH_BACKENDS, "tensorrt", "onnxruntime", "openvino")
 TORCH_DEVICES = ("auto", "cpu", "cuda")

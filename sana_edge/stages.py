@@ -13,12 +13,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sana_edge import backends, tiling
-from sana_edge.backends import Backend
+from sana_edge import tiling
 from sana_edge.components import DTYPES, load_decoder, load_denoiser
 from sana_edge.config import DenoiserConfig, SamplerConfig
 from sana_edge.errors import InvalidInput, OutOfMemory, SanaError, UnsupportedDevice
-from sana_edge.fused_decoder import fuse_decoder
+from sana_edge.fused import backends
+from sana_edge.fused.backends import Backend
+from sana_edge.fused.decoder import fuse_decoder
 from sana_edge.memory import available_memory, peak_memory
 from sana_edge.nets.autoencoder import Autoencoder
 from sana_edge.nets.denoiser import Denoiser, Modulation, TextContext

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from sana_edge import InvalidInput, OutOfMemory, Sana, SanaError, UnsupportedDevice, backends, read_metadata
+from sana_edge import InvalidInput, OutOfMemory, Sana, SanaError, UnsupportedDevice, read_metadata
 from sana_edge.cli import main
 from sana_edge.config import DenoiserConfig
+from sana_edge.fused import backends
 from sana_edge.kernels import cuda_library, triton_support
 from sana_edge.kernels.cuda_library import Library
 from sana_edge.memory import memory_errors

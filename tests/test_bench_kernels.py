@@ -18,7 +18,7 @@ import roofline
 from bench_kernels import Peaks
 from kernel_cases import Case, Sizes, cases
 
-from sana_edge.fused_decoder import fuse_decoder
+from sana_edge.fused.decoder import fuse_decoder
 
 CPU = torch.device("cpu")
 

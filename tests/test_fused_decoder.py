@@ -14,7 +14,7 @@ from torch import Tensor
 from sana_edge import tiling
 from sana_edge.config import AutoencoderConfig
 from sana_edge.errors import InvalidInput
-from sana_edge.fused_decoder import (
+from sana_edge.fused.decoder import (
     FusedAttention,
     FusedConv2d,
     FusedGatedConv,

@@ -14,8 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sana_edge.config import DenoiserConfig
 from sana_edge.errors import InvalidInput
-from sana_edge.fused_denoiser import FusedDenoiser
-from sana_edge.fused_text import CAPACITY, FusedText, fuse_text
+from sana_edge.fused.denoiser import FusedDenoiser
+from sana_edge.fused.text import CAPACITY, FusedText, fuse_text
 from sana_edge.int8 import quant
 from sana_edge.nets.block import KeysValues
 from sana_edge.nets.denoiser import Denoiser, Modulation, TextContext

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch import library as registry
 
-from sana_edge import fused_ops
+from sana_edge.fused import ops
 from sana_edge.kernels import reference_conv, reference_fused
 
 B, H, W, C, HEADS, HIDDEN = 2, 3, 5, 64, 2, 48
@@ -71,18 +71,18 @@ def run(name: str, backend: str) -> list[Tensor]:
     """The results, with what was written in place."""
     torch.manual_seed(0)
     given = arguments()[name]
-    result = getattr(fused_ops, name)(*given, backend)
+    result = getattr(ops, name)(*given, backend)
     result = given[0] if result is None else result
     return [result] if isinstance(result, Tensor) else list(result)
 
 
-@pytest.mark.parametrize("name", fused_ops.OPERATIONS)
+@pytest.mark.parametrize("name", ops.OPERATIONS)
 def test_torch_accepts_the_operation(name: str) -> None:
     tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
-    registry.opcheck(getattr(fused_ops, name), (*arguments()[name], "torch"), test_utils=tests)
+    registry.opcheck(getattr(ops, name), (*arguments()[name], "torch"), test_utils=tests)
 
 
-@pytest.mark.parametrize("name", fused_ops.OPERATIONS)
+@pytest.mark.parametrize("name", ops.OPERATIONS)
 def test_torch_is_the_reference(name: str) -> None:
     results = run(name, "torch")
     torch.manual_seed(0)
@@ -104,7 +104,7 @@ def test_torch_is_the_reference(name: str) -> None:
     elif name == "velocity_head":
         expected = reference_fused.velocity_head(*given[:-2], (H, W))
     else:
-        last = -1 if "workspace" in str(getattr(fused_ops, name)._schema) else None
+        last = -1 if "workspace" in str(getattr(ops, name)._schema) else None
         expected = getattr(reference_fused, name)(*given[:last])
     expected = [expected] if isinstance(expected, Tensor) else expected
     for result, wanted in zip(results, expected, strict=True):
@@ -129,29 +129,29 @@ def assert_close(results: list[Tensor], expected: list[Tensor]) -> None:
 
 
 @pytest.mark.usefixtures("emulated")
-@pytest.mark.parametrize("name", fused_ops.OPERATIONS)
+@pytest.mark.parametrize("name", ops.OPERATIONS)
 def test_cuda(name: str) -> None:
     assert_close(run(name, "cuda"), run(name, "torch"))
 
 
 @pytest.mark.usefixtures("interpreted")
-@pytest.mark.parametrize("name", [name for name in fused_ops.OPERATIONS if name not in fused_ops.CUDA_ONLY])
+@pytest.mark.parametrize("name", [name for name in ops.OPERATIONS if name not in ops.CUDA_ONLY])
 def test_triton(name: str) -> None:
     assert_close(run(name, "triton"), run(name, "torch"))
 
 
 @pytest.mark.usefixtures("emulated")
 def test_a_workspace_is_used_again() -> None:
-    space = fused_ops.workspace("cuda", B, N, HEADS, torch.device("cpu"))
+    space = ops.workspace("cuda", B, N, HEADS, torch.device("cpu"))
     *given, _ = arguments()["qkv_linear_attention"]
-    results = [fused_ops.qkv_linear_attention(*given, space, "cuda") for _ in range(3)]
+    results = [ops.qkv_linear_attention(*given, space, "cuda") for _ in range(3)]
     for q, state in results[1:]:
         assert torch.equal(q, results[0][0]) and torch.equal(state, results[0][1])
-    assert fused_ops.workspace("torch", B, N, HEADS, torch.device("cpu")) is None
+    assert ops.workspace("torch", B, N, HEADS, torch.device("cpu")) is None
 
 
 def test_every_operation_is_registered() -> None:
-    assert set(fused_ops.OPERATIONS) <= set(dir(torch.ops.sana_edge))
+    assert set(ops.OPERATIONS) <= set(dir(torch.ops.sana_edge))
 
 
 def test_triton_is_imported_when_it_is_needed() -> None:

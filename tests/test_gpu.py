@@ -14,9 +14,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from sana_edge import Sana, backends, graph
+from sana_edge import Sana, graph
 from sana_edge.config import DenoiserConfig
 from sana_edge.errors import OutOfMemory
+from sana_edge.fused import backends
 from sana_edge.int8 import quant
 from sana_edge.nets.denoiser import Denoiser, Modulation, TextContext
 from sana_edge.nets.quantize import quantize_denoiser

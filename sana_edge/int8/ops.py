@@ -9,7 +9,7 @@ malloc's pool cost less than the page faults of fresh ones. What is done to INT8
 done in pieces that stay in the cache.
 
 On a CUDA device Triton's kernels compute what has a gradient, where they can. The fused operations of INT8
-models have a door of their own, `sana_edge.fused_ops`.
+models have a door of their own, `sana_edge.fused.ops`.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sana_edge import fused_ops
-from sana_edge.fused_text import LayerText
+from sana_edge.fused import ops
+from sana_edge.fused.text import LayerText
 from sana_edge.int8.linear import W8A8Linear
 from sana_edge.nets.block import FP16_MAX, RMS_EPS, Block
 
@@ -74,7 +74,7 @@ class FusedBlock:
     def _attend(
         self, x: Tensor, vectors: Sequence[Tensor], constant: Tensor | None, workspace: Tensor | None
     ) -> None:
-        fused, backend = fused_ops, self._backend
+        fused, backend = ops, self._backend
         if self._qkv is None or self._out is None:
             self._block.self_attention(x, _cast(vectors, x), self._clamp)
             if constant is not None:
@@ -95,7 +95,7 @@ class FusedBlock:
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """q, the state of linear attention and, of models with norms of q and k, 1 / rms of both."""
         assert self._qkv is not None
-        fused, heads, product = fused_ops, self._block.heads, self._qkv.product
+        fused, heads, product = ops, self._block.heads, self._qkv.product
         if self._norm_k is None:
             q, state = fused.qkv_linear_attention(
                 *tokens, *product, self._dtype, heads, workspace, self._backend
@@ -109,7 +109,7 @@ class FusedBlock:
 
     def _read(self, x: Tensor, text: LayerText) -> None:
         """Cross-attention of the images that read keys, x (B', N, dim)."""
-        fused, backend = fused_ops, self._backend
+        fused, backend = ops, self._backend
         assert text.keys is not None
         if self._cross_q is None or self._cross_out is None:
             x.add_(self._block.cross_attention(x, text.as_keys_values()))
@@ -126,7 +126,7 @@ class FusedBlock:
         fused.w8a8_linear_add_(x, *read, *self._cross_out.product, None, None, None, backend)
 
     def _mix(self, x: Tensor, vectors: Sequence[Tensor], size: tuple[int, int]) -> None:
-        fused, backend = fused_ops, self._backend
+        fused, backend = ops, self._backend
         if self._expand is None or self._project is None:
             self._block.mix_ffn(x, _cast(vectors, x), size)
             return

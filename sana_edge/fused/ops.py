@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch import library as registry
 
-from sana_edge import fused_shapes
+from sana_edge.fused import shapes
 from sana_edge.kernels import cuda_library
 
 # the module of sana_edge.kernels that has an operation
@@ -176,9 +176,7 @@ def _register() -> None:
         function = _OWN.get(name, functools.partial(shared, name))
         _LIBRARY.define(name + schema)  # type: ignore[no-untyped-call]
         _LIBRARY.impl(name, function, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
-        registry.register_fake(
-            f"sana_edge::{name}", fused_shapes.SHAPES.get(name, fused_shapes.rows), lib=_LIBRARY
-        )
+        registry.register_fake(f"sana_edge::{name}", shapes.SHAPES.get(name, shapes.rows), lib=_LIBRARY)
 
 
 _register()

@@ -7,9 +7,9 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from sana_edge import fused_ops
-from sana_edge.fused_block import FusedBlock
-from sana_edge.fused_text import FusedText
+from sana_edge.fused import ops
+from sana_edge.fused.block import FusedBlock
+from sana_edge.fused.text import FusedText
 from sana_edge.nets.block import Block
 from sana_edge.nets.denoiser import FINAL_EPS, Denoiser, Modulation
 
@@ -38,7 +38,7 @@ class FusedDenoiser:
     def workspace(self, images: int, tokens: int, device: torch.device) -> Tensor | None:
         """What `step` needs for a batch, for one step at a time."""
         heads = self.config.num_attention_heads
-        return fused_ops.workspace(self.backend, images, tokens, heads, device)
+        return ops.workspace(self.backend, images, tokens, heads, device)
 
     @torch.no_grad()
     def step(
@@ -63,7 +63,7 @@ class FusedDenoiser:
         Returns:
             (B, channels, H, W) fp32.
         """
-        fused, (height, width) = fused_ops, latent.shape[-2:]
+        fused, (height, width) = ops, latent.shape[-2:]
         copies = 1 if guidance is None else 2
         x = fused.patch_embed(latent, *self._patch, positions, copies, self.dtype, self.backend)
         for layer, block in enumerate(self._blocks):

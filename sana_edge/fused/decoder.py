@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sana_edge import fused_ops
 from sana_edge.errors import InvalidInput
+from sana_edge.fused import ops as fused_ops
 from sana_edge.int8 import ops
 from sana_edge.int8.conv import W8A8Conv2d, W8A8PhaseConv2d
 from sana_edge.int8.feature_maps import NORM_EPS, add, nchw, nhwc
