@@ -22,9 +22,9 @@ from kernel_cases import Case, Sizes, cases
 from record import ended, header, positive, write_json
 from shapes import DENOISERS
 
-from sana_edge.components import DTYPES
 from sana_edge.errors import UnsupportedDevice
 from sana_edge.kernels import cuda_library
+from sana_edge.torch_runtime.load import DTYPES
 
 RESULTS = Path(__file__).parent / "results"
 TURNS = 20

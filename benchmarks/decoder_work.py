@@ -12,13 +12,13 @@ from shapes import AUTOENCODERS, random_latent, random_weights
 from static_scales import static_scales
 from torch import Tensor
 
-from sana_edge import tiling
-from sana_edge.components import DTYPES, store_in_16_bit
 from sana_edge.fused import backends
 from sana_edge.fused.decoder import fuse_decoder
 from sana_edge.nets.autoencoder import Autoencoder
 from sana_edge.nets.quantize import decoder_targets, quantize_decoder
 from sana_edge.store.weights import load_into
+from sana_edge.torch_runtime import tiling
+from sana_edge.torch_runtime.load import DTYPES, store_in_16_bit
 
 
 @dataclass(frozen=True, kw_only=True)

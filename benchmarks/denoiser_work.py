@@ -12,15 +12,15 @@ from contenders import BASELINE, COMPILED, INT8, OURS, Loader, Stage, Work, guid
 from shapes import DENOISERS, random_latent, random_weights
 from torch import Tensor
 
-from sana_edge.components import DTYPES, store_in_16_bit
 from sana_edge.config import DenoiserConfig
 from sana_edge.errors import SanaError
 from sana_edge.fused import backends
 from sana_edge.nets.denoiser import Denoiser
 from sana_edge.nets.quantize import quantize_denoiser
 from sana_edge.nets.text_encoder import MAX_TOKENS, TextFeatures
-from sana_edge.prediction import make_predictor
 from sana_edge.sampler import make_sampler
+from sana_edge.torch_runtime.load import DTYPES, store_in_16_bit
+from sana_edge.torch_runtime.steps import make_predictor
 
 GUIDANCE = 4.5
 

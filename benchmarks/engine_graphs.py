@@ -32,7 +32,7 @@ from sana_edge.nets.quantize import (
     set_graph_activations,
 )
 from sana_edge.store.weights import load_into
-from sana_edge.tiling import DEFAULT_TILE
+from sana_edge.torch_runtime.tiling import DEFAULT_TILE
 
 FLOAT, INT8, NAIVE = "float", "int8", "naive"
 NAIVE_INT8 = "naive-int8.xml"

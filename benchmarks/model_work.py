@@ -14,16 +14,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sana_edge import Sana
-from sana_edge.components import DTYPES
 from sana_edge.config import DenoiserConfig, SamplerConfig
 from sana_edge.errors import InvalidInput
 from sana_edge.instruction import CHI
 from sana_edge.nets.text_encoder import TextEncoder, TextFeatures
 from sana_edge.request import Plan, Request
-from sana_edge.stages import load_stages
 from sana_edge.store import hub
 from sana_edge.store.folder import read_json
 from sana_edge.store.package import is_package
+from sana_edge.torch_runtime.load import DTYPES
+from sana_edge.torch_runtime.runtime import load_stages
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -62,8 +62,8 @@ def _diffusers(options: argparse.Namespace) -> Draw:
     import torch
     from diffusers import SanaSprintPipeline
 
-    from sana_edge.components import DTYPES
     from sana_edge.instruction import CHI
+    from sana_edge.torch_runtime.load import DTYPES
 
     pipeline = SanaSprintPipeline.from_pretrained(options.model, torch_dtype=DTYPES[options.dtype])
     pipeline.set_progress_bar_config(disable=True)

@@ -209,8 +209,8 @@ def _torch(
 
     from sana_edge import Sana
     from sana_edge.nets.quantize import set_graph_activations
-    from sana_edge.stages import load_stages
     from sana_edge.store import hub
+    from sana_edge.torch_runtime.runtime import load_stages
 
     torch.set_num_threads(options.threads)
     found = hub.resolve(options.model, int8=int8)

@@ -19,11 +19,11 @@ from shapes import AUTOENCODERS, DENOISERS
 from torch import Tensor
 
 from sana_edge.calib.writer import copy_files, new_folder, write_json, write_shards
-from sana_edge.components import DTYPES
 from sana_edge.nets.autoencoder import Autoencoder
 from sana_edge.nets.denoiser import Denoiser
 from sana_edge.store.folder import read_json
 from sana_edge.store.known_models import BUNDLED
+from sana_edge.torch_runtime.load import DTYPES
 
 # the text encoder of all public SANA models
 GEMMA_2_2B = {

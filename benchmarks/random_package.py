@@ -20,7 +20,6 @@ from sana_edge.calib.calibrate import Calibration
 from sana_edge.calib.settings import Settings
 from sana_edge.calib.task import Task
 from sana_edge.calib.writer import new_folder
-from sana_edge.components import load_decoder, load_denoiser
 from sana_edge.config import SamplerConfig
 from sana_edge.nets.denoiser import Denoiser
 from sana_edge.nets.quantize import decoder_targets, denoiser_targets, quantize_decoder, quantize_denoiser
@@ -29,6 +28,7 @@ from sana_edge.sampler import sampler_of
 from sana_edge.store import hub
 from sana_edge.store.folder import read_json
 from sana_edge.store.hub import ResolvedModel
+from sana_edge.torch_runtime.load import load_decoder, load_denoiser
 
 _CPU = torch.device("cpu")
 _INFO = {"prompt_set": "none, one random text", "observed": 1}

@@ -9,8 +9,8 @@ import torch
 from contenders import Work
 from torch import Tensor
 
-from sana_edge.components import DTYPES
 from sana_edge.config import LATENT_CELL, AutoencoderConfig, DenoiserConfig
+from sana_edge.torch_runtime.load import DTYPES
 
 BLOCKS = ("ResBlock",) * 3 + ("EfficientViTBlock",) * 3
 

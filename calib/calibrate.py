@@ -18,7 +18,7 @@ from sana_edge.calib.sensitivity import Probe, choose_kept, decoder_sensitivity,
 from sana_edge.calib.settings import Settings
 from sana_edge.calib.smooth import Smoothed, smooth, smooth_decoder, target_weight
 from sana_edge.nets.quantize import quantize_decoder, quantize_denoiser
-from sana_edge.stages import Stages
+from sana_edge.torch_runtime.runtime import Stages
 
 # prompts that sensitivity is measured on, each at its first, middle and last step
 _PROBES = 4

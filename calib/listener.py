@@ -13,7 +13,7 @@ from sana_edge.calib.sampling import Reservoir, generator, quota, strata
 from sana_edge.calib.statistics import LayerStatistics, Statistics
 from sana_edge.errors import SanaError
 from sana_edge.nets.quantize import decoder_targets, denoiser_targets
-from sana_edge.stages import Stages
+from sana_edge.torch_runtime.runtime import Stages
 
 SAMPLE_ROWS = 256
 """Sample rows of a layer, over all steps and prompts."""

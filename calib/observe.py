@@ -17,7 +17,7 @@ from sana_edge.calib.statistics import Statistics, checksum
 from sana_edge.calib.statistics_store import StatisticsStore
 from sana_edge.memory import memory_errors
 from sana_edge.request import Plan, Request
-from sana_edge.stages import Stages
+from sana_edge.torch_runtime.runtime import Stages
 
 logger = logging.getLogger("sana_edge")
 

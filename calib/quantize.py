@@ -19,10 +19,10 @@ from sana_edge.config import AutoencoderConfig
 from sana_edge.errors import InvalidInput
 from sana_edge.memory import memory_errors
 from sana_edge.request import MAX_SEED, Plan, Request
-from sana_edge.stages import Stages, choose_device, load_stages
 from sana_edge.store import hub, package
 from sana_edge.store.folder import read_json
 from sana_edge.store.hub import ResolvedModel
+from sana_edge.torch_runtime.runtime import Stages, choose_device, load_stages
 
 
 def quantize(

@@ -24,7 +24,7 @@ from sana_edge.nets.quantize import (
 )
 from sana_edge.nets.text_encoder import TextFeatures
 from sana_edge.request import Request
-from sana_edge.stages import Stages
+from sana_edge.torch_runtime.runtime import Stages
 
 Budget = int | Literal["auto", "none"]
 Progress = Callable[[int, int], None]

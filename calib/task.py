@@ -18,7 +18,6 @@ from sana_edge.calib.component import Named
 from sana_edge.calib.report import Layer, Report, Sizes
 from sana_edge.calib.settings import Settings
 from sana_edge.calib.writer import check_finite, copy_files
-from sana_edge.components import clamps, denoiser_layers
 from sana_edge.config import DenoiserConfig
 from sana_edge.nets.parameter_names import names
 from sana_edge.nets.quantize import stacked
@@ -28,6 +27,7 @@ from sana_edge.store.folder import needed_files, read_json
 from sana_edge.store.hub import ResolvedModel
 from sana_edge.store.package import Quantization
 from sana_edge.store.weights import StoredState, weight_files
+from sana_edge.torch_runtime.load import clamps, denoiser_layers
 
 _COMPONENTS = ("transformer", "vae", "text_encoder")
 _TERMS = ("LICENSE", "LICENCE", "NOTICE", "COPYING")

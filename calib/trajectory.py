@@ -13,7 +13,7 @@ from torch import Tensor
 from sana_edge.image_metrics import psnr, ssim
 from sana_edge.int8 import quant
 from sana_edge.request import Plan
-from sana_edge.stages import Stages
+from sana_edge.torch_runtime.runtime import Stages
 
 Pixels = NDArray[np.uint8]
 

@@ -10,7 +10,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sana_edge.components import load_decoder
 from sana_edge.engine_strips import Tail, decode_strips
 from sana_edge.export.agreement import Agreement
 from sana_edge.export.compare_denoiser import Latents
@@ -20,6 +19,7 @@ from sana_edge.export.unrounded import let_activations_be
 from sana_edge.image_metrics import psnr
 from sana_edge.store.hub import ResolvedModel
 from sana_edge.store.manifest import Manifest
+from sana_edge.torch_runtime.load import load_decoder
 
 GRAPH = "decoder"
 # cells of a side: of more only the corner is decoded, by graphs that take any size

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sana_edge.components import load_denoiser
 from sana_edge.export.agreement import Agreement
 from sana_edge.export.compare_text import NEGATIVE, PROMPT, Text
 from sana_edge.export.graph_runner import Array, GraphRunner
@@ -21,6 +20,7 @@ from sana_edge.nets.text_encoder import TextFeatures
 from sana_edge.sampler import Sampler, make_sampler
 from sana_edge.store.hub import ResolvedModel
 from sana_edge.store.manifest import Manifest
+from sana_edge.torch_runtime.load import load_denoiser
 
 PROJECTION, DENOISER, FOLDED = "text_projection", "denoiser", "denoiser_folded"
 GUIDANCE = 4.5

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 import sana_edge
-from sana_edge.components import DTYPES, load_decoder, load_denoiser
 from sana_edge.errors import InvalidInput, SanaError
 from sana_edge.export.builder import GraphBuilder
 from sana_edge.export.decoder_graph import Size, add_decoder
@@ -34,7 +33,8 @@ from sana_edge.store.atomic import new_folder
 from sana_edge.store.hub import ResolvedModel
 from sana_edge.store.manifest import INSTRUCTION, DecoderPart, Manifest, TextShape
 from sana_edge.store.manifest_files import stored_files
-from sana_edge.tiling import DEFAULT_TILE
+from sana_edge.torch_runtime.load import DTYPES, load_decoder, load_denoiser
+from sana_edge.torch_runtime.tiling import DEFAULT_TILE
 
 # told the part of `PARTS` that begins
 Told = Callable[[str], None]

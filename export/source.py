@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 
-from sana_edge.components import DTYPES
 from sana_edge.config import AutoencoderConfig, DenoiserConfig, SamplerConfig
 from sana_edge.errors import CheckpointError, InvalidInput
 from sana_edge.store import package
@@ -16,6 +15,7 @@ from sana_edge.store.hub import ResolvedModel
 from sana_edge.store.known_models import BUNDLED, KNOWN
 from sana_edge.store.package import Quantization
 from sana_edge.store.weights import StoredState, weight_files
+from sana_edge.torch_runtime.load import DTYPES
 
 # begin the names of files with the terms of the weights
 _TERMS = ("LICENSE", "LICENCE", "NOTICE", "COPYING")

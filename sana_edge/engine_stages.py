@@ -1,4 +1,4 @@
-"""What the exported graphs do for a picture, on numpy arrays: `sana_edge.stages` without torch."""
+"""What the exported graphs do for a picture, on numpy arrays; `sana_edge.torch_runtime` without torch."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class Backend(Protocol):
 
 
 class Stages(Protocol):
-    """What `sana_edge.Sana` needs of a loaded model; `sana_edge.stages.Stages` explains each.
+    """What `sana_edge.Sana` needs of a loaded model; `sana_edge.torch_runtime.runtime.Stages` explains each.
 
     What ``schedule`` and ``read`` give is for ``predict`` only. ``computing`` is entered around all work,
     ``synchronize`` waits for it. ``close`` frees what does not go with the last reference; work that comes
@@ -117,16 +117,16 @@ def _load_torch(
 ) -> tuple[Stages, Path]:
     try:
         with torch_extra():
-            from sana_edge import stages
+            from sana_edge.torch_runtime import runtime
     except MissingDependency as error:
         # where there is no torch, an exported folder was meant
         hint = f"give a folder that `sana-edge export` made, or {error.hint}"
         raise MissingDependency(f"{model} is no exported folder, and {error.message}", hint) from error
     # what can be said before the model is found
-    place = stages.check_target(device, dtype, backend)
+    place = runtime.check_target(device, dtype, backend)
     with torch_extra(), memory_errors(model):
         found = hub.resolve(model, int8=int8, offline=offline, progress=progress)
-        loaded = stages.load_stages(found, device=place, dtype=dtype, int8=int8, backend=backend)
+        loaded = runtime.load_stages(found, device=place, dtype=dtype, int8=int8, backend=backend)
     return loaded, found.path
 
 

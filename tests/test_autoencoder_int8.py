@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sana_edge import tiling
 from sana_edge.config import AutoencoderConfig
 from sana_edge.errors import CheckpointError, InvalidInput, SanaError
 from sana_edge.image_metrics import psnr
@@ -27,6 +26,7 @@ from sana_edge.nets.quantize import decoder_targets, prepare_decoder, quantize_d
 from sana_edge.store.folder import read_json
 from sana_edge.store.hub import resolve
 from sana_edge.store.weights import load_into, load_state, save_state
+from sana_edge.torch_runtime import tiling
 from sana_edge.training.layout import draw_scene
 from sana_edge.training.scenes import render
 

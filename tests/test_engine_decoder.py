@@ -20,7 +20,6 @@ for module in ("onnx", "onnxruntime"):
 from numpy.typing import NDArray
 
 from sana_edge import engine_decoder, engine_strips
-from sana_edge.components import load_decoder
 from sana_edge.config import AutoencoderConfig
 from sana_edge.engine_decoder import EngineDecoder, strip_bytes
 from sana_edge.engine_graphs import Graphs
@@ -34,6 +33,7 @@ from sana_edge.export.ports import ports
 from sana_edge.nets.autoencoder import Autoencoder
 from sana_edge.store import hub
 from sana_edge.store.manifest import DecoderPart, StoredFile
+from sana_edge.torch_runtime.load import load_decoder
 
 Floats = NDArray[np.float32]
 # two tiles wide, and more than one strip of every tail

@@ -26,9 +26,9 @@ from sana_edge.errors import CheckpointError, InvalidInput, OutOfMemory, SanaErr
 from sana_edge.export.settings import Settings
 from sana_edge.projected_text import ProjectedText, padding_mask, side_by_side
 from sana_edge.request import Plan, Request
-from sana_edge.stages import Stages
-from sana_edge.stages import load_stages as load_torch_stages
 from sana_edge.store import hub, manifest
+from sana_edge.torch_runtime.runtime import Stages
+from sana_edge.torch_runtime.runtime import load_stages as load_torch_stages
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 onnx_export = pytest.importorskip("sana_edge.export.onnx", reason="onnx is not installed")

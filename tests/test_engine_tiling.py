@@ -11,10 +11,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sana_edge import engine_strips, engine_tiling, tiling
+from sana_edge import engine_strips, engine_tiling
 from sana_edge.config import AutoencoderConfig
 from sana_edge.errors import InvalidInput, OutOfMemory
 from sana_edge.nets.autoencoder import Autoencoder
+from sana_edge.torch_runtime import tiling
 
 CONFIG = AutoencoderConfig(
     encoder_block_types=("ResBlock",) * 3,

@@ -16,7 +16,6 @@ onnx = pytest.importorskip("onnx", reason="onnx is not installed")
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 
 from sana_edge import engine_strips  # noqa: E402
-from sana_edge.components import load_decoder  # noqa: E402
 from sana_edge.config import AutoencoderConfig  # noqa: E402
 from sana_edge.errors import CheckpointError  # noqa: E402
 from sana_edge.export.builder import GraphBuilder  # noqa: E402
@@ -27,6 +26,7 @@ from sana_edge.int8 import quant  # noqa: E402
 from sana_edge.nets.autoencoder import Autoencoder  # noqa: E402
 from sana_edge.nets.quantize import decoder_targets, quantize_decoder  # noqa: E402
 from sana_edge.store.hub import resolve  # noqa: E402
+from sana_edge.torch_runtime.load import load_decoder  # noqa: E402
 
 RES, VIT = "ResBlock", "EfficientViTBlock"
 # repeats of the shortcuts: 4 and 2 (INTERPOLATE), 4 and none (SHUFFLED); two scales of attention

@@ -15,7 +15,6 @@ from torch import Tensor
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 
-from sana_edge.components import load_denoiser  # noqa: E402
 from sana_edge.config import DenoiserConfig  # noqa: E402
 from sana_edge.errors import CheckpointError, SanaError  # noqa: E402
 from sana_edge.export import graph_layers  # noqa: E402
@@ -33,6 +32,7 @@ from sana_edge.nets.quantize import (  # noqa: E402
 )
 from sana_edge.nets.text_encoder import TextFeatures  # noqa: E402
 from sana_edge.store import hub  # noqa: E402
+from sana_edge.torch_runtime.load import load_denoiser  # noqa: E402
 
 CONFIG = DenoiserConfig(
     in_channels=8,

@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from sana_edge import tiling
 from sana_edge.config import AutoencoderConfig
 from sana_edge.errors import InvalidInput
 from sana_edge.fused.decoder import (
@@ -27,6 +26,7 @@ from sana_edge.int8.conv import Conv2d, W8A8Conv2d
 from sana_edge.nets.autoencoder import Autoencoder
 from sana_edge.nets.autoencoder_blocks import ResBlock, Upsample
 from sana_edge.nets.quantize import decoder_targets, quantize_decoder
+from sana_edge.torch_runtime import tiling
 
 RES, VIT = "ResBlock", "EfficientViTBlock"
 SANA = AutoencoderConfig(

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sana_edge import Sana, graph
+from sana_edge import Sana
 from sana_edge.config import DenoiserConfig
 from sana_edge.errors import OutOfMemory
 from sana_edge.fused import backends
@@ -22,8 +22,9 @@ from sana_edge.int8 import quant
 from sana_edge.nets.denoiser import Denoiser, Modulation, TextContext
 from sana_edge.nets.quantize import quantize_denoiser
 from sana_edge.nets.text_encoder import TextFeatures
-from sana_edge.prediction import FusedNetwork, Predictor, Velocity
-from sana_edge.stages import Stages
+from sana_edge.torch_runtime import cuda_graph
+from sana_edge.torch_runtime.runtime import Stages
+from sana_edge.torch_runtime.steps import FusedNetwork, Predictor, Velocity
 
 pytestmark = [
     pytest.mark.gpu,
@@ -92,7 +93,7 @@ def unrecorded(denoiser: Denoiser, x: Tensor, step: Modulation, context: TextCon
     return unguided + GUIDANCE * (prompted - unguided)
 
 
-def started(denoiser: Denoiser, backend: str, recorder: graph.Recorder, x: Tensor) -> Velocity:
+def started(denoiser: Denoiser, backend: str, recorder: cuda_graph.Recorder, x: Tensor) -> Velocity:
     tables = denoiser.modulation(torch.tensor([900.0, 30.0], device=CUDA))
     predictor = Predictor(FusedNetwork(denoiser, backend), recorder)
     velocity, note = predictor.start(x, tables, reading(denoiser, 60), GUIDANCE)
@@ -108,7 +109,7 @@ def test_a_step_equals_the_int8_layers(backend: str, config: DenoiserConfig, siz
     denoiser = int8_denoiser(config)
     x, context = torch.randn(1, config.in_channels, *size, device=CUDA), reading(denoiser, 60)
     tables = denoiser.modulation(torch.tensor([900.0, 30.0], device=CUDA))
-    velocity, note = Predictor(FusedNetwork(denoiser, backend), graph.CudaGraphs()).start(
+    velocity, note = Predictor(FusedNetwork(denoiser, backend), cuda_graph.CudaGraphs()).start(
         x, tables, context, GUIDANCE
     )
     assert note == ""
@@ -122,9 +123,9 @@ def test_a_step_equals_the_int8_layers(backend: str, config: DenoiserConfig, siz
 def test_replay_equals_eager_and_itself(backend: str) -> None:
     denoiser, x = int8_denoiser(CONFIGS["0.6b"]), torch.randn(1, 32, 32, 32, device=CUDA)
     torch.manual_seed(1)
-    eager = started(denoiser, backend, graph.eager, x)(x, 1).clone()
+    eager = started(denoiser, backend, cuda_graph.eager, x)(x, 1).clone()
     torch.manual_seed(1)
-    replayed = started(denoiser, backend, graph.CudaGraphs(), x)
+    replayed = started(denoiser, backend, cuda_graph.CudaGraphs(), x)
     # the same bytes, however blocks happen to be ordered
     for _ in range(20):
         assert torch.equal(replayed(x, 1), eager)
@@ -136,7 +137,7 @@ def test_two_streams_at_once(backend: str) -> None:
     denoiser = int8_denoiser(CONFIGS["small"])
     latents = torch.randn(2, 1, 32, 32, 32, device=CUDA)
     torch.manual_seed(1)
-    wanted = [started(denoiser, backend, graph.eager, x)(x, 0).clone() for x in latents]
+    wanted = [started(denoiser, backend, cuda_graph.eager, x)(x, 0).clone() for x in latents]
     same: list[bool] = []
     ready = threading.Barrier(2)
 
@@ -145,7 +146,7 @@ def test_two_streams_at_once(backend: str) -> None:
             with lock:
                 torch.manual_seed(1)
                 for _ in range(k + 1):
-                    velocity = started(denoiser, backend, graph.CudaGraphs(), latents[k])
+                    velocity = started(denoiser, backend, cuda_graph.CudaGraphs(), latents[k])
             ready.wait()
             same.append(all(torch.equal(velocity(latents[k], 0), wanted[k]) for _ in range(50)))
 
@@ -163,7 +164,7 @@ def test_two_streams_at_once(backend: str) -> None:
 @torch.inference_mode()
 def test_a_replay_allocates_nothing(backend: str) -> None:
     x = torch.randn(1, 32, 32, 32, device=CUDA)
-    velocity = started(int8_denoiser(CONFIGS["small"]), backend, graph.CudaGraphs(), x)
+    velocity = started(int8_denoiser(CONFIGS["small"]), backend, cuda_graph.CudaGraphs(), x)
     before = torch.cuda.memory_stats()["allocation.all.allocated"]
     for i in range(2):
         velocity(x, i)
@@ -201,12 +202,14 @@ def test_a_failed_recording_leaves_the_device_usable(backend: str) -> None:
     before = torch.cuda.current_stream()
     with pytest.raises(RuntimeError):
         # waits for the device, which nothing that is recorded may
-        graph.CudaGraphs()(lambda: torch.ones(1, device=CUDA) * torch.ones(1, device=CUDA).item())
+        cuda_graph.CudaGraphs()(lambda: torch.ones(1, device=CUDA) * torch.ones(1, device=CUDA).item())
     assert torch.cuda.current_stream() == before
     assert float(torch.ones(1 << 20, device=CUDA).sum()) == 1 << 20
     torch.cuda.empty_cache()
     x = torch.randn(1, 32, 32, 32, device=CUDA)
-    assert started(int8_denoiser(CONFIGS["small"]), backend, graph.CudaGraphs(), x)(x, 0).isfinite().all()
+    assert (
+        started(int8_denoiser(CONFIGS["small"]), backend, cuda_graph.CudaGraphs(), x)(x, 0).isfinite().all()
+    )
 
 
 @pytest.mark.parametrize("stage", ["predict", "decode"])

@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from sana_edge import graph
 from sana_edge.config import DenoiserConfig
-from sana_edge.graph import Loop, Loops, Run
 from sana_edge.nets.denoiser import Denoiser, Modulation, TextContext
 from sana_edge.nets.quantize import quantize_denoiser
 from sana_edge.nets.text_encoder import TextFeatures
-from sana_edge.prediction import FusedNetwork, Network, PlainNetwork, Predictor
+from sana_edge.torch_runtime import cuda_graph
+from sana_edge.torch_runtime.cuda_graph import Loop, Loops, Run
+from sana_edge.torch_runtime.steps import FusedNetwork, Network, PlainNetwork, Predictor
 
 CONFIG = DenoiserConfig(
     in_channels=8,
@@ -76,7 +76,7 @@ def test_inputs_are_copied_to_where_the_recording_reads_them() -> None:
 
 
 def test_other_shapes_are_a_mistake() -> None:
-    loop = Loop(weighted, [torch.ones(3)], [torch.ones(3)], graph.eager)
+    loop = Loop(weighted, [torch.ones(3)], [torch.ones(3)], cuda_graph.eager)
     with pytest.raises(ValueError, match="other shapes"):
         loop([torch.ones(4)])
     with pytest.raises(ValueError, match="other shapes"):
@@ -149,7 +149,7 @@ def test_the_loop_used_longest_ago_is_dropped() -> None:
     def make(name: str) -> Callable[[], Loop]:
         def build() -> Loop:
             made.append(name)
-            return Loop(weighted, [torch.ones(1)], [torch.ones(1)], graph.eager)
+            return Loop(weighted, [torch.ones(1)], [torch.ones(1)], cuda_graph.eager)
 
         return build
 
@@ -250,7 +250,7 @@ def test_two_predictors_at_once() -> None:
             assert torch.equal(velocity(x, i), alone[k][i])
 
 
-def cuda_predictor(denoiser: Denoiser, recorder: graph.Recorder) -> Predictor:
+def cuda_predictor(denoiser: Denoiser, recorder: cuda_graph.Recorder) -> Predictor:
     return Predictor(PlainNetwork(denoiser, 64), recorder)
 
 
@@ -289,7 +289,7 @@ def test_replay_equals_eager_on_a_gpu() -> None:
     text = TextFeatures(torch.randn(1, 7, 40, device="cuda"), torch.ones(1, 7, device="cuda"))
     x, read = torch.randn(1, 8, 12, 20, device="cuda"), denoiser.text_context([text])
     results = []
-    for recorder in (graph.eager, graph.CudaGraphs()):
+    for recorder in (cuda_graph.eager, cuda_graph.CudaGraphs()):
         velocity, note = cuda_predictor(denoiser, recorder).start(x, tables, read, None)
         assert note == ""
         results.append([velocity(x, i).clone() for i in range(2)])
@@ -309,7 +309,9 @@ def test_two_streams_on_a_gpu() -> None:
 
     def work(k: int) -> None:
         with torch.inference_mode(), torch.cuda.stream(torch.cuda.Stream()):  # type: ignore[no-untyped-call]
-            velocity, _ = cuda_predictor(denoiser, graph.CudaGraphs()).start(latents[k], tables, read, None)
+            velocity, _ = cuda_predictor(denoiser, cuda_graph.CudaGraphs()).start(
+                latents[k], tables, read, None
+            )
             same.append(all(torch.allclose(velocity(latents[k], 0), wanted[k], atol=1e-2) for _ in range(50)))
 
     threads = [threading.Thread(target=work, args=(k,)) for k in range(2)]
@@ -328,7 +330,7 @@ def test_nothing_is_allocated_by_a_replay() -> None:
     tables = denoiser.modulation(torch.tensor([500.0], device="cuda"))
     text = TextFeatures(torch.randn(1, 7, 40, device="cuda"), torch.ones(1, 7, device="cuda"))
     x, read = torch.randn(1, 8, 12, 20, device="cuda"), denoiser.text_context([text])
-    velocity, _ = cuda_predictor(denoiser, graph.CudaGraphs()).start(x, tables, read, None)
+    velocity, _ = cuda_predictor(denoiser, cuda_graph.CudaGraphs()).start(x, tables, read, None)
     before = torch.cuda.memory_stats()["allocation.all.allocated"]
     for _ in range(3):
         velocity(x, 0)

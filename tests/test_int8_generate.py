@@ -15,10 +15,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sana_edge import CheckpointError, OutOfMemory, Sana, read_metadata, stages
+from sana_edge import CheckpointError, OutOfMemory, Sana, read_metadata
 from sana_edge.calib.component import write_config, write_weights
 from sana_edge.cli import main
-from sana_edge.components import DTYPES, load_decoder, load_denoiser
 from sana_edge.image_metrics import psnr
 from sana_edge.nets.text_weights import quantize_text_state
 from sana_edge.store import hub, package
@@ -27,6 +26,8 @@ from sana_edge.store.hub import ResolvedModel
 from sana_edge.store.known_models import BUNDLED
 from sana_edge.store.package import KEY, Quantization
 from sana_edge.store.package_tensors import is_scale, to_16_bit
+from sana_edge.torch_runtime import runtime
+from sana_edge.torch_runtime.load import DTYPES, load_decoder, load_denoiser
 
 Capture = pytest.CaptureFixture[str]
 PROMPT = "a red house left of a yellow star"
@@ -164,7 +165,7 @@ def test_sana_tiny_in_int8_is_close_to_float() -> None:
 
 def test_a_size_that_cannot_fit_is_refused(tiny_package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Sana.load(str(tiny_package), device="cpu", dtype="bf16") as sana:
-        monkeypatch.setattr(stages, "available_memory", lambda _: 100_000_000)
+        monkeypatch.setattr(runtime, "available_memory", lambda _: 100_000_000)
         with pytest.raises(OutOfMemory, match="8192x8192 needs about"):
             sana.stream(PROMPT, size=(8192, 8192))
         assert sana.generate(PROMPT, steps=1).metadata["dtype"] == "bf16"

@@ -18,8 +18,8 @@ from sana_edge.calib.observe import Progress, observe
 from sana_edge.calib.prompts import PromptSet
 from sana_edge.calib.statistics import Statistics
 from sana_edge.int8.linear import Linear
-from sana_edge.stages import Stages, load_stages
 from sana_edge.store.hub import resolve
+from sana_edge.torch_runtime.runtime import Stages, load_stages
 
 PROMPTS = ("a red house left of a yellow star", "two blue fish", "a cat on a mat")
 # 2 x 3 latent cells

@@ -19,10 +19,11 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SanaPipeline, SanaSprintPipeline
 from numpy.typing import NDArray
 
-from sana_edge import Cancelled, Image, OutOfMemory, Sana, SanaError, Step, UnsupportedDevice, stages
+from sana_edge import Cancelled, Image, OutOfMemory, Sana, SanaError, Step, UnsupportedDevice
 from sana_edge.memory import memory_errors
 from sana_edge.store.hub import ResolvedModel
 from sana_edge.store.known_models import BUNDLED, KNOWN
+from sana_edge.torch_runtime import runtime
 
 PROMPT = "a red house left of a yellow star"
 
@@ -200,7 +201,7 @@ def test_what_was_trained_in_fp16_is_clamped(
     # the table knows better than the files
     for name, known in (("sana-1.6b-1024", True), ("sana-1.6b-1024-bf16", False)):
         model = ResolvedModel(tmp_path / "model", name, KNOWN[name])
-        loaded_stages = stages.load_stages(model, device=torch.device("cpu"), dtype="fp32")
+        loaded_stages = runtime.load_stages(model, device=torch.device("cpu"), dtype="fp32")
         assert loaded_stages.denoiser.clamp == known
 
 
@@ -247,9 +248,9 @@ def forbid_decoding(sana: Sana, monkeypatch: pytest.MonkeyPatch) -> None:
     def decode(*_: object) -> None:
         raise AssertionError("decoded after a cancellation")
 
-    stages = sana._stages
-    assert stages is not None
-    monkeypatch.setattr(stages.autoencoder, "decode", decode)
+    runtime = sana._stages
+    assert runtime is not None
+    monkeypatch.setattr(runtime.autoencoder, "decode", decode)
 
 
 def test_leaving_the_loop_cancels(sana: Sana, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,9 +282,9 @@ def test_cancel_event(sana: Sana, monkeypatch: pytest.MonkeyPatch, after: int) -
 
 def test_cancel_during_the_last_step_prevents_decoding(sana: Sana, monkeypatch: pytest.MonkeyPatch) -> None:
     cancel = threading.Event()
-    stages = sana._stages
-    assert stages is not None
-    hook = stages.denoiser.register_forward_hook(lambda *_: cancel.set())
+    runtime = sana._stages
+    assert runtime is not None
+    hook = runtime.denoiser.register_forward_hook(lambda *_: cancel.set())
     try:
         with monkeypatch.context() as patched, pytest.raises(Cancelled):
             forbid_decoding(sana, patched)
@@ -375,14 +376,14 @@ def test_a_stream_that_was_never_started_holds_nothing(sana: Sana) -> None:
 
 def test_closing(tiny_folder: Path) -> None:
     sana = Sana.load(str(tiny_folder))
-    stages: Any = sana._stages
+    runtime: Any = sana._stages
     with closing(sana.stream(PROMPT, steps=2)) as steps:
         next(steps)
         sana.close()
         assert next(steps).image is not None
-        assert len(stages.predictor._loops) == 1
+        assert len(runtime.predictor._loops) == 1
     # what was recorded
-    assert len(stages.predictor._loops) == 0
+    assert len(runtime.predictor._loops) == 0
     with pytest.raises(SanaError, match="closed"):
         sana.generate(PROMPT)
 
@@ -442,10 +443,10 @@ def test_running_out_of_memory(sana: Sana, monkeypatch: pytest.MonkeyPatch, erro
     def fail(*_: object) -> None:
         raise error
 
-    stages = sana._stages
-    assert stages is not None
+    runtime = sana._stages
+    assert runtime is not None
     with monkeypatch.context() as patched, pytest.raises(OutOfMemory, match="128x128"):
-        patched.setattr(stages.autoencoder, "decode", fail)
+        patched.setattr(runtime.autoencoder, "decode", fail)
         sana.generate(PROMPT, steps=1)
     assert sana.generate(PROMPT, steps=1)
 
@@ -453,11 +454,11 @@ def test_running_out_of_memory(sana: Sana, monkeypatch: pytest.MonkeyPatch, erro
 def test_a_size_that_cannot_fit_is_refused_before_any_work(
     sana: Sana, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stages, "available_memory", lambda _: 100_000_000)
+    monkeypatch.setattr(runtime, "available_memory", lambda _: 100_000_000)
     with pytest.raises(OutOfMemory, match=r"8192x8192 needs about .* GB, 0.1 GB are free"):
         sana.stream(PROMPT, size=(8192, 8192))
     assert sana.generate(PROMPT, steps=1)
-    monkeypatch.setattr(stages, "available_memory", lambda _: None)
+    monkeypatch.setattr(runtime, "available_memory", lambda _: None)
     sana.stream(PROMPT, size=(8192, 8192)).close()
 
 

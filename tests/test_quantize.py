@@ -21,7 +21,6 @@ from sana_edge.calib.settings import Settings, calibration_folder
 from sana_edge.calib.statistics import Statistics
 from sana_edge.calib.statistics_store import StatisticsStore
 from sana_edge.cli import main
-from sana_edge.components import load_decoder, load_denoiser
 from sana_edge.config import AutoencoderConfig, DenoiserConfig
 from sana_edge.errors import CheckpointError, InvalidInput, SanaError
 from sana_edge.pipeline import Sana
@@ -30,6 +29,7 @@ from sana_edge.store import hub, package
 from sana_edge.store.folder import read_json
 from sana_edge.store.package_tensors import is_scale
 from sana_edge.store.weights import StoredState, load_state
+from sana_edge.torch_runtime.load import load_decoder, load_denoiser
 
 # scripts there import each other by their plain names
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))

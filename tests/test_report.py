@@ -22,8 +22,8 @@ from sana_edge.calib.table import WIDTH, table
 from sana_edge.calib.trajectory import Comparison, compare, follow
 from sana_edge.image_metrics import psnr
 from sana_edge.request import Plan, Request
-from sana_edge.stages import Stages, load_stages
 from sana_edge.store import hub
+from sana_edge.torch_runtime.runtime import Stages, load_stages
 
 STEPS = 3
 

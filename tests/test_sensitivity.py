@@ -29,8 +29,8 @@ from sana_edge.nets.autoencoder import Autoencoder
 from sana_edge.nets.denoiser import Denoiser
 from sana_edge.nets.quantize import decoder_targets, denoiser_targets, quantize_decoder, quantize_denoiser
 from sana_edge.nets.text_encoder import TextFeatures
-from sana_edge.stages import Stages, load_stages
 from sana_edge.store.hub import resolve
+from sana_edge.torch_runtime.runtime import Stages, load_stages
 
 TINY: dict[str, Any] = {
     "in_channels": 32,

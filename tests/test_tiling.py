@@ -12,10 +12,10 @@ import torch
 from diffusers import AutoencoderDC
 from torch import Tensor
 
-from sana_edge import tiling
 from sana_edge.config import AutoencoderConfig
 from sana_edge.errors import InvalidInput, OutOfMemory
 from sana_edge.nets.autoencoder import Autoencoder
+from sana_edge.torch_runtime import tiling
 
 RES, VIT = "ResBlock", "EfficientViTBlock"
 # 4 pixels per latent cell: tiles of many cells stay small pictures
@@ -154,7 +154,7 @@ from sana_edge import maps
 from sana_edge.nets.autoencoder import Autoencoder
 from sana_edge.config import AutoencoderConfig
 from sana_edge.nets.quantize import quantize_decoder
-from sana_edge.tiling import decode_bytes
+from sana_edge.torch_runtime.tiling import decode_bytes
 
 def status(key):
     with open("/proc/self/status") as file:

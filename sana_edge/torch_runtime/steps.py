@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sana_edge import graph
 from sana_edge.fused.denoiser import FusedDenoiser
 from sana_edge.fused.text import FusedText, fuse_text
-from sana_edge.graph import Function, Loop, Loops, Recorder
 from sana_edge.nets.block import Constant, KeysValues
 from sana_edge.nets.denoiser import Denoiser, Modulation, TextContext
+from sana_edge.torch_runtime import cuda_graph
+from sana_edge.torch_runtime.cuda_graph import Function, Loop, Loops, Recorder
 
 # prompts of about the same length share a graph
 _LENGTHS = 64
@@ -169,7 +169,7 @@ class PlainNetwork:
 
 def make_predictor(denoiser: Denoiser, backend: str, device: torch.device) -> Predictor:
     """The predictor of a loaded denoiser, with graphs on a CUDA device."""
-    recorder = graph.CudaGraphs() if device.type == "cuda" else graph.eager
+    recorder = cuda_graph.CudaGraphs() if device.type == "cuda" else cuda_graph.eager
     if backend != "torch":
         return Predictor(FusedNetwork(denoiser, backend), recorder)
     return Predictor(PlainNetwork(denoiser, _LENGTHS if device.type == "cuda" else 1), recorder)

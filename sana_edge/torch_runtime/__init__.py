@@ -1,0 +1,4 @@
+"""A model folder on a torch device: loading, denoising steps, recorded CUDA graphs, decoding in tiles.
+
+`runtime` is what `sana_edge.pipeline` drives. May be imported: `fused` and all below it; no engine.
+"""
