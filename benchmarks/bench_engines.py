@@ -44,7 +44,7 @@ from record import ended, header, positive, write_json
 from shapes import DENOISERS
 from whole_pictures import WAYS, measure_pictures
 
-from sana_edge.engine_tiling import DEFAULT_TILE
+from sana_edge.engines.tiles import DEFAULT_TILE
 from sana_edge.errors import InvalidInput, SanaError
 from sana_edge.image import check_writable
 

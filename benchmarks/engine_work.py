@@ -21,8 +21,8 @@ from shapes import AUTOENCODERS, random_latent
 from torch import Tensor
 
 from sana_edge.config import LATENT_CELL
-from sana_edge.engine_tiling import DEFAULT_TILE, decode_tiles
-from sana_edge.engines import Engine, Settings, choose
+from sana_edge.engines.choose import Engine, Settings, choose
+from sana_edge.engines.tiles import DEFAULT_TILE, decode_tiles
 
 HALF = "diffusers bf16"
 NAIVE_INT8 = "naive openvino int8"

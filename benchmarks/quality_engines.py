@@ -49,7 +49,7 @@ from scores import summary
 from sheet import AMPLIFIED, PairRow, pair_sheet
 from sheet import Pair as Shown
 
-from sana_edge import engines
+from sana_edge.engines import choose as engines
 from sana_edge.errors import InvalidInput
 from sana_edge.store import manifest
 

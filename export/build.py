@@ -8,12 +8,12 @@ from typing import Any
 
 from safetensors import safe_open
 
-from sana_edge import engine_profiles
-from sana_edge.cuda_memory import machine
-from sana_edge.engine_builds import build_once
-from sana_edge.engine_cache import Entry, Machine
-from sana_edge.engine_profiles import Size, Sizes
-from sana_edge.engine_tensorrt import check_version, key_of
+from sana_edge.engines.tensorrt import profiles as engine_profiles
+from sana_edge.engines.tensorrt.backend import check_version, key_of
+from sana_edge.engines.tensorrt.builds import build_once
+from sana_edge.engines.tensorrt.cache import Entry, Machine
+from sana_edge.engines.tensorrt.cuda import machine
+from sana_edge.engines.tensorrt.profiles import Size, Sizes
 from sana_edge.errors import CheckpointError, InvalidInput
 from sana_edge.export import tensorrt
 from sana_edge.export.tensorrt import Options, Told
@@ -97,7 +97,7 @@ def build_engines(
         said: a line about each graph.
 
     Raises:
-        SanaError: as `sana_edge.engine_builds.build_once` and `sana_edge.export.tensorrt.build`.
+        SanaError: as `sana_edge.engines.tensorrt.builds.build_once` and `sana_edge.export.tensorrt.build`.
     """
     here = machine(cuda, check_version(trt, exported.dtype))
     tensorrt.check_precision(exported, precision, here.capability)

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sana_edge.engine_strips import Tail, decode_strips
+from sana_edge.engines.strips import Tail, decode_strips
 from sana_edge.export.agreement import Agreement
 from sana_edge.export.compare_denoiser import Latents
 from sana_edge.export.decoder_parts import decoder_parts

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from sana_edge.engine_text import EngineText, RunText
+from sana_edge.engines.text import EngineText, RunText
 from sana_edge.export.agreement import Agreement
 from sana_edge.export.graph_runner import Array, GraphRunner
 from sana_edge.instruction import CHI

@@ -1,6 +1,6 @@
 """The DC-AE's decoder in several graphs: one for its first stages, which see the whole picture, and one for
 each later stage, which sees a few rows around each pixel and can work on strips of rows
-(`sana_edge.engine_strips`): the same pictures in less memory.
+(`sana_edge.engines.strips`): the same pictures in less memory.
 """
 
 from __future__ import annotations

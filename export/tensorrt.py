@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sana_edge.engine_profiles import Shapes
+from sana_edge.engines.tensorrt.engine import logger_class
+from sana_edge.engines.tensorrt.profiles import Shapes
 from sana_edge.errors import InvalidInput, SanaError, UnsupportedDevice
 from sana_edge.store.manifest import REMAKE, Manifest
-from sana_edge.tensorrt_engine import logger_class
 
 logger = logging.getLogger("sana_edge")
 

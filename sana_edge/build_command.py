@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sana_edge import engine_cache
+from sana_edge.engines.tensorrt import cache
 from sana_edge.store import manifest, manifest_files
 
 
@@ -44,7 +44,7 @@ def add_options(parser: argparse.ArgumentParser, size: Callable[[str], tuple[int
 
 def run(arguments: argparse.Namespace) -> None:
     """Build; say on stderr what is done, and print the engines' paths."""
-    from sana_edge import cuda_memory
+    from sana_edge.engines.tensorrt import cuda as cuda_memory
     from sana_edge.export.build import build_engines, picture_sizes
     from sana_edge.export.tensorrt import Options
 
@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
     options = Options(arguments.workspace, arguments.version_compatible, arguments.hardware_compatible)
     exported = manifest.read(arguments.folder)
     sizes = picture_sizes(exported, arguments.min, arguments.opt, arguments.max)
-    own = engine_cache.engine_folder()
+    own = cache.engine_folder()
     output = arguments.output or own
     trt, cuda = cuda_memory.load("tensorrt"), cuda_memory.load("cuda.bindings.runtime")
     manifest_files.verify(arguments.folder, exported)

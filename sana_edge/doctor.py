@@ -51,15 +51,15 @@ def _line(backend: Backend) -> str:
 
 def engine_backends() -> Iterator[Backend]:
     """What runs exported folders, without torch."""
-    from sana_edge import engines
+    from sana_edge.engines import choose
 
-    for name, usable, detail in engines.survey():
+    for name, usable, detail in choose.survey():
         yield Backend(name, usable, f"{detail}, {_built()}" if usable and name == "tensorrt cuda" else detail)
 
 
 def _built() -> str:
     """How many TensorRT engines this user has, as nothing runs without."""
-    from sana_edge import engine_cache
+    from sana_edge.engines.tensorrt import cache as engine_cache
     from sana_edge.errors import SanaError
 
     try:

@@ -139,7 +139,7 @@ def _load_engines(
     engine_folder: Path | None,
     trust_engine: bool,
 ) -> Stages:
-    from sana_edge import engine_stages
+    from sana_edge.engines import runtime as engine_stages
 
     if backend != "auto" and backend in TORCH_BACKENDS:
         hint = f"choose {', '.join(name for name in BACKENDS if name not in TORCH_BACKENDS)} or auto"

@@ -30,7 +30,7 @@ from diffusers import (
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import Gemma2Config, Gemma2Model, PreTrainedTokenizerFast
 
-from sana_edge import cuda_memory
+from sana_edge.engines.tensorrt import cuda
 from sana_edge.instruction import CHI
 from sana_edge.kernels import cuda_library
 from sana_edge.store.package import KEY, METHOD
@@ -368,7 +368,7 @@ def tiny_denoiser(qk_norm: str | None = None, guidance_embeds: bool = False) -> 
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The user's cache, which no test may share; and no NVIDIA driver of the machine's own."""
     monkeypatch.setenv("SANA_EDGE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(cuda_memory, "_DRIVER", tmp_path / "no driver")
+    monkeypatch.setattr(cuda, "_DRIVER", tmp_path / "no driver")
     return tmp_path / "cache"
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from sana_edge import engine_cache
 from sana_edge.config import SamplerConfig
-from sana_edge.engine_profiles import choose_sizes
+from sana_edge.engines.tensorrt import cache
+from sana_edge.engines.tensorrt.profiles import choose_sizes
 from sana_edge.export import build
 from sana_edge.export.tensorrt import Options
 from sana_edge.store import manifest, package
@@ -71,7 +71,7 @@ def write_manifest(path: Path, **changed: Any) -> Manifest:
     return made
 
 
-def built(folder: Path, output: Path, trt: Any, cuda: Any, **options: Any) -> list[engine_cache.Entry]:
+def built(folder: Path, output: Path, trt: Any, cuda: Any, **options: Any) -> list[cache.Entry]:
     """The engines of a folder, built with the stand-in; ``options`` are those of `Options`."""
     exported = manifest.read(folder)
     sizes = choose_sizes(256, None, None, None)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from sana_edge.engine_ports import known_shape
+from sana_edge.engines.ports import known_shape
 
 _DTYPES = {"tensor(float)": (np.float32, "FLOAT"), "tensor(int64)": (np.int64, "INT64")}
 

@@ -21,7 +21,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-# the classes that `export/tensorrt.py` and `sana_edge/engine_tensorrt.py` have to do with
+# the classes that `export/tensorrt.py` and `sana_edge/engines/tensorrt/backend.py` have to do with
 CLASSES = (
     *(
         "Builder",
@@ -38,7 +38,7 @@ ENUMS = (
     *("NetworkDefinitionCreationFlag", "BuilderFlag", "MemoryPoolType", "HardwareCompatibilityLevel"),
     *("ExecutionContextAllocationStrategy", "TensorIOMode", "DataType", "ILogger.Severity"),
 )
-# what `sana_edge/cuda_memory.py` has to do with
+# what `sana_edge/engines/tensorrt/cuda.py` has to do with
 CUDA = (
     *("cudaMalloc", "cudaFree", "cudaMemcpyAsync", "cudaGetDevice", "cudaGetDeviceProperties"),
     *("cudaStreamCreateWithFlags", "cudaStreamDestroy", "cudaStreamSynchronize", "cudaDriverGetVersion"),
@@ -115,7 +115,7 @@ def _signatures(function: Any) -> str:
 
 
 def cuda_table() -> dict[str, Any]:
-    """What the functions that `sana_edge/cuda_memory.py` calls take, and what they give beside the error."""
+    """What the functions that `engines/tensorrt/cuda.py` calls take, and what they give beside the error."""
     from cuda.bindings import runtime
 
     functions = {}

@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from sana_edge.device_arrays import CPU, CUDA, DeviceArray, device_array, from_capsule, is_device_array
+from sana_edge.engines.tensorrt.arrays import (
+    CPU,
+    CUDA,
+    DeviceArray,
+    device_array,
+    from_capsule,
+    is_device_array,
+)
 from sana_edge.errors import InvalidInput
 
 FACTS = {"shape": (2, 3), "typestr": "<f4", "data": (4096, False), "version": 3, "strides": None, "stream": 7}

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 import sana_edge
-from sana_edge import doctor, engine_tensorrt
+from sana_edge import doctor
+from sana_edge.engines.tensorrt import backend as engine_tensorrt
 from sana_edge.int8 import matmul, ops, text_linear
 from sana_edge.store import hub
 

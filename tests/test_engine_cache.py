@@ -18,11 +18,12 @@ from typing import Any
 
 import pytest
 
-from sana_edge import engine_cache, engine_lock
-from sana_edge.engine_builds import build_once
-from sana_edge.engine_cache import Entry, Key, Machine, check_loadable, differs, find
-from sana_edge.engine_lock import locked
-from sana_edge.engine_profiles import Sizes
+from sana_edge.engines.tensorrt import cache as engine_cache
+from sana_edge.engines.tensorrt import lock
+from sana_edge.engines.tensorrt.builds import build_once
+from sana_edge.engines.tensorrt.cache import Entry, Key, Machine, check_loadable, differs, find
+from sana_edge.engines.tensorrt.lock import locked
+from sana_edge.engines.tensorrt.profiles import Sizes
 from sana_edge.errors import CheckpointError, SanaError
 from sana_edge.store import package
 
@@ -332,8 +333,8 @@ def test_a_folder_that_refuses_files(cache: Path, monkeypatch: pytest.MonkeyPatc
 _BUILDER = """
 import sys, time
 from pathlib import Path
-from sana_edge.engine_builds import build_once
-from sana_edge.engine_cache import Key, Machine
+from sana_edge.engines.tensorrt.builds import build_once
+from sana_edge.engines.tensorrt.cache import Key, Machine
 folder, log = map(Path, sys.argv[1:3])
 def make(path):
     with open(log, "a") as file:
@@ -406,7 +407,7 @@ def test_a_lock_on_a_file_that_lost_its_name_is_none(tmp_path: Path, monkeypatch
         taken.append(handle)
         return True
 
-    monkeypatch.setattr(engine_lock, "_try_lock", take)
+    monkeypatch.setattr(lock, "_try_lock", take)
     with locked(tmp_path / "lock"):
         assert (tmp_path / "lock").exists() and len(taken) == 2
 

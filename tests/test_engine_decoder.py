@@ -19,11 +19,12 @@ for module in ("onnx", "onnxruntime"):
 
 from numpy.typing import NDArray
 
-from sana_edge import engine_decoder, engine_strips
 from sana_edge.config import AutoencoderConfig
-from sana_edge.engine_decoder import EngineDecoder, strip_bytes
-from sana_edge.engine_graphs import Graphs
-from sana_edge.engines import Settings, choose
+from sana_edge.engines import decoder as engine_decoder
+from sana_edge.engines import strips as engine_strips
+from sana_edge.engines.choose import Settings, choose
+from sana_edge.engines.decoder import EngineDecoder, strip_bytes
+from sana_edge.engines.sessions import Graphs
 from sana_edge.errors import OutOfMemory
 from sana_edge.export.builder import GraphBuilder
 from sana_edge.export.decoder_graph import add_decoder
@@ -249,7 +250,7 @@ def test_tiles_where_the_head_does_not_fit(
 
     monkeypatch.setattr(engine_decoder, "choose_tile", noted)
     # as if pictures were of many tiles
-    monkeypatch.setattr("sana_edge.engine_tiling.DEFAULT_TILE", 64)
+    monkeypatch.setattr("sana_edge.engines.tiles.DEFAULT_TILE", 64)
     EngineDecoder(made).decode(latents())
     assert set(calls) == {"decoder"} and calls["decoder"] > 1
     peak = max(4352, 2304, 4 * 2176, 16 * 1152, 64 * 672)

@@ -14,8 +14,8 @@ import pytest
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")
 
-from sana_edge import engine_onnxruntime  # noqa: E402
-from sana_edge.engines import EngineKind, Settings, choose  # noqa: E402
+from sana_edge.engines import onnxruntime  # noqa: E402
+from sana_edge.engines.choose import EngineKind, Settings, choose  # noqa: E402
 from sana_edge.errors import (  # noqa: E402
     CheckpointError,
     InvalidInput,
@@ -120,8 +120,8 @@ def test_memory(kind: EngineKind, tmp_path: Path, capfd: pytest.CaptureFixture[s
 def test_old_versions_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     project = (Path(__file__).parent.parent / "pyproject.toml").read_text()
     (least,) = re.findall(r'"onnxruntime>=([\d.]+)"', project)
-    assert tuple(map(int, least.split("."))) == engine_onnxruntime._OLDEST
-    runtime = engine_onnxruntime._runtime()
+    assert tuple(map(int, least.split("."))) == onnxruntime._OLDEST
+    runtime = onnxruntime._runtime()
     monkeypatch.setattr(runtime, "__version__", f"{least}.0")
     assert choose("onnxruntime", "cpu").title.startswith(f"onnxruntime {least}.0")
     monkeypatch.setattr(runtime, "__version__", "1.19.2")
@@ -130,7 +130,7 @@ def test_old_versions_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    runtime = engine_onnxruntime._runtime()
+    runtime = onnxruntime._runtime()
     if "CUDAExecutionProvider" in runtime.get_available_providers():
         pytest.skip("this onnxruntime has CUDA")
     for device in ("cuda", "tensorrt"):
@@ -145,7 +145,7 @@ def test_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_options_of_providers(tmp_path: Path) -> None:
     kind = EngineKind("onnxruntime", "tensorrt", "fp16", "", Settings(cache=tmp_path))
-    (tensorrt, options), (cuda, memory), cpu = engine_onnxruntime._providers(kind)
+    (tensorrt, options), (cuda, memory), cpu = onnxruntime._providers(kind)
     assert (tensorrt, cuda, cpu) == (
         *("TensorrtExecutionProvider", "CUDAExecutionProvider"),
         "CPUExecutionProvider",

@@ -13,8 +13,8 @@ import pytest
 openvino = pytest.importorskip("openvino", reason="openvino is not installed")
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")
 
-from sana_edge import engine_openvino  # noqa: E402
-from sana_edge.engines import EngineKind, Settings, choose  # noqa: E402
+from sana_edge.engines import openvino as engine_openvino  # noqa: E402
+from sana_edge.engines.choose import EngineKind, Settings, choose  # noqa: E402
 from sana_edge.errors import (  # noqa: E402
     CheckpointError,
     InvalidInput,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from sana_edge import engine_profiles
-from sana_edge.engine_profiles import (
+from sana_edge.engines.tensorrt import profiles as engine_profiles
+from sana_edge.engines.tensorrt.profiles import (
     Shapes,
     Size,
     Sizes,

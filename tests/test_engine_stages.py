@@ -19,12 +19,15 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from sana_edge import Sana, cuda_memory, engine_cache, engine_decoder, engine_stages, engines, request
+from sana_edge import Sana, request
 from sana_edge.cli import main
-from sana_edge.engine_stages import EngineStages, load_stages, shrink
+from sana_edge.engines import choose, decoder, runtime
+from sana_edge.engines.projected_text import ProjectedText, padding_mask, side_by_side
+from sana_edge.engines.runtime import EngineStages, load_stages, shrink
+from sana_edge.engines.tensorrt import cache
+from sana_edge.engines.tensorrt import cuda as cuda_memory
 from sana_edge.errors import CheckpointError, InvalidInput, OutOfMemory, SanaError
 from sana_edge.export.settings import Settings
-from sana_edge.projected_text import ProjectedText, padding_mask, side_by_side
 from sana_edge.request import Plan, Request
 from sana_edge.store import hub, manifest
 from sana_edge.torch_runtime.runtime import Stages
@@ -155,7 +158,7 @@ def test_decoding_equals_torch(ours: EngineStages, theirs: Stages) -> None:
 def test_larger_than_a_tile_equals_torch(
     exported: Path, theirs: Stages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_decoder, "DEFAULT_TILE", 64)
+    monkeypatch.setattr(decoder, "DEFAULT_TILE", 64)
     latent = np.random.default_rng(5).standard_normal((1, 32, 3, 5), np.float32)
     expected = theirs.decode(torch.from_numpy(latent)).astype(int)
     ours = load_stages(exported, backend="onnxruntime", device="cpu")
@@ -219,7 +222,7 @@ def test_a_large_text_encoder_makes_room(exported: Path, monkeypatch: pytest.Mon
     files = manifest.read(exported).files
     size = files["text_encoder.onnx"].bytes + files["text_encoder.data"].bytes
     for free, stays in ((None, True), (4 * size, True), (4 * size - 1, False), (None, True)):
-        monkeypatch.setattr(engine_stages, "available_memory", lambda free=free: free)
+        monkeypatch.setattr(runtime, "available_memory", lambda free=free: free)
         context, _ = stages.read(plan)
         assert ("text_encoder" in stages.graphs.loaded) == stays
         if free is None:
@@ -227,7 +230,7 @@ def test_a_large_text_encoder_makes_room(exported: Path, monkeypatch: pytest.Mon
         # the next prompt gets it back
         assert np.array_equal(context.prompt.keys, expected.prompt.keys)
     # of a GPU's memory nothing is known
-    monkeypatch.setattr(engine_stages, "available_memory", lambda: 0)
+    monkeypatch.setattr(runtime, "available_memory", lambda: 0)
     stages.backend = dataclasses.replace(stages.backend, device="cuda")
     stages.read(plan)
     assert "text_encoder" in stages.graphs.loaded
@@ -319,7 +322,7 @@ def test_what_nobody_closes_goes_with_the_last_reference(built: Path, cuda: Any,
 
 
 def test_engines_of_a_load_that_failed_are_freed(built: Path, cuda: Any) -> None:
-    entries = engine_cache.entries(engine_cache.engine_folder())
+    entries = cache.entries(cache.engine_folder())
     path = next(entry.path for entry in entries if entry.key.graph == "decoder")
     # of its own size, so that only loading tells
     path.write_bytes(path.read_bytes()[:-1] + b" ")
@@ -345,10 +348,10 @@ def test_a_size_that_engines_were_not_built_for_costs_nothing(built: Path, trt: 
 
 
 def test_a_picture_that_cannot_fit(ours: EngineStages, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_stages, "available_memory", lambda: 100_000_000)
+    monkeypatch.setattr(runtime, "available_memory", lambda: 100_000_000)
     with pytest.raises(OutOfMemory, match=r"8192x8192 needs more than .* GB, 0.1 GB are free"):
         ours.check_plan(planned(size=(8192, 8192)))
-    monkeypatch.setattr(engine_stages, "available_memory", lambda: None)
+    monkeypatch.setattr(runtime, "available_memory", lambda: None)
     ours.check_plan(planned(size=(8192, 8192)))
 
 
@@ -387,5 +390,5 @@ def test_files_that_do_not_match_the_manifest(exported: Path, tmp_path: Path, fi
 
 
 def test_what_can_be_asked_for_is_what_engines_know() -> None:
-    assert set(request.BACKENDS) == {*request.TORCH_BACKENDS, *engines.NAMES}
-    assert set(request.DEVICES) == set(engines.DEVICES)
+    assert set(request.BACKENDS) == {*request.TORCH_BACKENDS, *choose.NAMES}
+    assert set(request.DEVICES) == set(choose.DEVICES)

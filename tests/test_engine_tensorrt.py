@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sana_edge import cuda_memory, engine_cache, engine_tensorrt
 from sana_edge.cli import main
-from sana_edge.engines import EngineKind, Settings
+from sana_edge.engines.choose import EngineKind, Settings
+from sana_edge.engines.tensorrt import backend
+from sana_edge.engines.tensorrt import cache as engine_cache
+from sana_edge.engines.tensorrt import cuda as cuda_memory
+from sana_edge.engines.tensorrt.engine import TensorRTEngine
 from sana_edge.errors import InvalidInput, OutOfMemory, SanaError, UnsupportedDevice
 from sana_edge.store.manifest import GRAPHS
-from sana_edge.tensorrt_engine import TensorRTEngine
 
 HERE = Path(__file__).parent
 FAKE = SimpleNamespace(**runpy.run_path(str(HERE / "fake_tensorrt.py")))
@@ -212,7 +214,7 @@ def test_load_finds_the_engine_of_this_machine(
     modules = {"tensorrt": trt, "cuda.bindings.runtime": cuda}
     monkeypatch.setattr(cuda_memory, "load", modules.__getitem__)
     settings, graph = Settings(dtype="fp16"), folder / "decoder.onnx"
-    title, precision = engine_tensorrt.probe("cuda", settings)
+    title, precision = backend.probe("cuda", settings)
     assert title == f"TensorRT {trt.__version__} on NVIDIA GeForce RTX 4070 Laptop GPU, fp16"
     kind = EngineKind("tensorrt", "cuda", precision, title, settings)
     with pytest.raises(SanaError, match="has no engine of sana-tiny's decoder") as refused:
@@ -234,16 +236,16 @@ def test_what_cannot_be_asked_for(trt: Any, cuda: Any, monkeypatch: pytest.Monke
     monkeypatch.setattr(cuda_memory, "load", modules.__getitem__)
     for device in ("cpu", "tensorrt"):
         with pytest.raises(UnsupportedDevice, match=f"do not run on {device}"):
-            engine_tensorrt.probe(device, Settings())
+            backend.probe(device, Settings())
     with pytest.raises(InvalidInput, match="graphs' own fp16, not in fp32") as refused:
-        engine_tensorrt.probe("cuda", Settings(dtype="fp16", precision="fp32"))
+        backend.probe("cuda", Settings(dtype="fp16", precision="fp32"))
     assert refused.value.hint == (
         "choose dtype auto, or `sana-edge export MODEL --dtype fp32 --output DIR`, then `sana-edge build DIR`"
     )
     trt.__version__ = "10.5.0"
-    assert engine_tensorrt.probe("cuda", Settings(dtype="fp16"))[1] == "fp16"
+    assert backend.probe("cuda", Settings(dtype="fp16"))[1] == "fp16"
     with pytest.raises(UnsupportedDevice, match=r"TensorRT 10\.5\.0 is too old, bf16 graphs need 10\.6"):
-        engine_tensorrt.probe("cuda", Settings(dtype="bf16"))
+        backend.probe("cuda", Settings(dtype="bf16"))
 
 
 def test_the_real_bindings_without_a_gpu_say_so() -> None:

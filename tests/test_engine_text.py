@@ -15,8 +15,8 @@ from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer
 
-from sana_edge import engine_stages
-from sana_edge.engine_text import EngineText
+from sana_edge.engines import runtime
+from sana_edge.engines.text import EngineText
 from sana_edge.errors import CheckpointError
 from sana_edge.export.settings import Settings
 from sana_edge.instruction import CHI
@@ -66,7 +66,7 @@ def theirs(tiny_folder: Path) -> TextEncoder:
 
 @pytest.fixture(scope="module")
 def ours(exported: Path) -> EngineText:
-    return engine_stages.load_stages(exported, backend="onnxruntime", device="cpu")._text
+    return runtime.load_stages(exported, backend="onnxruntime", device="cpu")._text
 
 
 @pytest.mark.parametrize("instruction", [CHI, None], ids=["prompt", "negative"])

@@ -11,8 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sana_edge import engine_strips, engine_tiling
 from sana_edge.config import AutoencoderConfig
+from sana_edge.engines import strips, tiles
 from sana_edge.errors import InvalidInput, OutOfMemory
 from sana_edge.nets.autoencoder import Autoencoder
 from sana_edge.torch_runtime import tiling
@@ -38,7 +38,7 @@ def model() -> Autoencoder:
     return Autoencoder(CONFIG, encoder=False).requires_grad_(False).eval()
 
 
-def runner(model: Autoencoder) -> engine_tiling.Run:
+def runner(model: Autoencoder) -> tiles.Run:
     @torch.no_grad()
     def run(latent: np.ndarray) -> np.ndarray:
         assert latent.flags.c_contiguous
@@ -59,7 +59,7 @@ def test_tiles_equal_torch(model: Autoencoder, size: tuple[int, int], tile: int,
     latent = torch.randn(1, 4, *size)
     expected = tiling.decode(model, latent, tile=tile, stride=stride)
     calls: list[tuple[int, int]] = []
-    actual = engine_tiling.decode_tiles(
+    actual = tiles.decode_tiles(
         latent.numpy(),
         runner(model),
         cell=4,
@@ -77,12 +77,12 @@ def test_tiles_equal_torch(model: Autoencoder, size: tuple[int, int], tile: int,
 )
 def test_impossible_tiles(tile: int, stride: int | None) -> None:
     with pytest.raises(InvalidInput, match=r"tile|stride"):
-        engine_tiling.tile_cells(24, 4, tile, stride)
+        tiles.tile_cells(24, 4, tile, stride)
 
 
 def test_tiles_that_fit() -> None:
     def choose(limit: int | None, cells: int = 64) -> int | None:
-        return engine_tiling.choose_tile(cells, cells, cell=32, pixel_bytes=2000, memory_limit=limit)
+        return tiles.choose_tile(cells, cells, cell=32, pixel_bytes=2000, memory_limit=limit)
 
     whole = 2048**2 * (2000 + 12)
     assert choose(whole) is None
@@ -115,25 +115,25 @@ def stage(width: int, radius: int) -> Callable[[np.ndarray], np.ndarray]:
 @pytest.mark.parametrize("height", [1, 2, 13, 40])
 @pytest.mark.parametrize("strip_rows", [1, 14, 1000])
 def test_strips_equal_the_whole(height: int, strip_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_strips, "_MIN_ROWS_PER_HALO", 1)
+    monkeypatch.setattr(strips, "_MIN_ROWS_PER_HALO", 1)
     parts = [stage(3, 4), stage(3, 1), stage(3, 3)]
     halos = [2, 1, 2]
     heights: list[set[int]] = [set() for _ in parts]
 
-    def counted(n: int) -> engine_strips.Run:
+    def counted(n: int) -> strips.Run:
         def run(x: np.ndarray) -> np.ndarray:
             heights[n].add(x.shape[2])
             return parts[n](x)
 
         return run
 
-    tails = [engine_strips.Tail(counted(n), halo, 2, 5) for n, halo in enumerate(halos)]
+    tails = [strips.Tail(counted(n), halo, 2, 5) for n, halo in enumerate(halos)]
     latent = torch.randint(0, 97, (1, 3, height, 5)).float().numpy()
     expected = latent
     for part in parts:
         expected = part(expected)
     done: list[tuple[int, int]] = []
-    actual = engine_strips.decode_strips(
+    actual = strips.decode_strips(
         latent,
         lambda x: x,
         tails,
@@ -152,21 +152,21 @@ def test_strips_equal_the_whole(height: int, strip_rows: int, monkeypatch: pytes
 def test_a_halo_too_small_shows() -> None:
     part = stage(3, 4)
     latent = torch.randint(0, 97, (1, 3, 40, 5)).float().numpy()
-    tails = [engine_strips.Tail(part, 1, 2, 5)]
-    actual = engine_strips.decode_strips(latent, lambda x: x, tails, strip_bytes=1)
+    tails = [strips.Tail(part, 1, 2, 5)]
+    actual = strips.decode_strips(latent, lambda x: x, tails, strip_bytes=1)
     assert not np.array_equal(actual, part(latent))
 
 
 def test_without_tails_it_is_the_head() -> None:
     latent = torch.randn(1, 3, 4, 5).numpy()
-    assert np.array_equal(engine_strips.decode_strips(latent, lambda x: 2 * x, []), 2 * latent)
+    assert np.array_equal(strips.decode_strips(latent, lambda x: 2 * x, []), 2 * latent)
 
 
 def test_windows_cover_every_row_once() -> None:
     for height in range(1, 40):
         for halo in range(4):
             for rows in range(2 * halo + 1, 42):
-                found = engine_strips.windows(height, rows, halo)
+                found = strips.windows(height, rows, halo)
                 assert [top for _, top, _ in found] == [0, *(bottom for *_, bottom in found[:-1])]
                 assert found[-1][2] == height
                 for start, top, bottom in found:
@@ -180,13 +180,13 @@ def test_windows_are_as_even_as_can_be() -> None:
     for height in range(1, 60):
         for halo in range(4):
             for most in range(2 * halo + 1, 62):
-                rows = engine_strips.even_rows(height, most, halo)
-                count = len(engine_strips.windows(height, most, halo))
-                assert rows <= most and len(engine_strips.windows(height, rows, halo)) == count
+                rows = strips.even_rows(height, most, halo)
+                count = len(strips.windows(height, most, halo))
+                assert rows <= most and len(strips.windows(height, rows, halo)) == count
                 if count > 1 and rows - 1 > 2 * halo:
-                    assert len(engine_strips.windows(height, rows - 1, halo)) > count
+                    assert len(strips.windows(height, rows - 1, halo)) > count
 
 
 def test_no_torch_is_imported() -> None:
-    code = "import sys; sys.modules['torch'] = None; import sana_edge.engine_decoder"
+    code = "import sys; sys.modules['torch'] = None; import sana_edge.engines.decoder"
     subprocess.run([sys.executable, "-c", code], check=True)

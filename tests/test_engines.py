@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sana_edge import engine_ports, engines
-from sana_edge.engines import Settings, choose
+from sana_edge.engines import choose as engines
+from sana_edge.engines import ports
+from sana_edge.engines.choose import Settings, choose
 from sana_edge.errors import CheckpointError, InvalidInput, MissingDependency, OutOfMemory, SanaError
 from sana_edge.store.manifest import GRAPHS
 
@@ -39,7 +40,7 @@ def inputs(**changed: Any) -> dict[str, Any]:
 
 
 def test_inputs_give_the_sizes() -> None:
-    assert engine_ports.check_inputs("denoiser", inputs(), PORTS) == {"B": 2, "h": 3, "w": 5, "L": 7}
+    assert ports.check_inputs("denoiser", inputs(), PORTS) == {"B": 2, "h": 3, "w": 5, "L": 7}
 
 
 @pytest.mark.parametrize(
@@ -56,16 +57,16 @@ def test_inputs_give_the_sizes() -> None:
 )
 def test_wrong_inputs(changed: dict[str, Any], message: str, hint: str) -> None:
     with pytest.raises(InvalidInput) as caught:
-        engine_ports.check_inputs("denoiser", inputs(**changed), PORTS)
+        ports.check_inputs("denoiser", inputs(**changed), PORTS)
     assert message in caught.value.message and caught.value.message.startswith("denoiser")
     assert hint in caught.value.hint
 
 
 def test_shapes_of_outputs() -> None:
     sizes = {"h": 3, "w": 5}
-    assert engine_ports.known_shape((1, 3, "32h", "32*w"), sizes) == (1, 3, 96, 160)
-    assert engine_ports.known_shape(("B", "h"), sizes) is None
-    assert engine_ports.known_shape((), sizes) == ()
+    assert ports.known_shape((1, 3, "32h", "32*w"), sizes) == (1, 3, 96, 160)
+    assert ports.known_shape(("B", "h"), sizes) is None
+    assert ports.known_shape((), sizes) == ()
 
 
 @pytest.mark.parametrize(
@@ -80,27 +81,25 @@ def test_shapes_of_outputs() -> None:
     ],
 )
 def test_failures_while_loading(text: str, kind: type[SanaError], words: str) -> None:
-    error = engine_ports.load_failure(Path("a/denoiser.onnx"), "openvino", RuntimeError(text))
+    error = ports.load_failure(Path("a/denoiser.onnx"), "openvino", RuntimeError(text))
     assert type(error) is kind and words in error.message and error.hint
     assert "\n" not in error.message and "denoiser.onnx" in error.message + error.hint
 
 
 def test_failures_while_running() -> None:
-    lost = engine_ports.run_failure("decoder", "openvino", {"h": 32}, MemoryError())
+    lost = ports.run_failure("decoder", "openvino", {"h": 32}, MemoryError())
     assert (
         isinstance(lost, OutOfMemory)
         and lost.message == "not enough memory for decoder with h = 32 in openvino"
     )
-    other = engine_ports.run_failure(
-        "decoder", "openvino", {}, RuntimeError("Exception from src/a.cpp:1:\nno")
-    )
+    other = ports.run_failure("decoder", "openvino", {}, RuntimeError("Exception from src/a.cpp:1:\nno"))
     assert type(other) is SanaError and other.message == "openvino failed in decoder: no"
 
 
 def test_said_is_short() -> None:
     text = "[ONNXRuntimeError] : 7 : INVALID_PROTOBUF : Load model from a.onnx failed"
-    assert engine_ports.said(RuntimeError(text)) == "Load model from a.onnx failed"
-    assert len(engine_ports.said(RuntimeError("x" * 999))) == 200
+    assert ports.said(RuntimeError(text)) == "Load model from a.onnx failed"
+    assert len(ports.said(RuntimeError("x" * 999))) == 200
 
 
 @pytest.mark.parametrize("content", [None, b""])
@@ -109,7 +108,7 @@ def test_files_that_are_no_graphs(content: bytes | None, tmp_path: Path) -> None
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"decoder\.onnx"):
-        engine_ports.check_file(path)
+        ports.check_file(path)
 
 
 # the choice

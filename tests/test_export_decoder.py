@@ -15,8 +15,8 @@ from torch import Tensor
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 
-from sana_edge import engine_strips  # noqa: E402
 from sana_edge.config import AutoencoderConfig  # noqa: E402
+from sana_edge.engines import strips  # noqa: E402
 from sana_edge.errors import CheckpointError  # noqa: E402
 from sana_edge.export.builder import GraphBuilder  # noqa: E402
 from sana_edge.export.decoder_graph import add_decoder  # noqa: E402
@@ -243,7 +243,7 @@ def test_int8_in_openvino(config: AutoencoderConfig, tmp_path: Path) -> None:
 def test_strips_give_the_whole_picture(
     config: AutoencoderConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_strips, "_MIN_ROWS_PER_HALO", 1)
+    monkeypatch.setattr(strips, "_MIN_ROWS_PER_HALO", 1)
     model = decoder(config)
     model = int8(model, torch.randn(1, 8, 9, 3))
     parts = decoder_parts(model)
@@ -264,11 +264,11 @@ def test_strips_give_the_whole_picture(
     for path in paths:
         onnx.checker.check_model(str(path), full_check=True)
     latent = torch.randn(1, 8, 13, 3)
-    actual = engine_strips.decode_strips(
+    actual = strips.decode_strips(
         latent.numpy(),
         runner(paths[0]),
         [
-            engine_strips.Tail(runner(path), part.halo or 0, part.scale, part.values)
+            strips.Tail(runner(path), part.halo or 0, part.scale, part.values)
             for part, path in zip(parts[1:], paths[1:], strict=True)
         ],
         strip_bytes=0,
@@ -277,7 +277,7 @@ def test_strips_give_the_whole_picture(
     assert quant.relative_error(torch.from_numpy(actual), run(export(model, tmp_path), latent)) <= 1e-5
 
 
-def runner(path: Path) -> engine_strips.Run:
+def runner(path: Path) -> strips.Run:
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
     def call(x: np.ndarray) -> np.ndarray:

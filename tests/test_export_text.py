@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, Gemma2Config, Gemma2Model
 
-from sana_edge.engine_text import EngineText
+from sana_edge.engines.text import EngineText
 from sana_edge.errors import CheckpointError, SanaError
 from sana_edge.instruction import CHI
 from sana_edge.int8 import text_linear

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from sana_edge.noise import NoiseSource
+from sana_edge.engines.noise import NoiseSource
 
 SEEDS = (0, 1, 7, 2**31, 2**32 - 1, 2**32, 2**32 + 5, 2**63 - 1)
 # around 16, where torch changes its way, around multiples of it, and latents
@@ -85,5 +85,5 @@ def test_nothing_is_an_array_too() -> None:
 
 
 def test_needs_no_torch() -> None:
-    code = "import sys, sana_edge.noise; sys.exit('torch' in sys.modules)"
+    code = "import sys, sana_edge.engines.noise; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

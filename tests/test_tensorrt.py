@@ -21,15 +21,18 @@ from typing import Any
 
 import pytest
 
-from sana_edge import cli, cuda_memory, engine_cache, engine_tensorrt
+from sana_edge import cli
 from sana_edge.cli import main
 from sana_edge.config import SamplerConfig
-from sana_edge.engine_profiles import Sizes, choose_sizes, graph_profiles
+from sana_edge.engines.tensorrt import backend
+from sana_edge.engines.tensorrt import cache as engine_cache
+from sana_edge.engines.tensorrt import cuda as cuda_memory
+from sana_edge.engines.tensorrt.engine import logger_class
+from sana_edge.engines.tensorrt.profiles import Sizes, choose_sizes, graph_profiles
 from sana_edge.errors import InvalidInput, MissingDependency, SanaError, UnsupportedDevice
 from sana_edge.export import build, tensorrt
 from sana_edge.export.tensorrt import Options
 from sana_edge.store.manifest import GRAPHS, Source
-from sana_edge.tensorrt_engine import logger_class
 
 HERE = Path(__file__).parent
 FAKE = SimpleNamespace(**runpy.run_path(str(HERE / "fake_tensorrt.py")))
@@ -230,13 +233,13 @@ def test_old_versions_are_refused(trt: Any) -> None:
     # 10.0 to 10.5 do not know the opset of bf16 graphs
     for dtype in ("fp32", "fp16", "bf16"):
         if dtype != "bf16" or trt.__version__ != "10.0.1":
-            assert engine_tensorrt.check_version(trt, dtype) == trt.__version__
+            assert backend.check_version(trt, dtype) == trt.__version__
         with pytest.raises(UnsupportedDevice, match=rf"TensorRT 8.6.1 is too old, {dtype} graphs need 10\."):
-            engine_tensorrt.check_version(SimpleNamespace(__version__="8.6.1"), dtype)
+            backend.check_version(SimpleNamespace(__version__="8.6.1"), dtype)
     between = SimpleNamespace(__version__="10.5.0")
-    assert [engine_tensorrt.check_version(between, dtype) for dtype in ("fp32", "fp16")] == 2 * ["10.5.0"]
+    assert [backend.check_version(between, dtype) for dtype in ("fp32", "fp16")] == 2 * ["10.5.0"]
     with pytest.raises(UnsupportedDevice, match=r"10.5.0 is too old, bf16 graphs need 10\.6"):
-        engine_tensorrt.check_version(between, "bf16")
+        backend.check_version(between, "bf16")
 
 
 def test_the_command_builds_and_prints_paths(
@@ -295,7 +298,7 @@ def test_without_the_packages_a_hint_names_the_extra(
 
 def test_engines_need_no_torch() -> None:
     blocked = "import sys; sys.modules.update(dict.fromkeys(['torch', 'transformers', 'onnx', 'diffusers']));"
-    modules = "sana_edge.engine_tensorrt, sana_edge.export.build, sana_edge.build_command"
+    modules = "sana_edge.engines.tensorrt.backend, sana_edge.export.build, sana_edge.build_command"
     subprocess.run([sys.executable, "-c", f"{blocked} import {modules}"], check=True)
 
 

@@ -17,9 +17,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sana_edge import Sana, cuda_memory, engine_cache, engines, read_metadata
+from sana_edge import Sana, read_metadata
 from sana_edge.cli import main
-from sana_edge.engines import Settings, choose
+from sana_edge.engines import choose as engines
+from sana_edge.engines.choose import Settings, choose
+from sana_edge.engines.tensorrt import cache
+from sana_edge.engines.tensorrt import cuda as cuda_memory
 from sana_edge.errors import InvalidInput, SanaError
 from sana_edge.export.settings import Settings as ExportSettings
 
@@ -86,13 +89,13 @@ def test_sprint_has_no_folded_engine(tiny_sprint_folder: Path, tmp_path: Path, t
     folder = tmp_path / "sprint"
     onnx_export.export(str(tiny_sprint_folder), folder, ExportSettings(verify=False))
     built(folder)
-    assert len(engine_cache.entries(engine_cache.engine_folder())) == 4
+    assert len(cache.entries(cache.engine_folder())) == 4
     with Sana.load(str(folder)) as sana:
         assert sana.generate(PROMPT, seed=7).metadata["backend"] == "tensorrt"
 
 
 def test_auto_takes_engines_that_were_built(folder: Path, trt: Any) -> None:
-    command = f"sana-edge build {folder} --output {engine_cache.engine_folder()}"
+    command = f"sana-edge build {folder} --output {cache.engine_folder()}"
     kind = choose(folder=folder)
     assert (kind.name, kind.device) == ("onnxruntime", "cpu")
     assert kind.reasons["tensorrt cuda"].endswith(f"; build it: {command}")
@@ -115,8 +118,8 @@ def test_auto_takes_engines_that_were_built(folder: Path, trt: Any) -> None:
 
 def test_one_engine_that_is_missing_or_cut_off(folder: Path, trt: Any) -> None:
     built(folder)
-    place = engine_cache.engine_folder()
-    entry = next(entry for entry in engine_cache.entries(place) if entry.key.graph == "decoder")
+    place = cache.engine_folder()
+    entry = next(entry for entry in cache.entries(place) if entry.key.graph == "decoder")
     content = entry.path.read_bytes()
     entry.path.write_bytes(content[:-1])
     command = f"sana-edge build {folder} --output {place}"
@@ -151,7 +154,7 @@ def test_the_command_line(
     assert main(untrusted) == 1
     error = capsys.readouterr().err
     assert "is outside of your engine cache" in error and "pass --trust-engine" in error
-    assert f"sana-edge build {folder} --output {engine_cache.engine_folder()}" in error
+    assert f"sana-edge build {folder} --output {cache.engine_folder()}" in error
     assert main(command) == 0
     assert read_metadata(tmp_path / "a.png")["backend"] == "tensorrt"
     # a folder of engines asks for them also without the backend
@@ -163,7 +166,7 @@ def test_the_command_line(
     assert main(["build", str(folder)]) == 0
     assert "--trust-engine" not in capsys.readouterr().err
     assert main(["doctor"]) == 0
-    own = engine_cache.engine_folder()
+    own = cache.engine_folder()
     assert f"tensorrt cuda: ok, TensorRT {trt.__version__} on {GPU}, fp32, 5 engines in {own}" in (
         capsys.readouterr().out
     )
@@ -189,7 +192,7 @@ def test_engines_that_were_asked_for_are_not_passed_over(
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
 def test_engines_that_others_can_write_need_trust(folder: Path, trt: Any) -> None:
     built(folder)
-    own = engine_cache.engine_folder()
+    own = cache.engine_folder()
     own.chmod(0o777)
     kind = choose(folder=folder)
     assert kind.name == "onnxruntime" and "can be written by other users" in kind.reasons["tensorrt cuda"]
@@ -217,7 +220,7 @@ def test_another_model_precision_or_size(folder: Path, tmp_path: Path, trt: Any)
     moved = Path(shutil.copytree(folder, tmp_path / "moved"))
     assert choose(folder=moved).name == "tensorrt"
     # and commands name the folder that is there
-    for entry in engine_cache.entries(engine_cache.engine_folder()):
+    for entry in cache.entries(cache.engine_folder()):
         entry.path.write_bytes(entry.path.read_bytes()[:-1])
     assert f"sana-edge build {moved} --output" in choose(folder=moved).reasons["tensorrt cuda"]
 

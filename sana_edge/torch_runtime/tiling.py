@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from sana_edge.config import AutoencoderConfig
-from sana_edge.engine_tiling import DEFAULT_TILE as DEFAULT_TILE
-from sana_edge.engine_tiling import tile_cells
+from sana_edge.engines.tiles import DEFAULT_TILE as DEFAULT_TILE
+from sana_edge.engines.tiles import tile_cells
 from sana_edge.errors import OutOfMemory
 from sana_edge.int8.feature_maps import strip_rows
 from sana_edge.memory import available_memory

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from functools import partial
 
-from sana_edge.engine_graphs import Graphs
-from sana_edge.engine_strips import MIN_BYTES, Tail, decode_strips
-from sana_edge.engine_text import Floats
-from sana_edge.engine_tiling import DEFAULT_TILE, choose_tile, decode_tiles
+from sana_edge.engines.sessions import Graphs
+from sana_edge.engines.strips import MIN_BYTES, Tail, decode_strips
+from sana_edge.engines.text import Floats
+from sana_edge.engines.tiles import DEFAULT_TILE, choose_tile, decode_tiles
 from sana_edge.memory import available_memory
 
 _WHOLE = "decoder"

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sana_edge import engine_ports
-from sana_edge.engine_ports import ANY, Arrays
-from sana_edge.engines import EngineKind, Settings, cpu_threads, shown_threads, unusable_device
+from sana_edge.engines import ports as engine_ports
+from sana_edge.engines.choose import EngineKind, Settings, cpu_threads, shown_threads, unusable_device
+from sana_edge.engines.ports import ANY, Arrays
 from sana_edge.errors import InvalidInput, MissingDependency, SanaError, UnsupportedDevice
 from sana_edge.store.cache import user_cache
 from sana_edge.store.manifest import Port
@@ -77,7 +77,7 @@ def _refusal(device: str, there: bool, error: Exception) -> str:
 def load(
     kind: EngineKind, path: Path, inputs: Mapping[str, Port] | None, outputs: Mapping[str, Port] | None
 ) -> OpenVinoEngine:
-    """See `sana_edge.engines.EngineKind.load`."""
+    """See `sana_edge.engines.choose.EngineKind.load`."""
     engine_ports.check_file(path)
     runtime = _runtime()
     try:
@@ -95,7 +95,7 @@ def load(
 
 
 class OpenVinoEngine:
-    """A graph in OpenVINO, compiled for each size that comes; see `sana_edge.engines.Engine`."""
+    """A graph in OpenVINO, compiled for each size that comes; see `sana_edge.engines.choose.Engine`."""
 
     name = "openvino"
 
@@ -128,7 +128,7 @@ class OpenVinoEngine:
             self._request({})
 
     def run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
-        """See `sana_edge.engines.Engine.run`."""
+        """See `sana_edge.engines.choose.Engine.run`."""
         if self._core is None:
             raise SanaError(f"the engine of {self.graph} is closed", "load it again")
         sizes = engine_ports.check_inputs(self.graph, inputs, self._inputs)
@@ -154,7 +154,7 @@ class OpenVinoEngine:
             raise engine_ports.run_failure(self.graph, self.name, sizes, error) from error
 
     def close(self) -> None:
-        """See `sana_edge.engines.Engine.close`."""
+        """See `sana_edge.engines.choose.Engine.close`."""
         self._core = None
         self._model = None
         self._requests.clear()

@@ -14,9 +14,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from sana_edge.engine_cache import FORMAT, VERSION, Entry, Key, is_whole, read_entry
-from sana_edge.engine_lock import locked
-from sana_edge.engine_profiles import Sizes
+from sana_edge.engines.tensorrt.cache import FORMAT, VERSION, Entry, Key, is_whole, read_entry
+from sana_edge.engines.tensorrt.lock import locked
+from sana_edge.engines.tensorrt.profiles import Sizes
 from sana_edge.errors import SanaError
 from sana_edge.store import package
 

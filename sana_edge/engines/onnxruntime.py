@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sana_edge import engine_ports
-from sana_edge.engine_ports import ANY, Arrays
-from sana_edge.engines import EngineKind, Settings, cpu_threads, shown_threads, unusable_device
+from sana_edge.engines import ports
+from sana_edge.engines.choose import EngineKind, Settings, cpu_threads, shown_threads, unusable_device
+from sana_edge.engines.ports import ANY, Arrays
 from sana_edge.errors import InvalidInput, MissingDependency, SanaError, UnsupportedDevice
 from sana_edge.store.manifest import Port, export_command
 
@@ -86,15 +86,15 @@ def probe(device: str, settings: Settings) -> tuple[str, str]:
 def load(
     kind: EngineKind, path: Path, inputs: Mapping[str, Port] | None, outputs: Mapping[str, Port] | None
 ) -> OnnxRuntimeEngine:
-    """See `sana_edge.engines.EngineKind.load`."""
-    engine_ports.check_file(path)
+    """See `sana_edge.engines.choose.EngineKind.load`."""
+    ports.check_file(path)
     runtime = _runtime()
     options = _session_options(runtime, kind.settings)
     try:
         session = _session(runtime, str(path), options, _providers(kind))
     # its exceptions have no base class but Exception
     except Exception as error:
-        raise engine_ports.load_failure(path, "onnxruntime", error) from error
+        raise ports.load_failure(path, "onnxruntime", error) from error
     if session.get_providers()[0] != _PROVIDERS[kind.device]:
         raise UnsupportedDevice(
             f"onnxruntime does not run {path.name} on {kind.device}", "choose --device cpu"
@@ -103,7 +103,7 @@ def load(
 
 
 class OnnxRuntimeEngine:
-    """A graph in onnxruntime; see `sana_edge.engines.Engine`."""
+    """A graph in onnxruntime; see `sana_edge.engines.choose.Engine`."""
 
     name = "onnxruntime"
     notes: tuple[str, ...] = ()
@@ -127,10 +127,10 @@ class OnnxRuntimeEngine:
         self._bound: dict[str, NDArray[Any]] = {}
 
     def run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
-        """See `sana_edge.engines.Engine.run`."""
+        """See `sana_edge.engines.choose.Engine.run`."""
         if self._session is None:
             raise SanaError(f"the engine of {self.graph} is closed", "load it again")
-        sizes = engine_ports.check_inputs(self.graph, inputs, self._inputs)
+        sizes = ports.check_inputs(self.graph, inputs, self._inputs)
         try:
             for name, array in inputs.items():
                 self._bind_input(name, array)
@@ -139,10 +139,10 @@ class OnnxRuntimeEngine:
             values = dict(zip(own, self._binding.get_outputs(), strict=True))
             return {name: values[name].numpy() if array is None else array for name, array in own.items()}
         except Exception as error:
-            raise engine_ports.run_failure(self.graph, self.name, sizes, error) from error
+            raise ports.run_failure(self.graph, self.name, sizes, error) from error
 
     def close(self) -> None:
-        """See `sana_edge.engines.Engine.close`."""
+        """See `sana_edge.engines.choose.Engine.close`."""
         self._session = None
         self._binding = None
         self._bound = {}
@@ -162,7 +162,7 @@ class OnnxRuntimeEngine:
         """New arrays that are written to, None where onnxruntime finds the shape itself."""
         own: dict[str, NDArray[Any] | None] = {}
         for name, (dtype, sides) in self._outputs.items():
-            shape = engine_ports.known_shape(sides, sizes)
+            shape = ports.known_shape(sides, sizes)
             if shape is None or self.device != "cpu":
                 own[name] = None
                 self._binding.bind_output(name, "cpu")
@@ -181,7 +181,7 @@ def _runtime() -> ModuleType:
         raise MissingDependency("onnxruntime is not installed", hint) from error
     except (ImportError, OSError) as error:
         hint = "install it again: pip install --force-reinstall onnxruntime"
-        raise MissingDependency(f"onnxruntime does not load: {engine_ports.said(error)}", hint) from error
+        raise MissingDependency(f"onnxruntime does not load: {ports.said(error)}", hint) from error
     version = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
     if version < _OLDEST:
         least = ".".join(map(str, _OLDEST))
@@ -247,7 +247,7 @@ def _try_provider(runtime: ModuleType, device: str) -> None:
         if session.get_providers()[0] == provider:
             return
     except Exception as error:
-        reason = engine_ports.said(error)
+        reason = ports.said(error)
     hint = "install the NVIDIA driver, CUDA and cuDNN that onnxruntime-gpu names; or choose --device cpu"
     raise UnsupportedDevice(f"onnxruntime cannot use {device}: {reason}", hint)
 

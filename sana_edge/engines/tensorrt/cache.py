@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sana_edge.engine_profiles import Size, Sizes, size_flags
+from sana_edge.engines.tensorrt.profiles import Size, Sizes, size_flags
 from sana_edge.errors import CheckpointError, InvalidInput, SanaError
 from sana_edge.store import package
 from sana_edge.store.cache import VARIABLE, user_cache

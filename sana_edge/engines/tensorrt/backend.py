@@ -1,4 +1,4 @@
-"""The engine "tensorrt": finds and loads what `sana-edge build` made; runs it in `tensorrt_engine.py`.
+"""The engine "tensorrt": finds and loads what `sana-edge build` made; runs it in `engine.py`.
 
 Nothing here has run with TensorRT or on an NVIDIA GPU: tests draw pictures with stand-ins made of the names,
 parameters and enumerations of the real bindings, behind which onnxruntime computes.
@@ -10,15 +10,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sana_edge import cuda_memory, engine_cache
-from sana_edge.engine_cache import Key
+from sana_edge.engines.tensorrt import cache
+from sana_edge.engines.tensorrt import cuda as cuda_memory
+from sana_edge.engines.tensorrt.cache import Key
+from sana_edge.engines.tensorrt.engine import TensorRTEngine
 from sana_edge.errors import InvalidInput, UnsupportedDevice
 from sana_edge.store import manifest
 from sana_edge.store.manifest import Port
-from sana_edge.tensorrt_engine import TensorRTEngine
 
 if TYPE_CHECKING:
-    from sana_edge.engines import EngineKind, Settings
+    from sana_edge.engines.choose import EngineKind, Settings
 
 # The first versions whose parsers take the exported graphs: 10.0 documents opset 20, that of fp32 and fp16;
 # 10.6 is built with ONNX 1.17, which brought opset 22, that of bf16. pyproject.toml asks for what takes all.
@@ -59,13 +60,13 @@ def check_built(folder: Path, settings: Settings) -> None:
     exported = manifest.read(folder)
     machine = cuda_memory.machine(cuda, check_version(trt, exported.dtype))
     for graph in exported.used_graphs:
-        entry = engine_cache.find(place(settings), key_of(exported, graph, machine), folder)
-        engine_cache.check_loadable(entry, trust=settings.trust_engine, quick=True)
+        entry = cache.find(place(settings), key_of(exported, graph, machine), folder)
+        cache.check_loadable(entry, trust=settings.trust_engine, quick=True)
 
 
 def place(settings: Settings) -> Path:
     """The folder of engines: what was asked for, or the user's own."""
-    return settings.engine_folder or engine_cache.engine_folder()
+    return settings.engine_folder or cache.engine_folder()
 
 
 def load(
@@ -87,15 +88,15 @@ def load(
     exported = manifest.read(path.parent)
     name = next((name for name, graph in exported.graphs.items() if graph.file == path.name), path.stem)
     key = key_of(exported, name, cuda_memory.machine(cuda, check_version(trt, exported.dtype)))
-    entry = engine_cache.find(place(kind.settings), key, path.parent)
-    engine_cache.check_loadable(entry, trust=kind.settings.trust_engine)
+    entry = cache.find(place(kind.settings), key, path.parent)
+    cache.check_loadable(entry, trust=kind.settings.trust_engine)
     ports = exported.graphs[name].inputs if name in exported.graphs else inputs
     return TensorRTEngine(entry, trt, cuda, inputs=ports, precision=exported.dtype, cell=exported.cell)
 
 
-def key_of(exported: manifest.Manifest, graph: str, machine: engine_cache.Machine) -> Key:
+def key_of(exported: manifest.Manifest, graph: str, machine: cache.Machine) -> Key:
     """What an engine of an exported graph is stored under."""
-    checksum = engine_cache.model_checksum({name: file.sha256 for name, file in exported.files.items()})
+    checksum = cache.model_checksum({name: file.sha256 for name, file in exported.files.items()})
     return Key(exported.name, checksum, graph, machine)
 
 

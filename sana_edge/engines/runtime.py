@@ -11,17 +11,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sana_edge import engines
 from sana_edge.config import SamplerConfig
-from sana_edge.engine_decoder import EngineDecoder
-from sana_edge.engine_graphs import DENOISERS, Graphs
-from sana_edge.engine_text import EngineText, Floats
-from sana_edge.engines import EngineKind, Settings
+from sana_edge.engines import choose
+from sana_edge.engines.choose import EngineKind, Settings
+from sana_edge.engines.decoder import EngineDecoder
+from sana_edge.engines.noise import NoiseSource
+from sana_edge.engines.projected_text import Context, ProjectedText, padding_mask, side_by_side
+from sana_edge.engines.sessions import DENOISERS, Graphs
+from sana_edge.engines.text import EngineText, Floats
 from sana_edge.errors import InvalidInput, OutOfMemory, SanaError
 from sana_edge.memory import available_memory, peak_memory
-from sana_edge.noise import NoiseSource
 from sana_edge.notes import reading_notes
-from sana_edge.projected_text import Context, ProjectedText, padding_mask, side_by_side
 from sana_edge.request import Plan
 from sana_edge.sampler import Sampler, sampler_of
 from sana_edge.store import manifest, manifest_files
@@ -231,15 +231,15 @@ def load_stages(
     """Read an exported folder and load the graphs that a usual picture needs.
 
     Args:
-        device: one of `engines.DEVICES`.
-        dtype: one of `engines.PRECISIONS`.
+        device: one of `choose.DEVICES`.
+        dtype: one of `choose.PRECISIONS`.
         int8: refuse a float model.
-        backend: "auto" or one of `engines.NAMES`.
-        engine_folder, trust_engine: see `engines.Settings`.
+        backend: "auto" or one of `choose.NAMES`.
+        engine_folder, trust_engine: see `choose.Settings`.
 
     Raises:
         CheckpointError: a file is missing or damaged.
-        InvalidInput, MissingDependency, UnsupportedDevice: see `engines.choose`.
+        InvalidInput, MissingDependency, UnsupportedDevice: see `choose.choose`.
     """
     described = manifest.read(folder)
     if int8 and described.quantization is None:
@@ -247,7 +247,7 @@ def load_stages(
         hint = f"`{command}` makes an INT8 one; or leave out --int8"
         raise InvalidInput(f"{folder} is an exported float model", hint)
     settings = Settings(precision=dtype, engine_folder=engine_folder, trust_engine=trust_engine)
-    kind = engines.choose(backend, device, folder, settings)
+    kind = choose.choose(backend, device, folder, settings)
     manifest_files.verify(folder, described)
     stages = EngineStages(folder, described, kind)
     # Sprint models never are guided

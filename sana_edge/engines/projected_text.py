@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sana_edge.engine_text import Floats
+from sana_edge.engines.text import Floats
 
 # added to the scores of what pads a shorter text
 _PADDING = np.float32(-1e30)

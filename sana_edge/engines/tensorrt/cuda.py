@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sana_edge.engine_cache import Machine
+from sana_edge.engines.tensorrt.cache import Machine
 from sana_edge.errors import MissingDependency, OutOfMemory, SanaError, UnsupportedDevice
 
 EXTRA = "pip install 'sana-edge[tensorrt]'"

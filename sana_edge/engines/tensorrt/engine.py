@@ -17,12 +17,12 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from sana_edge import cuda_memory
-from sana_edge.cuda_memory import Buffer, Recording, Stream
-from sana_edge.device_arrays import DeviceArray, device_array, is_device_array
-from sana_edge.engine_cache import Entry
-from sana_edge.engine_ports import ANY, Arrays, check_inputs, written
-from sana_edge.engine_profiles import Shapes, fitting, outside
+from sana_edge.engines.ports import ANY, Arrays, check_inputs, written
+from sana_edge.engines.tensorrt import cuda as cuda_memory
+from sana_edge.engines.tensorrt.arrays import DeviceArray, device_array, is_device_array
+from sana_edge.engines.tensorrt.cache import Entry
+from sana_edge.engines.tensorrt.cuda import Buffer, Recording, Stream
+from sana_edge.engines.tensorrt.profiles import Shapes, fitting, outside
 from sana_edge.errors import InvalidInput, OutOfMemory, SanaError
 from sana_edge.store.manifest import Port
 
@@ -30,10 +30,10 @@ logger = logging.getLogger("sana_edge")
 
 
 class TensorRTEngine:
-    """One engine, loaded; behaves as `sana_edge.engines.Engine`. Not for two threads at once.
+    """One engine, loaded; behaves as `sana_edge.engines.choose.Engine`. Not for two threads at once.
 
     Args:
-        entry: checked by `sana_edge.engine_cache.check_loadable`, as loading runs code in the file.
+        entry: checked by `sana_edge.engines.tensorrt.cache.check_loadable`, as loading runs code in the file.
         trt, cuda: the modules ``tensorrt`` and ``cuda.bindings.runtime``.
         inputs: ports of the manifest; None takes the engine's own word.
         cell: pixels of a latent cell along a side, for messages.
@@ -82,7 +82,7 @@ class TensorRTEngine:
         self._recordable = True
 
     def run(self, inputs: Arrays, outputs: Mapping[str, Any] | None = None) -> dict[str, NDArray[Any]]:
-        """Compute the graph's outputs by name; see `sana_edge.engines.Engine`.
+        """Compute the graph's outputs by name; see `sana_edge.engines.choose.Engine`.
 
         Args:
             inputs: numpy arrays, copied to the GPU, or arrays on the GPU of torch, CuPy, PyCUDA and others,
@@ -117,7 +117,7 @@ class TensorRTEngine:
         return results
 
     def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """See that it was built for inputs of these shapes; see `sana_edge.engine_graphs.Sized`."""
+        """See that it was built for inputs of these shapes; see `sana_edge.engines.sessions.Sized`."""
         if fitting(self._profiles, shapes) is None:
             raise outside(self.graph, self._profiles, shapes, self._cell, self._entry.rebuild)
 

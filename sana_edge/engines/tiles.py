@@ -1,7 +1,7 @@
 """Decoding in overlapping tiles with numpy, through any engine; `torch_runtime.tiling` does it with torch.
 
 Attention is global within a tile, so that a tiled picture differs a little from one decoded at once; where
-the later part of the decoder comes in graphs of its own, `engine_strips` has no such difference. Imports no
+the later part of the decoder comes in graphs of its own, `strips` has no such difference. Imports no
 torch.
 """
 

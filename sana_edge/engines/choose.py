@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from sana_edge.engine_ports import Arrays
+from sana_edge.engines.ports import Arrays
 from sana_edge.errors import InvalidInput, SanaError, UnsupportedDevice
 from sana_edge.store import manifest
 from sana_edge.store.manifest import Port
@@ -282,7 +282,8 @@ def _read(path: Path) -> str:
 
 
 def _module(name: str) -> ModuleType:
-    return importlib.import_module(f"sana_edge.engine_{name}")
+    home = "tensorrt.backend" if name == "tensorrt" else name
+    return importlib.import_module(f"sana_edge.engines.{home}")
 
 
 def _check(asked: str, device: str, settings: Settings) -> None:
