@@ -26,6 +26,6 @@ def block() -> None:
 
 if __name__ == "__main__":
     block()
-    from sana_edge.cli import main
+    from sana_edge.cli.main import main
 
     sys.exit(main(sys.argv[1:]))

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 import sys
 
-from sana_edge.cli import main
+from sana_edge.cli.main import main
 
 sys.exit(main())

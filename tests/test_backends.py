@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from sana_edge import InvalidInput, OutOfMemory, Sana, SanaError, UnsupportedDevice, read_metadata
-from sana_edge.cli import main
+from sana_edge.cli.main import main
 from sana_edge.config import DenoiserConfig
 from sana_edge.fused import backends
 from sana_edge.kernels import cuda_library, triton_support

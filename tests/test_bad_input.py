@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sana_edge import InvalidInput, Sana
-from sana_edge.cli import main
+from sana_edge.cli.main import main
 from sana_edge.request import Request
 
 Capture = pytest.CaptureFixture[str]

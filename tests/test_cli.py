@@ -17,7 +17,7 @@ from PIL import Image as PILImage
 
 import sana_edge
 from sana_edge import read_metadata
-from sana_edge.cli import main
+from sana_edge.cli.main import main
 
 Capture = pytest.CaptureFixture[str]
 PROMPT = "a red house"
@@ -194,7 +194,7 @@ def test_usage_errors_exit_with_2(capsys: Capture, arguments: list[str]) -> None
 def test_nothing_heavy_is_imported_early(tmp_path: Path) -> None:
     heavy = "{'torch', 'transformers', 'huggingface_hub', 'httpx'}"
     check = f"assert not {heavy} & set(sys.modules), sys.modules.keys()"
-    run = "import sys, sana_edge.cli\ntry: sana_edge.cli.main(sys.argv[1:])\nexcept SystemExit: pass\n"
+    run = "import sys, sana_edge.cli.main\ntry: sana_edge.cli.main(sys.argv[1:])\nexcept SystemExit: pass\n"
     assert python(f"import sys, sana_edge; {check}").stderr == ""
     for arguments in (["--help"], ["generate", "--help"], ["--version"]):
         result = python(run + check, *arguments)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sana_edge import doctor
+from sana_edge.cli import doctor
 from sana_edge.errors import SanaError, UnsupportedDevice
 from sana_edge.kernels import cuda_library
 

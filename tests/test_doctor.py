@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import sana_edge
-from sana_edge import doctor
+from sana_edge.cli import doctor
 from sana_edge.engines.tensorrt import backend as engine_tensorrt
 from sana_edge.int8 import matmul, ops, text_linear
 from sana_edge.store import hub
@@ -143,5 +143,7 @@ def test_torch_that_is_missing_or_broken(
 
 
 def test_import_needs_no_torch() -> None:
-    code = "import sys, sana_edge.doctor; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    code = (
+        "import sys, sana_edge.cli.doctor; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -30,7 +30,7 @@ from sana_edge import (
     Step,
     read_metadata,
 )
-from sana_edge.cli import main
+from sana_edge.cli.main import main
 from sana_edge.export.settings import Settings
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from sana_edge import Sana, request
-from sana_edge.cli import main
+from sana_edge.cli.main import main
 from sana_edge.engines import choose, decoder, runtime
 from sana_edge.engines.projected_text import ProjectedText, padding_mask, side_by_side
 from sana_edge.engines.runtime import EngineStages, load_stages, shrink

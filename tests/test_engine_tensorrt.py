@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sana_edge.cli import main
+from sana_edge.cli.main import main
 from sana_edge.engines.choose import EngineKind, Settings
 from sana_edge.engines.tensorrt import backend
 from sana_edge.engines.tensorrt import cache as engine_cache

@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 import sana_edge.export.onnx as exporting
 from sana_edge.calib.quantize import quantize
 from sana_edge.calib.settings import Settings as Calibration
-from sana_edge.cli import main
+from sana_edge.cli.main import main
 from sana_edge.config import AutoencoderConfig
 from sana_edge.errors import InvalidInput, SanaError
 from sana_edge.export.settings import Settings

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from sana_edge.cli import main
+from sana_edge.cli.main import main
 from sana_edge.errors import CheckpointError, ModelNotFound, SanaError
 from sana_edge.store import hub
 from sana_edge.store.known_models import KNOWN

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sana_edge import CheckpointError, OutOfMemory, Sana, read_metadata
 from sana_edge.calib.component import write_config, write_weights
-from sana_edge.cli import main
+from sana_edge.cli.main import main
 from sana_edge.image_metrics import psnr
 from sana_edge.nets.text_weights import quantize_text_state
 from sana_edge.store import hub, package

@@ -20,11 +20,11 @@ from sana_edge.calib.quantize import quantize
 from sana_edge.calib.settings import Settings, calibration_folder
 from sana_edge.calib.statistics import Statistics
 from sana_edge.calib.statistics_store import StatisticsStore
-from sana_edge.cli import main
+from sana_edge.cli.main import main
+from sana_edge.cli.quantize import _bar
 from sana_edge.config import AutoencoderConfig, DenoiserConfig
 from sana_edge.errors import CheckpointError, InvalidInput, SanaError
 from sana_edge.pipeline import Sana
-from sana_edge.quantize_command import _bar
 from sana_edge.store import hub, package
 from sana_edge.store.folder import read_json
 from sana_edge.store.package_tensors import is_scale

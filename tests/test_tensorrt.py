@@ -21,8 +21,8 @@ from typing import Any
 
 import pytest
 
-from sana_edge import cli
-from sana_edge.cli import main
+from sana_edge.cli import main as cli
+from sana_edge.cli.main import main
 from sana_edge.config import SamplerConfig
 from sana_edge.engines.tensorrt import backend
 from sana_edge.engines.tensorrt import cache as engine_cache
@@ -298,7 +298,7 @@ def test_without_the_packages_a_hint_names_the_extra(
 
 def test_engines_need_no_torch() -> None:
     blocked = "import sys; sys.modules.update(dict.fromkeys(['torch', 'transformers', 'onnx', 'diffusers']));"
-    modules = "sana_edge.engines.tensorrt.backend, sana_edge.export.build, sana_edge.build_command"
+    modules = "sana_edge.engines.tensorrt.backend, sana_edge.export.build, sana_edge.cli.build"
     subprocess.run([sys.executable, "-c", f"{blocked} import {modules}"], check=True)
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from sana_edge import Sana, read_metadata
-from sana_edge.cli import main
+from sana_edge.cli.main import main
 from sana_edge.engines import choose as engines
 from sana_edge.engines.choose import Settings, choose
 from sana_edge.engines.tensorrt import cache

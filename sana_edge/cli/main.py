@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sana_edge
-from sana_edge import build_command, export_command, quantize_command
+from sana_edge.cli import build, export, quantize
 from sana_edge.errors import InvalidInput, SanaError
 from sana_edge.extras import torch_extra
 from sana_edge.request import BACKENDS, DEVICES, SAMPLERS, Request, random_seed
@@ -200,7 +200,7 @@ def _convert(arguments: argparse.Namespace) -> None:
 
 
 def _doctor(arguments: argparse.Namespace) -> None:
-    from sana_edge.doctor import report
+    from sana_edge.cli.doctor import report
 
     print(report())
 
@@ -282,11 +282,11 @@ def _parser() -> argparse.ArgumentParser:
     models.add_argument("name", nargs="?", help="the model to pull: a name from the list or a repository")
     models.set_defaults(usage_error=models.error)
     _add_convert_options(command("convert", _convert, "turn an NVlabs .pth into a diffusers model folder"))
-    quantizing = command("quantize", quantize_command.run, "make an INT8 package of a float model")
-    quantize_command.add_options(quantizing, _size)
-    exporting = command("export", export_command.run, "make ONNX graphs that run without torch")
-    export_command.add_options(exporting, _size)
-    building = command("build", build_command.run, "build TensorRT engines of an exported folder")
-    build_command.add_options(building, _size)
+    quantizing = command("quantize", quantize.run, "make an INT8 package of a float model")
+    quantize.add_options(quantizing, _size)
+    exporting = command("export", export.run, "make ONNX graphs that run without torch")
+    export.add_options(exporting, _size)
+    building = command("build", build.run, "build TensorRT engines of an exported folder")
+    build.add_options(building, _size)
     command("doctor", _doctor, "show what this machine can run, and why not")
     return parser
