@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from sana_edge import __version__
 from sana_edge.errors import Cancelled, OutOfMemory, SanaError
 from sana_edge.image import Image
-from sana_edge.loading import Stages, load_stages
 from sana_edge.memory import memory_errors
 from sana_edge.request import Options, Plan, Request
+from sana_edge.runtime import Stages, load_stages
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

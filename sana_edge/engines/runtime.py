@@ -21,7 +21,7 @@ from sana_edge.engines.sessions import DENOISERS, Graphs
 from sana_edge.engines.text import EngineText, Floats
 from sana_edge.errors import InvalidInput, OutOfMemory, SanaError
 from sana_edge.memory import available_memory, peak_memory
-from sana_edge.notes import reading_notes
+from sana_edge.prompt_notes import reading_notes
 from sana_edge.request import Plan
 from sana_edge.sampler import Sampler, sampler_of
 from sana_edge.store import manifest, manifest_files
@@ -37,7 +37,7 @@ _TEXT, _TEXT_SHARE = "text_encoder", 4
 
 
 class EngineStages:
-    """What `sana_edge.loading.Stages` promises, of an exported folder. Latents are (1, C, h, w) fp32."""
+    """What `sana_edge.runtime.Stages` promises, of an exported folder. Latents are (1, C, h, w) fp32."""
 
     def __init__(self, folder: Path, described: Manifest, kind: EngineKind) -> None:
         self.graphs = Graphs(folder, described, kind)

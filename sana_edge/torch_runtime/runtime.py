@@ -22,7 +22,7 @@ from sana_edge.memory import available_memory, peak_memory
 from sana_edge.nets.autoencoder import Autoencoder
 from sana_edge.nets.denoiser import Denoiser, Modulation, TextContext
 from sana_edge.nets.text_encoder import TextEncoder
-from sana_edge.notes import reading_notes
+from sana_edge.prompt_notes import reading_notes
 from sana_edge.request import Plan
 from sana_edge.sampler import Sampler, sampler_of
 from sana_edge.store import package
