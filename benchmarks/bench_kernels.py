@@ -23,7 +23,7 @@ from record import ended, header, positive, write_json
 from shapes import DENOISERS
 
 from sana_edge.errors import UnsupportedDevice
-from sana_edge.kernels import cuda_library
+from sana_edge.kernels.cuda import library
 from sana_edge.torch_runtime.load import DTYPES
 
 RESULTS = Path(__file__).parent / "results"
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace, given: Sequence[str]) -> None:
     device = torch.device("cuda")
-    refusal = cuda_library.refusal(device)
+    refusal = library.refusal(device)
     if refusal:
         raise UnsupportedDevice(f"the CUDA kernels cannot run: {refusal}", "`sana-edge doctor` says more")
     rows = measure_all(options, device)

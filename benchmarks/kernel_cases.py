@@ -12,13 +12,8 @@ from torch import Tensor
 
 from sana_edge.config import LATENT_CELL, DenoiserConfig
 from sana_edge.fused.text import CAPACITY
-from sana_edge.kernels import (
-    cuda_cross_attention,
-    cuda_ends,
-    cuda_linear,
-    cuda_linear_attention,
-    cuda_rows,
-)
+from sana_edge.kernels.cuda import cross_attention, ends, linear, linear_attention
+from sana_edge.kernels.cuda import rows as cuda_rows
 
 EPS = 1e-6
 
@@ -138,7 +133,7 @@ def _qkv(sizes: Sizes, make: _Tensors) -> Case:
     heads = config.num_attention_heads
     values, scales = make.int8(B, N, C), make.scales(B, N)
     weight, columns = make.int8(3 * C, C), make.scales(3 * C)
-    workspace = cuda_linear_attention.workspace(B, N, heads, make.device)
+    workspace = linear_attention.workspace(B, N, heads, make.device)
 
     def replaced() -> object:
         sums = torch._int_mm(values.view(-1, C), weight.t())
@@ -152,7 +147,7 @@ def _qkv(sizes: Sizes, make: _Tensors) -> Case:
         config.num_layers,
         2 * sizes.rows * 3 * C * C,
         sizes.rows * C + 3 * C * C + 2 * sizes.rows * C,
-        lambda: cuda_linear_attention.qkv_linear_attention(
+        lambda: linear_attention.qkv_linear_attention(
             values, scales, weight, columns, None, make.dtype, heads, workspace=workspace
         ),
         replaced,
@@ -175,7 +170,7 @@ def _finish(sizes: Sizes, make: _Tensors) -> Case:
         config.num_layers,
         0,
         3 * sizes.rows * C + state.numel() * 4,
-        lambda: cuda_linear_attention.linear_attention_finish(q, state, 1e-15),
+        lambda: linear_attention.linear_attention_finish(q, state, 1e-15),
         replaced,
     )
 
@@ -201,7 +196,7 @@ def _linear(
     M = rows[0] * rows[1]
 
     def run() -> object:
-        return cuda_linear.w8a8_linear(
+        return linear.w8a8_linear(
             *(values, scales, weight, columns, bias, make.dtype),
             silu=silu,
             gate=gates,
@@ -273,7 +268,7 @@ def _cross_attention(sizes: Sizes, make: _Tensors) -> Case:
         config.num_layers,
         0,
         3 * sizes.asked * heads * d + 4 * R * heads * d * sizes.length,
-        lambda: cuda_cross_attention.cross_attention_quantize(q, keys, transposed, lengths),
+        lambda: cross_attention.cross_attention_quantize(q, keys, transposed, lengths),
         replaced,
     )
 
@@ -317,7 +312,7 @@ def _patch(sizes: Sizes, make: _Tensors) -> Case:
         1,
         0,
         latent.numel() * 4 + weight.numel() * 4 + 2 * sizes.rows * config.dim,
-        lambda: cuda_ends.patch_embed(latent, weight, bias, None, copies, make.dtype),
+        lambda: ends.patch_embed(latent, weight, bias, None, copies, make.dtype),
     )
 
 
@@ -333,7 +328,7 @@ def _head(sizes: Sizes, make: _Tensors) -> Case:
         1,
         0,
         2 * x.numel() + weight.numel() * 4 + 4 * sizes.asked * config.out_channels,
-        lambda: cuda_ends.velocity_head(x, scale, shift, EPS, weight, bias, guidance, (side, side)),
+        lambda: ends.velocity_head(x, scale, shift, EPS, weight, bias, guidance, (side, side)),
     )
 
 

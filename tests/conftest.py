@@ -32,7 +32,7 @@ from transformers import Gemma2Config, Gemma2Model, PreTrainedTokenizerFast
 
 from sana_edge.engines.tensorrt import cuda
 from sana_edge.instruction import CHI
-from sana_edge.kernels import cuda_library
+from sana_edge.kernels.cuda import library as cuda_library
 from sana_edge.store.package import KEY, METHOD
 
 _GUARDED = runpy.run_path(str(Path(__file__).with_name("guarded.py")))["guarded"]
@@ -202,7 +202,7 @@ def compiled(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., di
     """Compiles a Triton kernel ahead of time, for each architecture: "ptx", "sass" and "usage" of its code.
 
     Args of what is returned:
-        name: "w8a8_linear.w8a8_linear_kernel", module and kernel in sana_edge.kernels.
+        name: "w8a8_linear.w8a8_linear_kernel", module and kernel in sana_edge.kernels.triton.
         signature: Triton's types of the arguments that are not constexpr, in their order, "*fp32" or "i32".
         constexprs: values of the others; None stands for an argument that is left out.
         multiples: integer arguments that are known to be multiples of 16, as all pointers are.
@@ -219,7 +219,7 @@ def compiled(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., di
     ) -> dict[str, str]:
         module, kernel = name.rsplit(".", 1)
         asked = {
-            "module": f"sana_edge.kernels.{module}",
+            "module": f"sana_edge.kernels.triton.{module}",
             "kernel": kernel,
             "capability": request.param,
             "signature": signature,

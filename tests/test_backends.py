@@ -18,8 +18,9 @@ from sana_edge import InvalidInput, OutOfMemory, Sana, SanaError, UnsupportedDev
 from sana_edge.cli.main import main
 from sana_edge.config import DenoiserConfig
 from sana_edge.fused import backends
-from sana_edge.kernels import cuda_library, triton_support
-from sana_edge.kernels.cuda_library import Library
+from sana_edge.kernels.cuda import library as cuda_library
+from sana_edge.kernels.cuda.library import Library
+from sana_edge.kernels.triton import support
 from sana_edge.memory import memory_errors
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -150,7 +151,7 @@ def test_triton_on_gpus(monkeypatch: pytest.MonkeyPatch, interpreted: None) -> N
 
 
 def test_triton_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_support.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(support.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(UnsupportedDevice, match="triton is not installed: pip install"):
         backends.choose("triton", CPU, "auto", int8=True)
 

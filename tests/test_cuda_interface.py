@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from sana_edge.kernels import cuda_library
+from sana_edge.kernels.cuda import library as cuda_library
 
 CSRC = Path(__file__).parents[1] / "csrc"
 OPERATIONS = sorted(cuda_library.ARGUMENTS)

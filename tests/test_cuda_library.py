@@ -16,7 +16,7 @@ import torch
 
 from sana_edge.cli import doctor
 from sana_edge.errors import SanaError, UnsupportedDevice
-from sana_edge.kernels import cuda_library
+from sana_edge.kernels.cuda import library
 
 GPU = torch.device("cuda", 0)
 AGAIN = "install sana-edge again, or in a checkout: make cuda"
@@ -42,13 +42,13 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
         pytest.skip("no C compiler")
 
     def build(
-        abi: int = cuda_library.ABI,
+        abi: int = library.ABI,
         device: int = 0,
         capability: int = 89,
         architectures: str = "75 80 86 89 90 ptx90 120",
         without: tuple[str, ...] = (),
     ) -> Path:
-        names = [name for name in cuda_library.ARGUMENTS if name not in without]
+        names = [name for name in library.ARGUMENTS if name not in without]
         # each answers what sana_edge_device does
         lines = [
             f"int sana_edge_{name}(void *a, void *b) {{ return a == b ? 0 : DEVICE; }}" for name in names
@@ -68,12 +68,12 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
         return path
 
     yield build
-    cuda_library.load.cache_clear()
+    library.load.cache_clear()
 
 
 def use(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(cuda_library.VARIABLE, str(path))
-    cuda_library.load.cache_clear()
+    monkeypatch.setenv(library.VARIABLE, str(path))
+    library.load.cache_clear()
 
 
 def refused() -> str:
@@ -85,22 +85,22 @@ def refused() -> str:
 
 def test_one_that_suits(make: Make) -> None:
     make()
-    assert cuda_library.refusal(GPU) == ""
-    assert cuda_library.refusal(torch.device("cpu")) == "the CUDA kernels run on cuda, not on cpu"
+    assert library.refusal(GPU) == ""
+    assert library.refusal(torch.device("cpu")) == "the CUDA kernels run on cuda, not on cpu"
 
 
 def test_not_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use(tmp_path / "libsana_edge_cuda.so", monkeypatch)
     text = f"the CUDA library was not built: no {tmp_path / 'libsana_edge_cuda.so'}"
-    assert cuda_library.refusal(GPU) == text
+    assert library.refusal(GPU) == text
     assert refused().startswith(f"{text}; ")
 
 
 def test_another_interface(make: Make) -> None:
-    path = make(abi=cuda_library.ABI + 1)
-    ours = cuda_library.ABI
+    path = make(abi=library.ABI + 1)
+    ours = library.ABI
     text = f"the CUDA library {path} has interface {ours + 1}, this sana-edge needs {ours}"
-    assert cuda_library.refusal(GPU) == text
+    assert library.refusal(GPU) == text
     assert refused() == f"{text}; {AGAIN}"
 
 
@@ -112,7 +112,7 @@ def test_truncated(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
         cut = path.with_name(f"cut{size}.so")
         cut.write_bytes(whole[:size])
         use(cut, monkeypatch)
-        text = cuda_library.refusal(GPU)
+        text = library.refusal(GPU)
         assert text.startswith("the CUDA library does not load: ") and str(cut) in text
         assert refused() == f"{text}; {AGAIN}"
 
@@ -123,7 +123,7 @@ def test_another_program(tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyP
     path = tmp_path / "another.so"
     subprocess.run(["cc", "-shared", str(tmp_path / "library.c"), "-o", str(path)], check=True)
     use(path, monkeypatch)
-    text = cuda_library.refusal(GPU)
+    text = library.refusal(GPU)
     assert (
         text.startswith("the CUDA library does not load: ") and "undefined symbol: sana_edge_version" in text
     )
@@ -132,7 +132,7 @@ def test_another_program(tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyP
 def test_lacks_an_operation(make: Make) -> None:
     path = make(without=("w8a8_linear", "quantize_rows"))
     text = f"the CUDA library {path} lacks quantize_rows, w8a8_linear"
-    assert cuda_library.refusal(GPU) == text
+    assert library.refusal(GPU) == text
     assert refused() == f"{text}; {AGAIN}"
 
 
@@ -140,7 +140,7 @@ def test_lacks_an_operation(make: Make) -> None:
 def test_no_device(make: Make, status: int) -> None:
     make(device=status)
     text = "sana_edge_device: no GPU" if status == 7 else "sana_edge_device: something else"
-    assert cuda_library.refusal(GPU) == text
+    assert library.refusal(GPU) == text
     if not torch.cuda.is_available():
         assert refused() == f"{text} (9.9 for 75 80 86 89 90 ptx90 120)"
 
@@ -148,7 +148,7 @@ def test_no_device(make: Make, status: int) -> None:
 def test_code_for_other_gpus(make: Make) -> None:
     make(architectures="89", capability=86)
     text = "the CUDA library is built for 89, not for compute capability 8.6"
-    assert cuda_library.refusal(GPU) == text
+    assert library.refusal(GPU) == text
 
 
 @pytest.mark.parametrize(
@@ -167,12 +167,12 @@ def test_code_for_other_gpus(make: Make) -> None:
     ],
 )
 def test_which_gpus_run_which_code(architectures: str, capability: int, expected: bool) -> None:
-    assert cuda_library.covers(architectures, capability) == expected
+    assert library.covers(architectures, capability) == expected
 
 
 def test_device_lost(make: Make) -> None:
     make(device=10)
     with pytest.raises(SanaError, match="something else") as caught:
-        cuda_library.load().device(0)
+        library.load().device(0)
     assert caught.value.hint == "start the program again"
     assert not isinstance(caught.value, UnsupportedDevice)

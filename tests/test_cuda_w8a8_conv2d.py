@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from sana_edge.errors import InvalidInput
-from sana_edge.kernels import cuda_conv, cuda_library, reference_conv
+from sana_edge.kernels import reference_conv
+from sana_edge.kernels.cuda import conv, library
 
 CSRC = Path(__file__).parents[1] / "csrc"
 each_dtype = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -52,7 +53,7 @@ def problem(
 
 
 def check(arguments: Problem, dtype: torch.dtype, **options: Any) -> Tensor:
-    actual = cuda_conv.w8a8_conv2d(*arguments, dtype, **options)
+    actual = conv.w8a8_conv2d(*arguments, dtype, **options)
     options.pop("out", None)
     expected = reference_conv.w8a8_conv2d(*arguments, dtype, **options)
     assert actual.shape == expected.shape
@@ -81,7 +82,7 @@ def _garbage(monkeypatch: pytest.MonkeyPatch) -> None:
         out = empty(*size, **kwargs)
         return out.fill_(-128 if out.dtype == torch.int8 else torch.nan)
 
-    monkeypatch.setattr(cuda_conv.torch, "empty", filled)
+    monkeypatch.setattr(conv.torch, "empty", filled)
 
 
 @pytest.mark.usefixtures("emulated")
@@ -137,8 +138,8 @@ def test_norm_and_residual(columns: int, dtype: torch.dtype) -> None:
 def test_writes_over_the_residual() -> None:
     arguments = problem((1, 13, 11), 16, 128)
     x = torch.randn(1, 13, 11, 128).bfloat16()
-    expected = cuda_conv.w8a8_conv2d(*arguments, norm_weight=torch.ones(128), residual=x)
-    out = cuda_conv.w8a8_conv2d(*arguments, norm_weight=torch.ones(128), residual=x, out=x)
+    expected = conv.w8a8_conv2d(*arguments, norm_weight=torch.ones(128), residual=x)
+    out = conv.w8a8_conv2d(*arguments, norm_weight=torch.ones(128), residual=x, out=x)
     assert out is x
     assert torch.equal(out, expected)
 
@@ -186,9 +187,7 @@ def test_silu() -> None:
 @pytest.mark.usefixtures("emulated")
 def test_a_scale_that_is_not_finite_shows() -> None:
     values, _, weight, weight_scales, bias = problem((1, 2, 3), 16, 16)
-    out = cuda_conv.w8a8_conv2d(
-        values, torch.tensor(torch.nan), weight, weight_scales, bias, activation="relu"
-    )
+    out = conv.w8a8_conv2d(values, torch.tensor(torch.nan), weight, weight_scales, bias, activation="relu")
     assert out.isnan().all()
 
 
@@ -222,9 +221,7 @@ def test_same_bytes_in_every_order(emulated: Any) -> None:
     for seed in (0, 1, 2):
         emulated.shuffle(seed)
         runs.append(
-            cuda_conv.w8a8_conv2d(
-                *arguments, torch.float16, norm_weight=torch.randn(192).fill_(0.7), residual=x
-            )
+            conv.w8a8_conv2d(*arguments, torch.float16, norm_weight=torch.randn(192).fill_(0.7), residual=x)
         )
     assert torch.equal(runs[0], runs[1])
     assert torch.equal(runs[0], runs[2])
@@ -254,7 +251,7 @@ def test_as_deep_as_the_decoder() -> None:
 
 @pytest.mark.usefixtures("emulated")
 def test_an_empty_map() -> None:
-    assert cuda_conv.w8a8_conv2d(*problem((0, 5, 7), 16, 16)).shape == (0, 5, 7, 16)
+    assert conv.w8a8_conv2d(*problem((0, 5, 7), 16, 16)).shape == (0, 5, 7, 16)
 
 
 @pytest.mark.usefixtures("emulated")
@@ -281,7 +278,7 @@ def test_reads_and_writes_nothing_beyond(
 def test_refuses_what_does_not_fit() -> None:
     arguments = problem((1, 4, 4), 16, 16)
     values, scale, weight, weight_scales, _ = arguments
-    convolve = cuda_conv.w8a8_conv2d
+    convolve = conv.w8a8_conv2d
     with pytest.raises(InvalidInput, match="residual"):
         convolve(*arguments, residual=torch.zeros(1, 4, 4, 8).bfloat16())
     with pytest.raises(InvalidInput, match="residual"):
@@ -343,7 +340,7 @@ GOOD: dict[str, int | float] = {
 )
 def test_statuses(status: int, changes: dict[str, int], emulated_library: Path) -> None:
     function = ctypes.CDLL(str(emulated_library)).sana_edge_w8a8_conv2d
-    arguments = cuda_library.ARGUMENTS["w8a8_conv2d"](**{**GOOD, **changes})
+    arguments = library.ARGUMENTS["w8a8_conv2d"](**{**GOOD, **changes})
     assert function(ctypes.byref(arguments), None) == status
 
 

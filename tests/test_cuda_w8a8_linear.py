@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from sana_edge.errors import InvalidInput, SanaError, UnsupportedDevice
-from sana_edge.kernels import cuda_library, reference_fused
-from sana_edge.kernels.cuda_linear import w8a8_linear
+from sana_edge.kernels import reference_fused
+from sana_edge.kernels.cuda import library as cuda_library
+from sana_edge.kernels.cuda.linear import w8a8_linear
 
 # TileName of csrc/gemm_tiles.h with rows and columns of each
 TILES = {"large": (256, 128), "middle": (128, 128), "narrow": (128, 64), "small": (64, 64)}

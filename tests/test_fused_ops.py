@@ -155,5 +155,5 @@ def test_every_operation_is_registered() -> None:
 
 
 def test_triton_is_imported_when_it_is_needed() -> None:
-    code = "import sys, sana_edge.pipeline; sys.exit('sana_edge.kernels.quantize_rows' in sys.modules)"
+    code = "import sys, sana_edge.pipeline; sys.exit('sana_edge.kernels.triton.quantize_rows' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -31,7 +31,7 @@ Rows = tuple[Tensor, Tensor]
 def op(interpreted: None) -> Iterator[ModuleType]:
     """The kernels' module, while new tensors are filled with NaN."""
     torch.use_deterministic_algorithms(True)
-    yield importlib.import_module("sana_edge.kernels.triton_attention")
+    yield importlib.import_module("sana_edge.kernels.triton.attention")
     torch.use_deterministic_algorithms(False)
 
 
@@ -351,7 +351,7 @@ def test_compiles(
     special |= {"p_values": "*i8"} if kernel == "linear_attention_finish" else {}
     signature |= {name: kind for name, kind in special.items() if name in signature}
     multiples = [name for name in names if name.endswith(("_row", "_token")) or name == "capacity"]
-    code = compiled(f"triton_attention_kernels.{kernel}_kernel", signature, known, multiples, **options)
+    code = compiled(f"attention_kernels.{kernel}_kernel", signature, known, multiples, **options)
     assert not re.search(r"\b(atom|red)\.", code["ptx"])
     assert int(code["shared"]) <= 99 << 10
     # on 12.0 at most four registers, of wide heads

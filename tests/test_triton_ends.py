@@ -30,7 +30,7 @@ SHAPES = [(1, 1, 1, 1, 1), (2, 4, 5, 7, 72), (1, 32, 4, 6, 1152), (3, 33, 3, 11,
 def op(interpreted: None) -> Iterator[ModuleType]:
     """The kernels' module, while new tensors are filled with NaN."""
     torch.use_deterministic_algorithms(True)
-    yield importlib.import_module("sana_edge.kernels.triton_ends")
+    yield importlib.import_module("sana_edge.kernels.triton.ends")
     torch.use_deterministic_algorithms(False)
 
 
@@ -174,7 +174,7 @@ def test_refusals(op: ModuleType) -> None:
 def compile_first(op: ModuleType, compiled: Callable[..., dict[str, str]], kind: str) -> dict[str, str]:
     pointers = dict.fromkeys(("p_latent", "p_weight", "p_bias", "p_positions"), "*fp32")
     return compiled(
-        "triton_ends_kernels.patch_embed_kernel",
+        "ends_kernels.patch_embed_kernel",
         {**pointers, "p_out": f"*{kind}", "images": "i32", "cells": "i32"},
         {"CHANNELS": 32, "DEPTH": 32, "C": 1152, "COPIES": 2, "BLOCK_N": op.FIRST[0], "BLOCK_C": op.FIRST[1]},
         ["cells"],
@@ -187,7 +187,7 @@ def compile_last(op: ModuleType, compiled: Callable[..., dict[str, str]], kind: 
     values |= {"BLOCK_C": op.LAST[1]}
     signature = {name: "*fp32" if name.startswith("p_") else "i32" for name in names if name not in values}
     return compiled(
-        "triton_ends_kernels.velocity_head_kernel",
+        "ends_kernels.velocity_head_kernel",
         {**signature, "p_x": f"*{kind}", "eps": "fp32"},
         values,
         ["tokens", "stride_scale", "stride_shift"],

@@ -31,7 +31,7 @@ Results = tuple[Tensor, Tensor, Tensor, Tensor]
 @pytest.fixture
 def op(interpreted: None) -> Iterator[ModuleType]:
     """The kernels' module, while new tensors are filled with NaN."""
-    module = importlib.import_module("sana_edge.kernels.linear_attention")
+    module = importlib.import_module("sana_edge.kernels.triton.linear_attention")
     torch.use_deterministic_algorithms(True)
     yield module
     torch.use_deterministic_algorithms(False)

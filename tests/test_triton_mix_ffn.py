@@ -31,7 +31,7 @@ U = 2.0**-24
 def op(interpreted: None) -> Iterator[ModuleType]:
     """The kernels' module, while new tensors are filled with NaN."""
     torch.use_deterministic_algorithms(True)
-    yield importlib.import_module("sana_edge.kernels.mix_ffn")
+    yield importlib.import_module("sana_edge.kernels.triton.mix_ffn")
     torch.use_deterministic_algorithms(False)
 
 

@@ -23,7 +23,7 @@ DEPTH = 64
 
 @pytest.fixture
 def kernels(interpreted: None) -> ModuleType:
-    from sana_edge.kernels import norm_quantize
+    from sana_edge.kernels.triton import norm_quantize
 
     return norm_quantize
 

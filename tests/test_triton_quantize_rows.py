@@ -20,7 +20,7 @@ SHAPES = [(1, 1), (3, 7), (13, 192), (1, 1152), (2, 3, 1152), (5, 2240), (3, 288
 
 @pytest.fixture
 def kernels(interpreted: None) -> ModuleType:
-    from sana_edge.kernels import quantize_rows
+    from sana_edge.kernels.triton import quantize_rows
 
     return quantize_rows
 
@@ -143,7 +143,7 @@ def test_refuses_what_it_cannot_read(kernels: ModuleType, x: Tensor, words: str)
 def test_refuses_the_cpu_when_compiled(interpreted: None) -> None:
     import triton
 
-    from sana_edge.kernels.int8_tile import check_rows, round_half_even
+    from sana_edge.kernels.triton.int8_tile import check_rows, round_half_even
 
     compiled = triton.JITFunction(round_half_even.fn)
     with pytest.raises(UnsupportedDevice, match="not on cpu"):

@@ -26,13 +26,13 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 def op(interpreted: None) -> Iterator[ModuleType]:
     """The kernel's module, while new tensors are filled with NaN."""
     torch.use_deterministic_algorithms(True)
-    yield importlib.import_module("sana_edge.kernels.w8a8_linear")
+    yield importlib.import_module("sana_edge.kernels.triton.w8a8_linear")
     torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture
 def tiles(interpreted: None) -> ModuleType:
-    return importlib.import_module("sana_edge.kernels.linear_tiles")
+    return importlib.import_module("sana_edge.kernels.triton.linear_tiles")
 
 
 def operands(*lead: int, N: int, K: int, per_row: bool = True) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -94,7 +94,7 @@ def backends() -> list[Backend]:
 def _cuda_kernels(torch_cuda: Backend) -> Backend:
     """The library of csrc/: what it has code for, or why it cannot run."""
     from sana_edge.errors import UnsupportedDevice
-    from sana_edge.kernels import cuda_library
+    from sana_edge.kernels.cuda import library as cuda_library
 
     name = "cuda kernels"
     try:
@@ -120,7 +120,7 @@ def _refusals(name: str, torch_cuda: Backend) -> str:
     import torch
 
     from sana_edge.fused import backends as choice
-    from sana_edge.kernels import cuda_library
+    from sana_edge.kernels.cuda import library as cuda_library
 
     if not torch_cuda.usable:
         # the library may know better than torch why there is no GPU

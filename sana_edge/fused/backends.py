@@ -9,7 +9,8 @@ import torch
 
 from sana_edge.config import DenoiserConfig
 from sana_edge.errors import InvalidInput, SanaError, UnsupportedDevice
-from sana_edge.kernels import cuda_library, triton_support
+from sana_edge.kernels.cuda import library
+from sana_edge.kernels.triton import support as triton_support
 from sana_edge.request import TORCH_BACKENDS
 
 # in the order in which they are preferred
@@ -89,7 +90,7 @@ def refusal(
     if config is not None and config.attention_head_dim != _HEAD_DIM:
         found = f"heads of {config.attention_head_dim} channels"
         return InvalidInput(f"{title} need heads of {_HEAD_DIM}, this model has {found}", _ELSE)
-    support = cuda_library if name == "cuda" else triton_support
+    support = library if name == "cuda" else triton_support
     refused = _placed(name, device, support.refusal(device))
     if refused:
         return UnsupportedDevice(refused, _ELSE)
@@ -131,6 +132,6 @@ def _capability(device: torch.device) -> int:
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         return 10 * major + minor
-    if cuda_library.refusal(device):
+    if library.refusal(device):
         return 80
-    return int(cuda_library.load().device(device.index or 0).capability)
+    return int(library.load().device(device.index or 0).capability)

@@ -16,34 +16,34 @@ from torch import Tensor
 from torch import library as registry
 
 from sana_edge.fused import shapes
-from sana_edge.kernels import cuda_library
+from sana_edge.kernels.cuda import library
 
 # the module of sana_edge.kernels that has an operation
 _CUDA = {
-    "quantize_rows": "cuda_rows",
-    "norm_modulate_quantize": "cuda_rows",
-    "dwconv_glu_quantize": "cuda_rows",
-    "w8a8_linear": "cuda_linear",
-    "qkv_linear_attention": "cuda_linear_attention",
-    "qk_norm_linear_attention": "cuda_linear_attention",
-    "linear_attention_finish": "cuda_linear_attention",
-    "cross_attention_quantize": "cuda_cross_attention",
-    "patch_embed": "cuda_ends",
-    "velocity_head": "cuda_ends",
-    "w8a8_conv2d": "cuda_conv",
+    "quantize_rows": "cuda.rows",
+    "norm_modulate_quantize": "cuda.rows",
+    "dwconv_glu_quantize": "cuda.rows",
+    "w8a8_linear": "cuda.linear",
+    "qkv_linear_attention": "cuda.linear_attention",
+    "qk_norm_linear_attention": "cuda.linear_attention",
+    "linear_attention_finish": "cuda.linear_attention",
+    "cross_attention_quantize": "cuda.cross_attention",
+    "patch_embed": "cuda.ends",
+    "velocity_head": "cuda.ends",
+    "w8a8_conv2d": "cuda.conv",
 }
 # the decoder's convolutions are torch's where the CUDA library is not there
 _TRITON = {
-    "quantize_rows": "quantize_rows",
-    "norm_modulate_quantize": "norm_quantize",
-    "dwconv_glu_quantize": "mix_ffn",
-    "w8a8_linear": "w8a8_linear",
-    "qkv_linear_attention": "triton_attention",
-    "qk_norm_linear_attention": "triton_attention",
-    "linear_attention_finish": "triton_attention",
-    "cross_attention_quantize": "triton_attention",
-    "patch_embed": "triton_ends",
-    "velocity_head": "triton_ends",
+    "quantize_rows": "triton.quantize_rows",
+    "norm_modulate_quantize": "triton.norm_quantize",
+    "dwconv_glu_quantize": "triton.mix_ffn",
+    "w8a8_linear": "triton.w8a8_linear",
+    "qkv_linear_attention": "triton.attention",
+    "qk_norm_linear_attention": "triton.attention",
+    "linear_attention_finish": "triton.attention",
+    "cross_attention_quantize": "triton.attention",
+    "patch_embed": "triton.ends",
+    "velocity_head": "triton.ends",
 }
 _HOMES = {
     "cuda": _CUDA,
@@ -90,7 +90,7 @@ def workspace(backend: str, images: int, tokens: int, heads: int, device: torch.
     """What `qkv_linear_attention` and `qk_norm_linear_attention` need on a backend; not for two at once."""
     if backend != "cuda":
         return None
-    size = cuda_library.load().workspace(images, tokens, heads)
+    size = library.load().workspace(images, tokens, heads)
     return torch.zeros(size, dtype=torch.uint8, device=device)
 
 

@@ -30,7 +30,7 @@ from sana_edge.int8.matmul import hold_weight as hold_weight
 from sana_edge.int8.matmul import int8_refusal as int8_refusal
 from sana_edge.int8.matmul import int8_sums as int8_sums
 from sana_edge.int8.matmul import multiplier
-from sana_edge.kernels import triton_support
+from sana_edge.kernels.triton import support
 
 # a layer's weight and bias
 Layer = tuple[Tensor, Tensor]
@@ -66,7 +66,7 @@ def relu_linear_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, eps: floa
     by_row = not torch.is_grad_enabled() and q.device.type == "cpu"
     with torch.autocast(q.device.type, enabled=False):
         if _triton(q) and q.shape[-1] // heads in _TRITON_HEADS and q.dtype == k.dtype == v.dtype:
-            from sana_edge.kernels import linear_attention
+            from sana_edge.kernels.triton import linear_attention
 
             return linear_attention.relu_linear_attention(q, k, v, heads, eps)
         return (_linear_attention_by_row if by_row else _linear_attention)(q, k, v, heads, eps)
@@ -122,7 +122,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def glu_depthwise(x: Tensor, weight: Tensor, bias: Tensor, height: int, width: int) -> Tensor:
     """SiLU, 3×3 depthwise convolution and gate of scratch x (B, N, 2h); (B, N, h)."""
     if _triton(x) and x.is_contiguous():
-        from sana_edge.kernels import mix_ffn
+        from sana_edge.kernels.triton import mix_ffn
 
         return mix_ffn.glu_depthwise(x, weight, bias, height, width)
     value, gate = _silu_depthwise(x, weight, bias, height, width).chunk(2, dim=-1)
@@ -168,7 +168,7 @@ def _triton(x: Tensor) -> bool:
 
 @functools.cache
 def _triton_trains(device: torch.device) -> bool:
-    return device.type == "cuda" and not triton_support.refusal(device)
+    return device.type == "cuda" and not support.refusal(device)
 
 
 def add(x: Tensor, y: Tensor, gate: Tensor | None = None) -> Tensor:

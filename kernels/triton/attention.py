@@ -16,17 +16,17 @@ import triton
 from torch import Tensor
 
 from sana_edge.errors import InvalidInput
-from sana_edge.kernels import int8_tile, linear_attention
-from sana_edge.kernels.int8_tile import FLOATS, check_kernel, check_static_scale
-from sana_edge.kernels.linear_attention import add_chunks, state_parts
-from sana_edge.kernels.quantize_rows import quantize_rows
-from sana_edge.kernels.triton_attention_kernels import (
+from sana_edge.kernels.triton import int8_tile, linear_attention
+from sana_edge.kernels.triton.attention_kernels import (
     cross_attention_kernel,
     kv_state_kernel,
     linear_attention_finish_kernel,
     rms_roots_kernel,
 )
-from sana_edge.kernels.w8a8_linear import w8a8_linear
+from sana_edge.kernels.triton.int8_tile import FLOATS, check_kernel, check_static_scale
+from sana_edge.kernels.triton.linear_attention import add_chunks, state_parts
+from sana_edge.kernels.triton.quantize_rows import quantize_rows
+from sana_edge.kernels.triton.w8a8_linear import w8a8_linear
 
 
 class CrossTile(NamedTuple):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from sana_edge.kernels.int8_tile import quantize_tile
+from sana_edge.kernels.triton.int8_tile import quantize_tile
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""The kernels of `triton_attention`.
+"""The kernels of `attention`.
 
 Tensors of tokens come with the strides of their pictures and tokens, in elements; those that are written are
 contiguous. A state (D + 1, D) holds keys by values, its last row the sum of the keys.
@@ -12,8 +12,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from sana_edge.kernels.int8_tile import magnitude_bits, quantize_with, row_scales
-from sana_edge.kernels.linear_attention_kernels import head_tile, relu, store_part
+from sana_edge.kernels.triton.int8_tile import magnitude_bits, quantize_with, row_scales
+from sana_edge.kernels.triton.linear_attention_kernels import head_tile, relu, store_part
 
 
 @triton.jit

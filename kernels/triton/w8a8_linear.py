@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sana_edge.errors import InvalidInput
-from sana_edge.kernels.linear_tiles import device_of, pick_tile
+from sana_edge.kernels.triton.linear_tiles import device_of, pick_tile
 
 _OUTPUTS = (torch.float32, torch.float16, torch.bfloat16)
 # so many products of two int8 add up within int32: 131071 · 128² < 2^31

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from sana_edge.errors import InvalidInput
-from sana_edge.kernels import cuda_library
-from sana_edge.kernels.cuda_library import TYPES
+from sana_edge.kernels.cuda import library
+from sana_edge.kernels.cuda.library import TYPES
 from sana_edge.kernels.reference_conv import Activation, Upsampling
 
 _UPSAMPLINGS = {"none": 0, "phases": 1, "shuffle": 2}
@@ -64,7 +64,7 @@ def w8a8_conv2d(
         _check(name, vector, torch.float32, (columns,))
     for name, number in (("scale", scale), ("out_scale", out_scale)):
         _check(name, number, torch.float32, ())
-    cuda_library.load().call(
+    library.load().call(
         "w8a8_conv2d",
         values.device,
         values=values,

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from sana_edge.errors import InvalidInput
-from sana_edge.kernels import cuda_library
-from sana_edge.kernels.cuda_library import TYPES
+from sana_edge.kernels.cuda import library
+from sana_edge.kernels.cuda.library import TYPES
 
 
 def w8a8_linear(
@@ -63,7 +63,7 @@ def w8a8_linear(
         _check(name, vector, fp32, (columns,))
     for name, matrix in (("residual", residual), ("out", out)):
         _check(name, matrix, dtype, (*rows, columns))
-    cuda_library.load().call(
+    library.load().call(
         "w8a8_linear",
         values.device,
         values=values,

@@ -1,4 +1,4 @@
-"""The kernels of `triton_ends`. Products are of fp32 factors, each three of TF32."""
+"""The kernels of `ends`. Products are of fp32 factors, each three of TF32."""
 
 # kernels have no types
 # mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls

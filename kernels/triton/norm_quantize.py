@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sana_edge.errors import InvalidInput
-from sana_edge.kernels.int8_tile import (
+from sana_edge.kernels.triton.int8_tile import (
     FLOATS,
     check_rows,
     check_static_scale,

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from sana_edge.errors import InvalidInput
-from sana_edge.kernels import cuda_library
-from sana_edge.kernels.cuda_checks import same_stride, suits
-from sana_edge.kernels.cuda_library import TYPES
+from sana_edge.kernels.cuda import library
+from sana_edge.kernels.cuda.checks import same_stride, suits
+from sana_edge.kernels.cuda.library import TYPES
 
 
 def quantize_rows(x: Tensor, static_scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -16,7 +16,7 @@ def quantize_rows(x: Tensor, static_scale: Tensor | None = None) -> tuple[Tensor
     suits("x", x, x.shape, tuple(TYPES))
     _check_static(static_scale)
     values, scales = _rows_like(x)
-    cuda_library.load().call(
+    library.load().call(
         "quantize_rows",
         x.device,
         x=x,
@@ -41,7 +41,7 @@ def norm_modulate_quantize(
     _check_static(static_scale)
     images, tokens, columns = x.shape
     values, scales = _rows_like(x)
-    cuda_library.load().call(
+    library.load().call(
         "norm_modulate_quantize",
         x.device,
         x=x,
@@ -78,7 +78,7 @@ def dwconv_glu_quantize(
     if odd:
         raise InvalidInput(f"x: {channels} channels, not as many values as gates", "give an even number")
     values, scales = _rows_like(x[..., :hidden])
-    cuda_library.load().call(
+    library.load().call(
         "dwconv_glu_quantize",
         x.device,
         x=x,

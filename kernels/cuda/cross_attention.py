@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from sana_edge.errors import InvalidInput
-from sana_edge.kernels import cuda_library
-from sana_edge.kernels.cuda_library import TYPES
+from sana_edge.kernels.cuda import library
+from sana_edge.kernels.cuda.library import TYPES
 
 
 def cross_attention_quantize(
@@ -47,7 +47,7 @@ def cross_attention_quantize(
             raise InvalidInput(f"cross_attention_quantize: {name} is not contiguous", "use .contiguous()")
     values = torch.empty(q.shape, dtype=torch.int8, device=q.device)
     scales = torch.empty(q.shape[:-1], dtype=torch.float32, device=q.device)
-    cuda_library.load().call(
+    library.load().call(
         "cross_attention_quantize",
         q.device,
         q=q,

@@ -7,7 +7,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sana_edge.kernels.int8_tile import check_rows, check_static_scale, empty_rows, pick_tile, quantize_tile
+from sana_edge.kernels.triton.int8_tile import (
+    check_rows,
+    check_static_scale,
+    empty_rows,
+    pick_tile,
+    quantize_tile,
+)
 
 
 @triton.jit

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from sana_edge.errors import InvalidInput
-from sana_edge.kernels import cuda_library
-from sana_edge.kernels.cuda_library import TYPES
+from sana_edge.kernels.cuda import library
+from sana_edge.kernels.cuda.library import TYPES
 
 HEAD = 32
 
@@ -17,7 +17,7 @@ def workspace(images: int, tokens: int, heads: int, device: torch.device) -> Ten
 
     One of the largest size serves all sizes, one call after the other on one stream.
     """
-    size = cuda_library.load().workspace(images, tokens, heads)
+    size = library.load().workspace(images, tokens, heads)
     return torch.zeros(size, dtype=torch.uint8, device=device)
 
 
@@ -42,7 +42,7 @@ def qkv_linear_attention(
     q = torch.empty((images, tokens, heads * HEAD), dtype=dtype, device=values.device)
     state = _empty_state(images, tokens, heads, values.device)
     space = _workspace(workspace, images, tokens, heads, values.device)
-    cuda_library.load().call(
+    library.load().call(
         "qkv_linear_attention",
         values.device,
         values=values,
@@ -73,7 +73,7 @@ def qk_norm_linear_attention(
     roots = torch.empty((images, tokens, 2), dtype=torch.float32, device=qkv.device)
     state = _empty_state(images, tokens, heads, qkv.device)
     space = _workspace(workspace, images, tokens, heads, qkv.device)
-    cuda_library.load().call(
+    library.load().call(
         "qk_norm_linear_attention",
         qkv.device,
         qkv=qkv,
@@ -118,7 +118,7 @@ def linear_attention_finish(
         _suits("norm_q", norm_q, (width,), torch.float32)
     values = torch.empty((images, tokens, width), dtype=torch.int8, device=q.device)
     scales = torch.empty((images, tokens), dtype=torch.float32, device=q.device)
-    cuda_library.load().call(
+    library.load().call(
         "linear_attention_finish",
         q.device,
         q=q,

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from sana_edge.errors import InvalidInput
-from sana_edge.kernels import cuda_library
-from sana_edge.kernels.cuda_checks import same_stride, suits
-from sana_edge.kernels.cuda_library import TYPES
+from sana_edge.kernels.cuda import library
+from sana_edge.kernels.cuda.checks import same_stride, suits
+from sana_edge.kernels.cuda.library import TYPES
 
 _HALVES = (torch.float16, torch.bfloat16)
 
@@ -36,7 +36,7 @@ def patch_embed(
     if positions is not None:
         suits("positions", positions, (height * width, columns), torch.float32)
     out = torch.empty((copies * images, height * width, columns), dtype=dtype, device=latent.device)
-    cuda_library.load().call(
+    library.load().call(
         "patch_embed",
         latent.device,
         latent=latent,
@@ -85,7 +85,7 @@ def velocity_head(
         suits("guidance", guidance, (), torch.float32)
     images = rows if guidance is None else rows // 2
     out = torch.empty((images, channels, height, width), dtype=torch.float32, device=x.device)
-    cuda_library.load().call(
+    library.load().call(
         "velocity_head",
         x.device,
         x=x,

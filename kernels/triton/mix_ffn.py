@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sana_edge.errors import InvalidInput
-from sana_edge.kernels.int8_tile import FLOATS, WIDEST, check_kernel, check_static_scale
-from sana_edge.kernels.linear_attention import add_chunks
-from sana_edge.kernels.mix_ffn_kernels import (
+from sana_edge.kernels.triton.int8_tile import FLOATS, WIDEST, check_kernel, check_static_scale
+from sana_edge.kernels.triton.linear_attention import add_chunks
+from sana_edge.kernels.triton.mix_ffn_kernels import (
     dwconv_glu_quantize_kernel,
     glu_depthwise_grad_kernel,
     glu_depthwise_kernel,

@@ -10,8 +10,8 @@ import triton
 from torch import Tensor
 
 from sana_edge.errors import InvalidInput
-from sana_edge.kernels.int8_tile import FLOATS, check_kernel
-from sana_edge.kernels.triton_ends_kernels import patch_embed_kernel, velocity_head_kernel
+from sana_edge.kernels.triton.ends_kernels import patch_embed_kernel, velocity_head_kernel
+from sana_edge.kernels.triton.int8_tile import FLOATS, check_kernel
 
 # Tokens and channels of a program; the latent's channels, 32 in SANA, are multiplied in one piece. Few tokens
 # of the last layer, so that one picture fills the SMs. Reasoned and compiled, not measured.
