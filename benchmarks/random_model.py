@@ -18,7 +18,7 @@ import torch
 from shapes import AUTOENCODERS, DENOISERS
 from torch import Tensor
 
-from sana_edge.calib.writer import copy_files, new_folder, write_json, write_shards
+from sana_edge.calib.package_writer import copy_files, new_folder, write_json, write_shards
 from sana_edge.nets.autoencoder import Autoencoder
 from sana_edge.nets.denoiser import Denoiser
 from sana_edge.store.folder import read_json

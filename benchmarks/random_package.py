@@ -15,11 +15,11 @@ import torch
 from static_scales import static_scales
 from torch import Tensor
 
-from sana_edge.calib import component
+from sana_edge.calib import package_component
 from sana_edge.calib.calibrate import Calibration
+from sana_edge.calib.job import Task
+from sana_edge.calib.package_writer import new_folder
 from sana_edge.calib.settings import Settings
-from sana_edge.calib.task import Task
-from sana_edge.calib.writer import new_folder
 from sana_edge.config import SamplerConfig
 from sana_edge.nets.denoiser import Denoiser
 from sana_edge.nets.quantize import decoder_targets, denoiser_targets, quantize_decoder, quantize_denoiser
@@ -53,8 +53,8 @@ def _write_denoiser(task: Task, model: ResolvedModel) -> Tensor:
     targets = denoiser_targets(denoiser)
     scales = static_scales(denoiser, targets, lambda: latents.append(_draw(denoiser, model)))
     quantize_denoiser(denoiser, input_scales=scales)
-    half = component.common_dtype(task.state("transformer"))
-    tensors = component.stored(denoiser.to_diffusers(), half)
+    half = package_component.common_dtype(task.state("transformer"))
+    tensors = package_component.stored(denoiser.to_diffusers(), half)
     task.write("transformer", tensors, Calibration(scales, [], [], _INFO))
     return latents[0]
 
@@ -84,8 +84,10 @@ def _write_decoder(task: Task, model: ResolvedModel, latent: Tensor) -> None:
     scaled = latent / decoder.config.scaling_factor
     scales = static_scales(decoder, decoder_targets(decoder), lambda: decoder.decode(scaled))
     quantize_decoder(decoder, input_scales=scales)
-    half = component.common_dtype(task.state("vae"))
-    task.write("vae", component.stored(decoder.state_dict(), half), Calibration(scales, [], [], _INFO))
+    half = package_component.common_dtype(task.state("vae"))
+    task.write(
+        "vae", package_component.stored(decoder.state_dict(), half), Calibration(scales, [], [], _INFO)
+    )
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from sana_edge.calib.clip import clip
 from sana_edge.calib.observe import Progress, observe
 from sana_edge.calib.prompts import PromptSet
-from sana_edge.calib.report import Layer
+from sana_edge.calib.report.report import Layer
 from sana_edge.calib.sensitivity import Probe, choose_kept, decoder_sensitivity, denoiser_sensitivity, probe
 from sana_edge.calib.settings import Settings
 from sana_edge.calib.smooth import Smoothed, smooth, smooth_decoder, target_weight

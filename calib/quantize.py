@@ -5,16 +5,16 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from sana_edge.calib import calibrate, component
+from sana_edge.calib import calibrate, package_component
 from sana_edge.calib.calibrate import Told
-from sana_edge.calib.measuring import Run, measure
-from sana_edge.calib.picture import draw
+from sana_edge.calib.job import Task, layer_names
+from sana_edge.calib.package_writer import new_folder, write_json
 from sana_edge.calib.prompts import PromptSet, default_set, load_prompts
-from sana_edge.calib.report import FILE, PICTURE, Layer, Report
+from sana_edge.calib.report.measure import Run, measure
+from sana_edge.calib.report.picture import draw
+from sana_edge.calib.report.report import FILE, PICTURE, Layer, Report
 from sana_edge.calib.settings import Settings, calibration_folder
-from sana_edge.calib.task import Task, layer_names
 from sana_edge.calib.trajectory import Comparison, Trajectory, compare, follow
-from sana_edge.calib.writer import new_folder, write_json
 from sana_edge.config import AutoencoderConfig
 from sana_edge.errors import InvalidInput
 from sana_edge.memory import memory_errors
@@ -86,10 +86,10 @@ def _uncalibrated(task: Task) -> Report:
         heard.setdefault(ours.get(module, module), []).append(sqnr)
 
     with task.part("quantize"):
-        denoiser = component.quantized_denoiser(task.denoiser_config, task.state("transformer"), hear)
+        denoiser = package_component.quantized_denoiser(task.denoiser_config, task.state("transformer"), hear)
         task.write("transformer", denoiser)
         config = AutoencoderConfig.from_dict(read_json(task.model.path / "vae" / "config.json"))
-        task.write("vae", component.quantized_decoder(config, task.state("vae"), hear))
+        task.write("vae", package_component.quantized_decoder(config, task.state("vae"), hear))
         task.write_rest()
     order = {name: place for place, name in enumerate(layer_names(task.denoiser_config))}
     # q, k and v are separate in the file: the lowest stands for the layer
@@ -120,8 +120,8 @@ def _calibrated(task: Task, prompts: PromptSet, observed: Path) -> Report:
             ("transformer", stages.denoiser.to_diffusers()),
             ("vae", stages.autoencoder.state_dict()),
         ):
-            half = component.common_dtype(task.state(name))
-            task.write(name, component.stored(state, half), calibration)
+            half = package_component.common_dtype(task.state(name))
+            task.write(name, package_component.stored(state, half), calibration)
         # the float model makes room for what was made of it
         del stages, state
         task.write_rest()

@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias, cast
 import torch
 from torch import Tensor, nn
 
-from sana_edge.calib import fold
+from sana_edge.calib import folding
 from sana_edge.calib.clip import clip
 from sana_edge.calib.statistics import LayerStatistics, Statistics
 from sana_edge.errors import InvalidInput, SanaError
@@ -87,7 +87,7 @@ def smooth(
         InvalidInput: alpha is neither, or the statistics lack a layer or are of another shape.
         SanaError: the model is quantized.
     """
-    folds, targets = fold.denoiser_folds(denoiser), denoiser_targets(denoiser)
+    folds, targets = folding.denoiser_folds(denoiser), denoiser_targets(denoiser)
     return _smooth(denoiser, targets, folds, statistics, "denoiser.", alpha, activations, progress)
 
 
@@ -100,7 +100,7 @@ def smooth_decoder(
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Smoothed]:
     """`smooth` for the decoder's layers, few of which can be; calibrated, they have one scale per tensor."""
-    folds, targets = fold.decoder_folds(autoencoder), decoder_targets(autoencoder)
+    folds, targets = folding.decoder_folds(autoencoder), decoder_targets(autoencoder)
     return _smooth(autoencoder, targets, folds, statistics, "", alpha, "tensor", progress)
 
 
@@ -132,7 +132,7 @@ def target_weight(model: nn.Module, name: str) -> Tensor:
 def _smooth(
     model: nn.Module,
     targets: list[str],
-    folds: Mapping[str, fold.Fold],
+    folds: Mapping[str, folding.Fold],
     statistics: Statistics,
     prefix: str,
     alpha: Alpha,

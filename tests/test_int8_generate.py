@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sana_edge import CheckpointError, OutOfMemory, Sana, read_metadata
-from sana_edge.calib.component import write_config, write_weights
+from sana_edge.calib.package_component import write_config, write_weights
 from sana_edge.cli.main import main
 from sana_edge.image_metrics import psnr
 from sana_edge.nets.text_weights import quantize_text_state

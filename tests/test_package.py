@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sana_edge.calib.component import write_config, write_weights
+from sana_edge.calib.package_component import write_config, write_weights
 from sana_edge.errors import CheckpointError
 from sana_edge.int8 import quant
 from sana_edge.store import package

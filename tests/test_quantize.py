@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sana_edge.calib import component
+from sana_edge.calib import package_component
 from sana_edge.calib.quantize import quantize
 from sana_edge.calib.settings import Settings, calibration_folder
 from sana_edge.calib.statistics import Statistics
@@ -58,13 +58,13 @@ def copied(folder: Path, tmp_path: Path, name: str = "model") -> Path:
 
 
 def changed(folder: Path, component: str, change: Callable[[dict[str, Tensor]], object]) -> None:
-    state = load_file(folder / component / WEIGHTS)
+    state = load_file(folder / package_component / WEIGHTS)
     change(state)
-    save_file(state, folder / component / WEIGHTS, {"format": "pt"})
+    save_file(state, folder / package_component / WEIGHTS, {"format": "pt"})
 
 
 def stored_state(folder: Path, component: str) -> Mapping[str, Tensor]:
-    return StoredState(folder / component)
+    return StoredState(folder / package_component)
 
 
 def assert_equal(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:
@@ -83,12 +83,12 @@ def test_streaming_is_quantizing_in_memory(tiny_folder: Path, tmp_path: Path, dt
     denoiser, _ = load_denoiser(model, device=cpu, dtype="fp32", int8=True)
     decoder = load_decoder(model, device=cpu, dtype=torch.float32, int8=True)
     config = DenoiserConfig.from_dict(read_json(folder / "transformer" / "config.json"))
-    streamed = dict(component.quantized_denoiser(config, stored_state(folder, "transformer"), ignore))
+    streamed = dict(package_component.quantized_denoiser(config, stored_state(folder, "transformer"), ignore))
     vae = AutoencoderConfig.from_dict(read_json(folder / "vae" / "config.json"))
-    streamed_vae = dict(component.quantized_decoder(vae, stored_state(folder, "vae"), ignore))
+    streamed_vae = dict(package_component.quantized_decoder(vae, stored_state(folder, "vae"), ignore))
     half = torch.bfloat16 if dtype == torch.bfloat16 else torch.float16
-    assert_equal(streamed, dict(component.stored(denoiser.to_diffusers(), half)))
-    assert_equal(streamed_vae, dict(component.stored(decoder.state_dict(), half)))
+    assert_equal(streamed, dict(package_component.stored(denoiser.to_diffusers(), half)))
+    assert_equal(streamed_vae, dict(package_component.stored(decoder.state_dict(), half)))
     floats = [x for name, x in {**streamed, **streamed_vae}.items() if x.dtype != torch.int8]
     assert {x.dtype for x in floats} == {half, torch.float32}
     assert all(is_scale(name) for name, x in streamed.items() if x.dtype == torch.float32)

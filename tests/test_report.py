@@ -14,11 +14,11 @@ import torch
 from PIL import Image
 
 from sana_edge import Sana
-from sana_edge.calib import canvas
-from sana_edge.calib.measuring import Run
-from sana_edge.calib.picture import AMPLIFIED, MOST_PAIRS, draw
-from sana_edge.calib.report import BLOCK_LAYERS, Layer, Report, Sizes, block_grid, decoder_stages
-from sana_edge.calib.table import WIDTH, table
+from sana_edge.calib.report import canvas
+from sana_edge.calib.report.measure import Run
+from sana_edge.calib.report.picture import AMPLIFIED, MOST_PAIRS, draw
+from sana_edge.calib.report.report import BLOCK_LAYERS, Layer, Report, Sizes, block_grid, decoder_stages
+from sana_edge.calib.report.table import WIDTH, table
 from sana_edge.calib.trajectory import Comparison, compare, follow
 from sana_edge.image_metrics import psnr
 from sana_edge.request import Plan, Request

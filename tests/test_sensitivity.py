@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sana_edge.calib.fold import denoiser_folds
+from sana_edge.calib.folding import denoiser_folds
 from sana_edge.calib.sensitivity import (
     Probe,
     Sensitivity,

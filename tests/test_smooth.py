@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sana_edge.calib.clip import clip
-from sana_edge.calib.fold import decoder_folds, denoiser_folds
+from sana_edge.calib.folding import decoder_folds, denoiser_folds
 from sana_edge.calib.smooth import ALPHAS, Smoothed, smooth, smooth_decoder
 from sana_edge.calib.statistics import LayerStatistics, Statistics
 from sana_edge.config import AutoencoderConfig, DenoiserConfig

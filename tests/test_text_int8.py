@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import Gemma2Config, Gemma2Model
 from transformers.models.gemma2.modeling_gemma2 import Gemma2TextScaledWordEmbedding
 
-from sana_edge.calib.component import write_config, write_weights
+from sana_edge.calib.package_component import write_config, write_weights
 from sana_edge.errors import CheckpointError, InvalidInput, SanaError
 from sana_edge.instruction import CHI
 from sana_edge.int8 import quant, text_linear

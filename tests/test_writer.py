@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sana_edge.calib.writer import check_output, new_folder, write_shards
+from sana_edge.calib.package_writer import check_output, new_folder, write_shards
 from sana_edge.errors import CheckpointError, InvalidInput, SanaError
 from sana_edge.store.weights import load_state
 

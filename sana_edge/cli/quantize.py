@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
     )
     with torch_extra():
         from sana_edge.calib.quantize import quantize
-        from sana_edge.calib.table import table
+        from sana_edge.calib.report.table import table
     with _resumable(arguments), _bar(arguments.quiet) as told:
         report = quantize(
             arguments.model,

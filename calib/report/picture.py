@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from sana_edge.calib import canvas as c
-from sana_edge.calib.canvas import Canvas
-from sana_edge.calib.report import (
+from sana_edge.calib.report import canvas as c
+from sana_edge.calib.report.canvas import Canvas
+from sana_edge.calib.report.report import (
     BLOCK_LAYERS,
     Layer,
     Report,

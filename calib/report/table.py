@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 
-from sana_edge.calib.report import (
+from sana_edge.calib.report.report import (
     BLOCK_LAYERS,
     Layer,
     Report,

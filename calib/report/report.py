@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import sana_edge
-from sana_edge.calib.measuring import Run
+from sana_edge.calib.report.measure import Run
 from sana_edge.calib.trajectory import Comparison
 
 VERSION = 1

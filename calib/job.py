@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from sana_edge.calib import component
+from sana_edge.calib import package_component
 from sana_edge.calib.calibrate import Calibration, Told
-from sana_edge.calib.component import Named
-from sana_edge.calib.report import Layer, Report, Sizes
+from sana_edge.calib.package_component import Named
+from sana_edge.calib.package_writer import check_finite, copy_files
+from sana_edge.calib.report.report import Layer, Report, Sizes
 from sana_edge.calib.settings import Settings
-from sana_edge.calib.writer import check_finite, copy_files
 from sana_edge.config import DenoiserConfig
 from sana_edge.nets.parameter_names import names
 from sana_edge.nets.quantize import stacked
@@ -73,7 +73,7 @@ class Task:
         files = weight_files(self.model.path / name, variant=self.model.component_variant(name))
         with ThreadPoolExecutor(1) as hashing:
             checksum = hashing.submit(package.digest, files)
-            component.write_weights(self.folder / name, tensors)
+            package_component.write_weights(self.folder / name, tensors)
         denoiser = name == "transformer"
         # a calibrated decoder uses its scales in any case; the text encoder's activations are not INT8
         static = calibration is not None and (name == "vae" or self.settings.activations == "tensor")
@@ -85,7 +85,7 @@ class Task:
             clamp=clamps(self.model, self.denoiser_config, self.state(name)) if denoiser else None,
         )
         config = read_json(self.model.path / name / "config.json")
-        component.write_config(self.folder / name, config, made)
+        package_component.write_config(self.folder / name, config, made)
 
     def write_rest(self) -> None:
         """Write the text encoder, and copy what has no weights."""

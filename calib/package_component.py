@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sana_edge.calib.writer import check_finite, write_json, write_shards
+from sana_edge.calib.package_writer import check_finite, write_json, write_shards
 from sana_edge.config import AutoencoderConfig, DenoiserConfig
 from sana_edge.int8 import quant
 from sana_edge.int8.conv import PhaseConv2d
