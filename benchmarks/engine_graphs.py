@@ -17,11 +17,11 @@ from shapes import AUTOENCODERS, random_latent, random_weights
 from static_scales import static_scales
 from torch import Tensor, nn
 
-from sana_edge.export.builder import GraphBuilder
-from sana_edge.export.decoder_graph import add_decoder
-from sana_edge.export.denoiser_graph import add_denoiser_folded
-from sana_edge.export.external_data import ExternalData
-from sana_edge.export.projection_graph import add_text_projection
+from sana_edge.export.graph.builder import GraphBuilder
+from sana_edge.export.graph.decoder import add_decoder
+from sana_edge.export.graph.denoiser import add_denoiser_folded
+from sana_edge.export.graph.external_data import ExternalData
+from sana_edge.export.graph.projection import add_text_projection
 from sana_edge.nets.autoencoder import Autoencoder
 from sana_edge.nets.denoiser import Denoiser
 from sana_edge.nets.quantize import (

@@ -127,7 +127,7 @@ def _load(work: EngineWork, name: str) -> Callable[[str], Engine]:
     folder = Path(work.folder) / kind
 
     def load(graph: str) -> Engine:
-        from sana_edge.export.ports import ports
+        from sana_edge.export.graph.ports import ports
 
         path = folder / f"{graph}.onnx"
         described = ports(path)

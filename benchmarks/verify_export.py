@@ -33,7 +33,7 @@ EXPORTS = {
     "bf16": Settings(dtype="bf16"),
     "int8": Settings(int8=True),
 }
-# see `sana_edge.export.graph_runner`
+# see `sana_edge.export.verify.runner`
 _NOTES = {"bf16": "compared with its bf16 weights, but in fp32: onnxruntime has no bf16 products on a CPU"}
 
 

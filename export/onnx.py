@@ -12,17 +12,17 @@ import torch
 
 import sana_edge
 from sana_edge.errors import InvalidInput, SanaError
-from sana_edge.export.builder import GraphBuilder
-from sana_edge.export.decoder_graph import Size, add_decoder
-from sana_edge.export.decoder_parts import add_decoder_part, decoder_parts
-from sana_edge.export.denoiser_graph import add_denoiser, add_denoiser_folded
-from sana_edge.export.external_data import ExternalData
+from sana_edge.export.graph.builder import GraphBuilder
+from sana_edge.export.graph.decoder import Size, add_decoder
+from sana_edge.export.graph.decoder_parts import add_decoder_part, decoder_parts
+from sana_edge.export.graph.denoiser import add_denoiser, add_denoiser_folded
+from sana_edge.export.graph.external_data import ExternalData
+from sana_edge.export.graph.ports import ports
+from sana_edge.export.graph.projection import add_text_projection
+from sana_edge.export.graph.text import add_text_encoder
 from sana_edge.export.instruction_file import write_instruction
-from sana_edge.export.ports import ports
-from sana_edge.export.projection_graph import add_text_projection
 from sana_edge.export.settings import Settings
 from sana_edge.export.source import Source, describe
-from sana_edge.export.text_graph import add_text_encoder
 from sana_edge.extras import export_extra
 from sana_edge.memory import memory_errors
 from sana_edge.nets.quantize import set_graph_activations
@@ -39,7 +39,7 @@ from sana_edge.torch_runtime.tiling import DEFAULT_TILE
 # told the part of `PARTS` that begins
 Told = Callable[[str], None]
 
-# `sana_edge.export.compare.compare`
+# `sana_edge.export.verify.compare.compare`
 _Compare = Callable[[Path, ResolvedModel, Manifest], dict[str, Any]]
 
 PARTS = ("text encoder", "instruction", "denoiser", "decoder", "checksums", "comparison")
@@ -215,7 +215,7 @@ class _Export:
 def _comparison() -> _Compare:
     """Needs onnxruntime, which nothing else here does."""
     with export_extra():
-        from sana_edge.export import compare
+        from sana_edge.export.verify import compare
     return compare.compare
 
 

@@ -19,12 +19,12 @@ pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 from onnx import numpy_helper  # noqa: E402
 from safetensors.numpy import load_file, save_file  # noqa: E402
 
-from sana_edge.export import compare as comparing  # noqa: E402
-from sana_edge.export.agreement import Agreement  # noqa: E402
-from sana_edge.export.compare import compare  # noqa: E402
-from sana_edge.export.graph_runner import GraphRunner  # noqa: E402
 from sana_edge.export.onnx import export  # noqa: E402
 from sana_edge.export.settings import Settings  # noqa: E402
+from sana_edge.export.verify import compare as comparing  # noqa: E402
+from sana_edge.export.verify.agreement import Agreement  # noqa: E402
+from sana_edge.export.verify.compare import compare  # noqa: E402
+from sana_edge.export.verify.runner import GraphRunner  # noqa: E402
 
 TAILS = tuple(f"decoder_tail_{n}" for n in range(4))
 GRAPHS = (*manifest.GRAPHS, "decoder_head", *TAILS)

@@ -26,11 +26,11 @@ from sana_edge.engines.choose import Settings, choose
 from sana_edge.engines.decoder import EngineDecoder, strip_bytes
 from sana_edge.engines.sessions import Graphs
 from sana_edge.errors import OutOfMemory
-from sana_edge.export.builder import GraphBuilder
-from sana_edge.export.decoder_graph import add_decoder
-from sana_edge.export.decoder_parts import add_decoder_part, decoder_parts
-from sana_edge.export.external_data import ExternalData
-from sana_edge.export.ports import ports
+from sana_edge.export.graph.builder import GraphBuilder
+from sana_edge.export.graph.decoder import add_decoder
+from sana_edge.export.graph.decoder_parts import add_decoder_part, decoder_parts
+from sana_edge.export.graph.external_data import ExternalData
+from sana_edge.export.graph.ports import ports
 from sana_edge.nets.autoencoder import Autoencoder
 from sana_edge.store import hub
 from sana_edge.store.manifest import DecoderPart, StoredFile

@@ -18,10 +18,10 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not inst
 from sana_edge.config import AutoencoderConfig  # noqa: E402
 from sana_edge.engines import strips  # noqa: E402
 from sana_edge.errors import CheckpointError  # noqa: E402
-from sana_edge.export.builder import GraphBuilder  # noqa: E402
-from sana_edge.export.decoder_graph import add_decoder  # noqa: E402
-from sana_edge.export.decoder_parts import add_decoder_part, decoder_parts  # noqa: E402
-from sana_edge.export.external_data import ExternalData  # noqa: E402
+from sana_edge.export.graph.builder import GraphBuilder  # noqa: E402
+from sana_edge.export.graph.decoder import add_decoder  # noqa: E402
+from sana_edge.export.graph.decoder_parts import add_decoder_part, decoder_parts  # noqa: E402
+from sana_edge.export.graph.external_data import ExternalData  # noqa: E402
 from sana_edge.int8 import quant  # noqa: E402
 from sana_edge.nets.autoencoder import Autoencoder  # noqa: E402
 from sana_edge.nets.quantize import decoder_targets, quantize_decoder  # noqa: E402

@@ -17,11 +17,11 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not inst
 
 from sana_edge.config import DenoiserConfig  # noqa: E402
 from sana_edge.errors import CheckpointError, SanaError  # noqa: E402
-from sana_edge.export import graph_layers  # noqa: E402
-from sana_edge.export.builder import GraphBuilder  # noqa: E402
-from sana_edge.export.denoiser_graph import add_denoiser, add_denoiser_folded  # noqa: E402
-from sana_edge.export.external_data import ExternalData  # noqa: E402
-from sana_edge.export.projection_graph import add_text_projection  # noqa: E402
+from sana_edge.export.graph import layers as graph_layers  # noqa: E402
+from sana_edge.export.graph.builder import GraphBuilder  # noqa: E402
+from sana_edge.export.graph.denoiser import add_denoiser, add_denoiser_folded  # noqa: E402
+from sana_edge.export.graph.external_data import ExternalData  # noqa: E402
+from sana_edge.export.graph.projection import add_text_projection  # noqa: E402
 from sana_edge.int8.linear import W8A8Linear  # noqa: E402
 from sana_edge.nets.denoiser import Denoiser  # noqa: E402
 from sana_edge.nets.quantize import (  # noqa: E402

@@ -24,11 +24,11 @@ pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 from safetensors.numpy import load_file  # noqa: E402
 
 from sana_edge.export import instruction_file  # noqa: E402
-from sana_edge.export.builder import GraphBuilder  # noqa: E402
-from sana_edge.export.compare_text import TEXTS, runner  # noqa: E402
-from sana_edge.export.external_data import ExternalData  # noqa: E402
-from sana_edge.export.graph_runner import GraphRunner  # noqa: E402
-from sana_edge.export.text_graph import add_text_encoder  # noqa: E402
+from sana_edge.export.graph.builder import GraphBuilder  # noqa: E402
+from sana_edge.export.graph.external_data import ExternalData  # noqa: E402
+from sana_edge.export.graph.text import add_text_encoder  # noqa: E402
+from sana_edge.export.verify.runner import GraphRunner  # noqa: E402
+from sana_edge.export.verify.text import TEXTS, runner  # noqa: E402
 from sana_edge.store.manifest import Graph, TextShape  # noqa: E402
 
 # about a hundred roundings of 2^-24, see CONTRIBUTING.md

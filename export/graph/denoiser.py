@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import cast
 
-from sana_edge.export import graph_layers
-from sana_edge.export.block_graph import Text, add_block
-from sana_edge.export.builder import FLOAT, INT64, GraphBuilder, Value
-from sana_edge.export.modulation_graph import modulation, positions
+from sana_edge.export.graph import layers as graph_layers
+from sana_edge.export.graph.block import Text, add_block
+from sana_edge.export.graph.builder import FLOAT, INT64, GraphBuilder, Value
+from sana_edge.export.graph.modulation import modulation, positions
 from sana_edge.nets.block import Block
 from sana_edge.nets.denoiser import FINAL_EPS, Denoiser
 

@@ -7,8 +7,8 @@ from typing import cast
 import torch
 from torch import nn
 
-from sana_edge.export.builder import FLOAT, GraphBuilder, Value
-from sana_edge.export.conv_graph import (
+from sana_edge.export.graph.builder import FLOAT, GraphBuilder, Value
+from sana_edge.export.graph.conv import (
     activation,
     channel_norm,
     conv,
@@ -18,7 +18,7 @@ from sana_edge.export.conv_graph import (
     res_block,
     upsample,
 )
-from sana_edge.export.graph_layers import silu
+from sana_edge.export.graph.layers import silu
 from sana_edge.nets.autoencoder import Autoencoder
 from sana_edge.nets.autoencoder_blocks import ResBlock, Upsample
 from sana_edge.nets.efficient_vit import _EPS, EfficientViTBlock, GatedConv, LinearAttention

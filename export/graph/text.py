@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from sana_edge.errors import CheckpointError, SanaError
-from sana_edge.export.builder import BOOL, DTYPES, FLOAT, INT64, GraphBuilder, Value
+from sana_edge.export.graph.builder import BOOL, DTYPES, FLOAT, INT64, GraphBuilder, Value
 from sana_edge.int8.text_linear import WeightOnlyLinear
 from sana_edge.nets.embedding_table import MappedEmbedding
 

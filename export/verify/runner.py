@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
 from sana_edge.errors import CheckpointError, InvalidInput
-from sana_edge.export.unrounded import remove_rounding
+from sana_edge.export.verify.float_activations import remove_rounding
 from sana_edge.store.manifest import DAMAGED, Graph
 
 Array = NDArray[Any]
@@ -36,7 +36,7 @@ class GraphRunner:
         threads: of onnxruntime; 0 lets it choose.
 
     Attributes:
-        rounded: False runs INT8 graphs without the rounding of activations, see `sana_edge.export.unrounded`.
+        rounded: False runs INT8 graphs without the rounding of activations, see `float_activations`.
     """
 
     def __init__(self, folder: Path, graphs: Mapping[str, Graph], threads: int = 0) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from sana_edge.engines.text import EngineText, RunText
-from sana_edge.export.agreement import Agreement
-from sana_edge.export.graph_runner import Array, GraphRunner
+from sana_edge.export.verify.agreement import Agreement
+from sana_edge.export.verify.runner import Array, GraphRunner
 from sana_edge.instruction import CHI
 from sana_edge.nets.text_encoder import TextEncoder, TextFeatures
 from sana_edge.store.hub import ResolvedModel

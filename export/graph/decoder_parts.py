@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sana_edge.export.builder import GraphBuilder
-from sana_edge.export.decoder_graph import add_stage, enter, leave
+from sana_edge.export.graph.builder import GraphBuilder
+from sana_edge.export.graph.decoder import add_stage, enter, leave
 from sana_edge.nets.autoencoder import Autoencoder
 from sana_edge.nets.efficient_vit import EXPAND_RATIO
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import cast
 
-from sana_edge.export import graph_layers
-from sana_edge.export.builder import GraphBuilder, Shape, Value
+from sana_edge.export.graph import layers as graph_layers
+from sana_edge.export.graph.builder import GraphBuilder, Shape, Value
 from sana_edge.nets.block import RMS_EPS, Block
 from sana_edge.nets.denoiser import _CAPTION_EPS, Denoiser
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from sana_edge.errors import CheckpointError
-from sana_edge.export.builder import FLOAT, GraphBuilder, Value
-from sana_edge.export.graph_layers import silu
+from sana_edge.export.graph.builder import FLOAT, GraphBuilder, Value
+from sana_edge.export.graph.layers import silu
 from sana_edge.int8.conv import PhaseConv2d, W8A8Conv2d, W8A8PhaseConv2d, phase_kernels
 from sana_edge.int8.feature_maps import NORM_EPS, ChannelNorm
 from sana_edge.nets.autoencoder_blocks import ResBlock, Upsample

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sana_edge.errors import CheckpointError
-from sana_edge.export.builder import FLOAT, FLOAT16, SMALLEST, GraphBuilder, Value
+from sana_edge.export.graph.builder import FLOAT, FLOAT16, SMALLEST, GraphBuilder, Value
 from sana_edge.int8.linear import W8A8Linear
 from sana_edge.nets.block import FP16_MAX
 

@@ -19,7 +19,7 @@ int8   + 5e-3                 the text encoder, whose activations are float in t
                               each of 26 layers: times sqrt(104)
 =====  =====================  ========================================================================
 
-INT8 graphs also run without the rounding of activations (`sana_edge.export.unrounded`), and are held to the
+INT8 graphs also run without the rounding of activations (`float_activations`), and are held to the
 limit of their dtype then: that is what finds a wrong weight.
 
 A single value may be off by 4 times the relative error, as a share of the largest value there is: 5 standard

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sana_edge.engines.strips import Tail, decode_strips
-from sana_edge.export.agreement import Agreement
-from sana_edge.export.compare_denoiser import Latents
-from sana_edge.export.decoder_parts import decoder_parts
-from sana_edge.export.graph_runner import Array, GraphRunner
-from sana_edge.export.unrounded import let_activations_be
+from sana_edge.export.graph.decoder_parts import decoder_parts
+from sana_edge.export.verify.agreement import Agreement
+from sana_edge.export.verify.denoiser import Latents
+from sana_edge.export.verify.float_activations import let_activations_be
+from sana_edge.export.verify.runner import Array, GraphRunner
 from sana_edge.image_metrics import psnr
 from sana_edge.store.hub import ResolvedModel
 from sana_edge.store.manifest import Manifest

@@ -1,6 +1,6 @@
 """Runs every graph of an exported folder in onnxruntime beside the torch modules, in fp32 on the CPU.
 
-    python -m sana_edge.export.compare DIR --model MODEL
+    python -m sana_edge.export.verify.compare DIR --model MODEL
 
 Prompts and noise are fixed. One torch network is in memory at a time, and one graph.
 """
@@ -18,11 +18,11 @@ import onnxruntime
 import torch
 
 from sana_edge.errors import SanaError
-from sana_edge.export.agreement import Agreement
-from sana_edge.export.compare_decoder import Decoding
-from sana_edge.export.compare_denoiser import Denoising
-from sana_edge.export.compare_text import compare_text
-from sana_edge.export.graph_runner import GraphRunner
+from sana_edge.export.verify.agreement import Agreement
+from sana_edge.export.verify.decoder import Decoding
+from sana_edge.export.verify.denoiser import Denoising
+from sana_edge.export.verify.runner import GraphRunner
+from sana_edge.export.verify.text import compare_text
 from sana_edge.store import hub, manifest
 from sana_edge.store.hub import ResolvedModel
 from sana_edge.store.manifest import Manifest
@@ -52,7 +52,7 @@ def compare(
 
     Raises:
         SanaError: a graph differs from its module by more than its dtype explains (see
-            `sana_edge.export.agreement`), or the pictures do; names graph and figure.
+            `sana_edge.export.verify.agreement`), or the pictures do; names graph and figure.
         CheckpointError: a file of the folder or the model is missing or damaged.
     """
     described = described or manifest.read(folder)
@@ -81,7 +81,7 @@ def compare(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compare and print what `compare` returns; 1 where it raises."""
-    parser = argparse.ArgumentParser(prog="python -m sana_edge.export.compare", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m sana_edge.export.verify.compare", description=__doc__)
     parser.add_argument("folder", type=Path, metavar="DIR", help="what `sana-edge export` made")
     parser.add_argument("--model", required=True, help="what it was made of")
     parser.add_argument("--threads", type=int, default=0, help="of onnxruntime (default: it chooses)")

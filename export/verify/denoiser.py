@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sana_edge.export.agreement import Agreement
-from sana_edge.export.compare_text import NEGATIVE, PROMPT, Text
-from sana_edge.export.graph_runner import Array, GraphRunner
-from sana_edge.export.unrounded import let_activations_be
+from sana_edge.export.verify.agreement import Agreement
+from sana_edge.export.verify.float_activations import let_activations_be
+from sana_edge.export.verify.runner import Array, GraphRunner
+from sana_edge.export.verify.text import NEGATIVE, PROMPT, Text
 from sana_edge.nets.block import Constant, KeysValues
 from sana_edge.nets.denoiser import TextContext
 from sana_edge.nets.quantize import set_graph_activations

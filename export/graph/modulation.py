@@ -8,8 +8,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from sana_edge.export import graph_layers
-from sana_edge.export.builder import FLOAT, INT64, GraphBuilder, Value
+from sana_edge.export.graph import layers as graph_layers
+from sana_edge.export.graph.builder import FLOAT, INT64, GraphBuilder, Value
 from sana_edge.nets.block import Block
 from sana_edge.nets.denoiser import _FREQUENCIES, _MAX_PERIOD, Denoiser, Embedder
 

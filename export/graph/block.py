@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sana_edge.export import graph_layers
-from sana_edge.export.builder import FLOAT16, GraphBuilder, Value
+from sana_edge.export.graph import layers
+from sana_edge.export.graph.builder import FLOAT16, GraphBuilder, Value
 from sana_edge.nets.block import FP16_MAX, RMS_EPS, Block
 
 
@@ -51,15 +51,15 @@ def add_block(
 def _self_attention(g: GraphBuilder, block: Block, x: Value, vectors: Sequence[Value], clamp: bool) -> Value:
     shift, scale, gate = vectors
     with g.scope("attention"):
-        normed = graph_layers.norm_modulate(g, x, scale, shift, block.eps)
-        qkv = graph_layers.linear(g, "qkv", block.qkv, normed)
+        normed = layers.norm_modulate(g, x, scale, shift, block.eps)
+        qkv = layers.linear(g, "qkv", block.qkv, normed)
         q, k, v = g.ops("Split", qkv, outputs=3, axis=2, num_outputs=3)
         if block.norm_q is not None and block.norm_k is not None:
-            q = graph_layers.rms_norm(g, "norm_q", q, block.norm_q, RMS_EPS)
-            k = graph_layers.rms_norm(g, "norm_k", k, block.norm_k, RMS_EPS)
+            q = layers.rms_norm(g, "norm_q", q, block.norm_q, RMS_EPS)
+            k = layers.rms_norm(g, "norm_k", k, block.norm_k, RMS_EPS)
         width = block.out.in_features // block.heads
-        read = g.cast(graph_layers.relu_linear_attention(g, q, k, v, block.heads, width))
-        attended = graph_layers.linear(g, "out", block.out, read)
+        read = g.cast(layers.relu_linear_attention(g, q, k, v, block.heads, width))
+        attended = layers.linear(g, "out", block.out, read)
         if clamp:
             attended = g.op("Clip", attended, -FP16_MAX, FP16_MAX)
         return g.op("Add", x, g.op("Mul", attended, gate))
@@ -79,12 +79,12 @@ def _read(g: GraphBuilder, block: Block, x: Value, text: Text) -> Value:
     inner = block.cross_q.out_features
     d = inner // block.cross_heads
     normed = block.cross_norm_q
-    q = graph_layers.linear(g, "q", block.cross_q, x, 1.0 if normed is not None else d**-0.5)
+    q = layers.linear(g, "q", block.cross_q, x, 1.0 if normed is not None else d**-0.5)
     if normed is not None:
-        q = graph_layers.rms_norm(g, "norm_q", q, normed, RMS_EPS, d**-0.5)
-    q = graph_layers.heads(g, q, block.cross_heads, d)
-    read = graph_layers.cross_attention(g, q, text.keys, text.values, text.mask)
-    return graph_layers.linear(g, "out", block.cross_out, graph_layers.merged(g, read, inner))
+        q = layers.rms_norm(g, "norm_q", q, normed, RMS_EPS, d**-0.5)
+    q = layers.heads(g, q, block.cross_heads, d)
+    read = layers.cross_attention(g, q, text.keys, text.values, text.mask)
+    return layers.linear(g, "out", block.cross_out, layers.merged(g, read, inner))
 
 
 def _mix_ffn(g: GraphBuilder, block: Block, x: Value, vectors: Sequence[Value], grid: Value) -> Value:
@@ -92,14 +92,14 @@ def _mix_ffn(g: GraphBuilder, block: Block, x: Value, vectors: Sequence[Value], 
     shift, scale, gate = vectors
     half = block.project.in_features
     with g.scope("ffn"):
-        normed = graph_layers.norm_modulate(g, x, scale, shift, block.eps)
-        prepared = graph_layers.prepare(g, "expand", block.expand, normed)
+        normed = layers.norm_modulate(g, x, scale, shift, block.eps)
+        prepared = layers.prepare(g, "expand", block.expand, normed)
         halves = []
         for name, part in (("value", slice(0, half)), ("gate", slice(half, 2 * half))):
-            hidden = graph_layers.columns(g, name, block.expand, prepared, part)
+            hidden = layers.columns(g, name, block.expand, prepared, part)
             with g.scope(name):
-                halves.append(graph_layers.silu_depthwise(g, hidden, block.depthwise, part, grid))
-        mixed = g.op("Mul", halves[0], graph_layers.silu(g, halves[1]))
+                halves.append(layers.silu_depthwise(g, hidden, block.depthwise, part, grid))
+        mixed = g.op("Mul", halves[0], layers.silu(g, halves[1]))
         tokens = g.reshape(g.transpose(mixed, 0, 2, 3, 1), 0, -1, half)
-        projected = graph_layers.linear(g, "project", block.project, tokens)
+        projected = layers.linear(g, "project", block.project, tokens)
         return g.op("Add", x, g.op("Mul", projected, gate))
