@@ -36,6 +36,22 @@ def product(
     return path
 
 
+def largest_int8(path: Path, depth: int = 64) -> Path:
+    """x (B, h, 64) float32 as INT8 times a column of 127: pairs of products are beyond 16 bits."""
+    weight = numpy_helper.from_array(np.full((depth, 4), 127, np.int8), "w")
+    scale, zero = (numpy_helper.from_array(np.array(n, t), k) for n, t, k in ((1, "f4", "s"), (0, "i1", "z")))
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["x_int8"]),
+        helper.make_node("DequantizeLinear", ["x_int8", "s", "z"], ["x_again"]),
+        helper.make_node("DequantizeLinear", ["w", "s", "z"], ["w_again"]),
+        helper.make_node("MatMul", ["x_again", "w_again"], ["y"]),
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["B", "h", depth])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["B", "h", 4])
+    save(path, nodes, [x], [y], [weight, scale, zero])
+    return path
+
+
 def huge(path: Path) -> Path:
     """The maximum of the sines of all products of column (n, 1) and row (1, n): n² numbers at once."""
     nodes = [

@@ -25,6 +25,7 @@ import bench_engines  # noqa: E402
 import cold_start  # noqa: E402
 import engine_work  # noqa: E402
 import measuring  # noqa: E402
+import openvino  # noqa: E402
 import peaks  # noqa: E402
 import processes  # noqa: E402
 import sprint_folders  # noqa: E402
@@ -35,7 +36,9 @@ from contenders import INT8 as TORCH_INT8  # noqa: E402
 from sana_edge.errors import SanaError  # noqa: E402
 
 SHAPES = ["--shapes", "tiny", "--repeat", "2", "--threads", "1"]
-OURS = [BASELINE, TORCH_INT8, *engine_work.ENGINES]
+# older CPUs have no bf16
+BF16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+OURS = [BASELINE, TORCH_INT8, *(name for name in engine_work.ENGINES if BF16 or "bf16" not in name)]
 
 
 @pytest.fixture

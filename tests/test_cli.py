@@ -194,7 +194,8 @@ def test_usage_errors_exit_with_2(capsys: Capture, arguments: list[str]) -> None
 def test_nothing_heavy_is_imported_early(tmp_path: Path) -> None:
     heavy = "{'torch', 'transformers', 'huggingface_hub', 'httpx'}"
     check = f"assert not {heavy} & set(sys.modules), sys.modules.keys()"
-    run = "import sys, sana_edge.cli.main\ntry: sana_edge.cli.main(sys.argv[1:])\nexcept SystemExit: pass\n"
+    run = "import sys\nfrom sana_edge.cli.main import main\n"
+    run += "try: main(sys.argv[1:])\nexcept SystemExit: pass\n"
     assert python(f"import sys, sana_edge; {check}").stderr == ""
     for arguments in (["--help"], ["generate", "--help"], ["--version"]):
         result = python(run + check, *arguments)
@@ -206,7 +207,7 @@ def test_nothing_heavy_is_imported_early(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("missing", ["torch", "transformers"])
 def test_what_to_install_where_torch_is_missing(tmp_path: Path, tiny_folder: Path, missing: str) -> None:
-    hide = f"import sys; sys.modules[{missing!r}] = None; from sana_edge.cli import main; "
+    hide = f"import sys; sys.modules[{missing!r}] = None; from sana_edge.cli.main import main; "
     hide += "sys.exit(main(sys.argv[1:]))"
     output = str(tmp_path / "a.png")
     result = python(hide, "generate", "--prompt", "x", "--model", str(tiny_folder), "--output", output)

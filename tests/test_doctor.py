@@ -46,7 +46,11 @@ def test_backends_of_this_machine() -> None:
 
 def test_what_multiplies_int8(monkeypatch: pytest.MonkeyPatch) -> None:
     by_name = {backend.name: backend for backend in doctor.backends()}
-    assert by_name["int8"].usable and by_name["int8"].detail.startswith("torch._int_mm on cpu")
+    found = by_name["int8"]
+    # CPUs without VNNI multiply in fp32
+    slow = matmul.int8_refusal("cpu") and matmul.onednn_linear_refusal()
+    assert found.usable == (not slow)
+    assert found.detail.startswith("cpu multiplies in fp32" if slow else ("torch._int_mm", "oneDNN"))
     monkeypatch.setattr(matmul, "int8_refusal", lambda device: f"no INT8 on {device}")
     monkeypatch.setattr(matmul, "onednn_linear_refusal", lambda: "nor here")
     monkeypatch.setattr(ops, "onednn_refusal", lambda: "none here")

@@ -25,7 +25,7 @@ from sana_edge.engines import strips as engine_strips
 from sana_edge.engines.choose import Settings, choose
 from sana_edge.engines.decoder import EngineDecoder, strip_bytes
 from sana_edge.engines.sessions import Graphs
-from sana_edge.errors import OutOfMemory
+from sana_edge.errors import InvalidInput, OutOfMemory
 from sana_edge.export.graph.builder import GraphBuilder
 from sana_edge.export.graph.decoder import add_decoder
 from sana_edge.export.graph.decoder_parts import add_decoder_part, decoder_parts
@@ -113,7 +113,11 @@ def test_strips_have_no_seams(
     models: dict[str, tuple[Path, Any]], engine: str, model: str, precision: str
 ) -> None:
     pytest.importorskip(engine, reason=f"{engine} is not installed")
-    latent, made = latents(), graphs(models[model], engine, precision)
+    try:
+        latent, made = latents(), graphs(models[model], engine, precision)
+    except InvalidInput as refused:
+        # older CPUs have no bf16
+        pytest.skip(str(refused))
     expected = whole(made, latent)
     calls = counted(made)
     strips = error(EngineDecoder(made).decode(latent), expected)

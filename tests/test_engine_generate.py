@@ -48,7 +48,7 @@ class Blocked:
         if name.partition(".")[0] in sys.argv[1].split(","):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name.partition(".")[0])
 sys.meta_path.insert(0, Blocked())
-from sana_edge.cli import main
+from sana_edge.cli.main import main
 sys.exit(main(sys.argv[2:]))
 """
 
@@ -294,7 +294,7 @@ def test_devices_that_do_not_suit(exported: Path, tiny_folder: Path) -> None:
 def test_a_name_goes_before_a_folder(tiny_folder: Path, exported: Path, tmp_path: Path) -> None:
     """A folder that is called like a bundled model is given as ./sana-tiny, as with models."""
     shutil.copytree(exported, tmp_path / "sana-tiny")
-    code = "from sana_edge import hub; print(hub.exported('sana-tiny'), hub.exported('./sana-tiny'))"
+    code = "from sana_edge.store import hub; print(hub.exported('sana-tiny'), hub.exported('./sana-tiny'))"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout == "None sana-tiny\n", done.stderr
 

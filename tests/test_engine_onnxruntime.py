@@ -28,6 +28,7 @@ from sana_edge.errors import (  # noqa: E402
 _GRAPHS = runpy.run_path(str(Path(__file__).with_name("small_graphs.py")))
 product: Callable[..., Path] = _GRAPHS["product"]
 huge: Callable[[Path], Path] = _GRAPHS["huge"]
+largest_int8: Callable[[Path], Path] = _GRAPHS["largest_int8"]
 damaged: dict[str, tuple[Callable[[Path], Path], str]] = _GRAPHS["DAMAGED"]
 expected: Callable[[Any], Any] = _GRAPHS["expected"]
 PORTS = {"x": ("float32", ("B", "h", 8))}, {"y": ("float32", ("B", "h", 8))}
@@ -49,6 +50,15 @@ def test_computes(kind: EngineKind, tmp_path: Path) -> None:
         x = np.random.default_rng(rows).standard_normal((2, rows, 8), np.float32)
         # sums of 8 products, in another order
         np.testing.assert_allclose(engine.run({"x": x})["y"], expected(x), rtol=0, atol=1e-5)
+
+
+def test_int8_sums_are_exact(kind: EngineKind, tmp_path: Path) -> None:
+    """Also on CPUs without VNNI, whose INT8 instructions saturate."""
+    engine = kind.load(largest_int8(tmp_path / "g.onnx"))
+    x = np.full((1, 3, 64), 127, np.float32)
+    x[0, 1] = -127
+    # integers below 2^24
+    assert engine.run({"x": x})["y"][0].tolist() == [[s * 64 * 127**2] * 4 for s in (1, -1, 1)]
 
 
 def test_outputs_belong_to_the_caller(kind: EngineKind, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ product: Callable[..., Path] = _GRAPHS["product"]
 phases: Callable[[Path], Path] = _GRAPHS["phases"]
 expected_phases: Callable[[float], Any] = _GRAPHS["expected_phases"]
 huge: Callable[[Path], Path] = _GRAPHS["huge"]
+largest_int8: Callable[[Path], Path] = _GRAPHS["largest_int8"]
 damaged: dict[str, tuple[Callable[[Path], Path], str]] = _GRAPHS["DAMAGED"]
 expected: Callable[[Any], Any] = _GRAPHS["expected"]
 PORTS = {"x": ("float32", ("B", "h", 8))}, {"y": ("float32", ("B", "h", 8))}
@@ -65,6 +66,15 @@ def test_keeps_few_sizes(kind: EngineKind, tmp_path: Path) -> None:
     assert [dict(key) for key in engine._requests] == [{"B": 1, "h": 3}, {"B": 1, "h": 7}]
     request = next(iter(engine._requests.values()))
     assert request.get_compiled_model().inputs[0].get_shape() == [1, 3, 8]
+
+
+def test_int8_sums_are_exact(kind: EngineKind, tmp_path: Path) -> None:
+    """Also on CPUs without VNNI, whose INT8 instructions saturate."""
+    engine = kind.load(largest_int8(tmp_path / "g.onnx"))
+    x = np.full((1, 3, 64), 127, np.float32)
+    x[0, 1] = -127
+    # integers below 2^24
+    assert engine.run({"x": x})["y"][0].tolist() == [[s * 64 * 127**2] * 4 for s in (1, -1, 1)]
 
 
 def test_outputs_belong_to_the_caller(kind: EngineKind, tmp_path: Path) -> None:

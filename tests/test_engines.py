@@ -328,7 +328,7 @@ class Blocked:
             raise ModuleNotFoundError(f"{name} is blocked", name=name)
 
 sys.meta_path.insert(0, Blocked())
-from sana_edge import engines
+from sana_edge.engines import choose as engines
 engine = engines.choose(sys.argv[1], "cpu").load(Path(sys.argv[2]))
 x = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
 print(json.dumps(engine.run({"x": x})["y"].tolist()))

@@ -359,7 +359,7 @@ def test_what_is_not_installed(
 
 def test_only_the_comparison_needs_onnxruntime(tiny_folder: Path, tmp_path: Path) -> None:
     code = (
-        "import sys; sys.modules['onnxruntime'] = None; from sana_edge.cli import main;"
+        "import sys; sys.modules['onnxruntime'] = None; from sana_edge.cli.main import main;"
         "sys.exit(main(['export', '--no-verify', *sys.argv[1:]]))"
     )
     arguments = [str(tiny_folder), "--output", str(tmp_path / "onnx")]

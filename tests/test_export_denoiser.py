@@ -16,6 +16,7 @@ onnx = pytest.importorskip("onnx", reason="onnx is not installed")
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 
 from sana_edge.config import DenoiserConfig  # noqa: E402
+from sana_edge.engines.onnxruntime import EXACT_SUMS  # noqa: E402
 from sana_edge.errors import CheckpointError, SanaError  # noqa: E402
 from sana_edge.export.graph import layers as graph_layers  # noqa: E402
 from sana_edge.export.graph.builder import GraphBuilder  # noqa: E402
@@ -86,6 +87,7 @@ def write(denoiser: Denoiser, folder: Path, dtype: str = "fp32", size: tuple[int
 
 def session(folder: Path, name: str, optimized: bool = True) -> Any:
     options = onnxruntime.SessionOptions()
+    options.add_session_config_entry(*EXACT_SUMS)
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
     if not optimized:

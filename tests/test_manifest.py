@@ -428,7 +428,7 @@ def test_commands_name_models_that_there_are(model: str, argument: str) -> None:
 
 def test_reading_needs_no_torch(folder: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from sana_edge import manifest, manifest_files;"
+        "import sys; from pathlib import Path; from sana_edge.store import manifest, manifest_files;"
         f"folder = Path({str(folder)!r}); manifest_files.verify(folder, manifest.read(folder));"
         "sys.exit(', '.join({'torch', 'transformers', 'onnx', 'onnxruntime'} & set(sys.modules)) or 0)"
     )

@@ -21,9 +21,9 @@ MODELS_LIMIT = 36e6
 # of these the CUDA build of torch pins its own
 PINNED_BY_TORCH = ("nvidia-", "cuda-", "triton")
 TORCH_FREE = (
-    *("cli", "config", "doctor", "engine_stages", "engine_text", "engines", "errors", "hub"),
-    *("image", "known_models", "loading", "manifest", "manifest_files", "memory", "model_folder", "noise"),
-    *("notes", "pipeline", "request", "sampler"),
+    *("cli.main", "cli.doctor", "config", "errors", "image", "memory", "prompt_notes", "pipeline"),
+    *("request", "runtime", "sampler", "engines.runtime", "engines.text", "engines.choose", "engines.noise"),
+    *("store.hub", "store.known_models", "store.manifest", "store.manifest_files", "store.folder"),
 )
 
 
@@ -90,7 +90,7 @@ def test_links_for_type_checkers() -> None:
     "code",
     [
         "import sana_edge",
-        "from sana_edge.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass",
+        "from sana_edge.cli.main import main\ntry: main(['--help'])\nexcept SystemExit: pass",
         "\n".join(f"import sana_edge.{name}" for name in TORCH_FREE),
     ],
     ids=["import", "help", "modules"],

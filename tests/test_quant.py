@@ -163,7 +163,7 @@ def test_a_laptop_s_instructions_give_the_same_sums(limit: str) -> None:
     """oneDNN obeys the variable; without VNNI its sums saturate, which the trial has to notice."""
     code = (
         "import torch; torch.cpu._is_vnni_supported = lambda: False\n"
-        "from sana_edge import int_mm; torch.manual_seed(0)\n"
+        "from sana_edge.int8 import matmul as int_mm; torch.manual_seed(0)\n"
         "v, w = (torch.randint(-127, 128, (n, 1152), dtype=torch.int8) for n in (300, 200))\n"
         "exact = (v.long() @ w.long().T).float()\n"
         "assert torch.equal(int_mm.multiplier(int_mm.hold_weight(w))(v), exact)\n"

@@ -58,13 +58,13 @@ def copied(folder: Path, tmp_path: Path, name: str = "model") -> Path:
 
 
 def changed(folder: Path, component: str, change: Callable[[dict[str, Tensor]], object]) -> None:
-    state = load_file(folder / package_component / WEIGHTS)
+    state = load_file(folder / component / WEIGHTS)
     change(state)
-    save_file(state, folder / package_component / WEIGHTS, {"format": "pt"})
+    save_file(state, folder / component / WEIGHTS, {"format": "pt"})
 
 
 def stored_state(folder: Path, component: str) -> Mapping[str, Tensor]:
-    return StoredState(folder / package_component)
+    return StoredState(folder / component)
 
 
 def assert_equal(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:

@@ -15,6 +15,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
+from sana_edge.engines.onnxruntime import EXACT_SUMS
 from sana_edge.errors import CheckpointError, InvalidInput
 from sana_edge.export.verify.float_activations import remove_rounding
 from sana_edge.store.manifest import DAMAGED, Graph
@@ -86,6 +87,7 @@ class GraphRunner:
         self._session, self._name = None, (name, self.rounded)
         path = self._folder / self._graphs[name].file
         options = onnxruntime.SessionOptions()
+        options.add_session_config_entry(*EXACT_SUMS)
         options.log_severity_level = _LOG_LEVEL
         options.intra_op_num_threads = self._threads
         # without it products of INT8 saturate in 16 bit on CPUs that have no VNNI

@@ -31,6 +31,12 @@ _FIXED = ("B", "h", "w")
 # compiled graphs that are kept, one for each size; each holds the weights in its own layout
 _KEPT_SIZES = 2
 _DRIVERS = {"gpu": "install the Intel graphics driver", "npu": "install the Intel NPU driver"}
+# keeps the products between Q/DQ in fp32, which are then exact and slower; a property without a public name
+FLOAT_PRODUCTS = {"LP_TRANSFORMS_MODE": "NO"}
+_SATURATES = (
+    "openvino computes the INT8 products in fp32: this CPU has no VNNI, and OpenVINO's INT8 sums saturate"
+    " without it; --backend onnxruntime may be faster"
+)
 # what Linux says where a plugin of OpenVINO needs a library
 _MISSING_LIBRARY = re.compile(r"(\S+): cannot open shared object file")
 
@@ -89,7 +95,9 @@ def load(
     ports = inputs or _ports(model.inputs), outputs or _ports(model.outputs)
     if kind.precision != "fp32":
         _keep_phases(model)
-    engine = OpenVinoEngine(kind, path, runtime.Core(), model, *ports)
+    core = runtime.Core()
+    exact = kind.device != "cpu" or not _is_int8(model) or sums_are_exact(runtime, core)
+    engine = OpenVinoEngine(kind, path, core, model, *ports, int8=exact)
     engine.compile()
     return engine
 
@@ -107,6 +115,7 @@ class OpenVinoEngine:
         model: openvino.Model,
         inputs: Mapping[str, Port],
         outputs: Mapping[str, Port],
+        int8: bool = True,
     ) -> None:
         self.graph = path.stem
         self.device = kind.device
@@ -117,6 +126,9 @@ class OpenVinoEngine:
         self._inputs = inputs
         self._outputs = outputs
         self._config, self.notes = _config(kind)
+        if not int8:
+            self._config |= FLOAT_PRODUCTS
+            self.notes = (*self.notes, _SATURATES)
         # of arrays that are not writeable, with what they are copies of
         self._copies: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {}
         # by the lengths of the fixed sides
@@ -235,6 +247,27 @@ def _precision(core: openvino.Core, device: str, settings: Settings) -> str:
         hint = f"choose dtype auto, {', '.join(able)}"
         raise InvalidInput(f"openvino cannot compute in {settings.precision} on this {device}", hint)
     return settings.precision
+
+
+def _is_int8(model: openvino.Model) -> bool:
+    return any(node.get_type_name() == "FakeQuantize" for node in model.get_ops())
+
+
+def sums_are_exact(runtime: ModuleType, core: openvino.Core) -> bool:
+    """Whether INT8 products keep their sums: a row of the largest values times itself.
+
+    CPUs without VNNI add pairs of products of 8 bits in 16, where they saturate.
+    """
+    ops, depth = runtime.opset13, 64
+    x = ops.parameter([1, depth], np.float32)
+    ends = [np.float32(end) for end in (-128, 127, -128, 127)]
+    weight = ops.convert(ops.constant(np.full((depth, 1), 127, np.int8)), "f32")
+    product = ops.matmul(ops.fake_quantize(x, *ends, 256), ops.multiply(weight, np.float32(1)), False, False)
+    model = runtime.Model([product], [x])
+    request = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}).create_infer_request()
+    found = float(next(iter(request.infer([np.full((1, depth), 127, np.float32)]).values()))[0, 0])
+    # all of it is an integer below 2^24
+    return found == depth * 127 * 127
 
 
 def _config(kind: EngineKind) -> tuple[dict[str, Any], tuple[str, ...]]:

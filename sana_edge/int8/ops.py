@@ -275,6 +275,12 @@ def w8a8_conv2d(
     # (out, kh kw in)
     matrix = weight.permute(0, 2, 3, 1).flatten(1)
     kernel = (weight.shape[2], weight.shape[3])
-    pieces = conv_product.unfold(values, kernel, padding)
-    rows = [w8a8_linear(columns, scale, matrix, weight_scales, bias, dtype) for columns in pieces]
-    return torch.cat(rows, dim=1).permute(0, 3, 1, 2)
+    height, width = (side + 2 * padding - k + 1 for side, k in zip(values.shape[2:], kernel, strict=True))
+    # filled row by row: pieces that are joined in the end would take the memory of two results
+    out = torch.empty(len(values), height, width, len(weight), dtype=dtype, device=values.device)
+    top = 0
+    for columns in conv_product.unfold(values, kernel, padding):
+        rows = w8a8_linear(columns, scale, matrix, weight_scales, bias, dtype)
+        out[:, top : top + rows.shape[1]] = rows
+        top += rows.shape[1]
+    return out.permute(0, 3, 1, 2)
