@@ -31,6 +31,8 @@ OBJECTS = ROOT / "build" / "cuda"
 # the first release with sm_120
 OLDEST_NVCC = (12, 8)
 OLDEST_ARCHITECTURE = 75
+# PTX of 75 has no code for what 80 brought, and would run there
+OLDEST_PTX = 80
 # Machine code for every generation that laptops have, and for Hopper. A GPU also runs code of a lower minor
 # number: 8.7 runs 86, 12.1 runs 120. For 10.0, 11.0 and all to come the driver compiles PTX. That of 120
 # would leave out 10.0 and 11.0, and the sources ask for nothing newer than 80.
@@ -159,6 +161,11 @@ def architectures() -> list[str]:
             raise BuildError(
                 f"SANA_EDGE_CUDA_ARCHS: {name!r} is no architecture of {OLDEST_ARCHITECTURE} or later",
                 'write them as "89", or "80;89;ptx90"',
+            )
+        if name.startswith("ptx") and int(number[1]) < OLDEST_PTX:
+            raise BuildError(
+                f"SANA_EDGE_CUDA_ARCHS: {name!r} would run on newer GPUs, whose kernels it lacks",
+                f"name the machine code {number[1]}, and PTX of {OLDEST_PTX} or later",
             )
     return names
 

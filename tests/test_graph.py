@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import threading
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sana_edge.config import DenoiserConfig
+from sana_edge.errors import SanaError
 from sana_edge.nets.denoiser import Denoiser, Modulation, TextContext
 from sana_edge.nets.quantize import quantize_denoiser
 from sana_edge.nets.text_encoder import TextFeatures
@@ -158,6 +160,125 @@ def test_the_loop_used_longest_ago_is_dropped() -> None:
     assert made == ["a", "b", "c", "b"] and len(loops) == 2
     loops.clear()
     assert len(loops) == 0
+
+
+class StandIn:
+    """torch.cuda as a capture sees it: what is asked of it in order, and ends that fail."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.pools, self.used, self.broken_end = 0, [], False
+        stand_in = self
+
+        class Graph:
+            def replay(self) -> None:
+                pass
+
+        class Stream:
+            def wait_stream(self, other: object) -> None:
+                pass
+
+        @contextlib.contextmanager
+        def capture(graph: Graph, **mode: object) -> Iterator[None]:
+            stand_in.used.append(mode["pool"])
+            try:
+                yield
+            finally:
+                if stand_in.broken_end:
+                    raise RuntimeError("operation failed due to a previous error during capture")
+
+        def pool() -> int:
+            stand_in.pools += 1
+            return stand_in.pools
+
+        replaced = {"CUDAGraph": Graph, "Stream": Stream, "graph": capture, "graph_pool_handle": pool}
+        replaced["current_stream"] = Stream
+        replaced["set_stream"] = lambda stream: None
+        replaced["stream"] = replaced["device"] = lambda which: contextlib.nullcontext()
+        for name, value in replaced.items():
+            monkeypatch.setattr(torch.cuda, name, value)
+        monkeypatch.setattr(cuda_graph._Process, "stopped", "")
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> StandIn:
+    return StandIn(monkeypatch)
+
+
+def failing(kind: BaseException, until: int) -> tuple[Run, list[int]]:
+    calls = [0]
+
+    def run() -> Tensor:
+        calls[0] += 1
+        if calls[0] == until:
+            raise kind
+        return torch.ones(1)
+
+    return run, calls
+
+
+def test_after_a_failed_capture_nothing_is_recorded(stand_in: StandIn) -> None:
+    """The note says why, of another model's loop too."""
+    stand_in.broken_end = True
+    # the third run is the one in the capture
+    run, _ = failing(RuntimeError("operation not permitted"), 3)
+    with pytest.raises(RuntimeError, match="previous error"):
+        cuda_graph.CudaGraphs()(run)
+    stand_in.broken_end = False
+    assert cuda_graph.refusal() == "a capture failed in this process: operation not permitted"
+    loop = Loop(weighted, [torch.ones(1)], [torch.ones(1)], cuda_graph.CudaGraphs())
+    assert cuda_graph.refusal() in loop.note
+    assert loop([torch.ones(1)]).item() == 11 and len(stand_in.used) == 1
+
+
+def test_a_capture_that_ends_well_does_not_stop_recording(stand_in: StandIn) -> None:
+    run, _ = failing(torch.OutOfMemoryError("CUDA out of memory."), 3)
+    recorder = cuda_graph.CudaGraphs()
+    with pytest.raises(torch.OutOfMemoryError):
+        recorder(run)
+    assert cuda_graph.refusal() == ""
+    recorder(run)
+
+
+def test_graphs_that_are_gone_leave_their_pool_to_results(stand_in: StandIn) -> None:
+    """A pool is shared while one of its graphs lives; torch refuses one that only tensors are left of."""
+    recorder = cuda_graph.CudaGraphs()
+    runs = [recorder(lambda: torch.ones(1)) for _ in range(2)]
+    kept = runs[0]()
+    assert stand_in.used == [1, 1]
+    runs.clear()
+    gc.collect()
+    recorder(lambda: torch.ones(1))
+    assert stand_in.used == [1, 1, 2] and kept.item() == 1
+
+
+@pytest.mark.parametrize(
+    ("version", "trusted"), [("2.6.0+cu124", False), ("2.7.0", True), ("2.11.0a1", True)]
+)
+def test_torch_that_records(version: str, trusted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "__version__", version)
+    assert (cuda_graph.refusal() == "") is trusted
+    if not trusted:
+        loop = Loop(weighted, [torch.ones(1)], [torch.ones(1)], cuda_graph.CudaGraphs())
+        assert "without a CUDA graph: torch 2.6.0+cu124 is older than 2.7" in loop.note
+
+
+def test_errors_of_the_library_and_of_triton_in_a_capture(stand_in: StandIn) -> None:
+    run, _ = failing(SanaError("w8a8_linear: refused"), 3)
+    loop = Loop(lambda step, prompt: run(), [torch.ones(1)], [], cuda_graph.CudaGraphs())
+    assert loop.note.endswith("without a CUDA graph: w8a8_linear: refused")
+    assert loop([torch.ones(1)]).item() == 1
+    kind = type("OutOfResources", (Exception,), {"__module__": "triton.runtime.errors"})
+    run, _ = failing(kind("out of resource: shared memory"), 3)
+    loop = Loop(lambda step, prompt: run(), [torch.ones(1)], [], cuda_graph.CudaGraphs())
+    assert "OutOfResources: out of resource: shared memory" in loop.note
+
+
+def test_an_error_of_triton_in_a_step() -> None:
+    kind = type("CompilationError", (Exception,), {"__module__": "triton.compiler.errors"})
+    run, _ = failing(kind("at 3:4"), 1)
+    loop = Loop(lambda step, prompt: run(), [torch.ones(1)], [], cuda_graph.eager)
+    with pytest.raises(SanaError, match=r"Triton kernel cannot run: CompilationError: at 3:4"):
+        loop([torch.ones(1)])
 
 
 def random_denoiser() -> Denoiser:

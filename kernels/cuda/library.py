@@ -208,7 +208,7 @@ def refusal(device: torch.device) -> str:
         library = load()
         if device.type != library.device_type:
             return f"the CUDA kernels run on {library.device_type}, not on {device.type}"
-        capability = library.device(device.index or 0).capability
+        capability = library.device(index_of(device)).capability
     except UnsupportedDevice as error:
         return str(error)
     if library.device_type == "cuda" and not covers(library.architectures, capability):
@@ -217,14 +217,27 @@ def refusal(device: torch.device) -> str:
     return ""
 
 
+def index_of(device: torch.device) -> int:
+    """The number of a device; of ``cuda`` alone the current one's, or 0 where torch can use none."""
+    if device.index is not None or device.type != "cuda":
+        return device.index or 0
+    try:
+        return torch.cuda.current_device()
+    # built without CUDA, it asserts
+    except (RuntimeError, AssertionError):
+        return 0
+
+
 def covers(architectures: str, capability: int) -> bool:
     """Whether a GPU runs code of one of `Library.architectures`.
 
-    Machine code runs on GPUs of its major version that are not older; PTX on all that are not older.
+    Machine code runs on GPUs of its major version that are not older; PTX on all that are not older, but that
+    below 80 not on 80 and above: the kernels for these are empty in it.
     """
     for name in architectures.split():
         number = int(name.removeprefix("ptx"))
-        same = name.startswith("ptx") or number // 10 == capability // 10
+        whole = name.startswith("ptx") and (number >= 80 or capability < 80)
+        same = whole or (number // 10 == capability // 10 and not name.startswith("ptx"))
         if same and number <= capability:
             return True
     return False

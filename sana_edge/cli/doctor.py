@@ -134,6 +134,7 @@ def _cuda() -> Backend:
     import torch
 
     from sana_edge.fused import backends as choice
+    from sana_edge.torch_runtime import cuda_graph
 
     name, missing = "torch cuda", choice.no_gpu()
     if missing:
@@ -149,7 +150,9 @@ def _cuda() -> Backend:
             return Backend(name, False, f"{properties.name} ({version}): {_first_line(error)}")
         free, total = torch.cuda.mem_get_info(index)
         devices.append(f"{properties.name} ({version}, {_gigabytes(free)} of {_gigabytes(total)} free)")
-    return Backend(name, True, "; ".join(devices))
+    refused = cuda_graph.refusal()
+    graphs = f"no CUDA graphs: {refused}" if refused else "steps are recorded as CUDA graphs"
+    return Backend(name, True, "; ".join([*devices, graphs]))
 
 
 def _int8() -> Backend:

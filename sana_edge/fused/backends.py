@@ -134,4 +134,4 @@ def _capability(device: torch.device) -> int:
         return 10 * major + minor
     if library.refusal(device):
         return 80
-    return int(library.load().device(device.index or 0).capability)
+    return int(library.load().device(library.index_of(device)).capability)

@@ -6,13 +6,18 @@ Without a GPU the same loop calls its function every time.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import re
 import threading
+import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 
 import torch
 from torch import Tensor
+
+from sana_edge.errors import OutOfMemory, SanaError
 
 logger = logging.getLogger("sana_edge")
 
@@ -33,20 +38,50 @@ def eager(run: Run) -> Run:
     return run
 
 
+# Before it a replay sets the random generator, even of a graph without random numbers, and raises while
+# another thread captures (pytorch/pytorch pull request 143777).
+OLDEST_TORCH = (2, 7)
 # two captures at once would break each other: a capture begins with waiting for the device
 _CAPTURING = threading.Lock()
 
 
+class _Process:
+    """Why this process records no more: the end of a capture failed."""
+
+    stopped = ""
+
+
+def refusal() -> str:
+    """Why steps are not recorded in this process; empty where they are.
+
+    After a capture whose end fails torch, up to 2.12, goes on allocating from its pool (issues 173421
+    and 180395 of pytorch/pytorch): another capture would fail with it.
+    """
+    version = re.match(r"(\d+)\.(\d+)", torch.__version__)
+    if version and (int(version[1]), int(version[2])) < OLDEST_TORCH:
+        needed = ".".join(map(str, OLDEST_TORCH))
+        return f"torch {torch.__version__} is older than {needed}, whose graphs two threads may use"
+    return _Process.stopped
+
+
 class CudaGraphs:
-    """A recorder on the current CUDA device; what it gives is one tensor, which every call writes.
+    """A recorder on a CUDA device, or the current one; what it gives is one tensor, which every call writes.
 
     All that one recorder records shares its memory: not for two at the same time.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device | None = None) -> None:
+        self._device = device
         self._pool: object = None
+        self._graphs: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()
 
     def __call__(self, run: Run) -> Run:
+        if refused := refusal():
+            raise RuntimeError(refused)
+        with torch.cuda.device(self._device):
+            return self._record(run)
+
+    def _record(self, run: Run) -> Run:
         before = torch.cuda.current_stream()
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(before)
@@ -55,22 +90,61 @@ class CudaGraphs:
                 run()
         before.wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        if self._pool is None:
+        if not self._graphs:
+            # The pool of graphs that are gone cannot be used again while a tensor in it lives, such as a
+            # result of theirs.
             self._pool = torch.cuda.graph_pool_handle()
         try:
-            # other threads may use the device meanwhile
-            mode = {"stream": stream, "pool": self._pool, "capture_error_mode": "thread_local"}
-            with _CAPTURING, torch.cuda.graph(graph, **mode):  # type: ignore[arg-type]
-                result = run()
+            with _CAPTURING:
+                result = _capture(run, graph, stream, self._pool)
         finally:
             # where a capture fails torch stays on its stream
             torch.cuda.set_stream(before)
+        self._graphs.add(graph)
 
         def replay() -> Tensor:
             graph.replay()
             return result
 
         return replay
+
+
+def _capture(run: Run, graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream, pool: object) -> Tensor:
+    """Where the capture cannot be ended, no other is begun."""
+    if refused := refusal():
+        raise RuntimeError(refused)
+    # other threads may use the device meanwhile
+    mode = {"stream": stream, "pool": pool, "capture_error_mode": "thread_local"}
+    failed: BaseException | None = None
+    try:
+        with torch.cuda.graph(graph, **mode):  # type: ignore[arg-type]
+            try:
+                return run()
+            except BaseException as error:
+                failed = error
+                raise
+    except BaseException as error:
+        # that of the function itself has gone through an end that succeeded
+        if error is not failed:
+            _Process.stopped = f"a capture failed in this process: {first_line(failed or error)}"
+        raise
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says; its kind where it says nothing."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+@contextlib.contextmanager
+def _triton_errors() -> Iterator[None]:
+    """Turn Triton's own errors inside into `SanaError`; some are no RuntimeError."""
+    try:
+        yield
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] != "triton":
+            raise
+        text = f"a Triton kernel cannot run: {type(error).__name__}: {first_line(error)}"
+        raise SanaError(text, "choose the backend cuda or torch") from error
 
 
 class Loop:
@@ -95,18 +169,18 @@ class Loop:
 
         def run() -> Tensor:
             # not of self, which would keep itself, and the function's network, until a garbage collection
-            return function(*inputs)
+            with _triton_errors():
+                return function(*inputs)
 
         try:
             self._run = recorder(run)
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, OutOfMemory):
             raise
-        except RuntimeError as error:
+        except (RuntimeError, SanaError) as error:
             # the end of a capture that failed is an error as well
-            if isinstance(error.__context__, torch.OutOfMemoryError):
+            if isinstance(error.__context__, (torch.OutOfMemoryError, OutOfMemory)):
                 raise error.__context__ from None
-            reason = str(error).partition("\n")[0]
-            self.note = f"denoising runs without a CUDA graph: {reason}"
+            self.note = f"denoising runs without a CUDA graph: {first_line(error)}"
             logger.warning(self.note)
             self._run = run
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +31,7 @@ from sana_edge.store.hub import ResolvedModel
 from sana_edge.store.package import Quantization
 from sana_edge.torch_runtime import tiling
 from sana_edge.torch_runtime.load import DTYPES, load_decoder, load_denoiser
+from sana_edge.torch_runtime.precision import full_precision
 from sana_edge.torch_runtime.steps import Predictor, Velocity, make_predictor
 
 WHILE_LOADING = "quantized while loading, without calibration; `sana-edge quantize` makes a package"
@@ -81,7 +82,11 @@ class Stages:
 
     def computing(self) -> AbstractContextManager[None]:
         """Be inside of it for all work on a picture; the caller's own grad mode is left alone."""
-        return torch.inference_mode()
+        inside = ExitStack()
+        inside.enter_context(torch.inference_mode())
+        if self.device.type == "cuda":
+            inside.enter_context(full_precision())
+        return inside
 
     def synchronize(self) -> None:
         """Wait for what was queued."""
@@ -150,7 +155,9 @@ class Stages:
         """Let go of memory that can be had again: after an error, everything that was not loaded."""
         self.predictor.release()
         if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+            # which torch refuses after a failed capture
+            with suppress(RuntimeError):
+                torch.cuda.empty_cache()
 
     def close(self) -> None:
         """Let go of what was recorded; the networks go with the last reference to them."""

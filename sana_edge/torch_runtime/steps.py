@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Protocol
 
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sana_edge.errors import OutOfMemory
 from sana_edge.fused.denoiser import FusedDenoiser
 from sana_edge.fused.text import FusedText, fuse_text
 from sana_edge.nets.block import Constant, KeysValues
@@ -87,10 +89,12 @@ class Predictor:
     def _made(self, key: Hashable, make: Callable[[], Loop]) -> Loop:
         try:
             return self._loops.get(key, make)
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, OutOfMemory):
             # those of other sizes give way
             self._loops.clear()
-            torch.cuda.empty_cache()
+            # which torch refuses after a failed capture
+            with contextlib.suppress(RuntimeError):
+                torch.cuda.empty_cache()
         return self._loops.get(key, make)
 
     def release(self) -> None:
@@ -169,7 +173,7 @@ class PlainNetwork:
 
 def make_predictor(denoiser: Denoiser, backend: str, device: torch.device) -> Predictor:
     """The predictor of a loaded denoiser, with graphs on a CUDA device."""
-    recorder = cuda_graph.CudaGraphs() if device.type == "cuda" else cuda_graph.eager
+    recorder = cuda_graph.CudaGraphs(device) if device.type == "cuda" else cuda_graph.eager
     if backend != "torch":
         return Predictor(FusedNetwork(denoiser, backend), recorder)
     return Predictor(PlainNetwork(denoiser, _LENGTHS if device.type == "cuda" else 1), recorder)
