@@ -21,7 +21,7 @@ from sana_edge.kernels import reference_fused
 from sana_edge.kernels.cuda import library, rows
 
 if TYPE_CHECKING:
-    from conftest import Emulator
+    from emulator import Emulator
 
 BOTH = [torch.float16, torch.bfloat16]
 

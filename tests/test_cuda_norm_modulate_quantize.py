@@ -22,7 +22,7 @@ from sana_edge.kernels import reference_fused
 from sana_edge.kernels.cuda import library, rows
 
 if TYPE_CHECKING:
-    from conftest import Emulator
+    from emulator import Emulator
 
 EPS = 1e-6
 

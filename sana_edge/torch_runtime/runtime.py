@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,13 +80,12 @@ class Stages:
         """See `sana_edge.memory.peak_memory`."""
         return peak_memory(self.device)
 
-    def computing(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def computing(self) -> Iterator[None]:
         """Be inside of it for all work on a picture; the caller's own grad mode is left alone."""
-        inside = ExitStack()
-        inside.enter_context(torch.inference_mode())
-        if self.device.type == "cuda":
-            inside.enter_context(full_precision())
-        return inside
+        exact = full_precision() if self.device.type == "cuda" else nullcontext()
+        with torch.inference_mode(), exact:
+            yield
 
     def synchronize(self) -> None:
         """Wait for what was queued."""
