@@ -164,10 +164,36 @@ def test_code_for_other_gpus(make: Make) -> None:
         ("80 ptx80", 90, True),
         ("120", 100, False),
         ("89", 86, False),
+        ("75 ptx75", 75, True),
+        ("75 ptx75", 80, False),
+        ("75 ptx75", 120, False),
     ],
 )
 def test_which_gpus_run_which_code(architectures: str, capability: int, expected: bool) -> None:
     assert library.covers(architectures, capability) == expected
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda:0"])
+def test_a_device_without_number_is_the_current_one(
+    name: str, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make()
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    asked: list[int] = []
+    device = library.Library.device
+    monkeypatch.setattr(
+        library.Library, "device", lambda self, index: asked.append(index) or device(self, index)
+    )
+    assert library.refusal(torch.device(name)) == ""
+    assert asked == [3 if name == "cuda" else 0]
+
+
+def test_a_device_without_number_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails() -> int:
+        raise AssertionError("Torch not compiled with CUDA enabled")
+
+    monkeypatch.setattr(torch.cuda, "current_device", fails)
+    assert library.index_of(torch.device("cuda")) == library.index_of(torch.device("cpu")) == 0
 
 
 def test_device_lost(make: Make) -> None:

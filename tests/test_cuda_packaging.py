@@ -141,11 +141,15 @@ def test_wheel_without_the_library(checkout: Checkout, change: dict[str, str], r
         ),
         ({"SANA_EDGE_CUDA_ARCHS": "70"}, ("'70' is no architecture of 75 or later",)),
         (
+            {"SANA_EDGE_CUDA_ARCHS": "75;ptx75"},
+            ("'ptx75' would run on newer GPUs", "hint: name the machine code 75, and PTX of 80"),
+        ),
+        (
             {"SANA_EDGE_CUDA_ARCHS": "89", "RELEASE": "12.0"},
             ("SANA_EDGE_CUDA_ARCHS is set, but", "hint: install"),
         ),
     ],
-    ids=["compiler error", "no number", "too old", "asked for without nvcc"],
+    ids=["compiler error", "no number", "too old", "old PTX", "asked for without nvcc"],
 )
 def test_failures_end_the_build(checkout: Checkout, change: dict[str, str], words: tuple[str, ...]) -> None:
     checkout.environment |= change

@@ -7,6 +7,7 @@ import importlib.util
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub.constants
@@ -79,6 +80,26 @@ def test_cuda_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     assert by_name["triton"].detail.startswith(
         "torch cannot use a GPU: Found no NVIDIA driver on your system."
     )
+
+
+@pytest.mark.parametrize(
+    ("version", "said"), [("2.6.0", "no CUDA graphs: torch 2.6.0"), ("2.11.0", "steps are")]
+)
+def test_cuda_graphs(version: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    properties = SimpleNamespace(name="GPU", major=9, minor=0)
+    monkeypatch.setattr(torch, "__version__", version)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    for name, value in {
+        "current_device": 0,
+        "device_count": 1,
+        "get_device_properties": properties,
+        "mem_get_info": (1, 2),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    ones = torch.ones
+    monkeypatch.setattr(torch, "ones", lambda *size, device: ones(*size))
+    found = doctor._cuda()
+    assert found.usable and f"; {said}" in found.detail
 
 
 def test_engines() -> None:

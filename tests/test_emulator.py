@@ -320,3 +320,29 @@ def test_mistakes_end_the_process(library: Path, name: str) -> None:
         assert done.returncode != 0, name
         assert MISTAKES[name] in done.stderr
         assert "emulator: block (0, 0, 0), thread" in done.stderr
+
+
+def test_pytest_shows_the_last_words(library: Path, tmp_path: Path) -> None:
+    """Without -s, though the process ends in the middle of a test."""
+    program = f"""
+import ctypes
+def test_mistake():
+    library = ctypes.CDLL({str(library)!r})
+    class Call(ctypes.Structure):
+        _fields_ = [(name, ctypes.c_void_p) for name in ("a", "b", "out")]
+        _fields_ += [(name, ctypes.c_int32) for name in ("count", "kind")]
+    memory = (ctypes.c_char * 4096)()
+    at = (ctypes.addressof(memory) + 63) // 64 * 64
+    library.mistake(ctypes.byref(Call(at, at, at, {16 * THREADS}, 1)))
+"""
+    (tmp_path / "test_it.py").write_text(program)
+    paths = [str(HERE.parent), str(HERE), str(HERE / "support")]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "conftest", str(tmp_path / "test_it.py")],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    assert "emulator: block (0, 0, 0), thread" in done.stderr

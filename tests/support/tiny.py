@@ -1,4 +1,4 @@
-"""Tiny pipelines with random weights, written by diffusers' own classes, which are imported when asked for."""
+"""Tiny pipelines with random weights, written by diffusers' own classes, imported when asked for."""
 
 from __future__ import annotations
 
