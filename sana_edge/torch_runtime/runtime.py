@@ -182,18 +182,24 @@ class Stages:
         _check_finite(latent, "latent")
         weight = next(self.autoencoder.parameters())
         latent = latent.to(weight.dtype) / self.autoencoder.config.scaling_factor
-        try:
-            pixels = tiling.decode(self.autoencoder, latent)
-        except (torch.OutOfMemoryError, OutOfMemory):
-            if self.device.type != "cuda":
-                raise
-            # what steps were recorded with can be had again
+        pixels = self._decode_or_none(latent)
+        if pixels is None:
+            # what steps were recorded with can be had again; the error would have kept what failed
             self.release()
             pixels = tiling.decode(self.autoencoder, latent)
         _check_finite(pixels, "decoded picture")
         levels = pixels[0].mul_(0.5).add_(0.5).clamp_(0, 1).float().mul_(255).round_()
         result: NDArray[np.uint8] = levels.byte().permute(1, 2, 0).contiguous().cpu().numpy()
         return result
+
+    def _decode_or_none(self, latent: Tensor) -> Tensor | None:
+        """None where a GPU's memory runs out."""
+        try:
+            return tiling.decode(self.autoencoder, latent)
+        except (torch.OutOfMemoryError, OutOfMemory):
+            if self.device.type != "cuda":
+                raise
+            return None
 
     def _latent_shape(self, plan: Plan) -> tuple[int, int, int, int]:
         cell = self.autoencoder.config.spatial_compression
