@@ -27,10 +27,14 @@ def _vector(p_vector, stride, o_m, first, tokens, o_n, m_out, m_n, PER_TOKEN: tl
 
     PER_TOKEN: the tile reaches into several pictures.
     """
+    # one return: Triton visits all of a function's, and wants one shape of them
     if PER_TOKEN:
         o_vector = ((first + o_m) // tokens)[:, None] * stride + o_n[None, :]
-        return tl.load(p_vector + o_vector, mask=m_out, other=0.0).to(tl.float32)
-    return tl.load(p_vector + first // tokens * stride + o_n, mask=m_n, other=0.0).to(tl.float32)[None, :]
+        b_vector = tl.load(p_vector + o_vector, mask=m_out, other=0.0).to(tl.float32)
+    else:
+        b_vector = tl.load(p_vector + first // tokens * stride + o_n, mask=m_n, other=0.0)
+        b_vector = b_vector.to(tl.float32)[None, :]
+    return b_vector
 
 
 @triton.jit
