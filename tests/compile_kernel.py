@@ -13,6 +13,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import checkout
+
+checkout.use()
+
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource

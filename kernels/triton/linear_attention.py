@@ -18,7 +18,8 @@ import triton
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sana_edge.errors import InvalidInput, UnsupportedDevice
+from sana_edge.errors import InvalidInput
+from sana_edge.kernels.triton.int8_tile import check_kernel
 from sana_edge.kernels.triton.linear_attention_kernels import (
     linear_attention_grad_kv_kernel,
     linear_attention_grad_q_kernel,
@@ -157,6 +158,7 @@ def _interpreted() -> bool:
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, heads: int) -> None:
+    check_kernel("relu_linear_attention", linear_attention_state_kernel, q)
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.ndim != 3 or x.shape != q.shape or x.dtype != q.dtype or x.device != q.device:
             found = f"{name} is {tuple(x.shape)} {x.dtype} on {x.device}"
@@ -174,8 +176,3 @@ def _check(q: Tensor, k: Tensor, v: Tensor, heads: int) -> None:
         raise InvalidInput(f"{C} channels in {heads} heads", hint)
     if N * C >= 2**31:
         raise InvalidInput(f"{N} tokens of {C} channels", "a picture has less than 2^31 elements")
-    if not q.is_cuda and not _interpreted():
-        raise UnsupportedDevice(
-            f"Triton kernels run on CUDA devices, and q is on {q.device}",
-            "use the torch backend, or set TRITON_INTERPRET=1 before Python starts",
-        )
