@@ -47,15 +47,20 @@ def main() -> int:
 
 def code(built: Any) -> dict[str, str]:
     """PTX, machine code, the line that tells registers and stack, and bytes of shared memory."""
+    shared = str(built.metadata.shared)
+    return {"ptx": built.asm["ptx"], "sass": dump("-sass", built), "usage": usage(built), "shared": shared}
+
+
+def usage(built: Any) -> str:
+    """The line that tells registers and stack of a thread."""
+    return dump("-res-usage", built)
+
+
+def dump(flag: str, built: Any) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         Path(file.name).write_bytes(built.asm["cubin"])
-        sass, usage = (dump(flag, file.name) for flag in ("-sass", "-res-usage"))
-    return {"ptx": built.asm["ptx"], "sass": sass, "usage": usage, "shared": str(built.metadata.shared)}
-
-
-def dump(flag: str, path: str) -> str:
-    tool = [TOOLS / "cuobjdump", flag, path]
-    return subprocess.run(tool, check=True, capture_output=True, text=True).stdout
+        tool = [TOOLS / "cuobjdump", flag, file.name]
+        return subprocess.run(tool, check=True, capture_output=True, text=True).stdout
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ checkout.use()
 import torch
 import triton
 import triton.compiler
-from compile_kernel import code
+from compile_kernel import usage
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
@@ -114,9 +114,7 @@ def steps(form: dict[str, Any], sizes: list[list[int]], pictures: list[int]) -> 
         layer = denoiser.get_submodule(name)
         bias = layer.bias is not None
         with torch.device("meta"):
-            empty = W8A8Linear(
-                layer.in_features, layer.out_features, bias=bias, input_scale=form["static"]
-            )
+            empty = W8A8Linear(layer.in_features, layer.out_features, bias=bias, input_scale=form["static"])
         empty.set_static(form["static"])
         denoiser.set_submodule(name, empty)
     network = FusedNetwork(
@@ -155,7 +153,9 @@ def _train(trained: list[dict[str, Any]]) -> None:
         qkv = torch.zeros(B, H * W, 3 * C, dtype=dtype, requires_grad=True)
         ops.relu_linear_attention(*qkv.chunk(3, dim=-1), asked["heads"]).sum().backward()
         hidden = torch.zeros(B, H * W, 2 * asked["hidden"], dtype=dtype, requires_grad=True)
-        weight, bias = (torch.zeros(2 * asked["hidden"], *rest, requires_grad=True) for rest in ((1, 3, 3), ()))
+        weight, bias = (
+            torch.zeros(2 * asked["hidden"], *rest, requires_grad=True) for rest in ((1, 3, 3), ())
+        )
         ops.glu_depthwise(hidden, weight, bias, H, W).sum().backward()
 
 
@@ -178,9 +178,8 @@ def compiled(source: Source, target: GPUTarget) -> dict[str, Any]:
         built = triton.compile(src, target=target, options=options)
     except Exception as error:
         return {**row, "error": f"{type(error).__name__}: {error}"}
-    found = code(built)
-    stack = re.search(r"STACK:(\d+)", found["usage"])
-    return {**row, "shared": int(found["shared"]), "stack": int(stack[1]) if stack else -1}
+    stack = re.search(r"STACK:(\d+)", usage(built))
+    return {**row, "shared": built.metadata.shared, "stack": int(stack[1]) if stack else -1}
 
 
 if __name__ == "__main__":
