@@ -12,21 +12,23 @@ import json
 import pkgutil
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-import checkout
+# the checkout's package, whatever is installed; the root does not stay on the path, see CONTRIBUTING
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import sana_edge  # noqa: F401
 
-checkout.use()
+sys.path.pop(0)
 
 import torch
 import triton
 import triton.compiler
 from compile_kernel import usage
-from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
@@ -104,7 +106,9 @@ def _stand_in(modules: list[ModuleType], found: list[Source], target: GPUTarget)
     triton.compiler.compile = keep
 
 
-def steps(form: dict[str, Any], sizes: list[list[int]], pictures: list[int]) -> Iterator[Any]:
+def steps(
+    form: dict[str, Any], sizes: list[list[int]], pictures: list[int]
+) -> Iterator[Callable[[], object]]:
     """Steps of one layer of an INT8 denoiser at all sizes of the latent, for so many pictures."""
     config = replace(DenoiserConfig.from_dict(form["config"]), num_layers=1)
     with torch.device("meta"):
@@ -130,7 +134,7 @@ def steps(form: dict[str, Any], sizes: list[list[int]], pictures: list[int]) -> 
         for size in sizes:
             latent = torch.empty(images, config.in_channels, *size)
             function = network.function(structure, latent, guided)
-            yield lambda: function([latent, tables.blocks, tables.final], prompt)
+            yield partial(function, [latent, tables.blocks, tables.final], prompt)
 
 
 def texts(config: DenoiserConfig, kinds: list[str], images: int, dtype: torch.dtype) -> TextContext:
