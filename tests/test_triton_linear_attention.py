@@ -217,8 +217,11 @@ def test_refusals(op: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(InvalidInput, match=words) as caught:
             op.relu_linear_attention(*inputs, heads)
         assert caught.value.hint
-    monkeypatch.setattr(op, "_interpreted", lambda: False)
-    with pytest.raises(UnsupportedDevice, match="q is on cpu"):
+    kernel = op.linear_attention_state_kernel
+    monkeypatch.setattr(
+        op, "linear_attention_state_kernel", importlib.import_module("triton").JITFunction(kernel.fn)
+    )
+    with pytest.raises(UnsupportedDevice, match="relu_linear_attention runs on CUDA devices, not on cpu"):
         op.relu_linear_attention(x, x, x, 2)
 
 
