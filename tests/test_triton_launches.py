@@ -53,8 +53,8 @@ FEW = [[16, 16], [17, 17], [20, 20], [32, 33], [64, 64]]
 PROCESSORS = {80: [56, 108], 86: [16, 82], 89: [20, 76, 128], 90: [114, 132], 120: [26, 82, 170]}
 # KiB that a block can have (CUDA C++ Programming Guide, technical specifications)
 SHARED = {80: 163, 86: 99, 89: 99, 90: 227, 120: 99}
-# bytes of a thread that wait on the stack where residual and constant meet, with the layout of 9.0's sums
-# more: found 448 there, 56 elsewhere
+# bytes of a thread that may wait on the stack where residual and constant meet, see test_triton_w8a8_linear;
+# more with the layout of 9.0's sums
 STACK = {80: 64, 86: 64, 89: 64, 90: 576, 120: 64}
 
 
@@ -87,7 +87,7 @@ def check(rows: list[dict[str, Any]], capability: int) -> None:
 
 
 def test_a_sample_compiles(tmp_path: Path) -> None:
-    """What failed on the first GPU: a folded negative prompt, and pictures that share a tile."""
+    """A product with a folded negative prompt whose tiles reach into several pictures."""
     pytest.importorskip("triton", reason="triton is not installed")
     asked = {"capability": 89, "forms": [form(TINY, TEXTS[0])], "sizes": [[17, 17]], "pictures": [1]}
     rows = launches(tmp_path, **asked, compiled="'PER_TOKEN': True")
