@@ -3,11 +3,11 @@
 # make test-all  the same with the slow tests, and the GPU tests where there is a GPU
 # make format    let ruff rewrite the sources
 # make cuda      the CUDA library for this checkout, sana_edge/libsana_edge_cuda.so: minutes, then what changed
-# make gpu-check builds, tests and times on a machine with a GPU: benchmarks/results/<gpu>-<date>.json
+# make gpu-check builds, tests and times on a machine with a GPU, with PYTHON as it is: build/gpu-check/
 # make wheel     dist/*.whl, with the CUDA library where nvcc is
 # make clean     remove what the others wrote, but not .venv
 #
-# All of them but `cuda` create .venv first, from PYTHON, and install into it again when the requirements change.
+# All of them but `cuda` and `gpu-check` create .venv first, from PYTHON, and install into it again when the requirements change.
 # That installation is editable and never runs nvcc. SANA_EDGE_CUDA_ARCHS=89 builds for one's own GPU only.
 
 PYTHON ?= python3
@@ -18,6 +18,7 @@ REQUIREMENTS := pyproject.toml setup.py constraints.txt
 
 PROMPT ?= a red house left of a yellow star
 SEED ?= 7
+STEPS ?= all
 
 .PHONY: demo test test-all lint format cuda gpu-check wheel clean
 
@@ -45,8 +46,9 @@ format: $(VENV)/test.stamp
 cuda:
 	$(PYTHON) csrc/compile.py
 
-gpu-check: $(VENV)/test.stamp
-	$(RUN)/python benchmarks/gpu_check.py
+# .venv where it is, or any Python that has torch
+gpu-check:
+	$(if $(wildcard $(VENV)/test.stamp),$(RUN)/python,$(PYTHON)) benchmarks/gpu_check.py --steps $(STEPS)
 
 wheel: $(VENV)/test.stamp
 	$(RUN)/python -m pip wheel --no-deps --no-build-isolation --wheel-dir dist .

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from bench_table import chart, table
-from contenders import BASELINE, CONTENDERS, Work
+from contenders import BASELINE, COMPILED, CONTENDERS, Work
 from decoder_work import DecoderWork
 from denoiser_work import DenoiserWork
 from measuring import Row, measure, with_context
@@ -71,18 +71,26 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> None:
     results: dict[str, list[Row]] = {}
     for work, stages in works.items():
         say = partial(_say, work.title)
-        rows = measure(work, stages, options.repeat, say, options.contenders)
+
+        def written(rows: list[Row], work: Work = work) -> None:
+            results[work.title] = rows
+            write_json(
+                output, {**data, "works": [_facts(work, results) for work in works if work.title in results]}
+            )
+
+        memory = not options.no_memory
+        rows = measure(work, stages, options.repeat, say, options.contenders, written, memory)
         rows += with_context(rows, options.steps)
-        results[work.title] = rows
+        written(rows)
         layers = work.layers if isinstance(work, DenoiserWork) else None
         print(table(work.title, rows, layers), end="\n\n", flush=True)
-    data["works"] = [
-        {"title": work.title, **work.facts, "rows": [row.facts() for row in results[work.title]]}
-        for work in works
-    ]
-    write_json(output, data)
     if options.chart:
         write_bytes(output.with_suffix(".png"), chart(results))
+
+
+def _facts(work: Work, results: dict[str, list[Row]]) -> dict[str, Any]:
+    """What was measured of a work, so far."""
+    return {"title": work.title, **work.facts, "rows": [row.facts() for row in results[work.title]]}
 
 
 def choose(options: argparse.Namespace) -> dict[Work, tuple[str, ...]]:
@@ -90,12 +98,16 @@ def choose(options: argparse.Namespace) -> dict[Work, tuple[str, ...]]:
 
     Raises: SanaError for options that cannot be served, before anything heavy is loaded.
     """
+    device = choose_device(options.device)
+    # compiling takes a CPU minutes
+    options.contenders = options.contenders or [
+        name for name in CONTENDERS if name != COMPILED or device.type == "cuda"
+    ]
     for name in options.contenders:
         if name not in CONTENDERS:
             raise InvalidInput(f"unknown contender {name!r}", f"choose from {', '.join(CONTENDERS)}")
     if options.chart and BASELINE not in options.contenders:
         raise InvalidInput(f"--chart shows ratios to {BASELINE}", "leave it among the contenders")
-    device = choose_device(options.device)
     works: list[Work] = []
     for dtype in options.dtype:
         if dtype not in DTYPES:
@@ -146,7 +158,7 @@ def _name(options: argparse.Namespace, works: Iterable[Work]) -> str:
     parts += [f"{options.layers}layers"] if options.layers else []
     parts += [f"{options.size}px"] if options.size else []
     parts += options.stage or []
-    if set(options.contenders) != set(CONTENDERS):
+    if set(options.contenders) | {COMPILED} != set(CONTENDERS):
         parts += [name.replace(" ", "-") for name in options.contenders]
     parts += ["cuda" for work in works if work.device == "cuda"][:1]
     return "-".join(parts)
@@ -175,9 +187,8 @@ def _options(given: Sequence[str]) -> argparse.Namespace:
     add(
         "--contenders",
         type=_words,
-        default=list(CONTENDERS),
         metavar="A,B",
-        help=f"only these (default: {','.join(CONTENDERS)})",
+        help=f"only these (default: {','.join(CONTENDERS)}, the last on a GPU only)",
     )
     add("--threads", type=positive, default=threads, metavar="N", help="of torch (default: %(default)s)")
     add(
@@ -200,6 +211,7 @@ def _options(given: Sequence[str]) -> argparse.Namespace:
     add("--tokens", type=positive, metavar="N", help=f"of the prompt, for --shapes (default: {TOKENS})")
     add("--decode-size", type=_sizes, metavar="PX,PX", help="for --shapes, where it is not --size")
     add("--tiled", action="store_true", help="let diffusers decode in its tiles, for --shapes")
+    add("--no-memory", action="store_true", help="only times: memory takes loading everything again")
     add("--output", type=Path, metavar="PATH", help="the JSON (default: results/bench_image-*.json)")
     add("--chart", action="store_true", help="write a PNG beside it")
     return parser.parse_args(given)

@@ -2,8 +2,8 @@
 
     python benchmarks/check_operations.py --backend cuda --device cuda --shapes 0.6b --output operations.json
 
-Needs torch only. What torch allocates is NaN before it is written. An operation that fails is recorded, and the
-others go on.
+Needs torch only. What torch allocates is NaN before it is written. An operation that fails is recorded, and
+the others go on.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def compare(found: list[Tensor], wanted: list[Tensor], unit: float) -> float:
 
     Of 16-bit and fp32 results the relative L2, allowed two roundings: one of a factor on the way, one of the
     result. Of INT8 a level, where a number lies in the middle of two; a factor rounded on the way moves a
-    number at 40 levels, the mean of normal numbers, by 40 roundings of a level, and so many numbers change: 25 %
-    more is allowed, and one number in 1000, for the order of sums in fp32.
+    number at 40 levels, the mean of normal numbers, by 40 roundings of a level, and so many numbers change:
+    25 % more is allowed, and one number in 1000, for the order of sums in fp32.
     """
     worst = 0.0
     for result, expected in zip(found, wanted, strict=True):
@@ -86,7 +86,9 @@ def check(backend: str, device: torch.device, shapes: str, output: Path) -> None
             print(rows[-1], flush=True)
             wrong = [row for row in rows if not row["passed"]]
             figure = f"{len(rows) - len(wrong)} of {len(rows)} right"
-            figure += "".join(f"; {row['operation']} {row['dtype']}: {row['reason'][:80]}" for row in wrong[:2])
+            figure += "".join(
+                f"; {row['operation']} {row['dtype']}: {row['reason'][:80]}" for row in wrong[:2]
+            )
             write_json(output, {"figure": figure, "backend": backend, "operations": rows})
     if wrong:
         raise SanaError(figure, "the first that is wrong comes first")

@@ -1,4 +1,4 @@
-"""The recorded step of a cut denoiser: equal to the unrecorded one, replay after replay, on two streams at once.
+"""The recorded step of a cut denoiser: equal to the unrecorded one, replay after replay and on two streams.
 
     python benchmarks/check_recorded.py --device cuda --shapes 0.6b --output recorded.json
 
@@ -70,11 +70,15 @@ class Bench:
 
     def start(self, predictor: Predictor, x: Tensor) -> Velocity:
         """Raises SanaError where nothing could be recorded."""
-        features = [TextFeatures(t, torch.ones(t.shape[:2], dtype=torch.bool, device=self.device)) for t in self._text]
+        features = [
+            TextFeatures(t, torch.ones(t.shape[:2], dtype=torch.bool, device=self.device)) for t in self._text
+        ]
         context = self.denoiser.text_context(features)
         velocity, note = predictor.start(x, self.tables, context, GUIDANCE)
         if note:
-            raise SanaError(f"the step was not recorded: {note}", "what is checked would be the unrecorded one")
+            raise SanaError(
+                f"the step was not recorded: {note}", "what is checked would be the unrecorded one"
+            )
         return velocity
 
 
@@ -90,7 +94,13 @@ def replays(bench: Bench, size: tuple[int, int]) -> dict[str, Any]:
     before = _allocated(device)
     equal = sum(torch.equal(recorded(x, i % 2), wanted[i % 2]) for i in range(count))
     grown = _allocated(device) - before
-    row: dict[str, Any] = {"size": list(size), "replays": count, "equal": equal, "finite": finite, "grown": grown}
+    row: dict[str, Any] = {
+        "size": list(size),
+        "replays": count,
+        "equal": equal,
+        "finite": finite,
+        "grown": grown,
+    }
     times = {name: _seconds(call, x, device) for name, call in (("eager", plain), ("recorded", recorded))}
     row |= {f"{name}_ms": round(seconds * 1e3, 4) for name, seconds in times.items()}
     return {**row, "passed": equal == count and finite and grown <= 0}
@@ -139,7 +149,11 @@ def check(shapes: str, device: torch.device, output: Path) -> None:
     """
     bench = Bench(shapes, device)
     rows: list[dict[str, Any]] = []
-    for call, size in ((replays, SIZES[device.type][0]), (replays, SIZES[device.type][1]), (two_streams, None)):
+    for call, size in (
+        (replays, SIZES[device.type][0]),
+        (replays, SIZES[device.type][1]),
+        (two_streams, None),
+    ):
         rows.append(call(bench, size or SIZES[device.type][0]))
         print(rows[-1], flush=True)
         ok = all(row["passed"] for row in rows)

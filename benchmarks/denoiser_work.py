@@ -74,14 +74,12 @@ class DenoiserWork(Work):
         with torch.device("meta"):
             shapes = Denoiser(self.config).to_diffusers()
         state = random_weights(shapes, self)
-        loaders = {
+        return {
             OURS: partial(_our_denoiser, self, state),
             INT8: partial(_our_denoiser, self, state, int8=True),
             BASELINE: partial(_diffusers_denoiser, self, state),
+            COMPILED: partial(_diffusers_denoiser, self, state, compiled=True),
         }
-        if self.device == "cuda":
-            loaders[COMPILED] = partial(_diffusers_denoiser, self, state, compiled=True)
-        return loaders
 
 
 def _our_denoiser(work: DenoiserWork, state: Mapping[str, Tensor], *, int8: bool = False) -> dict[str, Stage]:

@@ -19,7 +19,7 @@ def doctor(figures: Mapping[str, Any], log: str) -> str:
 
 
 def tests(figures: Mapping[str, Any], log: str) -> str:
-    """"407 passed, 40 skipped", of several runs of pytest one after the other."""
+    """ "407 passed, 40 skipped", of several runs of pytest one after the other."""
     found = re.findall(r"^=*\s*((?:\d+ \w+,? ?)+) in [\d.]+s", log, re.MULTILINE)
     return "; ".join(text.strip() for text in found) or _last(log)
 

@@ -28,7 +28,11 @@ def facts(arguments: Sequence[str]) -> dict[str, Any]:
     try:
         import torch
     except (ImportError, OSError) as error:
-        return {**header("benchmarks/gpu_check.py", arguments), "torch": f"does not load: {error}", "cuda": None}
+        return {
+            **header("benchmarks/gpu_check.py", arguments),
+            "torch": f"does not load: {error}",
+            "cuda": None,
+        }
     return {
         **header("benchmarks/gpu_check.py", arguments),
         "cuda": _device(torch) if torch.cuda.is_available() else None,

@@ -21,8 +21,8 @@ class Outcome:
     """A step that ran, or did not.
 
     status: "passed", "failed", "timeout", "interrupted" or "skipped"; seconds: that it took, limit: that it
-    had, estimate: that it was expected to take; figure: the one that matters, or the reason; figures: all that
-    it measured, as its script wrote them; tail: the end of its log where it did not pass.
+    had, estimate: that it was expected to take; figure: the one that matters, or the reason; figures: all
+    that it measured, as its script wrote them; tail: the end of its log where it did not pass.
     """
 
     name: str

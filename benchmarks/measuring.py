@@ -75,11 +75,12 @@ def measure(
     say: Say,
     contenders: Collection[str] | None = None,
     timed: Callable[[list[Row]], None] = lambda rows: None,
+    memory: bool = True,
 ) -> list[Row]:
     """Measures those stages of a work. Memory that cannot be measured is None, and the reason is said.
 
     repeat: samples of each stage; say: gets lines about the progress; contenders: only these, by name;
-    timed: is given the rows before memory is measured.
+    timed: is given the rows after each stage and before memory is measured; memory: whether it is.
     Raises: SanaError if outputs differ, since the times would be of unequal work; OutOfMemory.
     """
     torch.set_num_threads(work.threads)
@@ -92,11 +93,13 @@ def measure(
         for stage in stages:
             calls = {name: entry[stage] for name, entry in loaded.items() if stage in entry}
             rows += _measure_stage(work, stage, calls, repeat, say)
+            timed(rows)
     names = list(loaded)
     # the processes that follow need the memory
     del loaded, calls
     gc.collect()
-    timed(rows)
+    if not memory:
+        return rows
     used = {name: _peaks(work, name, stages, say) for name in names}
     return [dataclasses.replace(row, memory=used[row.name].get(row.stage)) for row in rows]
 

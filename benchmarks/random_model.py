@@ -64,6 +64,7 @@ def write_model(
     text_width: int,
     force: bool,
     sprint: bool = False,
+    device: str = "cpu",
 ) -> None:
     """Write the folder.
 
@@ -71,6 +72,7 @@ def write_model(
         shapes: a name of `shapes.DENOISERS`.
         dtype: of the denoiser and the autoencoder; the text encoder is bf16, as the public ones.
         text_layers, text_width: Gemma-2-2B has 26 and 2304; the denoiser must read as many channels.
+        device: where the weights are drawn; each kind draws its own.
         sprint: a Sprint model, with a guidance embedding, norms of queries and keys, and the SCM sampler.
     """
     tiny = BUNDLED / "sana-tiny"
@@ -84,10 +86,10 @@ def write_model(
         with torch.device("meta"):
             denoiser = Denoiser(config).to_diffusers()
             autoencoder = Autoencoder(AUTOENCODERS[shapes]).state_dict()
-        _component(folder / "transformer", config.to_dict(), denoiser, dtype)
-        _component(folder / "vae", AUTOENCODERS[shapes].to_dict(), autoencoder, dtype)
+        _component(folder / "transformer", config.to_dict(), denoiser, dtype, device)
+        _component(folder / "vae", AUTOENCODERS[shapes].to_dict(), autoencoder, dtype, device)
         text = _text_config(text_layers, text_width)
-        _component(folder / "text_encoder", text, _text_shapes(text), torch.bfloat16, stem="model")
+        _component(folder / "text_encoder", text, _text_shapes(text), torch.bfloat16, device, stem="model")
 
 
 def _make_sprint(folder: Path) -> None:
@@ -119,26 +121,29 @@ def _component(
     config: Mapping[str, Any],
     shapes: Mapping[str, Tensor],
     dtype: torch.dtype,
+    device: str,
     *,
     stem: str = "diffusion_pytorch_model",
 ) -> None:
     folder.mkdir()
     write_json(dict(config), folder / "config.json")
-    write_shards(random_weights(shapes, dtype), folder, stem=stem)
+    write_shards(random_weights(shapes, dtype, device), folder, stem=stem)
 
 
-def random_weights(shapes: Mapping[str, Tensor], dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+def random_weights(
+    shapes: Mapping[str, Tensor], dtype: torch.dtype, device: str = "cpu"
+) -> Iterator[tuple[str, Tensor]]:
     """Normal weights that keep activations near 1, the same in every process, one tensor at a time."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
     for name, like in shapes.items():
         fan_in = like[0].numel() if like.ndim > 1 else 4
         if "embed_tokens" in name:
             fan_in = 1
-        tensor = torch.randn(like.shape, generator=generator, dtype=torch.float32)
+        tensor = torch.randn(like.shape, generator=generator, dtype=torch.float32, device=device)
         tensor *= 0.5 if "table" in name else fan_in**-0.5
         if "norm" in name and name.endswith("weight") and "layernorm" not in name:
             tensor += 1
-        yield name, tensor.to(dtype)
+        yield name, tensor.to("cpu", dtype)
 
 
 def main() -> None:
@@ -148,6 +153,7 @@ def main() -> None:
     parser.add_argument("--sprint", action="store_true", help="a Sprint model: 2 steps without guidance")
     parser.add_argument("--dtype", choices=sorted(DTYPES), help="(default: fp16, bf16 with --sprint)")
     parser.add_argument("--text-layers", type=int, default=GEMMA_2_2B["num_hidden_layers"])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where weights are drawn")
     parser.add_argument("--force", action="store_true", help="replace the folder")
     args = parser.parse_args()
     width = DENOISERS[args.shapes].caption_channels
@@ -160,6 +166,7 @@ def main() -> None:
         text_width=width,
         force=args.force,
         sprint=args.sprint,
+        device=args.device,
     )
     print(args.output)
 

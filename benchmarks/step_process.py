@@ -17,7 +17,7 @@ GRACE = 2.0
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended: "passed", "failed" with an exit code or a signal's negative number, or "timeout"."""
+    """How a command ended: "passed", "timeout", or "failed" with an exit code, of a signal negative."""
 
     status: str
     code: int | None

@@ -13,7 +13,6 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import bench_kernels
 import contenders
 import decoder_work
-import gpu_check
 import roofline
 from bench_kernels import Peaks
 from kernel_cases import Case, Sizes, cases
@@ -78,20 +77,12 @@ def test_a_laptop_takes_its_share_of_what_was_measured() -> None:
         roofline.projected(laptop, data, 512)
 
 
-@pytest.mark.parametrize("run", [gpu_check.main, bench_kernels.main], ids=["gpu_check", "bench_kernels"])
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_without_a_gpu(run: object, capsys: pytest.CaptureFixture[str]) -> None:
-    assert callable(run)
-    assert run([]) == 1
+def test_without_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench_kernels.main([]) == 1
     said = capsys.readouterr().err
     assert "error:" in said
     assert "hint:" in said
-
-
-def test_a_step_that_fails_stops_everything() -> None:
-    with pytest.raises(gpu_check.SanaError, match="failing failed with exit code 3"):
-        gpu_check._step("failing", ["-c", "raise SystemExit(3)"])
-    assert gpu_check._step("printing", ["-c", "print('a'); print('b')"]) == "a\nb"
 
 
 @pytest.mark.usefixtures("emulated")

@@ -1,0 +1,114 @@
+"""csrc/example.c and csrc/known_answers.c, built and run, by themselves or under compute-sanitizer's tools.
+
+    python benchmarks/check_answers.py --library libsana_edge_cuda.so --folder DIR --output answers.json
+    python benchmarks/check_answers.py ... --tools memcheck,racecheck,synccheck
+
+Needs neither torch nor an installed sana-edge: a C compiler, and nvcc for its headers. With --emulated the
+library is the emulated one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from record import ended, write_json
+
+from sana_edge.errors import SanaError, UnsupportedDevice
+
+CSRC = Path(__file__).resolve().parents[1] / "csrc"
+PROGRAMS = ("example", "known_answers")
+TOOL = "compute-sanitizer"
+# what the tool says where it cannot watch this device, or this kind of machine
+REFUSALS = ("Device not supported", "device is not supported", "Unable to find", "No attachable process")
+FOUND = 9
+
+
+def build(library: Path, folder: Path, emulated: bool) -> list[Path]:
+    """The programs.
+
+    Raises:
+        SanaError: no compiler, or what it says.
+    """
+    compiler = shutil.which("cc" if emulated else "nvcc")
+    if compiler is None:
+        raise UnsupportedDevice("there is no nvcc", "this step needs it for the headers of CUDA's runtime")
+    folder.mkdir(parents=True, exist_ok=True)
+    place = f"-Wl,-rpath,{library.parent}"
+    flags = (
+        ["-DEMULATED", place, "-lm"]
+        if emulated
+        else ["-Xlinker", place.removeprefix("-Wl,").replace(",", "=")]
+    )
+    programs = []
+    for name in PROGRAMS:
+        programs.append(folder / name)
+        command = [compiler, str(CSRC / f"{name}.c"), "-I", str(CSRC), str(library), "-o", str(programs[-1])]
+        done = subprocess.run([*command, *flags], capture_output=True, text=True)
+        if done.returncode:
+            print(done.stdout + done.stderr, file=sys.stderr)
+            raise SanaError(f"{name}.c does not build", "the compiler's words are above")
+    return programs
+
+
+def watched(program: Path, tool: str, emulated: bool) -> dict[str, Any]:
+    """One program under one tool, "" for none."""
+    row: dict[str, Any] = {"program": program.name, "tool": tool}
+    prefix: list[str] = []
+    if tool and not emulated:
+        found = shutil.which(TOOL)
+        if found is None:
+            return {**row, "status": "refused", "said": f"{TOOL} is not installed"}
+        prefix = [found, "--tool", tool, "--error-exitcode", str(FOUND)]
+    done = subprocess.run([*prefix, str(program)], capture_output=True, text=True)
+    text = (done.stdout + done.stderr).strip()
+    print(f"{program.name} {tool}\n{text}", flush=True)
+    refused = next((line for line in text.splitlines() if any(said in line for said in REFUSALS)), "")
+    if tool and refused and done.returncode:
+        return {**row, "status": "refused", "said": refused.strip("= ")}
+    status = "passed" if done.returncode == 0 else "failed"
+    return {**row, "status": status, "code": done.returncode, "said": text.splitlines()[-1:] or [""]}
+
+
+def check(options: argparse.Namespace, tools: Sequence[str]) -> None:
+    """All programs under all tools; writes as it goes.
+
+    Raises:
+        SanaError: one failed; a refusal by the tool is none.
+    """
+    rows: list[dict[str, Any]] = []
+    for program in build(options.library, options.folder, options.emulated):
+        for tool in tools:
+            rows.append(watched(program, tool, options.emulated))
+            write_json(options.output, {"figure": _figure(rows), "runs": rows})
+    if any(row["status"] == "failed" for row in rows):
+        raise SanaError(_figure(rows), "the log has what was said")
+
+
+def _figure(rows: Sequence[dict[str, Any]]) -> str:
+    failed = [f"{row['program']} {row['tool']}".strip() for row in rows if row["status"] == "failed"]
+    if failed:
+        return f"failed: {', '.join(failed)}"
+    refused = [row for row in rows if row["status"] == "refused"]
+    clean = f"{len(rows) - len(refused)} of {len(rows)} clean"
+    return f"{clean}, {len(refused)} refused: {refused[0]['said']}" if refused else clean
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="run the C programs, under compute-sanitizer where asked")
+    parser.add_argument("--library", type=Path, required=True)
+    parser.add_argument("--folder", type=Path, required=True, help="where the programs are built")
+    parser.add_argument("--tools", default="", metavar="A,B", help=f"of {TOOL}")
+    parser.add_argument("--emulated", action="store_true")
+    parser.add_argument("--output", type=Path, required=True)
+    options = parser.parse_args()
+    return ended(lambda: check(options, options.tools.split(",")))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
