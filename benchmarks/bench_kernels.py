@@ -66,6 +66,7 @@ def measure_all(
     """Peaks, and every kernel at every size, as JSON values; ``found`` gets those so far after each."""
     # on a CPU nothing is measured: the emulator only shows that everything runs
     peaks = measured_peaks(device) if device.type == "cuda" else measured_peaks(device, 64, 1 << 10)
+    turns = TURNS if device.type == "cuda" else 1
     rows: list[dict[str, Any]] = []
     data = {
         "dtype": options.dtype,
@@ -77,7 +78,7 @@ def measure_all(
             sizes = Sizes.of(options.shapes, side, pictures, True, options.tokens)
             for case in cases(sizes, device, DTYPES[options.dtype]):
                 setting = {"shapes": options.shapes, "side": side, "pictures": pictures}
-                rows.append({**setting, **measured(case, device, peaks)})
+                rows.append({**setting, **measured(case, device, peaks, turns)})
                 found(data)
                 print(".", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
@@ -94,9 +95,9 @@ def measured_peaks(device: torch.device, side: int = PEAK_SIDE, copied: int = CO
     return Peaks(2 * side**3 / product, 2 * copied / copy)
 
 
-def measured(case: Case, device: torch.device, peaks: Peaks) -> dict[str, Any]:
+def measured(case: Case, device: torch.device, peaks: Peaks, turns: int = TURNS) -> dict[str, Any]:
     """One kernel and what it replaces, in turns; seconds are medians, the ratio that of pairs."""
-    mine, theirs = paired(case.run, case.replaced, device, TURNS if device.type == "cuda" else 1)
+    mine, theirs = paired(case.run, case.replaced, device, turns)
     seconds = statistics.median(mine)
     return {
         "kernel": case.kernel,

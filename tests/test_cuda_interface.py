@@ -96,7 +96,7 @@ def run(compiler: str, source: str, folder: Path, *libraries: Path) -> subproces
     """Compile a program, and start it."""
     (folder / "program.c").write_text(source)
     places = [f"-Wl,-rpath,{library.parent}" for library in libraries]
-    command = [compiler, *STRICT, str(folder / "program.c"), *map(str, libraries), *places]
+    command = [compiler, *STRICT, str(folder / "program.c"), *map(str, libraries), *places, "-lm"]
     done = subprocess.run([*command, "-o", str(folder / "program")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return subprocess.run([folder / "program"], capture_output=True, text=True)
@@ -208,6 +208,16 @@ def test_example(compiler: str, emulated_library: Path, tmp_path: Path) -> None:
     done = run(compiler, source, tmp_path, emulated_library)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith("compute capability 8.9, largest error 0.0")
+
+
+def test_known_answers(compiler: str, emulated_library: Path, tmp_path: Path) -> None:
+    """csrc/known_answers.c, which runs under compute-sanitizer where there is a GPU, has every operation."""
+    source = f"#define EMULATED\n{(CSRC / 'known_answers.c').read_text()}"
+    done = run(compiler, source, tmp_path, emulated_library)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for operation in OPERATIONS:
+        assert f"RUN({operation}, a)" in source
+    assert done.stdout.endswith("0 wrong\n")
 
 
 # every pointer has memory of its own, of small integers: a length is 1, floats are next to 0
