@@ -66,7 +66,8 @@ def chosen(text: str) -> tuple[str, ...]:
     Raises:
         InvalidInput: an unknown one.
     """
-    wanted: set[str] = set()
+    # all others need it, and it takes seconds where it is carried
+    wanted = {"library"}
     for word in text.split(","):
         if word not in SETS and word not in NAMES:
             known = f"{', '.join(SETS)}, or steps of them: {', '.join(NAMES)}"
@@ -102,7 +103,7 @@ def _run(
         carried = options.library.absolute() if options.library else None
         setting = Setting(out, scratch, carried, options.dry_run)
         environment = _environment(setting, options.wheels)
-        call = _facts(setting, environment, given)
+        call = _with_commit(_facts(setting, environment, given), options.commit)
         if not call.get("cuda") and not options.dry_run:
             raise UnsupportedDevice(
                 f"torch sees no CUDA device (nvidia-smi: {call.get('nvidia_smi')})",
@@ -248,6 +249,13 @@ def _facts(setting: Setting, environment: Mapping[str, str], given: Sequence[str
     return {**found, "dry_run": setting.dry}
 
 
+def _with_commit(call: dict[str, Any], commit: str | None) -> dict[str, Any]:
+    """The commit that was said, where git knows none: a checkout may travel without its history."""
+    if commit and not call["commit"]["hash"]:
+        call["commit"] = {"hash": commit, "dirty": None}
+    return call
+
+
 def _results(setting: Setting, call: Mapping[str, Any]) -> Results:
     """This GPU's file of the day, which goes on where one lies in the folder or among the results."""
     gpu = (call.get("cuda") or {}).get("name", "dry run")
@@ -269,6 +277,7 @@ def _options(given: Sequence[str]) -> argparse.Namespace:
     add("--out", type=Path, default=ROOT / "build" / "gpu-check", metavar="DIR", help="results and logs")
     add("--limit", action="append", default=[], metavar="STEP=SECONDS", help="in place of the step's own")
     add("--budget", type=positive, metavar="SECONDS", help="steps that no longer fit are skipped")
+    add("--commit", metavar="HASH", help="of this checkout, where it is without its .git")
     add("--dry-run", action="store_true", help="all steps on the CPU, with the emulated library")
     return parser.parse_args(given)
 

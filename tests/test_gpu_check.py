@@ -18,6 +18,7 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "benchmarks"))
 
+import check_operations  # noqa: E402
 import gpu_check  # noqa: E402
 import gpu_figures  # noqa: E402
 import gpu_results  # noqa: E402
@@ -182,6 +183,34 @@ def test_without_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert gpu_check.main(["--out", str(tmp_path)]) == 1
     printed = capsys.readouterr().err
     assert "torch sees no CUDA device" in printed and "--dry-run" in printed
+
+
+@pytest.mark.parametrize(
+    ("found", "right"),
+    [
+        (torch.ones(50), True),
+        (torch.ones(50) * 1.02, False),
+        (torch.tensor([torch.nan] * 50), False),
+        (torch.ones(49), False),
+        (torch.ones(50).half(), False),
+    ],
+    ids=["equal", "two per cent off", "NaN", "short", "another dtype"],
+)
+def test_a_wrong_result_is_seen(found: torch.Tensor, right: bool) -> None:
+    assert (check_operations.compare([found], [torch.ones(50)], 2**-8) <= 1) == right
+
+
+@pytest.mark.parametrize(("change", "right"), [((0, 1), True), ((0, 2), False), ((slice(None), 1), False)])
+def test_wrong_levels_are_seen(change: tuple[Any, int], right: bool) -> None:
+    """One of 50 may lie on the other side of a middle; none by two levels, nor all."""
+    wanted = torch.full((50,), 40, dtype=torch.int8)
+    found = wanted.clone()
+    found[change[0]] += change[1]
+    assert (check_operations.compare([found], [wanted], 2**-11) <= 1) == right
+
+
+def test_the_library_comes_first() -> None:
+    assert gpu_check.chosen("kernels") == ("library", "kernels")
 
 
 def test_estimates_fit_the_time_there_is() -> None:
