@@ -19,8 +19,8 @@ from record import ended, write_json
 from shapes import DENOISERS
 from torch import Tensor
 
-from sana_edge import fused_ops
 from sana_edge.errors import SanaError
+from sana_edge.fused import ops
 
 ROUNDING = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 # an emulator takes its time
@@ -81,8 +81,8 @@ def check(backend: str, device: torch.device, shapes: str, output: Path) -> None
     rows: list[dict[str, Any]] = []
     for dtype in DTYPES[device.type]:
         make = Maker(shapes, dtype, device, SIZES[device.type])
-        for name in fused_ops.OPERATIONS:
-            if backend == "triton" and name in fused_ops.CUDA_ONLY:
+        for name in ops.OPERATIONS:
+            if backend == "triton" and name in ops.CUDA_ONLY:
                 continue
             rows.append(checked(make, name, backend))
             print(rows[-1], flush=True)

@@ -20,13 +20,13 @@ from record import ended, write_json
 from shapes import DENOISERS
 from torch import Tensor
 
-from sana_edge import graph
 from sana_edge.config import LATENT_CELL
-from sana_edge.denoiser import Denoiser
 from sana_edge.errors import SanaError
-from sana_edge.prediction import FusedNetwork, Predictor, Velocity, make_predictor
-from sana_edge.quantized import quantize_denoiser
-from sana_edge.text_encoder import TextFeatures
+from sana_edge.nets.denoiser import Denoiser
+from sana_edge.nets.quantize import quantize_denoiser
+from sana_edge.nets.text_encoder import TextFeatures
+from sana_edge.torch_runtime import cuda_graph
+from sana_edge.torch_runtime.steps import FusedNetwork, Predictor, Velocity, make_predictor
 
 LAYERS = {"cuda": 4, "cpu": 1}
 # width and height: a usual one, and one whose tokens are a multiple of no tile
@@ -63,7 +63,7 @@ class Bench:
         return torch.randn(shape).to(self.device)
 
     def eager(self) -> Predictor:
-        return Predictor(FusedNetwork(self.denoiser, "cuda"), graph.eager)
+        return Predictor(FusedNetwork(self.denoiser, "cuda"), cuda_graph.eager)
 
     def recorded(self) -> Predictor:
         return make_predictor(self.denoiser, "cuda", self.device)

@@ -19,7 +19,7 @@ import torch
 from record import ended, write_json
 
 from sana_edge.errors import SanaError
-from sana_edge.kernels import cuda_library
+from sana_edge.kernels.cuda import library as cuda_library
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -9,7 +9,7 @@ import torch
 from shapes import DENOISERS
 from torch import Tensor
 
-from sana_edge import fused_ops
+from sana_edge.fused import ops
 
 # images, and a latent whose tokens are a multiple of no tile
 IMAGES = 2
@@ -54,7 +54,7 @@ class Maker:
         return values, scale, self.int8(*outer, depth), self.uniform(columns) / (73 * taps**0.5), bias
 
     def arguments(self) -> dict[str, tuple[Any, ...]]:
-        """Of `fused_ops.OPERATIONS`, but for the backend."""
+        """Of `ops.OPERATIONS`, but for the backend."""
         config = DENOISERS[self.shapes]
         C, heads, hidden = config.dim, config.num_attention_heads, config.ffn_dim
         height, width = self.size
@@ -109,6 +109,6 @@ def results(make: Maker, name: str, backend: str) -> list[Tensor]:
     """What a backend computes of an operation, with what it wrote in place; the same arguments every time."""
     torch.manual_seed(0)
     given = make.arguments()[name]
-    result = getattr(fused_ops, name)(*given, backend)
+    result = getattr(ops, name)(*given, backend)
     result = given[0] if result is None else result
     return [result] if isinstance(result, Tensor) else list(result)
