@@ -115,18 +115,14 @@ def _operation_tests(setting: Setting) -> Commands:
 
 
 def _gpu_tests(backend: str) -> Callable[[Setting], Commands]:
-    chosen = f"{backend} and not failed_recording"
     # tests without a backend run once, with the first
-    chosen = chosen if backend == "triton" else "not triton and not failed_recording"
+    chosen = "triton" if backend == "triton" else "not triton"
     return lambda setting: [_pytest("tests/test_gpu.py", "-k", chosen)]
 
 
 def _fault_tests(setting: Setting) -> Commands:
     # a capture that failed may leave torch half in it: a process each, and last
-    names = (
-        ["failed_recording"] if setting.dry else ["failed_recording and cuda", "failed_recording and triton"]
-    )
-    return [_pytest("tests/test_gpu.py", "-k", name) for name in names]
+    return [_pytest("tests/test_gpu_failed_recording.py")]
 
 
 def _bench_image(name: str, contenders: str, stages: str) -> Callable[[Setting], Commands]:

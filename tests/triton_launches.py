@@ -8,7 +8,10 @@ multiples of 16, addresses. Only the device checks, the driver and the launch ar
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
+import multiprocessing
+import os
 import pkgutil
 import re
 import sys
@@ -36,6 +39,7 @@ from sana_edge.config import DenoiserConfig
 from sana_edge.int8 import ops
 from sana_edge.int8.linear import W8A8Linear
 from sana_edge.kernels import triton as kernels
+from sana_edge.kernels.triton import linear_tiles, w8a8_linear
 from sana_edge.nets.block import Constant, KeysValues
 from sana_edge.nets.denoiser import Denoiser, Modulation, TextContext
 from sana_edge.nets.quantize import denoiser_targets
@@ -51,11 +55,13 @@ def main() -> int:
     sources = launched(request, target)
     if request["compiled"] is not None:
         sources = [source for source in sources if re.search(request["compiled"], told(source))]
-    json.dump([compiled(source, target) for source in sources], sys.stdout)
+    json.dump(compiled_all(sources, target), sys.stdout)
     return 0
 
 
 Source = tuple[str, Any, dict[str, Any]]
+# of `compiled_all`
+_forked: tuple[list[Source], GPUTarget]
 
 
 def launched(request: dict[str, Any], target: GPUTarget) -> list[Source]:
@@ -66,6 +72,7 @@ def launched(request: dict[str, Any], target: GPUTarget) -> list[Source]:
         for module in pkgutil.iter_modules(kernels.__path__)
     ]
     _stand_in(modules, found, target)
+    products = _recorded_products()
     for processors in request["processors"]:
         for module in modules:
             if hasattr(module, "device_of"):
@@ -73,9 +80,47 @@ def launched(request: dict[str, Any], target: GPUTarget) -> list[Source]:
         for form in request["forms"]:
             for run in steps(form, request["sizes"], request["pictures"]):
                 run()
+        device = request["capability"], processors
+        sizes = representatives(request.get("classes", []), request["pictures"], products, device)
+        for form in request.get("widest", []):
+            for run in steps(form, sizes, request["pictures"]):
+                run()
     if request["trained"]:
         _train(request["trained"])
     return found
+
+
+def _recorded_products() -> set[tuple[int, int]]:
+    """(N, K) of every product that is launched from now on."""
+    seen: set[tuple[int, int]] = set()
+    pick = w8a8_linear.pick_tile
+
+    def recorded(M: int, N: int, K: int, *device: int) -> Any:
+        seen.add((N, K))
+        return pick(M, N, K, *device)
+
+    w8a8_linear.pick_tile = recorded
+    return seen
+
+
+def representatives(
+    sizes: list[list[int]], pictures: list[int], products: set[tuple[int, int]], device: tuple[int, int]
+) -> list[list[int]]:
+    """Sizes (h, w) of which every launch of all sizes is one, as far as Triton can tell them apart.
+
+    A product's tile, whether it ends with a picture, and which numbers divide by 16.
+    """
+    kept: list[list[int]] = []
+    seen: set[object] = set()
+    for h, w in sizes:
+        new: set[object] = {("sides", h % 16 == 0, w % 16 == 0, h * w % 16 == 0)}
+        for n, (N, K) in itertools.product(pictures, products):
+            tile = linear_tiles.pick_tile(n * h * w, N, K, *device)
+            new.add((n > 1, N, K, tile, h * w % tile.m == 0, h * w % 16 == 0, n * h * w % 16 == 0))
+        if new - seen:
+            kept.append([h, w])
+            seen |= new
+    return kept
 
 
 def _stand_in(modules: list[ModuleType], found: list[Source], target: GPUTarget) -> None:
@@ -172,6 +217,19 @@ def told(source: Source) -> str:
         for key, value in src.constants.items()
     }
     return f"{kernel} {constants} {options['num_warps']} warps {options['num_stages']} stages"
+
+
+def compiled_all(sources: list[Source], target: GPUTarget) -> list[dict[str, Any]]:
+    """`compiled` of each, on all cores: sources cannot be sent to another process, but a fork has them."""
+    global _forked
+    _forked = sources, target
+    with multiprocessing.get_context("fork").Pool(len(os.sched_getaffinity(0))) as pool:
+        return pool.map(_compiled_number, range(len(sources)), chunksize=1)
+
+
+def _compiled_number(number: int) -> dict[str, Any]:
+    sources, target = _forked
+    return compiled(sources[number], target)
 
 
 def compiled(source: Source, target: GPUTarget) -> dict[str, Any]:
