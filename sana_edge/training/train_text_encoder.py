@@ -47,17 +47,21 @@ def captions(seed: int) -> Iterator[str]:
 
 
 def make_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """Byte-level BPE over captions and the instruction, ids as Gemma has them: pad 0, eos 1, bos 2, unk 3."""
+    """The tokenizer of this domain's captions."""
+    source = captions(0)
+    return train_tokenizer(folder, [next(source) for _ in range(6000)], CONFIG.vocab_size)
+
+
+def train_tokenizer(folder: Path, lines: list[str], size: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE over lines and the instruction, ids as Gemma has them: pad 0, eos 1, bos 2, unk 3."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=CONFIG.vocab_size,
+        vocab_size=size,
         special_tokens=["<pad>", "<eos>", "<bos>", "<unk>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
-    source = captions(0)
-    lines = [next(source) for _ in range(6000)]
     tokenizer.train_from_iterator([*lines, *(" " + line for line in lines), *[INSTRUCTION] * 300], trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<bos> $A", pair="<bos> $A <bos> $B", special_tokens=[("<bos>", 2)]

@@ -1,0 +1,1 @@
+"""The world of sana-tiny: scenes composed from the Fluent 3D emoji (MIT), their captions and their split."""
