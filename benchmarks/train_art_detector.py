@@ -1,0 +1,87 @@
+"""Trains the judge's network on stored pictures: `python benchmarks/train_art_detector.py --minutes 40`
+
+Pictures are blurred, made noisy and shifted in colour at random, because the judge has to look at pictures
+of an autoencoder trained for minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from art_detector import SIDE, Detector, detector_loss, targets
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from sana_edge.training.art.layout import numbered_scene
+from sana_edge.training.art.pictures import Pictures
+from sana_edge.training.files import replacing
+from sana_edge.training.loop import Loop, ema_state
+
+WEIGHTS = Path(__file__).with_name("art_detector.safetensors")
+
+
+def small(pictures: Pictures, kept: Path) -> NDArray[np.uint8]:
+    """All pictures at SIDE, (N, SIDE, SIDE, 3) uint8; made once and kept."""
+    if not kept.exists():
+        count = len(pictures)
+        pixels = np.empty((count, SIDE, SIDE, 3), dtype=np.uint8)
+        for i in range(count):
+            pixels[i] = np.asarray(Image.fromarray(pictures[i]).resize((SIDE, SIDE), Image.Resampling.BOX))
+        with replacing(kept) as partial, open(partial, "wb") as file:
+            np.save(file, pixels)
+    stored: NDArray[np.uint8] = np.load(kept)
+    return stored
+
+
+def spoilt(pixels: Tensor) -> Tensor:
+    """A batch (B, 3, SIDE, SIDE) in [-1, 1]: two of three blurred, all noisy and a little off in colour."""
+    if torch.rand(()) < 0.67:
+        less = int(torch.randint(30, SIDE, ()))
+        pixels = F.interpolate(pixels, size=(less, less), mode="area")
+        pixels = F.interpolate(pixels, size=(SIDE, SIDE), mode="bilinear")
+    count = len(pixels)
+    shift = 0.05 * torch.randn(count, 3, 1, 1)
+    contrast = 1 + 0.1 * torch.randn(count, 1, 1, 1)
+    noise = 0.06 * torch.rand(count, 1, 1, 1) * torch.randn_like(pixels)
+    return (pixels * contrast + shift + noise).clamp(-1, 1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="train the detector that judges pictures of sana-tiny")
+    parser.add_argument("--folder", type=Path, default=Path("runs/detector"))
+    parser.add_argument("--pictures", type=Path, default=Path("runs/pictures"))
+    parser.add_argument("--minutes", type=float, default=40)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--output", type=Path, default=WEIGHTS)
+    args = parser.parse_args()
+
+    torch.manual_seed(0)
+    model = Detector()
+    optimizer = torch.optim.AdamW(model.parameters(), args.rate, weight_decay=0.05)
+    loop = Loop(model, [optimizer], args.folder, minutes=args.minutes, precision="no", ema_decay=0.995)
+    torch.manual_seed(loop.step)
+    pixels = small(Pictures(args.pictures), args.folder / "small.npy")
+    wanted = [targets(numbered_scene(i)) for i in range(len(pixels))]
+
+    def loss(step: int, progress: float) -> tuple[Tensor, dict[str, float]]:
+        numbers = torch.randint(len(pixels), (args.batch,)).tolist()
+        batch = torch.from_numpy(pixels[numbers]).permute(0, 3, 1, 2).float() / 127.5 - 1
+        want = {name: torch.stack([wanted[i][name] for i in numbers]) for name in wanted[0]}
+        value, right = detector_loss(model(spoilt(batch)), want)
+        return value, {"kinds": right}
+
+    loop.run(loss)
+    state = {k: v.half() if v.is_floating_point() else v for k, v in ema_state(args.folder).items()}
+    with replacing(args.output) as partial:
+        save_file(state, partial)
+
+
+if __name__ == "__main__":
+    main()
