@@ -1,0 +1,76 @@
+"""The model folder that a stage leaves behind, in diffusers layout."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..denoiser import Denoiser
+from ..errors import SanaError
+from ..weights import save_state
+from .files import replacing
+from .frozen import Frozen
+from .recipe import Recipe, Stage
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+SCHEDULER = {
+    "_class_name": "DPMSolverMultistepScheduler",
+    "num_train_timesteps": 1000,
+    "beta_start": 0.0001,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "solver_order": 2,
+    "algorithm_type": "dpmsolver++",
+    "solver_type": "midpoint",
+    "prediction_type": "flow_prediction",
+    "use_flow_sigmas": True,
+    "final_sigmas_type": "zero",
+    "lower_order_final": True,
+    "timestep_spacing": "linspace",
+}
+INDEX = {
+    "_class_name": "SanaPipeline",
+    "scheduler": ["diffusers", "DPMSolverMultistepScheduler"],
+    "text_encoder": ["transformers", "Gemma2Model"],
+    "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
+    "transformer": ["diffusers", "SanaTransformer2DModel"],
+    "vae": ["diffusers", "AutoencoderDC"],
+}
+
+
+def write_model(
+    folder: Path, recipe: Recipe, stage: Stage, state: Mapping[str, Tensor], frozen: Frozen
+) -> None:
+    """Write a model that `sana-edge generate` takes; ``model_index.json`` comes last.
+
+    Raises:
+        SanaError: a file cannot be written.
+    """
+    config = recipe.config(stage)
+    with torch.device("meta"):
+        denoiser = Denoiser(config)
+    denoiser.load_state_dict(dict(state), assign=True)
+    dtype = _DTYPES[recipe.training.stored]
+    stored = {name: tensor.to(dtype) for name, tensor in denoiser.to_diffusers().items()}
+    frozen.link(folder)
+    save_state(stored, folder / "transformer" / "diffusion_pytorch_model.safetensors")
+    _write(folder / "transformer" / "config.json", config.to_dict())
+    scheduler = {**SCHEDULER, "flow_shift": stage.flow_shift}
+    _write(folder / "scheduler" / "scheduler_config.json", scheduler)
+    _write(folder / "model_index.json", INDEX)
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    try:
+        with replacing(path) as partial:
+            partial.write_text(json.dumps(content, indent=2) + "\n")
+    except OSError as error:
+        raise SanaError(
+            f"cannot write {path}: {error}", "check the free space and the permissions"
+        ) from error

@@ -1,0 +1,73 @@
+"""The processes of a training: one, or several on one machine or many, started by torchrun or accelerate."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from ..errors import InvalidInput
+from .imagefolder import LeftOut
+from .recipe import Stage, Training
+from .trained_denoiser import TrainedDenoiser
+
+
+def shard(model: TrainedDenoiser, accelerator: Accelerator, training: Training) -> None:
+    """Spread parameters, gradients and optimizer states over the processes, in place (FSDP2)."""
+    from torch.distributed.fsdp import fully_shard
+
+    if accelerator.num_processes == 1:
+        raise InvalidInput("training.shard is true, and there is one process", "start it with torchrun")
+    for block in model.trained_blocks():
+        fully_shard(block, reshard_after_forward=training.gather_twice)
+    fully_shard(model, reshard_after_forward=training.gather_twice)
+
+
+def split_batch(stage: Stage, processes: int) -> tuple[int, int]:
+    """Rows of a forward pass, and forward passes of a step, in each process.
+
+    Raises:
+        InvalidInput: the batch cannot be split evenly.
+    """
+    own, rest = divmod(stage.batch, processes)
+    if rest:
+        raise InvalidInput(
+            f"a batch of {stage.batch} cannot be split over {processes} processes",
+            f"give stage.batch a multiple of {processes}",
+        )
+    rows = stage.micro_batch or own
+    if own % rows:
+        raise InvalidInput(
+            f"{own} pictures of a process cannot be split into parts of {rows}",
+            "give stage.micro_batch a divisor of them",
+        )
+    return rows, own // rows
+
+
+def gather_left_out(left_out: LeftOut, accelerator: Accelerator) -> None:
+    """Add what the other processes left out of the pictures; each has read all of the captions."""
+    if accelerator.num_processes > 1:
+        found: list[Any] = gather_object([(left_out.broken, left_out.enlarged)])
+        left_out.enlarged = 0
+        for broken, enlarged in found:
+            left_out.broken.update(broken)
+            left_out.enlarged += enlarged
+
+
+def say(line: str, accelerator: Accelerator) -> None:
+    """A line on stderr, of the first process."""
+    if accelerator.is_main_process:
+        print(line, file=sys.stderr)
+
+
+def device_memory(device: torch.device) -> int:
+    """Most bytes that were in use: of the device where it is CUDA, of the process elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
