@@ -1,4 +1,4 @@
-"""What a caller is told about prompts that were not read whole."""
+"""What a caller is told about prompts that were not read whole, or ask for what the model never saw."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import Protocol
 
+from sana_edge.domain import Domain
 from sana_edge.instruction import CHI
 from sana_edge.request import Plan
 
@@ -19,14 +20,19 @@ class Limited(Protocol):
         """How many tokens of a prompt it cuts off."""
 
 
-def reading_notes(plan: Plan, encoder: Limited) -> tuple[str, ...]:
-    """Say, and log, what of a plan's prompts is cut or ignored."""
+def reading_notes(
+    plan: Plan, encoder: Limited, domain: Domain | None = None, model: str = ""
+) -> tuple[str, ...]:
+    """Say, and log, what of a plan's prompts is cut or ignored, and what is foreign to the model."""
     notes = [_cut("prompt", encoder.tokens_over_limit(plan.prompt))]
     if plan.guided:
         excess = encoder.tokens_over_limit(plan.negative_prompt, instruction=None)
         notes.append(_cut("negative prompt", excess))
     elif plan.negative_prompt.strip():
         notes.append("the negative prompt is not used: that needs guidance above 1, and no Sprint model")
+    if domain is not None:
+        texts = (plan.prompt, plan.negative_prompt) if plan.guided else (plan.prompt,)
+        notes += domain.notes(model, texts, (plan.width, plan.height))
     said = tuple(filter(None, notes))
     for note in said:
         logger.warning(note)

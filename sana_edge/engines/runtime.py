@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from sana_edge.domain import read_domain
 from sana_edge.config import SamplerConfig
 from sana_edge.engines import choose
 from sana_edge.engines.choose import EngineKind, Settings
@@ -43,6 +44,7 @@ class EngineStages:
         self.graphs = Graphs(folder, described, kind)
         self.backend = kind
         self._manifest = described
+        self._domain = read_domain(folder)
         self._decoder = EngineDecoder(self.graphs)
         # a method of this object would keep it, and with it the engines, until a garbage collection
         self._text = EngineText(folder, described.text, partial(_run_text, self.graphs))
@@ -129,7 +131,7 @@ class EngineStages:
         negative = None
         if plan.guided:
             negative = self._project(self._text.encode(plan.negative_prompt, instruction=None))
-        notes = reading_notes(plan, self._text)
+        notes = reading_notes(plan, self._text, self._domain, self.name)
         self._make_room()
         return Context(prompt, negative), (*self.notes, *notes)
 

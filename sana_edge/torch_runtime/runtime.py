@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sana_edge.domain import Domain, read_domain
 from sana_edge.config import DenoiserConfig, SamplerConfig
 from sana_edge.errors import InvalidInput, OutOfMemory, SanaError, UnsupportedDevice
 from sana_edge.fused import backends
@@ -48,8 +49,8 @@ class Stages:
     """What turns a prompt into a picture, one method for each part of the way.
 
     ``dtype`` is the denoiser's, by its short name, ``backend`` what its steps run on, ``quantization`` an
-    INT8 model's scheme; ``notes`` say what happened while loading. Latents are (1, C, h, w) fp32 on
-    ``device``.
+    INT8 model's scheme; ``notes`` say what happened while loading, ``domain`` what a small model
+    knows. Latents are (1, C, h, w) fp32 on ``device``.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Stages:
     predictor: Predictor
     quantization: str | None = None
     notes: tuple[str, ...] = ()
+    domain: Domain | None = None
 
     @property
     def place(self) -> str:
@@ -123,7 +125,7 @@ class Stages:
         groups = [self.text_encoder.encode([plan.prompt])]
         if plan.guided:
             groups.insert(0, self.text_encoder.encode([plan.negative_prompt], instruction=None))
-        notes = reading_notes(plan, self.text_encoder)
+        notes = reading_notes(plan, self.text_encoder, self.domain, self.name)
         return self.denoiser.text_context(groups), (*self.notes, *notes)
 
     def schedule(self, plan: Plan) -> tuple[Sampler, Modulation]:
@@ -254,6 +256,7 @@ def load_stages(
         predictor=make_predictor(denoiser, chosen.name, device),
         quantization=Quantization("token").summary if quantize else scheme,
         notes=(WHILE_LOADING,) if quantize else (),
+        domain=read_domain(model.path),
     )
 
 

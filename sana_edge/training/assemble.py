@@ -6,6 +6,8 @@ import argparse
 import dataclasses
 import json
 import shutil
+from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import Gemma2ForCausalLM
 
+from sana_edge import domain
 from sana_edge.config import AutoencoderConfig, DenoiserConfig
 from sana_edge.nets.denoiser import Denoiser
 from sana_edge.store import weights
@@ -21,7 +24,10 @@ from . import train_autoencoder, train_denoiser, train_text_encoder
 from .files import replacing
 from .latents import load_latents
 from .loop import ema_state
+from .train_text_encoder import captions
 
+SIDE = 256
+"""Pixels a side of all pictures in training."""
 SCHEDULER = {
     "_class_name": "DPMSolverMultistepScheduler",
     "num_train_timesteps": 1000,
@@ -63,12 +69,19 @@ def write_component(
     weights.save_state(half, folder / "diffusion_pytorch_model.safetensors")
 
 
+def write_domain(model: Path, texts: Iterable[str]) -> None:
+    """`sana_edge.domain`: the words of the captions of a training at SIDE x SIDE."""
+    words = sorted({word for text in texts for word in domain.words_of(text)})
+    write_json(model / domain.FILE, {"words": words, "sizes": [[SIDE, SIDE]]})
+
+
 def write_text_encoder(runs: Path, output: Path) -> None:
     """The language model without its head, and the tokenizer."""
     model = Gemma2ForCausalLM(train_text_encoder.CONFIG)
     model.load_state_dict(ema_state(runs / "text"))
     model.model.half().save_pretrained(output / "text_encoder")
     shutil.copytree(runs / "text" / "tokenizer", output / "tokenizer", dirs_exist_ok=True)
+    write_domain(output, islice(captions(0), 40000))
 
 
 def main() -> None:

@@ -10,16 +10,13 @@ from pathlib import Path
 import torch
 
 from ...denoiser import Denoiser
-from ..assemble import INDEX, SCHEDULER, write_component, write_json
-from ..files import replacing
+from ..assemble import INDEX, SCHEDULER, write_component, write_domain, write_json
 from ..loop import ema_state
 from ..train_autoencoder import CONFIG as AUTOENCODER
 from ..train_denoiser import CONFIG as DENOISER
-from .captions import vocabulary
+from .captions import texts
 from .latents import load, scale_of
 from .train_text_encoder import Reader
-
-VOCABULARY = "vocabulary.txt"
 
 
 def write_text(runs: Path, output: Path) -> None:
@@ -28,8 +25,7 @@ def write_text(runs: Path, output: Path) -> None:
     model.load_state_dict(ema_state(runs / "text"))
     model.language.model.half().save_pretrained(output / "text_encoder")
     shutil.copytree(runs / "text" / "tokenizer", output / "tokenizer", dirs_exist_ok=True)
-    with replacing(output / VOCABULARY) as partial:
-        partial.write_text("\n".join(vocabulary()) + "\n", encoding="utf-8")
+    write_domain(output, texts(40000))
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from .backdrops import PLACES, PLAINS
 from .catalogue import Kind, kinds, plural_of
@@ -52,8 +52,6 @@ SIZE_WORDS = {
     "medium": ("",),
     "large": ("large", "big", "huge"),
 }
-
-WORD = re.compile(r"\w+(?:['\u2019-]\w+)*|[\u2600-\u27bf\U0001f300-\U0001faff]")
 
 
 def article(words: str) -> str:
@@ -209,15 +207,10 @@ def caption(scene: Scene, rng: random.Random, style: str | None = None) -> str:
     return STYLES[style or rng.choices(list(STYLES), WEIGHTS)[0]](scene, rng)
 
 
-def words_of(text: str) -> list[str]:
-    """The words and the emoji of a text, lower case."""
-    return [word for word in WORD.findall(text.lower()) if not any(c.isdigit() for c in word)]
-
-
-def vocabulary(count: int = 40000) -> list[str]:
-    """Every word of all names and of `count` captions of training scenes, sorted."""
+def texts(count: int) -> Iterator[str]:
+    """All names, and so many captions of scenes: every word that there is."""
     rng = random.Random("vocabulary")
-    texts = [caption(draw_scene(rng), rng) for _ in range(count)]
+    for _ in range(count):
+        yield caption(draw_scene(rng), rng)
     for kind in kinds().values():
-        texts += [kind.name, kind.plural, kind.emoji, *kind.others, *map(plural_of, kind.others)]
-    return sorted({word for text in texts for word in words_of(text)})
+        yield " ".join((kind.name, kind.plural, kind.emoji, *kind.others, *map(plural_of, kind.others)))
