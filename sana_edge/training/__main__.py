@@ -43,6 +43,8 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
     add("--set", action="append", default=[], metavar="KEY=VALUE", help=changes)
     save = "minutes between two saved states (default: %(default)s)"
     add("--save-minutes", type=float, default=5.0, metavar="F", help=save)
+    lines = "steps between two lines of log.jsonl (default: %(default)s)"
+    add("--log-steps", type=int, default=50, metavar="N", help=lines)
     parser.set_defaults(run=_train)
 
 
@@ -60,6 +62,7 @@ def _train(arguments: argparse.Namespace) -> None:
         arguments.latents or arguments.output / "latents",
         arguments.split,
         arguments.save_minutes,
+        arguments.log_steps,
     )
     if not train(task, arguments.stage):
         raise KeyboardInterrupt

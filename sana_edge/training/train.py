@@ -46,6 +46,7 @@ class Task:
         output: gets ``stage-1`` and so on, each with the state, ``log.jsonl`` and in the end ``model``.
         latents: of the caches of latents.
         save_minutes: between two states on disk.
+        log_steps: between two lines of ``log.jsonl``.
     """
 
     recipe: Recipe
@@ -55,6 +56,7 @@ class Task:
     latents: Path
     split: str = "train"
     save_minutes: float = 5.0
+    log_steps: int = 50
 
     def folder(self, number: int) -> Path:
         """Of stage ``number``, from 1."""
@@ -102,7 +104,8 @@ def _train_stage(task: Task, number: int, accelerator: Accelerator) -> bool:
         parts=parts,
         accelerator=accelerator,
     )
-    finished = loop.run(StageLoss(task, stage, data, encoder, loop, rows), save_minutes=task.save_minutes)
+    loss = StageLoss(task, stage, data, encoder, loop, rows)
+    finished = loop.run(loss, save_minutes=task.save_minutes, log_steps=task.log_steps)
     if finished and accelerator.is_main_process:
         folder = task.folder(number)
         state = ema_state(folder)
