@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sana_edge import weights
+from sana_edge.errors import SanaError
 from sana_edge.training import loop, train_autoencoder, train_denoiser
 from sana_edge.training.latents import numbered_scene
 from sana_edge.training.layout import held_out
@@ -95,8 +97,8 @@ def test_a_save_that_fails_keeps_the_checkpoint_before(
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(loop, "save_file", full)
-    with pytest.raises(OSError, match="No space"):
+    monkeypatch.setattr(weights, "save_file", full)
+    with pytest.raises(SanaError, match="No space"):
         trainer.save()
     assert trainer.state_file.read_bytes() == before
     assert {path.name for path in tmp_path.iterdir()} == {"state.safetensors", "log.jsonl"}

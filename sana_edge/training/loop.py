@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -116,8 +117,8 @@ class Loop:
                     self.save()
                     saved = time.monotonic()
             self.save()
-            if self.progress < 1:
-                bar.write(f"stopped at step {self.step}; the same command goes on from here")
+            if self.progress < 1 and self.accelerator.is_main_process:
+                bar.write(f"stopped at step {self.step}; the same command goes on from here", file=sys.stderr)
         return self.progress >= 1
 
     def _bar(self) -> tqdm[Any]:

@@ -15,6 +15,11 @@ from .recipe import Stage, Training
 from .trained_denoiser import TrainedDenoiser
 
 
+def make_accelerator(precision: str) -> Accelerator:
+    """This process' place among the others, and its device; several processes of a CPU have to be told."""
+    return Accelerator(mixed_precision=precision, cpu=not torch.accelerator.is_available())
+
+
 def shard(model: TrainedDenoiser, accelerator: Accelerator, training: Training) -> None:
     """Spread parameters, gradients and optimizer states over the processes, in place (FSDP2)."""
     from torch.distributed.fsdp import fully_shard

@@ -22,7 +22,7 @@ from .latent_cache import LatentCache, Picture
 from .loop import STATE, Loop, ema_state
 from .model_output import write_model
 from .optimizers import make_optimizers
-from .processes import gather_left_out, say, shard, split_batch
+from .processes import gather_left_out, make_accelerator, say, shard, split_batch
 from .recipe import Recipe, Stage
 from .trained_denoiser import TrainedDenoiser
 
@@ -73,7 +73,7 @@ def train(task: Task, number: int | None = None) -> bool:
     stages = len(task.recipe.stage)
     if number is not None and not 1 <= number <= stages:
         raise InvalidInput(f"the recipe has no stage {number}", f"choose 1 to {stages}")
-    accelerator = Accelerator(mixed_precision=task.recipe.training.precision)
+    accelerator = make_accelerator(task.recipe.training.precision)
     for current in range(1, stages + 1) if number is None else (number,):
         model = task.folder(current) / "model"
         if number is None and (model / "model_index.json").exists():
