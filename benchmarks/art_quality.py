@@ -5,6 +5,7 @@
 makes one picture for each prompt of `art_prompts.py`, looks at it with `art_judge.py`, prints a table and
 writes it as JSON with every verdict, and a contact sheet. Beside the score stand the judge's ceiling (true
 scenes of the same prompts) and the shuffled control; with --clip the mean CLIP score of pictures and prompts.
+With --judge-only it draws nothing and measures the judge alone, on all those true scenes and on blurred ones.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from sana_edge.training.art.scenes import render
 
 RESULTS = Path(__file__).parent / "results"
 COLUMNS = 6
+BLUR = 4
 Pixels = NDArray[np.uint8]
 
 
@@ -83,8 +85,29 @@ def clip_score(folder: Path, pictures: Sequence[Pixels], texts: Sequence[str]) -
     return fmean(found)
 
 
+def blurred(numbers: Mapping[int, Prompt]) -> Iterator[Pixels]:
+    """The true scenes at a quarter of their sharpness, as a young autoencoder would show them."""
+    for pixels in truths(numbers):
+        image = Image.fromarray(pixels)
+        small = image.resize((image.width // BLUR, image.height // BLUR), Image.Resampling.BOX)
+        yield np.asarray(small.resize(image.size, Image.Resampling.BILINEAR))
+
+
+def measure_judge(options: argparse.Namespace, given: Sequence[str]) -> None:
+    """How many true scenes the judge finds right."""
+    numbers = chosen(options.limit)
+    sets = {"true scenes": truths(numbers), "true scenes, blurred": blurred(numbers)}
+    found = {name: judged(pictures, numbers)[0] for name, pictures in sets.items()}
+    data = {**header("benchmarks/art_quality.py", given), **{n: summary(o) for n, o in found.items()}}
+    write_json(options.output, data)
+    for name, outcomes in found.items():
+        print(f"{name}\n{table(outcomes, outcomes)}")
+
+
 def run(options: argparse.Namespace, given: Sequence[str]) -> None:
     """Makes, judges, prints and writes."""
+    if options.judge_only:
+        return measure_judge(options, given)
     numbers = chosen(options.limit)
     ceiling, true_pictures = judged(truths(numbers), numbers)
     outcomes, pictures = judged(drawn(options, numbers), numbers)
@@ -119,6 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--model", default="runs/model", help="bundled name or folder (default: %(default)s)")
     add("--int8", action="store_true")
+    add("--judge-only", action="store_true", help="measure the judge alone")
     add("--clip", type=Path, metavar="DIR", help="folder of a CLIP, for the mean score of its own")
     add("--steps", type=positive, default=20, metavar="N")
     add("--guidance", type=float, default=4.5, metavar="F")
