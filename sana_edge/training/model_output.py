@@ -55,11 +55,10 @@ def write_model(
     config = recipe.config(stage)
     with torch.device("meta"):
         denoiser = Denoiser(config)
-    denoiser.load_state_dict(dict(state), assign=True)
     dtype = _DTYPES[recipe.training.stored]
-    stored = {name: tensor.to(dtype) for name, tensor in denoiser.to_diffusers().items()}
+    denoiser.load_state_dict({name: tensor.to(dtype) for name, tensor in state.items()}, assign=True)
     frozen.link(folder)
-    save_state(stored, folder / "transformer" / "diffusion_pytorch_model.safetensors")
+    save_state(denoiser.to_diffusers(), folder / "transformer" / "diffusion_pytorch_model.safetensors")
     _write(folder / "transformer" / "config.json", config.to_dict())
     scheduler = {**SCHEDULER, "flow_shift": stage.flow_shift}
     _write(folder / "scheduler" / "scheduler_config.json", scheduler)

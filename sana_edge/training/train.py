@@ -78,8 +78,17 @@ def train(task: Task, number: int | None = None) -> bool:
         model = task.folder(current) / "model"
         if number is None and (model / "model_index.json").exists():
             say(f"stage {current} is finished: {model}", accelerator)
-        elif not _train_stage(task, current, accelerator):
-            return False
+        else:
+            finished = _train_stage(task, current, accelerator)
+            # what has been trained leaves the memory before the next needs it
+            accelerator.free_memory()
+            if not finished:
+                return False
+            if accelerator.is_main_process:
+                stage, state = task.recipe.stage[current - 1], ema_state(task.folder(current))
+                write_model(model, task.recipe, stage, state, task.frozen)
+            say(f"stage {current} is finished: {model}", accelerator)
+            accelerator.wait_for_everyone()
     return True
 
 
@@ -105,15 +114,7 @@ def _train_stage(task: Task, number: int, accelerator: Accelerator) -> bool:
         accelerator=accelerator,
     )
     loss = StageLoss(task, stage, data, encoder, loop, rows)
-    finished = loop.run(loss, save_minutes=task.save_minutes, log_steps=task.log_steps)
-    if finished and accelerator.is_main_process:
-        folder = task.folder(number)
-        state = ema_state(folder)
-        write_model(folder / "model", task.recipe, stage, state, task.frozen)
-        say(f"stage {number} is finished: {folder / 'model'}", accelerator)
-    accelerator.wait_for_everyone()
-    accelerator.free_memory()
-    return finished
+    return loop.run(loss, save_minutes=task.save_minutes, log_steps=task.log_steps)
 
 
 def prepare_data(task: Task, stage: Stage, accelerator: Accelerator) -> Data:
