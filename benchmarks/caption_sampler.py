@@ -57,6 +57,7 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> None:
     recipe = load_recipe(options.recipe, options.set)
     frozen = Frozen.find(options.model)
     scorer = Scorer(options.clip)
+    quality = caption_quality(options.data, recipe.captions.tau)
     arms = {}
     for arm in ARMS:
         tau = UNIFORM if arm == "uniform" else recipe.captions.tau
@@ -65,7 +66,7 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> None:
     result = {
         **header("benchmarks/caption_sampler.py", given),
         "tau": recipe.captions.tau,
-        "captions": caption_quality(options.data, recipe.captions.tau),
+        "captions": quality,
         "clip_score_of_true_pictures": round(_true_score(options, scorer), 3),
         "arms": arms,
     }

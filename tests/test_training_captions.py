@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import json
+import runpy
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
-    CLIPConfig,
-    CLIPImageProcessor,
     CLIPModel,
-    CLIPProcessor,
     CLIPVisionConfig,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
-    PreTrainedTokenizerFast,
 )
 
 from sana_edge.errors import CheckpointError, InvalidInput, SanaError
@@ -27,37 +23,12 @@ from sana_edge.training import caption, score
 from sana_edge.training.command import start
 from sana_edge.training.metadata import Metadata
 
-VISION = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "image_size": 32,
-    "patch_size": 16,
-}
+TINY = runpy.run_path(str(Path(__file__).with_name("tiny_clip.py")))
 TEMPLATE = (
     "{% for m in messages %}{% for c in m['content'] %}"
     "{% if c['type'] == 'image' %}<image>{% else %}{{ c['text'] }}{% endif %}"
     "{% endfor %}{% endfor %} answer:"
 )
-
-
-def tokenizer() -> PreTrainedTokenizerFast:
-    tokens = Tokenizer(models.BPE(unk_token="<unk>"))
-    tokens.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokens.decoder = decoders.ByteLevel()
-    alphabet, special = pre_tokenizers.ByteLevel.alphabet(), ["<pad>", "<eos>", "<bos>", "<unk>", "<image>"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=300, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-    )
-    tokens.train_from_iterator(["a red house", caption.PROMPT], trainer)
-    names = {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>", "unk_token": "<unk>"}
-    return PreTrainedTokenizerFast(tokenizer_object=tokens, **names)
-
-
-def image_processor() -> CLIPImageProcessor:
-    side = {"height": 32, "width": 32}
-    return CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=side)
 
 
 @pytest.fixture(scope="module")
@@ -76,11 +47,13 @@ def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
         bos_token_id=2,
         initializer_range=0.5,
     )
-    config = LlavaConfig(vision_config=CLIPVisionConfig(**VISION), text_config=text, image_token_index=4)
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(**TINY["VISION"]), text_config=text, image_token_index=4
+    )
     LlavaForConditionalGeneration(config).save_pretrained(folder)
     LlavaProcessor(
-        image_processor(),
-        tokenizer(),
+        TINY["image_processor"](),
+        TINY["tokenizer"](),
         patch_size=16,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
@@ -91,14 +64,8 @@ def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A CLIP whose text ends after 16 tokens."""
     folder = tmp_path_factory.mktemp("clip")
-    torch.manual_seed(0)
-    text = {"vocab_size": 300, "max_position_embeddings": 16, "eos_token_id": 1, "pad_token_id": 0}
-    shape = {name: VISION[name] for name in list(VISION)[:4]}
-    config = CLIPConfig(text_config={**shape, **text}, vision_config=VISION, projection_dim=24)
-    CLIPModel(config).save_pretrained(folder)
-    CLIPProcessor(image_processor(), tokenizer()).save_pretrained(folder)
+    TINY["write_clip"](folder)
     return folder
 
 
