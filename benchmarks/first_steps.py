@@ -36,7 +36,7 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> None:
     import torch
 
     from sana_edge.training.frozen import Frozen
-    from sana_edge.training.processes import device_memory
+    from sana_edge.training.processes import device_memory, make_accelerator
     from sana_edge.training.recipe import load_recipe
     from sana_edge.training.train import Task, train
 
@@ -58,6 +58,7 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> None:
         "resolution": stage.resolution,
         "parameters": parameters(task.folder(1) / "model" / "transformer"),
         "text_encoder_layers": text["num_hidden_layers"],
+        "precision": make_accelerator(recipe.training.precision).mixed_precision,
         "threads": torch.get_num_threads(),
         "peak_memory_gb": round(device_memory(device) / 2**30, 2),
         "seconds_per_step": round(seconds(task.folder(1)) / stage.steps, 1),

@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from sana_edge import Sana, weights
 from sana_edge.errors import CheckpointError, InvalidInput, SanaError
 from sana_edge.training import __main__ as command
+from sana_edge.training import processes
 from sana_edge.training import train as train_module
 from sana_edge.training.frozen import Frozen
 from sana_edge.training.loop import STATE
@@ -276,6 +277,22 @@ def test_a_loss_that_is_not_finite_ends_the_training(
     with pytest.raises(SanaError, match="the loss is nan at step 3"):
         train(found, 1)
     assert all(value.isfinite().all() for value in state(found).values())
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found", "used"),
+    [
+        ("bf16", {"avx512_bf16": True}, "bf16"),
+        ("bf16", {"avx2": True}, "no"),
+        ("fp16", {"avx512_bf16": True}, "no"),
+        ("no", {}, "no"),
+    ],
+)
+def test_a_cpu_takes_bf16_only_where_it_is_fast(
+    wanted: str, found: dict[str, bool], used: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found, raising=False)
+    assert processes.cpu_precision(wanted) == used
 
 
 def test_a_training_starts_from_a_model(task: Callable[..., Task], tiny_folder: Path) -> None:

@@ -61,7 +61,7 @@ class Training:
     """What holds for all stages.
 
     Attributes:
-        precision: bf16 or fp16 autocast on fp32 weights, or no.
+        precision: bf16 or fp16 autocast on fp32 weights, or no; a CPU may take fp32 all the same.
         stored: dtype of the trained model's weights on disk.
         clip: largest norm of a step's gradient.
         ema: decay of the averaged weights per step; 0 keeps no average.

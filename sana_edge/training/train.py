@@ -74,6 +74,8 @@ def train(task: Task, number: int | None = None) -> bool:
     if number is not None and not 1 <= number <= stages:
         raise InvalidInput(f"the recipe has no stage {number}", f"choose 1 to {stages}")
     accelerator = make_accelerator(task.recipe.training.precision)
+    if accelerator.mixed_precision != task.recipe.training.precision:
+        say("this CPU computes in fp32", accelerator)
     for current in range(1, stages + 1) if number is None else (number,):
         model = task.folder(current) / "model"
         if number is None and (model / "model_index.json").exists():
