@@ -257,6 +257,16 @@ def test_two_processes_have_the_loss_of_one_with_twice_the_batch(
         assert {n: v.shape for n, v in there.items()} == {n: v.shape for n, v in here.items()}
 
 
+def test_machines_with_latents_of_their_own_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Two:
+        num_processes = 2
+
+    monkeypatch.setattr(processes, "gather_object", lambda own: [*own, 5])
+    processes.check_shared(5, Two())  # type: ignore[arg-type]
+    with pytest.raises(InvalidInput, match="see from 4 to 5 pictures"):
+        processes.check_shared(4, Two())  # type: ignore[arg-type]
+
+
 def test_a_state_of_another_model_is_refused(task: Callable[..., Task]) -> None:
     train(task("out"), 1)
     with pytest.raises(CheckpointError, match=r"state\.safetensors does not fit its config"):

@@ -72,6 +72,20 @@ def gather_left_out(left_out: LeftOut, accelerator: Accelerator) -> None:
             left_out.enlarged += enlarged
 
 
+def check_shared(pictures: int, accelerator: Accelerator) -> None:
+    """Refuse machines that see different latents, which would train on different pictures.
+
+    Raises:
+        InvalidInput: they do.
+    """
+    seen = gather_object([pictures]) if accelerator.num_processes > 1 else [pictures]
+    if len(set(seen)) > 1:
+        raise InvalidInput(
+            f"the processes see from {min(seen)} to {max(seen)} pictures",
+            "put --data and --latents where all machines see the same files",
+        )
+
+
 def say(line: str, accelerator: Accelerator) -> None:
     """A line on stderr, of the first process."""
     if accelerator.is_main_process:

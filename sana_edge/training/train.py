@@ -22,7 +22,7 @@ from .latent_cache import LatentCache, Picture
 from .loop import STATE, Loop, ema_state
 from .model_output import write_model
 from .optimizers import make_optimizers
-from .processes import gather_left_out, make_accelerator, say, shard, split_batch
+from .processes import check_shared, gather_left_out, make_accelerator, say, shard, split_batch
 from .recipe import Recipe, Stage
 from .trained_denoiser import TrainedDenoiser
 
@@ -142,6 +142,7 @@ def prepare_data(task: Task, stage: Stage, accelerator: Accelerator) -> Data:
     pictures = cache.lookup(entries)
     if not pictures:
         raise InvalidInput(f"{task.data} has no usable pictures", "see which were skipped, and why")
+    check_shared(len(pictures), accelerator)
     say(f"{len(pictures):,} pictures, {sum(len(e.captions) for e, _ in pictures):,} captions", accelerator)
     return Data(cache, pictures, config.scaling_factor)
 

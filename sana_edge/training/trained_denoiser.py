@@ -66,7 +66,8 @@ class TrainedDenoiser(Denoiser):
                 x = block(x, shared, caption, mask, (H, W))
         shift, scale = (self.table + embedded[:, None]).unsqueeze(2).unbind(1)
         velocity: Tensor = self.head(ops.norm_modulate(x, 1 + scale, shift, FINAL_EPS))
-        return velocity.transpose(1, 2).reshape(B, -1, H, W)
+        # no view, which the hooks of FSDP do not follow through changes in place
+        return velocity.transpose(1, 2).reshape(B, -1, H, W).contiguous()
 
     def trained_blocks(self) -> Iterator[TrainedBlock]:
         """The blocks in their order."""
