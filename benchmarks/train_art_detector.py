@@ -1,12 +1,14 @@
-"""Trains the judge's network on stored pictures: `python benchmarks/train_art_detector.py --minutes 40`
+"""Trains the judge's network: `python benchmarks/train_art_detector.py --minutes 40`
 
-Pictures are blurred, made noisy and shifted in colour at random, because the judge has to look at pictures
-of an autoencoder trained for minutes.
+Its scenes show all combinations, the held-out ones too: a judge that has never seen a white crab would call
+it by another colour. They are drawn once and kept. Pictures are blurred, made noisy and shifted in colour at
+random, because the judge has to look at pictures of an autoencoder trained for minutes.
 """
 
 from __future__ import annotations
 
 import argparse
+import random
 from pathlib import Path
 
 import numpy as np
@@ -17,22 +19,27 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
+from tqdm import tqdm
 
-from sana_edge.training.art.layout import numbered_scene
-from sana_edge.training.art.pictures import Pictures
+from sana_edge.training.art.layout import draw_scene
+from sana_edge.training.art.scenes import Scene, render
 from sana_edge.training.files import replacing
 from sana_edge.training.loop import Loop, ema_state
 
 WEIGHTS = Path(__file__).with_name("art_detector.safetensors")
 
 
-def small(pictures: Pictures, kept: Path) -> NDArray[np.uint8]:
-    """All pictures at SIDE, (N, SIDE, SIDE, 3) uint8; made once and kept."""
+def judged_scene(number: int) -> Scene:
+    """Scene `number` of the judge's training, of all that can be drawn."""
+    return draw_scene(random.Random(f"judge {number}"))
+
+
+def small(count: int, kept: Path) -> NDArray[np.uint8]:
+    """The first scenes at SIDE, (count, SIDE, SIDE, 3) uint8; made once and kept."""
     if not kept.exists():
-        count = len(pictures)
         pixels = np.empty((count, SIDE, SIDE, 3), dtype=np.uint8)
-        for i in range(count):
-            pixels[i] = np.asarray(Image.fromarray(pictures[i]).resize((SIDE, SIDE), Image.Resampling.BOX))
+        for i in tqdm(range(count), unit="scene"):
+            pixels[i] = np.asarray(render(judged_scene(i)).resize((SIDE, SIDE), Image.Resampling.BOX))
         with replacing(kept) as partial, open(partial, "wb") as file:
             np.save(file, pixels)
     stored: NDArray[np.uint8] = np.load(kept)
@@ -55,7 +62,7 @@ def spoilt(pixels: Tensor) -> Tensor:
 def main() -> None:
     parser = argparse.ArgumentParser(description="train the detector that judges pictures of sana-tiny")
     parser.add_argument("--folder", type=Path, default=Path("runs/detector"))
-    parser.add_argument("--pictures", type=Path, default=Path("runs/pictures"))
+    parser.add_argument("--count", type=int, default=12288, help="scenes, where none are kept yet")
     parser.add_argument("--minutes", type=float, default=40)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rate", type=float, default=2e-3)
@@ -67,8 +74,8 @@ def main() -> None:
     optimizer = torch.optim.AdamW(model.parameters(), args.rate, weight_decay=0.05)
     loop = Loop(model, [optimizer], args.folder, minutes=args.minutes, precision="no", ema_decay=0.995)
     torch.manual_seed(loop.step)
-    pixels = small(Pictures(args.pictures), args.folder / "small.npy")
-    wanted = [targets(numbered_scene(i)) for i in range(len(pixels))]
+    pixels = small(args.count, args.folder / "scenes.npy")
+    wanted = [targets(judged_scene(i)) for i in range(len(pixels))]
 
     def loss(step: int, progress: float) -> tuple[Tensor, dict[str, float]]:
         numbers = torch.randint(len(pixels), (args.batch,)).tolist()
