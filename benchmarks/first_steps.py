@@ -40,6 +40,7 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> None:
     from sana_edge.training.recipe import load_recipe
     from sana_edge.training.train import Task, train
 
+    begun = header("benchmarks/first_steps.py", given)
     changes = [f"stage.batch={options.batch}", f"stage.steps={options.steps}", *options.set]
     recipe = load_recipe(options.recipe, changes)
     stage = recipe.stage[0]
@@ -52,7 +53,7 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     text = json.loads((frozen.folder / "text_encoder" / "config.json").read_text())
     result = {
-        **header("benchmarks/first_steps.py", given),
+        **begun,
         "recipe": options.recipe,
         "changes": changes,
         "resolution": stage.resolution,
