@@ -11,16 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from record import ended, header, positive, write_json
-
-from sana_edge.training.captions import caption
-from sana_edge.training.layout import training_scene
-from sana_edge.training.scenes import render
+from scene_folder import write_scenes
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -67,19 +63,6 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> None:
     }
     write_json(options.output, result)
     print(options.output)
-
-
-def write_scenes(folder: Path, count: int, side: int) -> None:
-    """An imagefolder of scenes with two captions each."""
-    rng = random.Random("first steps")
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = []
-    for number in range(count):
-        scene = training_scene(rng)
-        render(scene, side).save(folder / f"{number:03d}.png")
-        captions = [caption(scene, rng) for _ in range(2)]
-        rows.append(json.dumps({"file_name": f"{number:03d}.png", "captions": captions}) + "\n")
-    (folder / "metadata.jsonl").write_text("".join(rows))
 
 
 def parameters(folder: Path) -> int:

@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import caption_sampler
 import first_steps
+from scene_folder import write_scenes
 
 from sana_edge.training.score import Scorer, write_scores
 
@@ -63,7 +64,7 @@ def test_both_arms_start_alike_and_end_with_numbers_and_a_figure(
     clip, mixed, held_out = (tmp_path / name for name in ("clip", "mixed", "held-out"))
     TINY["write_clip"](clip)
     for folder, count in ((mixed, 4), (held_out, 2)):
-        first_steps.write_scenes(folder, count, 256)
+        write_scenes(folder, count, 256)
     rows = [json.loads(line) for line in (mixed / "metadata.jsonl").read_text().splitlines()]
     marked = [json.dumps({**row, "wrong": [False, True]}) for row in rows]
     (mixed / "metadata.jsonl").write_text("\n".join(marked) + "\n")
