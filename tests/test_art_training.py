@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import CLIPModel, CLIPProcessor
 
+from sana_edge import Sana
 from sana_edge.config import AutoencoderConfig
 from sana_edge.domain import FILE, read_domain
 from sana_edge.text_encoder import TextEncoder
@@ -155,7 +157,15 @@ def test_latents_and_denoiser_learn_from_files(
 
     given = ["--folder", tmp_path / "dit", "--latents", tmp_path / "latents", "--minutes", "0.005"]
     run(train_denoiser, monkeypatch, *given, "--batch", "3")
-    assert (tmp_path / "dit" / "state.safetensors").exists()
+
+    shutil.copytree(text / "text", tmp_path / "text")
+    monkeypatch.setattr(assemble, "AUTOENCODER", config)
+    monkeypatch.setattr(assemble, "texts", lambda count: LINES)
+    run(assemble, monkeypatch, "--runs", tmp_path, "--output", tmp_path / "model")
+    with Sana.load(str(tmp_path / "model")) as sana:
+        made = sana.generate("a fox and a zebra", size=(64, 64), steps=2, seed=1)
+    assert made.pixels.shape == (64, 64, 3) and len(made.notes) == 2
+    assert "does not know: zebra" in made.notes[0] and "256x256, not at 64x64" in made.notes[1]
 
 
 def test_whitened_features_have_unit_variance() -> None:
