@@ -83,15 +83,21 @@ def _arm(
     held_out = Task(recipe, frozen, options.held_out, work, options.work / "latents")
     data = prepare_data(held_out, recipe.stage[0], make_accelerator(recipe.training.precision))
     for number in range(1, options.rounds + 1):
-        share = options.minutes * number / options.rounds
-        stage = replace(recipe.stage[0], minutes=share, steps=0, decay_from=1.0)
+        share = number / options.rounds
+        minutes, steps = options.minutes * share, round(options.steps * share)
+        budget = {"minutes": 0.0, "steps": steps} if options.steps else {"minutes": minutes, "steps": 0}
+        stage = replace(recipe.stage[0], **budget, decay_from=1.0)
         task = Task(replace(recipe, stage=(stage,)), frozen, options.data, work, options.work / "latents")
         if not train(task, 1):
             raise KeyboardInterrupt
         log = _state_numbers(task.folder(1))
         loss = held_out_loss(task, data)
         rounds.append(
-            {"minutes": round(share, 2), "steps": int(log["step"]), "held_out_loss": round(loss, 5)}
+            {
+                "minutes": round(float(log["seconds"]) / 60, 2),
+                "steps": int(log["step"]),
+                "held_out_loss": round(loss, 5),
+            }
         )
     score = generated_score(task.folder(1) / "model", data, scorer, options.pictures, options.guidance)
     return {"rounds": rounds, "clip_score": round(score, 3), "pictures": options.pictures}
@@ -162,7 +168,7 @@ def caption_quality(folder: Path, tau: float) -> dict[str, Any]:
 
 
 def figure(result: Mapping[str, Any]) -> bytes:
-    """Held-out loss over the minutes, and the CLIP scores of pictures: a PNG."""
+    """Held-out loss over the steps, and the CLIP scores of pictures: a PNG."""
     import io
 
     import matplotlib
@@ -174,13 +180,13 @@ def figure(result: Mapping[str, Any]) -> bytes:
     for arm, colour in ARMS.items():
         rounds = result["arms"][arm]["rounds"]
         left.plot(
-            [r["minutes"] for r in rounds],
+            [r["steps"] for r in rounds],
             [r["held_out_loss"] for r in rounds],
             "o-",
             color=colour,
             label=arm,
         )
-    left.set(xlabel="minutes of training", ylabel="held-out loss")
+    left.set(xlabel="steps", ylabel="held-out loss")
     left.grid(alpha=0.3)
     left.legend()
     scores = [result["arms"][arm]["clip_score"] for arm in ARMS]
@@ -213,6 +219,8 @@ def _options(given: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--minutes", type=float, default=60.0, help="of each of the two (default: %(default)s)"
     )
+    equal = "of each instead of minutes, which differ in steps where other work shares the machine"
+    parser.add_argument("--steps", type=positive, default=0, help=equal)
     parser.add_argument("--rounds", type=positive, default=4, help="measurements (default: %(default)s)")
     parser.add_argument("--pictures", type=positive, default=32, help="generated (default: %(default)s)")
     parser.add_argument("--guidance", type=float, default=4.5)

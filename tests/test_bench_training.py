@@ -79,4 +79,8 @@ def test_both_arms_start_alike_and_end_with_numbers_and_a_figure(
     assert 0 < found["captions"]["drawn_wrong_clip_score"] < 1
     for arm in found["arms"].values():
         assert len(arm["rounds"]) == 2 and all(r["held_out_loss"] > 0 for r in arm["rounds"])
+    equal = [*given, "--work", str(tmp_path / "equal"), "--steps", "4", "--output", str(output)]
+    assert caption_sampler.main(equal) == 0
+    for arm in json.loads(output.read_text())["arms"].values():
+        assert [r["steps"] for r in arm["rounds"]] == [2, 4]
     assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
