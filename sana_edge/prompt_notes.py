@@ -6,7 +6,6 @@ import logging
 from collections.abc import Sequence
 from typing import Protocol
 
-from sana_edge.domain import Domain
 from sana_edge.instruction import CHI
 from sana_edge.request import Plan
 
@@ -20,8 +19,14 @@ class Limited(Protocol):
         """How many tokens of a prompt it cuts off."""
 
 
+class Known(Protocol):
+    """What a model was trained on: `sana_edge.store.domain.Domain`."""
+
+    def notes(self, model: str, texts: tuple[str, ...], size: tuple[int, int]) -> tuple[str, ...]: ...
+
+
 def reading_notes(
-    plan: Plan, encoder: Limited, domain: Domain | None = None, model: str = ""
+    plan: Plan, encoder: Limited, domain: Known | None = None, model: str = ""
 ) -> tuple[str, ...]:
     """Say, and log, what of a plan's prompts is cut or ignored, and what is foreign to the model."""
     notes = [_cut("prompt", encoder.tokens_over_limit(plan.prompt))]

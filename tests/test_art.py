@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from sana_edge import SanaError
-from sana_edge.domain import words_of
+from sana_edge.store.domain import words_of
 from sana_edge.training.art import __main__ as command
 from sana_edge.training.art import backdrops, captions, catalogue, colours, folder, layout, source
 from sana_edge.training.art.scenes import Scene, Thing, render

@@ -15,8 +15,8 @@ from transformers import CLIPModel, CLIPProcessor
 
 from sana_edge import Sana
 from sana_edge.config import AutoencoderConfig
-from sana_edge.domain import FILE, read_domain
-from sana_edge.text_encoder import TextEncoder
+from sana_edge.nets.text_encoder import TextEncoder
+from sana_edge.store.domain import FILE, read_domain
 from sana_edge.training import train_autoencoder as shapes
 from sana_edge.training.art import assemble, latents, layout, train_clip, train_denoiser, train_text_encoder
 from sana_edge.training.art.pictures import HELD_OUT, SHARD, Pictures

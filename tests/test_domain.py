@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from sana_edge import CheckpointError, Sana
-from sana_edge.domain import FILE, SHOWN, Domain, read_domain
-from sana_edge.hub import BUNDLED
+from sana_edge.store.domain import FILE, SHOWN, Domain, read_domain
+from sana_edge.store.hub import BUNDLED
 
 DOMAIN = Domain(("a", "black", "cat", "close", "house", "red", "t-shirt", "🦊"), ((64, 64),))
 CONTENT = {"words": list(DOMAIN.words), "sizes": [[64, 64]]}

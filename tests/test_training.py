@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sana_edge import weights
 from sana_edge.errors import SanaError
+from sana_edge.store import weights
 from sana_edge.training import loop, train_autoencoder, train_denoiser
 from sana_edge.training.latents import numbered_scene
 from sana_edge.training.layout import held_out

@@ -14,9 +14,9 @@ from diffusers.pipelines.pixart_alpha import pipeline_pixart_alpha, pipeline_pix
 from diffusers.pipelines.sana import pipeline_sana
 from PIL import Image
 
-from sana_edge import weights
-from sana_edge.autoencoder import Autoencoder
 from sana_edge.errors import CheckpointError, InvalidInput, SanaError
+from sana_edge.nets.autoencoder import Autoencoder
+from sana_edge.store import weights
 from sana_edge.training import buckets, latent_cache
 from sana_edge.training.batches import Batches, choose
 from sana_edge.training.frozen import Frozen

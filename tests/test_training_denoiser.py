@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from sana_edge import ops
 from sana_edge.config import DenoiserConfig
-from sana_edge.denoiser import Denoiser
-from sana_edge.text_encoder import TextFeatures
+from sana_edge.int8 import ops
+from sana_edge.nets.denoiser import Denoiser
+from sana_edge.nets.text_encoder import TextFeatures
 from sana_edge.training import flow
 from sana_edge.training.initial import initialise
 from sana_edge.training.trained_denoiser import TrainedDenoiser
@@ -90,7 +90,7 @@ def test_captions_of_one_token_leave_no_parameter_without_a_gradient() -> None:
 
 
 def test_triton_gives_the_same_gradients(interpreted: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sana_edge.kernels import linear_attention, mix_ffn
+    from sana_edge.kernels.triton import linear_attention, mix_ffn
 
     called = set()
     for module, name in ((linear_attention, "relu_linear_attention"), (mix_ffn, "glu_depthwise")):

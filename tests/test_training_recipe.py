@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sana_edge.denoiser import Denoiser
 from sana_edge.errors import InvalidInput
+from sana_edge.nets.denoiser import Denoiser
 from sana_edge.training import recipe
 from sana_edge.training.optimizers import make_optimizers
 from sana_edge.training.processes import split_batch

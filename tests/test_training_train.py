@@ -20,8 +20,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from sana_edge import Sana, weights
+from sana_edge import Sana
 from sana_edge.errors import CheckpointError, InvalidInput, SanaError
+from sana_edge.store import weights
 from sana_edge.training import __main__ as command
 from sana_edge.training import processes
 from sana_edge.training import train as train_module

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sana_edge.domain import read_domain
 from sana_edge.config import SamplerConfig
 from sana_edge.engines import choose
 from sana_edge.engines.choose import EngineKind, Settings
@@ -26,6 +25,7 @@ from sana_edge.prompt_notes import reading_notes
 from sana_edge.request import Plan
 from sana_edge.sampler import Sampler, sampler_of
 from sana_edge.store import manifest, manifest_files
+from sana_edge.store.domain import read_domain
 from sana_edge.store.manifest import Manifest
 
 # longest side of a preview's latent; 8 cells are 256 pixels

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sana_edge.domain import Domain, read_domain
 from sana_edge.config import DenoiserConfig, SamplerConfig
 from sana_edge.errors import InvalidInput, OutOfMemory, SanaError, UnsupportedDevice
 from sana_edge.fused import backends
@@ -27,6 +26,7 @@ from sana_edge.prompt_notes import reading_notes
 from sana_edge.request import Plan
 from sana_edge.sampler import Sampler, sampler_of
 from sana_edge.store import package
+from sana_edge.store.domain import Domain, read_domain
 from sana_edge.store.folder import read_json
 from sana_edge.store.hub import ResolvedModel
 from sana_edge.store.package import Quantization

@@ -6,7 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..extras import extra
+from sana_edge.extras import extra
+
 from . import caption, score
 from .command import add_model_options, start
 from .recipe import load_recipe, names

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 from transformers import Gemma2ForCausalLM
 
-from sana_edge import domain
 from sana_edge.config import AutoencoderConfig, DenoiserConfig
 from sana_edge.nets.denoiser import Denoiser
-from sana_edge.store import weights
+from sana_edge.store import domain, weights
 
 from . import train_autoencoder, train_denoiser, train_text_encoder
 from .files import replacing
@@ -70,7 +69,7 @@ def write_component(
 
 
 def write_domain(model: Path, texts: Iterable[str]) -> None:
-    """`sana_edge.domain`: the words of the captions of a training at SIDE x SIDE."""
+    """`sana_edge.store.domain`: the words of the captions of a training at SIDE x SIDE."""
     words = sorted({word for text in texts for word in domain.words_of(text)})
     write_json(model / domain.FILE, {"words": words, "sizes": [[SIDE, SIDE]]})
 

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ..errors import CheckpointError, InvalidInput
-from ..extras import torch_extra
+from sana_edge.errors import CheckpointError, InvalidInput
+from sana_edge.extras import torch_extra
+
 from .command import add_model_options, start
 from .imagefolder import LeftOut
 from .metadata import captions

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ..errors import SanaError
+from sana_edge.errors import SanaError
 
 Run = Callable[[argparse.Namespace], None]
 

@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 
-from .. import hub
-from ..autoencoder import Autoencoder
-from ..config import AutoencoderConfig
-from ..errors import CheckpointError, SanaError
-from ..text_encoder import TextEncoder
-from ..weights import load_into, load_state, weight_files
+from sana_edge.config import AutoencoderConfig
+from sana_edge.errors import CheckpointError, SanaError
+from sana_edge.nets.autoencoder import Autoencoder
+from sana_edge.nets.text_encoder import TextEncoder
+from sana_edge.store import hub
+from sana_edge.store.weights import load_into, load_state, weight_files
+
 from .imagefolder import checksum
 
 PARTS = ("vae", "text_encoder", "tokenizer")

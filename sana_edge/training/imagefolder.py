@@ -10,8 +10,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..errors import InvalidInput
-from ..extras import extra
+from sana_edge.errors import InvalidInput
+from sana_edge.extras import extra
+
 from . import metadata
 
 _CAPTION = "`python -m sana_edge.training.caption --data {} --model FOLDER` writes some"

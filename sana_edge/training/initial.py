@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..config import DenoiserConfig
-from ..denoiser import Denoiser
-from ..text_encoder import TextEncoder
-from ..weights import load_state
+from sana_edge.config import DenoiserConfig
+from sana_edge.nets.denoiser import Denoiser
+from sana_edge.nets.text_encoder import TextEncoder
+from sana_edge.store.weights import load_state
 
 
 @torch.no_grad()

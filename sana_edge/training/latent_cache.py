@@ -17,9 +17,10 @@ from safetensors import safe_open
 from torch import Tensor
 from tqdm import tqdm
 
-from ..autoencoder import Autoencoder
-from ..errors import CheckpointError, SanaError
-from ..weights import save_state
+from sana_edge.errors import CheckpointError, SanaError
+from sana_edge.nets.autoencoder import Autoencoder
+from sana_edge.store.weights import save_state
+
 from .buckets import Size, bucket, fit
 from .imagefolder import BROKEN, Entry, LeftOut, checksum, open_picture
 

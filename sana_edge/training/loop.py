@@ -21,8 +21,8 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 from tqdm import tqdm
 
-from ..errors import SanaError
-from ..weights import check_state, save_state
+from sana_edge.errors import SanaError
+from sana_edge.store.weights import check_state, save_state
 
 STATE = "state.safetensors"
 

@@ -15,7 +15,8 @@ from typing import Any
 
 from PIL import Image
 
-from ..errors import InvalidInput, SanaError
+from sana_edge.errors import InvalidInput, SanaError
+
 from .files import replacing
 
 NAME = "metadata.jsonl"

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..denoiser import Denoiser
-from ..errors import SanaError
-from ..weights import save_state
+from sana_edge.errors import SanaError
+from sana_edge.nets.denoiser import Denoiser
+from sana_edge.store.weights import save_state
+
 from .files import replacing
 from .frozen import Frozen
 from .recipe import Recipe, Stage

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..extras import extra
+from sana_edge.extras import extra
+
 from . import recipe
 
 

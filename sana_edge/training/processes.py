@@ -9,7 +9,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from ..errors import InvalidInput
+from sana_edge.errors import InvalidInput
+
 from .imagefolder import LeftOut
 from .recipe import Stage, Training
 from .trained_denoiser import TrainedDenoiser

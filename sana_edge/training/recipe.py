@@ -12,8 +12,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..config import DenoiserConfig
-from ..errors import InvalidInput
+from sana_edge.config import DenoiserConfig
+from sana_edge.errors import InvalidInput
+
 from .buckets import RESOLUTIONS
 
 if sys.version_info >= (3, 11):

@@ -18,8 +18,9 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from ..extras import torch_extra
-from ..weights import weight_files
+from sana_edge.extras import torch_extra
+from sana_edge.store.weights import weight_files
+
 from .caption import load_pair
 from .command import add_model_options, start
 from .imagefolder import LeftOut, checksum

@@ -10,9 +10,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from .. import hub
-from ..errors import InvalidInput
-from ..text_encoder import TextEncoder, TextFeatures
+from sana_edge.errors import InvalidInput
+from sana_edge.nets.text_encoder import TextEncoder, TextFeatures
+from sana_edge.store import hub
+
 from . import flow
 from .batches import Batches, Item
 from .frozen import Frozen

@@ -1,8 +1,8 @@
 """The denoiser as it is trained: all of it in one call, block by block, under the same parameter names.
 
-`sana_edge.denoiser.Denoiser` digests text and schedule before its loop. Here a block reads the text itself,
-so that its call uses all of its parameters: they can be sharded by the block (FSDP), and its activations can
-be computed again in the backward pass. On a CUDA device `sana_edge.ops` takes Triton's kernels, which have
+`nets.denoiser.Denoiser` digests text and schedule before its loop. Here a block reads the text itself, so
+that its call uses all of its parameters: they can be sharded by the block (FSDP), and its activations can be
+computed again in the backward pass. On a CUDA device `int8.ops` takes Triton's kernels, which have
 gradients, for linear attention and the middle of the Mix-FFN.
 """
 
@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .. import ops
-from ..config import DenoiserConfig
-from ..denoiser import FINAL_EPS, Denoiser
-from ..denoiser_block import RMS_EPS, Block
-from ..text_encoder import TextFeatures
+from sana_edge.config import DenoiserConfig
+from sana_edge.int8 import ops
+from sana_edge.nets.block import RMS_EPS, Block
+from sana_edge.nets.denoiser import FINAL_EPS, Denoiser
+from sana_edge.nets.text_encoder import TextFeatures
 
 
 class TrainedBlock(Block):

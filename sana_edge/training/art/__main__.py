@@ -8,7 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from ...errors import SanaError
+from sana_edge.errors import SanaError
+
 from ..files import replacing
 from .catalogue import kinds
 from .layout import numbered_scene

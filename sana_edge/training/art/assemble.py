@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from ...denoiser import Denoiser
+from sana_edge.nets.denoiser import Denoiser
+
 from ..assemble import INDEX, SCHEDULER, write_component, write_domain, write_json
 from ..loop import ema_state
 from ..train_autoencoder import CONFIG as AUTOENCODER

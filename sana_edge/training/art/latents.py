@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from ...autoencoder import Autoencoder
-from ...text_encoder import TextEncoder, TextFeatures
+from sana_edge.nets.autoencoder import Autoencoder
+from sana_edge.nets.text_encoder import TextEncoder, TextFeatures
+
 from ..files import replacing
 from ..train_autoencoder import CONFIG, starting_state
 from .captions import caption

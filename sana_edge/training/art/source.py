@@ -10,7 +10,8 @@ from typing import Any
 
 from PIL import Image
 
-from ...errors import SanaError
+from sana_edge.errors import SanaError
+
 from .catalogue import kinds
 
 PACKAGES = ("@lobehub/fluent-emoji-3d@1.1.0", "emojibase-data@17.0.0")

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...autoencoder import Autoencoder
+from sana_edge.nets.autoencoder import Autoencoder
+
 from ..loop import Loop
 from ..train_autoencoder import CONFIG, reconstruction_loss, starting_state
 from .pictures import Pictures

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ...denoiser import Denoiser
+from sana_edge.nets.denoiser import Denoiser
+
 from ..loop import Loop
 from ..train_denoiser import CONFIG, DROPOUT, FLOW_SHIFT, initialise, optimizers, starting_state
 from .latents import CAPTIONS, Captions, load, scale_of
