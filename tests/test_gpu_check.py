@@ -82,7 +82,7 @@ def test_a_failing_step_is_recorded_and_passed_over(run: Any) -> None:
     assert (first["status"], second["status"]) == ("failed", "passed")
     # what it measured before, and no folder of this machine
     assert first["figures"] == {"figure": "right"}
-    assert first["tail"] == ["error: a sana_edge/int8/ops.py and y.so"]
+    assert first["tail"] == ["error: a sana_edge/ops.py and y.so"]
     assert second["figure"] == "right" and second["tail"] == []
 
 
