@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import tempfile
 from collections import OrderedDict
@@ -96,7 +97,7 @@ def load(
     if kind.precision != "fp32":
         _keep_phases(model)
     core = runtime.Core()
-    exact = kind.device != "cpu" or not _is_int8(model) or sums_are_exact(runtime, core)
+    exact = kind.device != "cpu" or not _is_int8(model) or sums_are_exact()
     engine = OpenVinoEngine(kind, path, core, model, *ports, int8=exact)
     engine.compile()
     return engine
@@ -253,12 +254,14 @@ def _is_int8(model: openvino.Model) -> bool:
     return any(node.get_type_name() == "FakeQuantize" for node in model.get_ops())
 
 
-def sums_are_exact(runtime: ModuleType, core: openvino.Core) -> bool:
+@functools.cache
+def sums_are_exact() -> bool:
     """Whether INT8 products keep their sums: a row of the largest values times itself.
 
     CPUs without VNNI add pairs of products of 8 bits in 16, where they saturate.
     """
-    ops, depth = runtime.opset13, 64
+    runtime, depth = _runtime(), 64
+    core, ops = runtime.Core(), runtime.opset13
     x = ops.parameter([1, depth], np.float32)
     ends = [np.float32(end) for end in (-128, 127, -128, 127)]
     weight = ops.convert(ops.constant(np.full((depth, 1), 127, np.int8)), "f32")
