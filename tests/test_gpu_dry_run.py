@@ -27,6 +27,7 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
             link = folder / entry.name
             if "sana_edge" not in entry.name and not link.exists():
                 link.symlink_to(entry)
+    assert not list(folder.glob("*sana_edge*"))
     return folder
 
 
@@ -38,13 +39,11 @@ def dry_run(packages: Path, library: Path, out: Path, steps: str) -> tuple[list[
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     (path,) = out.glob("dry-run-*.json")
     text = path.read_text()
-    call = json.loads(text)["calls"][-1]
     assert done.returncode == 0, done.stdout + done.stderr + text
-    assert call["versions"]["sana-edge"] is None, "it must run where it is not installed"
     # no folder of this machine
     for folder in (ROOT, out, Path(sys.prefix), Path.home()):
         assert f"{folder}/" not in text
-    return call["steps"], done.stdout
+    return json.loads(text)["calls"][-1]["steps"], done.stdout
 
 
 def test_the_checks(packages: Path, emulated_library: Path, tmp_path: Path) -> None:
@@ -63,6 +62,7 @@ def test_the_checks(packages: Path, emulated_library: Path, tmp_path: Path) -> N
     assert len(roofline.measured(path)["kernels"]) == 13
 
 
+@pytest.mark.slow
 def test_tests_and_benchmarks(packages: Path, emulated_library: Path, tmp_path: Path) -> None:
     names = [name for name in gpu_steps.NAMES if name not in gpu_steps.SETS["checks"] or name == "library"]
     steps, _ = dry_run(packages, emulated_library, tmp_path, ",".join(names))
