@@ -105,24 +105,21 @@ def _pytest(*arguments: str) -> list[str]:
 
 
 def _operation_tests(setting: Setting) -> Commands:
-    tests = Path(__file__).resolve().parents[1] / "tests"
-    files = [
-        f"tests/{file.name}" for kind in ("cuda", "fused") for file in sorted(tests.glob(f"test_{kind}_*.py"))
-    ]
+    rooms = ["tests/kernels/cuda", "tests/fused"]
     # a dry run imports all files and runs few tests, each of which skips itself
     workers, few = (1, ["-k", "quantize_rows"]) if setting.dry else (min(8, os.cpu_count() or 1), [])
-    return [_pytest("-n", str(workers), *few, *files)]
+    return [_pytest("-n", str(workers), *few, *rooms)]
 
 
 def _gpu_tests(backend: str) -> Callable[[Setting], Commands]:
     # tests without a backend run once, with the first
     chosen = "triton" if backend == "triton" else "not triton"
-    return lambda setting: [_pytest("tests/test_gpu.py", "-k", chosen)]
+    return lambda setting: [_pytest("tests/gpu/test_runtime.py", "-k", chosen)]
 
 
 def _fault_tests(setting: Setting) -> Commands:
     # a capture that failed may leave torch half in it: a process each, and last
-    return [_pytest("tests/test_gpu_failed_recording.py")]
+    return [_pytest("tests/gpu/test_failed_recording.py")]
 
 
 def _bench_image(name: str, contenders: str, stages: str) -> Callable[[Setting], Commands]:

@@ -181,7 +181,7 @@ def compiled(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., di
             "options": options,
         }
         done = subprocess.run(
-            [sys.executable, Path(__file__).with_name("compile_kernel.py")],
+            [sys.executable, Path(__file__).parent / "support" / "compile_kernel.py"],
             input=json.dumps(asked),
             env={**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path / "triton")},
             capture_output=True,

@@ -1,0 +1,240 @@
+"""Graphs in OpenVINO: what they compute, in which precision, sizes, the cache, and the words for damage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import small_graphs
+
+openvino = pytest.importorskip("openvino", reason="openvino is not installed")
+onnx = pytest.importorskip("onnx", reason="onnx is not installed")
+
+from sana_edge.engines import openvino as engine_openvino  # noqa: E402
+from sana_edge.engines.choose import EngineKind, Settings, choose  # noqa: E402
+from sana_edge.errors import (  # noqa: E402
+    CheckpointError,
+    InvalidInput,
+    OutOfMemory,
+    SanaError,
+    UnsupportedDevice,
+)
+
+product: Callable[..., Path] = small_graphs.product
+phases: Callable[[Path], Path] = small_graphs.phases
+expected_phases: Callable[[float], Any] = small_graphs.expected_phases
+huge: Callable[[Path], Path] = small_graphs.huge
+largest_int8: Callable[[Path], Path] = small_graphs.largest_int8
+damaged: dict[str, tuple[Callable[[Path], Path], str]] = small_graphs.DAMAGED
+expected: Callable[[Any], Any] = small_graphs.expected
+PORTS = {"x": ("float32", ("B", "h", 8))}, {"y": ("float32", ("B", "h", 8))}
+
+
+@pytest.fixture
+def kind() -> EngineKind:
+    return choose("openvino", "cpu", settings=Settings(threads=1, precision="fp32"))
+
+
+def needs_bf16() -> None:
+    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("this CPU has no bf16")
+
+
+@pytest.mark.parametrize("ports", [(), PORTS], ids=["its own ports", "ports of the manifest"])
+def test_computes(kind: EngineKind, ports: Any, tmp_path: Path) -> None:
+    engine = kind.load(product(tmp_path / "denoiser.onnx"), *ports)
+    assert (engine.graph, engine.name, engine.device, engine.precision) == (
+        *("denoiser", "openvino", "cpu"),
+        "fp32",
+    )
+    assert kind.title.startswith("openvino 20") and kind.title.endswith("fp32, 1 thread")
+    for rows in (3, 5, 7, 3):
+        x = np.random.default_rng(rows).standard_normal((2, rows, 8), np.float32)
+        # sums of 8 products, in another order
+        np.testing.assert_allclose(engine.run({"x": x})["y"], expected(x), rtol=0, atol=1e-5)
+
+
+def test_keeps_few_sizes(kind: EngineKind, tmp_path: Path) -> None:
+    engine = kind.load(product(tmp_path / "g.onnx"), *PORTS)
+    assert isinstance(engine, engine_openvino.OpenVinoEngine)
+    for rows in (3, 5, 3, 7):
+        engine.run({"x": np.zeros((1, rows, 8), np.float32)})
+    assert [dict(key) for key in engine._requests] == [{"B": 1, "h": 3}, {"B": 1, "h": 7}]
+    request = next(iter(engine._requests.values()))
+    assert request.get_compiled_model().inputs[0].get_shape() == [1, 3, 8]
+
+
+def test_int8_sums_are_exact(kind: EngineKind, tmp_path: Path) -> None:
+    """Also on CPUs without VNNI, whose INT8 instructions saturate."""
+    engine = kind.load(largest_int8(tmp_path / "g.onnx"))
+    x = np.full((1, 3, 64), 127, np.float32)
+    x[0, 1] = -127
+    # integers below 2^24
+    assert engine.run({"x": x})["y"][0].tolist() == [[s * 64 * 127**2] * 4 for s in (1, -1, 1)]
+
+
+def test_outputs_belong_to_the_caller(kind: EngineKind, tmp_path: Path) -> None:
+    engine = kind.load(product(tmp_path / "g.onnx"), *PORTS)
+    x = np.ones((1, 2, 8), np.float32)
+    first = engine.run({"x": x})["y"]
+    kept = first.copy()
+    x[:] = 2
+    second = engine.run({"x": x})["y"]
+    assert first is not second and np.array_equal(first, kept)
+    np.testing.assert_allclose(second, 2 * kept, rtol=1e-6)
+
+
+def test_any_memory(kind: EngineKind, tmp_path: Path) -> None:
+    engine = kind.load(product(tmp_path / "g.onnx"))
+    x = np.random.default_rng(0).standard_normal((8, 3, 2), np.float32).T
+    fixed = np.ascontiguousarray(x)
+    fixed.flags.writeable = False
+    for given in (x, fixed, fixed, x):
+        np.testing.assert_allclose(engine.run({"x": given})["y"], expected(x), rtol=0, atol=1e-5)
+    # memory of this size goes back to the system once it is freed
+    large = np.random.default_rng(0).standard_normal((8, 100_000, 2), np.float32).T
+    for _ in range(3):
+        np.testing.assert_allclose(engine.run({"x": large})["y"], expected(large), rtol=0, atol=1e-4)
+
+
+def test_precision(tmp_path: Path) -> None:
+    needs_bf16()
+    kind = choose("openvino", "cpu", settings=Settings(threads=1))
+    assert kind.precision == "bf16"
+    path = product(tmp_path / "g.onnx")
+    x = np.random.default_rng(0).standard_normal((2, 3, 8), np.float32)
+    error = np.abs(kind.load(path).run({"x": x})["y"] - expected(x)).max()
+    # values and weights up to 3 have steps of 2^-7 at most, and sums of 8 products up to 20 of 2^-4
+    assert 1e-4 < error < 0.2
+
+
+def test_phases_stay_exact(tmp_path: Path) -> None:
+    """Angles up to 999 in bf16 have steps of 4, and sines of them no meaning."""
+    needs_bf16()
+    kind = choose("openvino", "cpu", settings=Settings(threads=1, precision="bf16"))
+    engine = kind.load(phases(tmp_path / "g.onnx"))
+    values = engine.run({"t": np.array([999], np.float32)})
+    assert list(values) == ["y"]
+    # sines and weights rounded to 2^-9, 8 products of up to 3
+    assert np.abs(values["y"] - expected_phases(999)).max() < 8 * 3 * 2**-8
+
+
+def test_unsupported_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    core = type("Core", (), {"get_property": lambda self, device, name: ["FP32", "INT8"]})()
+    assert engine_openvino._precision(core, "cpu", Settings()) == "fp32"
+    with pytest.raises(InvalidInput, match="cannot compute in bf16 on this cpu") as caught:
+        engine_openvino._precision(core, "cpu", Settings(precision="bf16"))
+    assert caught.value.hint == "choose dtype auto, fp32"
+    assert engine_openvino._precision(core, "gpu", Settings()) == "fp32"
+    assert engine_openvino._precision(core, "gpu", Settings(dtype="fp16")) == "fp16"
+    assert engine_openvino._precision(core, "npu", Settings()) == "fp16"
+
+
+def test_refuses_inputs(kind: EngineKind, tmp_path: Path) -> None:
+    engine = kind.load(product(tmp_path / "g.onnx"), *PORTS)
+    with pytest.raises(InvalidInput) as caught:
+        engine.run({"x": np.zeros((1, 2, 7), np.float32)})
+    assert (caught.value.message, caught.value.hint) == ("g: x is (1, 2, 7)", "give (B, h, 8)")
+    engine.close()
+    with pytest.raises(SanaError, match="the engine of g is closed"):
+        engine.run({"x": np.zeros((1, 2, 8), np.float32)})
+
+
+@pytest.mark.parametrize("name", damaged)
+def test_damaged(name: str, kind: EngineKind, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    make, words = damaged[name]
+    with pytest.raises(CheckpointError) as caught:
+        kind.load(make(tmp_path / "denoiser.onnx"))
+    assert words in caught.value.message and "denoiser.onnx" in caught.value.message
+    assert caught.value.hint and "\n" not in caught.value.message
+    assert capfd.readouterr() == ("", "")
+
+
+def test_memory(kind: EngineKind, tmp_path: Path) -> None:
+    engine = kind.load(huge(tmp_path / "decoder.onnx"))
+    n = 1 << 20
+    with pytest.raises(OutOfMemory, match=r"memory for decoder.*: 4398\.0 GB in one piece"):
+        engine.run({"column": np.ones((n, 1), np.float32), "row": np.ones((1, n), np.float32)})
+    # it still works
+    few = engine.run({"column": np.ones((2, 1), np.float32), "row": np.ones((1, 2), np.float32)})
+    assert few["y"] == pytest.approx(np.sin(1), rel=1e-6)
+
+
+def test_other_failures_while_compiling(kind: EngineKind, tmp_path: Path) -> None:
+    """Ports that say something else than the graph."""
+    wrong = {"x": ("float32", ("B", "h", 7))}
+    engine = kind.load(product(tmp_path / "g.onnx"), wrong, PORTS[1])
+    with pytest.raises(CheckpointError, match=r"openvino cannot load .*g\.onnx"):
+        engine.run({"x": np.zeros((1, 2, 7), np.float32)})
+
+
+def test_cache(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "cache"
+    kind = choose("openvino", "cpu", settings=Settings(threads=1, precision="fp32", cache=folder))
+    x = np.ones((1, 2, 8), np.float32)
+    for _ in range(2):
+        engine = kind.load(product(tmp_path / "g.onnx"))
+        np.testing.assert_allclose(engine.run({"x": x})["y"], expected(x), rtol=0, atol=1e-5)
+        assert engine.notes == ()
+    (kept,) = folder.iterdir()
+    # damaged, it is made again
+    kept.write_bytes(kept.read_bytes()[:50])
+    np.testing.assert_allclose(
+        kind.load(tmp_path / "g.onnx").run({"x": x})["y"], expected(x), rtol=0, atol=1e-5
+    )
+
+
+def test_unwritable_cache(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    settings = Settings(threads=1, precision="fp32", cache=tmp_path / "file" / "cache")
+    engine = choose("openvino", "cpu", settings=settings).load(product(tmp_path / "g.onnx"))
+    (note,) = engine.notes
+    assert "not kept" in note and "Not a directory" in note
+    assert engine.run({"x": np.zeros((1, 2, 8), np.float32)})["y"].shape == (1, 2, 8)
+
+
+@pytest.mark.parametrize("device", ["gpu", "npu"])
+def test_missing_devices(device: str) -> None:
+    if any(found.startswith(device.upper()) for found in openvino.Core().available_devices):
+        pytest.skip(f"this machine has a {device}")
+    with pytest.raises(UnsupportedDevice, match=device) as caught:
+        choose("openvino", device)
+    assert "driver" in caught.value.hint and "--device cpu" in caught.value.hint
+    # plain words: neither paths nor OpenVINO's own
+    assert not any(words in caught.value.message for words in ("/", "key", "\n"))
+
+
+@pytest.mark.parametrize(
+    ("device", "there", "text", "expected"),
+    [
+        (
+            *("gpu", False),
+            'a.cpp:1:\nCannot load library "/a/libopenvino_intel_gpu_plugin.so": '
+            "libOpenCL.so.1: cannot open shared object file: No such file or directory",
+            "no Intel GPU driver (libOpenCL.so.1 is missing)",
+        ),
+        ("npu", False, "Unsupported configuration key: FULL_DEVICE_NAME", "openvino finds no npu"),
+        ("gpu", True, "Exception from src/a.cpp:1:\nno context", "openvino cannot use gpu: no context"),
+        (
+            *("cpu", True),
+            "/a/libopenvino_intel_cpu_plugin.so: cannot open shared object file",
+            "openvino cannot use cpu: /a/libopenvino_intel_cpu_plugin.so: cannot open shared object file",
+        ),
+    ],
+)
+def test_why_a_device_is_refused(device: str, there: bool, text: str, expected: str) -> None:
+    assert engine_openvino._refusal(device, there, RuntimeError(text)) == expected
+
+
+def test_configuration_of_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SANA_EDGE_CACHE", str(tmp_path))
+    config, notes = engine_openvino._config(EngineKind("openvino", "gpu", "fp16", "", Settings(threads=1)))
+    assert config == {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f16",
+        "CACHE_DIR": str(tmp_path / "openvino"),
+    }
+    assert not notes

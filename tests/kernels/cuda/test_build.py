@@ -1,0 +1,215 @@
+"""The CUDA library as nvcc makes it, for every architecture: spills, tensor cores, symbols; that it loads.
+
+No GPU is needed. SANA_EDGE_CUDA_FOLDER keeps what was built, so that the next run compiles only what changed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import sana_edge
+from sana_edge.kernels.cuda import library as cuda_library
+
+CSRC = Path(__file__).parents[3] / "csrc"
+MACHINE_CODE = ("75", "80", "86", "89", "90", "120")
+PRODUCTS = ("w8a8_linear", "qkv_linear_attention", "w8a8_conv2d")
+# what Turing multiplies at a time, and what the others do: m8n8k16, m16n8k32
+INSTRUCTIONS = {"75": "IMMA.8816.S8.S8"}
+LATER = "IMMA.16832.S8.S8"
+# bytes that a kernel other than the products may write and read again; a large array would be more
+FEW = 512
+# dwconv_glu_quantize has 512 threads, hence 128 registers: one kernel of six, in fp16 with four columns on
+# 9.0, keeps up to 10 words in memory, written and read once a channel pair; bytes of both
+DWCONV_SPILLS = {"75": 64, "86": 24, "89": 24, "90": 72, "120": 76}
+NO_DEVICE, OLD_DRIVER = 7, 8
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What ptxas tells of a kernel."""
+
+    architecture: str
+    kernel: str
+    registers: int
+    stack: int
+    spilled: int
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With libsana_edge_cuda.so, and beside it what it was made from."""
+    nvcc = shutil.which("nvcc")
+    if nvcc is None and not {"CUDA_HOME", "CUDA_PATH"} & set(os.environ):
+        pytest.skip("no nvcc")
+    kept = os.environ.get("SANA_EDGE_CUDA_FOLDER")
+    place = Path(kept) if kept else tmp_path_factory.mktemp("cuda")
+    command = [sys.executable, str(CSRC / "compile.py"), "--output", str(place / "libsana_edge_cuda.so")]
+    environment = {name: value for name, value in os.environ.items() if name != "SANA_EDGE_CUDA_ARCHS"}
+    done = subprocess.run(
+        [*command, "--objects", str(place)], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    return place
+
+
+@pytest.fixture(scope="module")
+def library(folder: Path) -> Path:
+    return folder / "libsana_edge_cuda.so"
+
+
+def usage(log: str) -> list[Usage]:
+    """Of every kernel that a log of `nvcc -Xptxas -v` tells of."""
+    entry = re.compile(r"Compiling entry function '(\w+)' for 'sm_(\d+)'(.*?)Used (\d+) registers", re.DOTALL)
+    properties = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
+    found = []
+    for kernel, architecture, text, registers in entry.findall(log):
+        frames = [tuple(map(int, numbers)) for numbers in properties.findall(text)]
+        assert frames, f"ptxas told nothing of {kernel}"
+        stack = max(frame[0] for frame in frames)
+        found.append(
+            Usage(architecture, kernel, int(registers), stack, sum(sum(frame[1:]) for frame in frames))
+        )
+    return found
+
+
+def test_log_is_understood() -> None:
+    log = """ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function '_Z1aPf' for 'sm_75'
+ptxas info    : Function properties for _Z1aPf
+    40 bytes stack frame, 12 bytes spill stores, 16 bytes spill loads
+ptxas info    : Used 255 registers, used 1 barriers, 40 bytes cumulative stack size
+ptxas info    : Compiling entry function '_Z1bPf' for 'sm_120'
+ptxas info    : Function properties for _Z1bPf
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 85 registers, used 1 barriers"""
+    assert usage(log) == [Usage("75", "_Z1aPf", 255, 40, 28), Usage("120", "_Z1bPf", 85, 0, 0)]
+
+
+@pytest.mark.parametrize("operation", sorted(cuda_library.ARGUMENTS))
+def test_no_kernel_spills(folder: Path, operation: str) -> None:
+    """Neither spills nor arrays in memory: what a kernel indexes is unrolled."""
+    kernels = usage((folder / f"{operation}.log").read_text())
+    assert {kernel.architecture for kernel in kernels} == set(MACHINE_CODE)
+    allowed = 0 if operation in PRODUCTS else FEW
+    assert not [kernel for kernel in kernels if max(kernel.spilled, kernel.stack) > allowed]
+
+
+def test_what_the_depthwise_kernel_spills(folder: Path) -> None:
+    for kernel in usage((folder / "dwconv_glu_quantize.log").read_text()):
+        assert kernel.spilled <= DWCONV_SPILLS.get(kernel.architecture, 0), kernel
+
+
+@pytest.mark.parametrize("operation", PRODUCTS)
+def test_products_are_on_tensor_cores(folder: Path, operation: str) -> None:
+    """All that multiply do it on tensor cores; some are for Turing only, or for all but Turing."""
+    sass = machine_code(folder / f"{operation}.o")
+    kernels = {}
+    for architecture in MACHINE_CODE:
+        instruction = INSTRUCTIONS.get(architecture, LATER)
+        kernels[architecture] = {name for name, code in sass[architecture].items() if instruction in code}
+        others = set(re.findall(r"IMMA\.[\w.]+", "".join(sass[architecture].values())))
+        assert all(other.startswith(instruction) for other in others)
+    turing, *later = kernels.values()
+    assert turing
+    assert later[0]
+    assert all(names == later[0] for names in later)
+    assert turing == later[0] or turing.isdisjoint(later[0])
+
+
+def machine_code(path: Path) -> dict[str, dict[str, str]]:
+    """SASS of every kernel by architecture and name."""
+    text = subprocess.run(
+        [disassembler(), "-sass", str(path)], check=True, capture_output=True, text=True
+    ).stdout
+    found: dict[str, dict[str, str]] = {}
+    for part in re.split(r"^Fatbin (?:elf|ptx) code:$", text, flags=re.MULTILINE)[1:]:
+        (architecture,) = re.findall(r"^arch = sm_(\d+)$", part, re.MULTILINE)
+        functions = re.split(r"^\s*Function : (\S+)$", part, flags=re.MULTILINE)
+        found.setdefault(architecture, {}).update(zip(functions[1::2], functions[2::2], strict=True))
+    return found
+
+
+def disassembler() -> str:
+    """cuobjdump of the toolkit, or the one that Triton carries."""
+    found = shutil.which("cuobjdump")
+    if found is None:
+        triton = pytest.importorskip("triton", reason="no cuobjdump: neither the toolkit's nor Triton's")
+        found = str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump")
+    return found
+
+
+def test_exports_the_header_and_nothing_else(library: Path) -> None:
+    if shutil.which("nm") is None:
+        pytest.skip("no nm")
+    command = ["nm", "--dynamic", "--defined-only", str(library)]
+    lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    assert {line.split()[-1] for line in lines} == declared()
+
+
+def declared() -> set[str]:
+    text = (CSRC / "sana_edge.h").read_text()
+    return set(re.findall(r"^SANA_EDGE_API [\w *]+?(sana_edge_\w+)\(", text, re.MULTILINE))
+
+
+def test_header_declares_every_operation() -> None:
+    assert {f"sana_edge_{name}" for name in cuda_library.ARGUMENTS} <= declared()
+
+
+def test_needs_nothing_but_the_system(library: Path) -> None:
+    """No CUDA runtime, no C++ runtime, no torch: any program can load it."""
+    if shutil.which("readelf") is None:
+        pytest.skip("no readelf")
+    text = subprocess.run(["readelf", "-d", library], check=True, capture_output=True, text=True).stdout
+    needed = re.findall(r"\(NEEDED\).*\[(.+)\]", text)
+    assert needed
+    assert all(re.match(r"(libc|libm|libdl|librt|libpthread|ld-linux-.*)\.so", name) for name in needed)
+
+
+def test_tells_what_it_is(library: Path) -> None:
+    loaded = cuda_library.Library(library)
+    assert loaded.abi == cuda_library.ABI
+    assert loaded.version == sana_edge.__version__
+    assert set(loaded.architectures.split()) == {*MACHINE_CODE, "ptx90"}
+    assert loaded.device_type == "cuda"
+
+
+def test_answers_without_a_gpu(library: Path) -> None:
+    """In a process that sees no GPU, and whose memory no kernel ever gets to."""
+    done = subprocess.run(
+        [sys.executable, "-c", ASK, str(library)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+    )
+    assert done.returncode == 0, done.stderr
+    answers = json.loads(done.stdout)
+    assert answers["device"] in (NO_DEVICE, OLD_DRIVER)
+    assert answers["no struct"] == 1
+    assert answers["kernel"] in (NO_DEVICE, OLD_DRIVER)
+
+
+ASK = """
+import ctypes, json, sys
+library = ctypes.CDLL(sys.argv[1])
+class Arguments(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_void_p) for name in ("x", "static_scale", "values", "scales")]
+    _fields_ += [("rows", ctypes.c_int64), ("columns", ctypes.c_int32), ("type", ctypes.c_int32)]
+memory = ctypes.create_string_buffer(4096)
+address = (ctypes.addressof(memory) + 255) // 256 * 256
+arguments = Arguments(address, None, address, address, 1, 16, 0)
+info = (ctypes.c_int32 * 3)()
+print(json.dumps({
+    "device": library.sana_edge_device(0, info),
+    "no struct": library.sana_edge_quantize_rows(None, None),
+    "kernel": library.sana_edge_quantize_rows(ctypes.byref(arguments), None),
+}))
+"""

@@ -1,0 +1,378 @@
+"""ReLU linear attention in CUDA against its reference and exact sums, on the emulator."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from sana_edge.errors import InvalidInput, UnsupportedDevice
+from sana_edge.kernels import reference, reference_fused
+from sana_edge.kernels.cuda import library, linear_attention
+
+HERE = Path(__file__).parent
+EPS = 1e-15
+TYPES = [torch.float16, torch.bfloat16]
+# largest relative error of rounding to a type
+ROUNDING = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
+# images, tokens, heads, depth
+SHAPES = [(2, 1, 1, 32), (1, 63, 2, 96), (3, 100, 3, 64), (1, 257, 6, 192), (2, 130, 36, 16), (1, 17, 70, 80)]
+
+
+class Product(NamedTuple):
+    values: Tensor
+    scales: Tensor
+    weight: Tensor
+    weight_scales: Tensor
+    bias: Tensor | None
+
+
+def product(images: int, tokens: int, heads: int, depth: int) -> Product:
+    """INT8 operands whose q, k and v are of size 1 or so, of both signs."""
+    return Product(
+        torch.randint(-127, 128, (images, tokens, depth), dtype=torch.int8),
+        torch.rand(images, tokens) * 0.02 / depth**0.5,
+        torch.randint(-127, 128, (96 * heads, depth), dtype=torch.int8),
+        torch.rand(96 * heads) * 0.02,
+        torch.randn(96 * heads),
+    )
+
+
+def exact_state(k: Tensor, v: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+    """The sums of k, which ReLU was applied to, and v in fp64; and how far off sums in fp32 may be.
+
+    A sum of N terms has N roundings, or more where the terms' products are rounded, each of at most 2^-24 of
+    what was added up so far, which is less than the sum of the terms' sizes: in any order. Tensor cores cut
+    off where they do not round, which is 2^-23.
+    """
+    k64, v64 = (t.double().unflatten(-1, (heads, 32)).transpose(1, 2) for t in (k, v))
+    ones = torch.ones_like(k64[..., :1])
+
+    def sums(keys: Tensor, with_ones: Tensor) -> Tensor:
+        read = keys.transpose(2, 3) @ with_ones
+        return torch.cat([read[..., :-1], read[..., -1:].transpose(2, 3)], dim=2)
+
+    error = (k.shape[1] + 2) * 2.0**-23 * sums(k64.abs(), torch.cat([v64.abs(), ones], -1))
+    return sums(k64, torch.cat([v64, ones], -1)), error
+
+
+def check_qkv(operands: Product, dtype: torch.dtype, heads: int, workspace: Tensor | None = None) -> Tensor:
+    """q bit for bit, and the state, which is returned."""
+    q, state = linear_attention.qkv_linear_attention(*operands, dtype, heads, workspace)
+    assert torch.equal(q, reference_fused.qkv_linear_attention(*operands, dtype, heads)[0])
+    _, k, v = reference.w8a8_linear(*operands, dtype).chunk(3, dim=-1)
+    exact, error = exact_state(k.relu(), v, heads)
+    assert ((state - exact).abs() <= error).all()
+    return state
+
+
+@pytest.mark.usefixtures("emulated", "guarded_outputs")
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_qkv(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
+    check_qkv(product(*shape), dtype, shape[2])
+
+
+@pytest.mark.usefixtures("emulated", "guarded_outputs")
+@pytest.mark.parametrize("shape", [(2, 257, 33, 32), (1, 640, 26, 16)], ids=str)
+def test_qkv_with_large_tiles(shape: tuple[int, int, int, int]) -> None:
+    """96 blocks of (128, 128) and more: odd heads, last rows of images, q not a multiple of 128 wide."""
+    check_qkv(product(*shape)._replace(bias=None), torch.float16, shape[2])
+
+
+@pytest.mark.usefixtures("emulated")
+def test_qkv_reads_nothing_beyond(guarded: Callable[[Tensor], Tensor]) -> None:
+    for shape in ((2, 70, 3, 48), (1, 129, 33, 80)):
+        guarded_operands = Product(*(t if t is None else guarded(t) for t in product(*shape)))
+        check_qkv(guarded_operands, torch.float16, shape[2])
+
+
+@pytest.mark.usefixtures("emulated")
+def test_qkv_rounds_k_and_v() -> None:
+    """The sums of what was not rounded to bfloat16 are further away than is allowed."""
+    operands = product(1, 100, 2, 64)
+    state = check_qkv(operands, torch.bfloat16, 2)
+    _, k, v = reference.w8a8_linear(*operands).chunk(3, dim=-1)
+    exact, error = exact_state(k.relu(), v, 2)
+    assert ((state - exact).abs() > error).float().mean() > 0.5
+
+
+@pytest.mark.usefixtures("emulated")
+def test_qkv_of_hostile_values() -> None:
+    """No ReLU(k) at all; the largest values; NaN and infinity, which stay in their image."""
+    operands = product(3, 70, 3, 64)
+    negative = operands.weight_scales.zero_().clone(), torch.full((288,), -2.0)
+    state = check_qkv(operands._replace(weight_scales=negative[0], bias=negative[1]), torch.float16, 3)
+    assert (state == 0).all()
+    saturated = Product(
+        torch.full_like(operands.values, 127),
+        torch.full_like(operands.scales, 0.125),
+        torch.full_like(operands.weight, 127),
+        torch.full_like(operands.weight_scales, 0.5),
+        None,
+    )
+    # 64 * 127² / 16 = 64516, which fp16 has room for
+    check_qkv(saturated, torch.float16, 3)
+    scales = saturated.scales.clone()
+    scales[1, 7] = torch.nan
+    scales[2, 69] = torch.inf
+    q, state = linear_attention.qkv_linear_attention(*saturated._replace(scales=scales), torch.float16, 3)
+    assert state[0].isfinite().all() and state[1].isnan().all() and not state[2].isfinite().any()
+    assert q[1, 7].isnan().all() and q[2, 69].isposinf().all() and q[0].isfinite().all()
+
+
+@pytest.mark.parametrize(("heads", "seeds"), [(3, range(6)), (33, (2, 3))], ids=str)
+def test_state_is_the_same_in_every_order(heads: int, seeds: Sequence[int], emulated: Any) -> None:
+    """Bit for bit, whichever block comes last, in a workspace that is used again and again."""
+    operands = product(2, 257, heads, 16)
+    qkv, norm = torch.randn(2, 257, 96 * heads).half(), torch.randn(32 * heads)
+    space = linear_attention.workspace(2, 257, heads, torch.device("cpu"))
+    found = []
+    for seed in seeds:
+        emulated.shuffle(seed)
+        found.append(
+            (
+                *linear_attention.qkv_linear_attention(*operands, torch.float16, heads, space),
+                *linear_attention.qk_norm_linear_attention(qkv, norm, heads, 1e-5, space),
+            )
+        )
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+@pytest.mark.usefixtures("emulated")
+def test_one_workspace_serves_all_shapes() -> None:
+    space = linear_attention.workspace(1, 640, 26, torch.device("cpu"))
+    space[65536:] = 0xFF
+    for shape in ((1, 640, 26, 16), (1, 100, 3, 32), (2, 130, 9, 16), (2, 1, 1, 32), (1, 100, 3, 32)):
+        check_qkv(product(*shape), torch.float16, shape[2], space)
+    assert (space[:65536] == 0).all()
+
+
+@pytest.mark.usefixtures("emulated", "guarded_outputs")
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("shape", [s[:3] for s in SHAPES] + [(1, 4200, 1)], ids=str)
+def test_qk_norm(
+    shape: tuple[int, int, int], dtype: torch.dtype, guarded: Callable[[Tensor], Tensor]
+) -> None:
+    """Roots: C squares and their sum, a division, an addition and a root, which halves the relative error.
+
+    k · root · norm_k is rounded twice more; what is summed has an error of that share of its size.
+    """
+    images, tokens, heads = shape
+    qkv = guarded(torch.randn(images, tokens, 96 * heads).mul_(3).to(dtype))
+    norm_k = guarded(torch.randn(32 * heads))
+    roots, state = linear_attention.qk_norm_linear_attention(qkv, norm_k, heads, 1e-5)
+    expected_roots, expected_state = reference_fused.qk_norm_linear_attention(qkv, norm_k, heads, 1e-5)
+    share = (32 * heads + 8) * 2.0**-24
+    torch.testing.assert_close(roots, expected_roots, rtol=2 * share, atol=0)
+    q, k, v = qkv.double().chunk(3, dim=-1)
+    exact_roots = torch.stack([(t.square().mean(-1) + 1e-5).rsqrt() for t in (q, k)], dim=-1)
+    torch.testing.assert_close(roots.double(), exact_roots, rtol=share, atol=0)
+    keys = (k * exact_roots[..., 1:] * norm_k.double()).relu()
+    exact, error = exact_state(keys, v, heads)
+    sizes, _ = exact_state(keys, v.abs(), heads)
+    error += (share + 2 * 2.0**-24) * sizes
+    assert ((state - exact).abs() <= error).all()
+    assert ((state - expected_state).abs() <= 2 * error).all()
+
+
+@pytest.mark.usefixtures("emulated")
+def test_qk_norm_of_hostile_values() -> None:
+    qkv = torch.randn(3, 40, 96).to(torch.bfloat16)
+    qkv[0] = 0
+    qkv[1] = 1e18
+    qkv[2, 3, 5] = torch.nan
+    qkv[2, 39, 40] = torch.nan
+    norm_k = torch.rand(32) + 0.5
+    roots, state = linear_attention.qk_norm_linear_attention(qkv, norm_k, 1, 1e-5)
+    expected_roots, expected_state = reference_fused.qk_norm_linear_attention(qkv, norm_k, 1, 1e-5)
+    torch.testing.assert_close(roots, expected_roots, rtol=1e-5, atol=0, equal_nan=True)
+    assert (state[0] == 0).all() and state[2].isnan().all()
+    torch.testing.assert_close(state[:2], expected_state[:2], rtol=1e-5, atol=0)
+
+
+def check_finish(
+    q: Tensor, state: Tensor, eps: float, options: dict[str, Tensor] | None = None, share: float = 0.01
+) -> None:
+    """Against the exact quotient: half a level, half a rounding to the type, and fp32's error.
+
+    Numerator and divisor are sums of 32 products, each at most 40 roundings of 2^-24 off what their terms'
+    sizes add up to. Where that moves a quotient over the border between two roundings of the type (a share of
+    40 2^-24 / 2^-11 = 0.5 % of those of fp16, with little cancellation), its level may change by 1, and where
+    it is the largest of its row, so may the scale, by two roundings.
+    """
+    options = options or {}
+    values, scales = linear_attention.linear_attention_finish(q, state, eps, **options)
+    expected_values, expected_scales = reference_fused.linear_attention_finish(q, state, eps, **options)
+    rounding = ROUNDING[q.dtype]
+    torch.testing.assert_close(scales, expected_scales, rtol=2 * rounding, atol=0, equal_nan=True)
+    finite = expected_scales.isfinite()
+    same = finite & (scales == expected_scales)
+    assert same.sum() >= 0.9 * finite.sum() - 1
+    apart = (values[same].int() - expected_values[same].int()).abs()
+    assert apart.numel() == 0 or (apart.max() <= 1 and (apart > 0).double().mean() <= share)
+    if "static_scale" in options:
+        return
+    q64 = q.double()
+    if "roots" in options:
+        q64 = q64 * options["roots"][..., :1].double() * options["norm_q"].double()
+    heads = q64.relu().unflatten(-1, (-1, 32)).transpose(1, 2)
+    state64 = state.double()
+    divisors = heads @ state64[:, :, -1:].transpose(2, 3) + eps
+    exact = (heads @ state64[:, :, :-1]) / divisors
+    sizes = (heads @ state64[:, :, :-1].abs()) / divisors
+    # below 2^-14 fp16 has steps of 2^-24
+    rounded = (rounding * exact.abs()).clamp(min=2.0**-25 if q.dtype == torch.float16 else 0)
+    error = (40 * 2.0**-24 * 2 * sizes + rounded).transpose(1, 2).flatten(2)
+    exact = exact.transpose(1, 2).flatten(2)
+    allowed = error + scales[..., None] * 0.5 * (1 + 1e-5)
+    assert ((values * scales[..., None].double() - exact).abs() <= allowed * (1 + 1e-6))[finite].all()
+
+
+def random_state(images: int, heads: int, tokens: int = 64) -> Tensor:
+    k, v = torch.randn(2, images, tokens, 32 * heads).unbind()
+    return reference_fused.linear_attention_state(k, v, heads)
+
+
+@pytest.mark.usefixtures("emulated", "guarded_outputs")
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("shape", [s[:3] for s in SHAPES] + [(1, 5, 256)], ids=str)
+def test_finish(shape: tuple[int, int, int], dtype: torch.dtype, guarded: Callable[[Tensor], Tensor]) -> None:
+    images, tokens, heads = shape
+    q = guarded(torch.randn(images, tokens, 32 * heads).to(dtype))
+    state = guarded(random_state(images, heads))
+    check_finish(q, state, EPS)
+    check_finish(q.relu(), state, EPS, {"static_scale": torch.tensor(0.01)})
+
+
+@pytest.mark.usefixtures("emulated", "guarded_outputs")
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_finish_of_a_normed_third_of_qkv(dtype: torch.dtype, guarded: Callable[[Tensor], Tensor]) -> None:
+    """norm_q has negative weights and zeros; rows of q lie 3 C apart."""
+    for images, tokens, heads in ((2, 19, 3), (1, 1, 6), (3, 33, 36)):
+        qkv = guarded(torch.randn(images, tokens, 96 * heads).to(dtype))
+        norm_k, norm_q = torch.randn(2, 32 * heads).unbind()
+        norm_q[::7] = 0
+        roots, state = linear_attention.qk_norm_linear_attention(qkv, norm_k, heads, 1e-5)
+        options = {"roots": guarded(roots * 0.01), "norm_q": guarded(norm_q)}
+        check_finish(qkv.chunk(3, dim=-1)[0], guarded(state), EPS, options)
+
+
+@pytest.mark.usefixtures("emulated")
+@pytest.mark.parametrize("eps", [1e-15, 1e-8])
+def test_finish_of_hostile_values(eps: float) -> None:
+    """No ReLU(q), no ReLU(k); divisors that eps decides; the largest numbers; rows that are not finite."""
+    q = torch.randn(3, 20, 96).half()
+    state = random_state(3, 3)
+    q[0, 0] = -1
+    q[0, 1, :32] = 0
+    q[0, 2] = 60000
+    q[0, 3] = 2.0**-24
+    q[0, 4, 5] = torch.nan
+    q[0, 5, 95] = torch.inf
+    q[0, 6, 95] = -torch.inf
+    state[1] *= 1e-16
+    state[2] *= 1e29
+    check_finish(q, state, eps)
+    values, scales = linear_attention.linear_attention_finish(q, state, eps)
+    assert scales[0, 0] == 1 and (values[0, 0] == 0).all()
+    assert scales[0].isfinite().tolist() == [row not in (4, 5) for row in range(20)]
+    state[1] = 0
+    values, scales = linear_attention.linear_attention_finish(q[1:2], state[1:2], eps)
+    assert (values == 0).all() and (scales == 1).all()
+    state[2, 1, 0, 0] = torch.nan
+    q[2, :, 32] = 1
+    _, scales = linear_attention.linear_attention_finish(q, state, eps)
+    assert scales[2].isnan().all()
+
+
+def test_no_bank_conflicts(emulated: Any) -> None:
+    emulated.count()
+    for heads in (3, 33):
+        check_qkv(product(2, 200, heads, 64), torch.float16, heads)
+    counted = emulated.count()
+    assert counted["matrix_reads"] > 0 and counted["bank_conflicts"] == 0
+
+
+def test_turing(emulated_turing: Any) -> None:
+    emulated_turing.pretend(75, 40, 64 << 10)
+    for shape in ((2, 100, 3, 48), (1, 140, 66, 32)):
+        check_qkv(product(*shape), torch.float16, shape[2])
+    with pytest.raises(UnsupportedDevice, match="no bf16"):
+        check_qkv(product(1, 16, 1, 32), torch.bfloat16, 1)
+    for dtype in TYPES:
+        q = torch.randn(1, 18, 70 * 32).to(dtype)
+        check_finish(q, random_state(1, 70), EPS)
+        qkv = torch.randn(2, 50, 192).to(dtype)
+        roots, state = linear_attention.qk_norm_linear_attention(qkv, torch.ones(64), 2, 1e-5)
+        expected = reference_fused.qk_norm_linear_attention(qkv, torch.ones(64), 2, 1e-5)
+        torch.testing.assert_close((roots, state), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures("emulated")
+def test_nothing() -> None:
+    q, state = linear_attention.qkv_linear_attention(*product(2, 0, 3, 32), torch.float16, 3)
+    assert q.shape == (2, 0, 96) and (state == 0).all()
+    roots, state = linear_attention.qk_norm_linear_attention(
+        torch.empty(2, 0, 96).half(), torch.ones(32), 1, 1e-5
+    )
+    assert roots.shape == (2, 0, 2) and (state == 0).all()
+    values, scales = linear_attention.linear_attention_finish(torch.empty(1, 0, 32).half(), state[:1], EPS)
+    assert values.shape == (1, 0, 32) and scales.shape == (1, 0)
+
+
+@pytest.mark.usefixtures("emulated")
+def test_refusals() -> None:
+    operands = product(1, 20, 2, 32)
+    space = linear_attention.workspace(1, 20, 2, torch.device("cpu"))
+    run = linear_attention.qkv_linear_attention
+    with pytest.raises(InvalidInput, match="workspace is too small"):
+        run(*operands, torch.float16, 2, space[:-1])
+    with pytest.raises(InvalidInput, match="workspace is too small"):
+        linear_attention.qk_norm_linear_attention(
+            torch.zeros(1, 20, 192).half(), torch.ones(64), 2, 1e-5, space[:-1]
+        )
+    with pytest.raises(InvalidInput, match="multiple of 16"):
+        run(*operands, torch.float16, 2, torch.zeros(len(space) + 16, dtype=torch.uint8)[8:])
+    with pytest.raises(InvalidInput, match="data type"):
+        run(*operands, torch.float32, 2)
+    with pytest.raises(InvalidInput, match="size"):
+        run(*product(1, 20, 2, 24), torch.float16, 2)
+    with pytest.raises(InvalidInput, match="weight: "):
+        run(*operands._replace(weight=operands.weight[:-1]), torch.float16, 2)
+    finish = linear_attention.linear_attention_finish
+    q, state = torch.zeros(1, 20, 64).half(), torch.zeros(1, 2, 33, 32)
+    with pytest.raises(InvalidInput, match="norm_q"):
+        finish(q, state, EPS, roots=torch.ones(1, 20, 2))
+    with pytest.raises(InvalidInput, match="q: "):
+        finish(torch.zeros(1, 20, 128).half()[..., ::2], state, EPS)
+    with pytest.raises(InvalidInput, match="multiple of 16"):
+        finish(torch.zeros(20 * 64 + 4).half()[4:].view(1, 20, 64), state, EPS)
+    with pytest.raises(InvalidInput, match="data type"):
+        finish(q.float(), state, EPS)
+    with pytest.raises(InvalidInput, match="NULL"):
+        library.load().call(
+            "linear_attention_finish", q.device, heads=2, tokens=1, images=1, type=1, q_stride=64
+        )
+
+
+def test_maps(tmp_path: Path) -> None:
+    """Every row of the weight in one tile, every number in one place: linear_attention_maps.cpp."""
+    program = tmp_path / "maps"
+    flags = [
+        "-std=c++17",
+        "-DSANA_EDGE_EMULATED=890",
+        "-DSANA_EDGE_BUILDING",
+        f"-I{HERE.parents[2] / 'csrc'}",
+    ]
+    emulator = HERE.parents[2] / "csrc" / "emulator" / "emulator.cpp"
+    sources = [HERE / "linear_attention_maps.cpp", emulator]
+    subprocess.run([os.environ.get("CXX", "g++"), *flags, *sources, "-o", program], check=True)
+    assert subprocess.run([program]).returncode == 0
