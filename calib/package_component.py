@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sana_edge.calib.package_writer import check_finite, write_json, write_shards
+from sana_edge.atomic import write_json
+from sana_edge.calib.package_writer import check_finite, write_shards
 from sana_edge.config import AutoencoderConfig, DenoiserConfig
 from sana_edge.int8 import quant
 from sana_edge.int8.conv import PhaseConv2d
@@ -54,7 +55,7 @@ def write_weights(folder: Path, tensors: Iterable[Named]) -> None:
 def write_config(folder: Path, config: Mapping[str, Any], quantization: Quantization) -> None:
     """Write the float component's config beside the weights, with the ``quantization`` and their checksum."""
     quantization = dataclasses.replace(quantization, checksum=package.checksum(folder))
-    write_json({**config, package.KEY: quantization.to_dict()}, folder / "config.json")
+    write_json(folder / "config.json", {**config, package.KEY: quantization.to_dict()})
 
 
 def quantized_denoiser(config: DenoiserConfig, state: Mapping[str, Tensor], heard: Heard) -> Iterator[Named]:

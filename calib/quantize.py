@@ -5,10 +5,11 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from sana_edge.atomic import write_json
 from sana_edge.calib import calibrate, package_component
 from sana_edge.calib.calibrate import Told
 from sana_edge.calib.job import Task, layer_names
-from sana_edge.calib.package_writer import new_folder, write_json
+from sana_edge.calib.package_writer import new_folder
 from sana_edge.calib.prompts import PromptSet, default_set, load_prompts
 from sana_edge.calib.report.measure import Run, measure
 from sana_edge.calib.report.picture import draw
@@ -72,7 +73,7 @@ def quantize(
             report = _calibrated(task, prompts, calibration_folder(output))
         else:
             report = _uncalibrated(task)
-        write_json(report.to_dict(), folder / FILE)
+        write_json(folder / FILE, report.to_dict())
         (folder / PICTURE).write_bytes(draw(report))
     shutil.rmtree(calibration_folder(output), ignore_errors=True)
     return report

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 import sana_edge
+from sana_edge.atomic import new_folder
 from sana_edge.errors import InvalidInput, SanaError
 from sana_edge.export.graph.builder import GraphBuilder
 from sana_edge.export.graph.decoder import Size, add_decoder
@@ -29,7 +30,6 @@ from sana_edge.nets.quantize import set_graph_activations
 from sana_edge.nets.text_encoder import TextEncoder
 from sana_edge.nets.text_weights import load_text_model
 from sana_edge.store import hub, manifest
-from sana_edge.store.atomic import new_folder
 from sana_edge.store.hub import ResolvedModel
 from sana_edge.store.manifest import INSTRUCTION, DecoderPart, Manifest, TextShape
 from sana_edge.store.manifest_files import stored_files

@@ -77,7 +77,8 @@ def _report(message: str, hint: str, verbose: bool) -> None:
 
 
 def _generate(arguments: argparse.Namespace) -> None:
-    from sana_edge.image import check_writable, refuse_overwrite
+    from sana_edge.atomic import check_writable
+    from sana_edge.image import refuse_overwrite
 
     seed = random_seed() if arguments.seed is None else arguments.seed
     names = ("negative_prompt", "size", "steps", "guidance", "sampler", "images")
