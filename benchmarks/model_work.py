@@ -128,7 +128,7 @@ class _Ours:
 
     @torch.inference_mode()
     def step(self) -> Tensor:
-        return self.stages.velocity(self.noise, self.tables[0], self.texts, self.plan)
+        return self.stages.velocity(self.plan, self.tables, self.texts)(self.noise, 0)
 
     @torch.inference_mode()
     def decode(self) -> NDArray[np.uint8]:

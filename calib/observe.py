@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sana_edge.calib.listener import SAMPLE_ROWS, Listener, nothing, targets
 from sana_edge.calib.prompts import PromptSet
@@ -17,6 +18,7 @@ from sana_edge.calib.statistics import Statistics, checksum
 from sana_edge.calib.statistics_store import StatisticsStore
 from sana_edge.memory import memory_errors
 from sana_edge.request import Plan, Request
+from sana_edge.sampler import denoise
 from sana_edge.torch_runtime.runtime import Stages
 
 logger = logging.getLogger("sana_edge")
@@ -110,16 +112,18 @@ def _observe_prompt(
     with listener.step(number, 0, sampled=False):
         context, _ = stages.read(dataclasses.replace(plan, prompt=prompts[number]))
     sampler, tables = stages.schedule(plan)
-    noise = stages.noise(plan, number)
-    x = noise() * sampler.initial_scale
-    for i in range(plan.steps):
+    predict = stages.velocity(plan, tables, context)
+
+    def velocity(x: Tensor, i: int) -> Tensor:
         with listener.step(number, i):
-            velocity = stages.velocity(sampler.model_input(x, i), tables[i], context, plan)
-        x = sampler.step(x, velocity, i, noise)
+            return predict(x, i)
+
+    for i, step in enumerate(denoise(sampler, velocity, stages.noise(plan, number))):
+        latent = step.x
         if progress is not None:
             progress(Progress(number + 1, len(prompts), i + 1, plan.steps))
     with listener.step(number, plan.steps):
-        stages.decode(sampler.finish(x))
+        stages.decode(latent)
 
 
 def _info(stages: Stages, prompts: PromptSet, plan: Plan) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from sana_edge.nets.quantize import (
 )
 from sana_edge.nets.text_encoder import TextFeatures
 from sana_edge.request import Request
+from sana_edge.sampler import denoise
 from sana_edge.torch_runtime.runtime import Stages
 
 Budget = int | Literal["auto", "none"]
@@ -101,15 +102,12 @@ def probe(
         plan = request.plan(stages.denoiser.config.native_size, stages.sampler.kind)
         context, _ = stages.read(plan)
         sampler, tables = stages.schedule(plan)
-        noise = stages.noise(plan)
-        x = noise() * sampler.initial_scale
-        for i in range(plan.steps):
-            given = sampler.model_input(x, i)
+        velocity = stages.velocity(plan, tables, context)
+        for i, step in enumerate(denoise(sampler, velocity, stages.noise(plan))):
             if i in (0, plan.steps // 2, plan.steps - 1):
-                latents.append(given)
+                latents.append(step.given)
                 timesteps.append(float(sampler.timesteps[i]))
-            x = sampler.step(x, stages.velocity(given, tables[i], context, plan), i, noise)
-        clean.append(_cropped(sampler.finish(x)) / stages.autoencoder.config.scaling_factor)
+        clean.append(_cropped(step.x) / stages.autoencoder.config.scaling_factor)
         embedded = plan.guidance if stages.denoiser.config.guidance_embeds else None
     return Probe(
         torch.cat(latents),

@@ -24,6 +24,7 @@ from sana_edge.image import Image
 from sana_edge.memory import memory_errors
 from sana_edge.request import Options, Plan, Request
 from sana_edge.runtime import Stages, load_stages
+from sana_edge.sampler import denoise
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -250,21 +251,18 @@ class Sana:
             with clock.stage("denoise"):
                 predict, more = stages.predict(plan, tables, context)
             for picture in range(plan.images):
-                noise = stages.noise(plan, picture)
-                x = noise() * sampler.initial_scale
+                steps = denoise(sampler, predict, stages.noise(plan, picture))
                 for i in range(plan.steps):
                     _stop_if(cancel)
                     with clock.stage("denoise"):
-                        velocity = predict(sampler.model_input(x, i), i)
-                        clean = sampler.denoised(x, velocity, i) / sampler.initial_scale
-                        x = sampler.step(x, velocity, i, noise)
+                        step = next(steps)
                     image = None
                     if i == plan.steps - 1:
                         _stop_if(cancel)
                         with clock.stage("decode"):
-                            pixels = stages.decode(sampler.finish(x))
+                            pixels = stages.decode(step.x)
                         image = _image(stages, plan, picture, pixels, clock.read(), (*notes, *more))
-                    preview = functools.partial(stages.preview, clean)
+                    preview = functools.partial(stages.preview, step.clean)
                     yield Step(picture * plan.steps + i, total, image, preview)
                     # the next step may be taken by another thread than the last one
                     self._owner = threading.get_ident()

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all: links, mount points, and processes that die in between."""
+"""Files and folders that appear whole or not at all: links, mount points, processes that die in between."""
 
 from __future__ import annotations
 

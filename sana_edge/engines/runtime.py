@@ -23,7 +23,7 @@ from sana_edge.errors import InvalidInput, OutOfMemory, SanaError
 from sana_edge.memory import available_memory, peak_memory
 from sana_edge.prompt_notes import reading_notes
 from sana_edge.request import Plan
-from sana_edge.sampler import Sampler, sampler_of
+from sana_edge.sampler import Sampler, guide, sampler_of
 from sana_edge.store import manifest, manifest_files
 from sana_edge.store.domain import read_domain
 from sana_edge.store.manifest import Manifest
@@ -163,10 +163,7 @@ class EngineStages:
         def velocity(x: Floats, i: int) -> Floats:
             latent = np.concatenate([x, x]) if paired else x
             found = self.graphs.run(name, latent=latent, timestep=tables[i : i + 1], **fixed)["velocity"]
-            if not paired:
-                return found
-            unguided, prompted = found[:1], found[1:]
-            return unguided + scale * (prompted - unguided)
+            return guide((found[:1], found[1:]), scale) if paired else found
 
         return velocity, ()
 

@@ -24,7 +24,7 @@ from sana_edge.nets.denoiser import Denoiser, Modulation, TextContext
 from sana_edge.nets.text_encoder import TextEncoder
 from sana_edge.prompt_notes import reading_notes
 from sana_edge.request import Plan
-from sana_edge.sampler import Sampler, sampler_of
+from sana_edge.sampler import Sampler, guide, sampler_of
 from sana_edge.store import package
 from sana_edge.store.domain import Domain, read_domain
 from sana_edge.store.folder import read_json
@@ -164,16 +164,14 @@ class Stages:
         """Let go of what was recorded; the networks go with the last reference to them."""
         self.release()
 
-    def velocity(self, x: Tensor, step: Modulation, context: TextContext, plan: Plan) -> Tensor:
-        """`predict` for a single step, with the denoiser as it is: where calibration listens.
+    def velocity(self, plan: Plan, tables: Modulation, context: TextContext) -> Velocity:
+        """`predict` with the denoiser as it is: where calibration listens."""
 
-        The velocity is v_u + g (v_c - v_u) where the guidance g is above 1 (arXiv 2207.12598).
-        """
-        predicted: Tensor = self.denoiser(torch.cat([x, x]) if plan.guided else x, step, context)
-        if not plan.guided:
-            return predicted
-        unguided, prompted = predicted.chunk(2)
-        return unguided + plan.guidance * (prompted - unguided)
+        def velocity(x: Tensor, i: int) -> Tensor:
+            predicted: Tensor = self.denoiser(torch.cat([x, x]) if plan.guided else x, tables[i], context)
+            return guide(predicted.chunk(2), plan.guidance) if plan.guided else predicted
+
+        return velocity
 
     def decode(self, latent: Tensor) -> NDArray[np.uint8]:
         """Turn a latent into (H, W, 3) uint8.
