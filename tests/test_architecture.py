@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 # files of sana_edge/ itself: the floor, which every room may stand on, and the roof, which only `cli` may use
 FLOOR = {
     *("atomic", "config", "errors", "extras", "image", "image_metrics", "instruction", "memory"),
-    *("prompt_notes", "request", "sampler", "tiles"),
+    *("progress", "prompt_notes", "request", "sampler", "tiles"),
 }
 ROOF = {"__init__", "__main__", "pipeline", "runtime"}
 
