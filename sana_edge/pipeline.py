@@ -22,7 +22,7 @@ from sana_edge import __version__
 from sana_edge.errors import Cancelled, OutOfMemory, SanaError
 from sana_edge.image import Image
 from sana_edge.memory import memory_errors
-from sana_edge.request import Options, Plan, Request
+from sana_edge.request import LoadOptions, Options, Plan, Request
 from sana_edge.runtime import Stages, load_stages
 from sana_edge.sampler import denoise
 
@@ -113,17 +113,9 @@ class Sana:
             SanaError: ModelNotFound, CheckpointError, UnsupportedDevice, MissingDependency, InvalidInput or
                 OutOfMemory.
         """
-        stages, folder = load_stages(
-            os.fspath(model),
-            device=device,
-            dtype=dtype,
-            int8=int8,
-            backend=backend,
-            engines=None if engines is None else Path(engines),
-            trust_engine=trust_engine,
-            offline=offline,
-            progress=progress,
-        )
+        place = None if engines is None else Path(engines)
+        options = LoadOptions(device, dtype, int8, backend, place, trust_engine, offline, progress)
+        stages, folder = load_stages(os.fspath(model), options)
         kinds = f"{stages.dtype}, {stages.quantization}" if stages.quantization else stages.dtype
         used = f"{stages.place}, backend {stages.backend.name}"
         logger.info("loaded %s from %s: %s on %s", stages.name, folder, kinds, used)

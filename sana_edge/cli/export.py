@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sana_edge.cli.arguments import size
 from sana_edge.extras import export_extra
 from sana_edge.progress import bar
 
@@ -17,8 +17,11 @@ if TYPE_CHECKING:
 DYNAMIC = "dynamic"
 
 
-def add_options(parser: argparse.ArgumentParser, size: Callable[[str], tuple[int, int]]) -> None:
-    """Add the command's options; ``size`` reads a WxH."""
+HELP = "make ONNX graphs that run without torch"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
 
     def size_or_any(text: str) -> tuple[int, int] | None:
         return None if text == DYNAMIC else size(text)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from sana_edge.cli.arguments import size
 from sana_edge.extras import torch_extra
 from sana_edge.progress import bar
 
+HELP = "make an INT8 package of a float model"
 
-def add_options(parser: argparse.ArgumentParser, size: Callable[[str], tuple[int, int]]) -> None:
-    """Add the command's options; ``size`` reads a WxH."""
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
     add = parser.add_argument
     add("model", metavar="MODEL", help="a float model: a name from `models list`, a folder or a repository")
     add("--output", type=Path, required=True, metavar="DIR", help="the package's folder, which is made")
