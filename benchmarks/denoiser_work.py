@@ -17,7 +17,8 @@ from sana_edge.errors import SanaError
 from sana_edge.fused import backends
 from sana_edge.nets.denoiser import Denoiser
 from sana_edge.nets.quantize import quantize_denoiser
-from sana_edge.nets.text_encoder import MAX_TOKENS, TextFeatures
+from sana_edge.nets.text_encoder import TextFeatures
+from sana_edge.prompt import MAX_TOKENS
 from sana_edge.sampler import denoise, make_sampler
 from sana_edge.torch_runtime.load import DTYPES, store_in_16_bit
 from sana_edge.torch_runtime.steps import make_predictor

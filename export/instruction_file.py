@@ -25,8 +25,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sana_edge import atomic
-from sana_edge.instruction import CHI
 from sana_edge.nets.text_encoder import TextEncoder
+from sana_edge.prompt import CHI
 
 
 @torch.no_grad()

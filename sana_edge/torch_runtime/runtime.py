@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -14,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sana_edge.config import DenoiserConfig, SamplerConfig
-from sana_edge.errors import InvalidInput, OutOfMemory, SanaError, UnsupportedDevice
+from sana_edge.decoding import PREVIEW_CELLS, check_finite
+from sana_edge.errors import InvalidInput, OutOfMemory, UnsupportedDevice
 from sana_edge.fused import backends
 from sana_edge.fused.backends import Backend
 from sana_edge.fused.decoder import fuse_decoder
@@ -22,7 +22,7 @@ from sana_edge.memory import available_memory, peak_memory
 from sana_edge.nets.autoencoder import Autoencoder
 from sana_edge.nets.denoiser import Denoiser, Modulation, TextContext
 from sana_edge.nets.text_encoder import TextEncoder
-from sana_edge.prompt_notes import reading_notes
+from sana_edge.prompt import reading_notes
 from sana_edge.request import Plan
 from sana_edge.sampler import Sampler, guide, sampler_of
 from sana_edge.store import package
@@ -36,9 +36,6 @@ from sana_edge.torch_runtime.precision import full_precision
 from sana_edge.torch_runtime.steps import Predictor, Velocity, make_predictor
 
 WHILE_LOADING = "quantized while loading, without calibration; `sana-edge quantize` makes a package"
-
-# longest side of a preview's latent; 8 cells are 256 pixels
-PREVIEW_CELLS = 8
 
 # memory of a denoising step, in units of its token stream; measured 7 in fp32 and 12 in bf16
 _TOKEN_COPIES = 12
@@ -179,7 +176,7 @@ class Stages:
         Raises:
             SanaError: the latent, or what the autoencoder makes of it, has NaN or infinite values.
         """
-        _check_finite(latent, "latent")
+        check_finite("latent", *map(float, latent.aminmax()))
         weight = next(self.autoencoder.parameters())
         latent = latent.to(weight.dtype) / self.autoencoder.config.scaling_factor
         pixels = self._decode_or_none(latent)
@@ -187,7 +184,7 @@ class Stages:
             # what steps were recorded with can be had again; the error would have kept what failed
             self.release()
             pixels = tiling.decode(self.autoencoder, latent)
-        _check_finite(pixels, "decoded picture")
+        check_finite("decoded picture", *map(float, pixels.aminmax()))
         levels = pixels[0].mul_(0.5).add_(0.5).clamp_(0, 1).float().mul_(255).round_()
         result: NDArray[np.uint8] = levels.byte().permute(1, 2, 0).contiguous().cpu().numpy()
         return result
@@ -301,13 +298,3 @@ def check_dtype(name: str, device: torch.device) -> None:
 
 def _without_fp16(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cpu" or torch.cuda.is_bf16_supported() else torch.float32
-
-
-def _check_finite(values: Tensor, name: str) -> None:
-    # the extremes of anything with NaN are NaN
-    low, high = (float(extreme) for extreme in values.aminmax())
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise SanaError(
-            f"the {name} has values that are not finite ({low} to {high})",
-            "choose dtype fp32 or bf16, or a lower guidance",
-        )
