@@ -224,13 +224,18 @@ def load_stages(
         CheckpointError: a file is missing, damaged, or does not fit its config.
         InvalidInput, UnsupportedDevice: the backend cannot be used for this model.
     """
-    scheme = package.scheme(model.path)
-    quantize = int8 and scheme is None
-    config = DenoiserConfig.from_dict(read_json(model.path / "transformer" / "config.json"))
-    chosen = backends.choose(backend, device, dtype, quantize or scheme is not None, config)
-    denoiser, dtype = load_denoiser(model, device=device, dtype=dtype, int8=quantize, fused=chosen.fused)
+    transformer, vae = (package.describe(model.path / name) for name in ("transformer", "vae"))
+    quantization = transformer.quantization or vae.quantization
+    quantize = int8 and quantization is None
+    if quantize:
+        quantization = Quantization("token")
+    config = DenoiserConfig.from_dict(transformer.values)
+    chosen = backends.choose(backend, device, dtype, quantization is not None, config)
+    denoiser, dtype = load_denoiser(
+        model, device=device, dtype=dtype, int8=quantize, fused=chosen.fused, description=transformer
+    )
     others = DTYPES[dtype] if dtype != "fp16" else _without_fp16(device)
-    decoder = load_decoder(model, device=device, dtype=others, int8=quantize)
+    decoder = load_decoder(model, device=device, dtype=others, int8=quantize, description=vae)
     if chosen.name == "cuda" and others.itemsize == 2:
         decoder = fuse_decoder(decoder, chosen.name)
     return Stages(
@@ -249,7 +254,7 @@ def load_stages(
         sampler=SamplerConfig.from_dict(read_json(model.path / "scheduler" / "scheduler_config.json")),
         backend=chosen,
         predictor=make_predictor(denoiser, chosen.name, device),
-        quantization=Quantization("token").summary if quantize else scheme,
+        quantization=quantization.summary if quantization else None,
         notes=(WHILE_LOADING,) if quantize else (),
         domain=read_domain(model.path),
     )
