@@ -1,7 +1,7 @@
 """One TensorRT engine, loaded and run without torch.
 
-Nothing here has run with TensorRT or on an NVIDIA GPU, which the machine of the tests has not. Tests run it
-against stand-ins made of the names, parameters and enumerations of the real bindings of TensorRT and CUDA.
+It has not run with TensorRT or on an NVIDIA GPU; tests use stand-ins made of the real bindings' names and
+parameters.
 
 Of a graph with the same shapes and addresses as before, the second run is recorded as a CUDA graph, which the
 later ones launch; the first lets TensorRT set up what the recording may not.
@@ -30,10 +30,10 @@ logger = logging.getLogger("sana_edge")
 
 
 class TensorRTEngine:
-    """One engine, loaded; behaves as `sana_edge.engines.choose.Engine`. Not for two threads at once.
+    """One engine, loaded; behaves as `sana_edge.engines.engine.Engine`. Not for two threads at once.
 
     Args:
-        entry: checked by `sana_edge.engines.tensorrt.cache.check_loadable`, as loading runs code in the file.
+        entry: checked by `sana_edge.engines.tensorrt.trust.check_loadable`, as loading runs code in the file.
         trt, cuda: the modules ``tensorrt`` and ``cuda.bindings.runtime``.
         inputs: ports of the manifest; None takes the engine's own word.
         cell: pixels of a latent cell along a side, for messages.
@@ -82,7 +82,7 @@ class TensorRTEngine:
         self._recordable = True
 
     def run(self, inputs: Arrays, outputs: Mapping[str, Any] | None = None) -> dict[str, NDArray[Any]]:
-        """Compute the graph's outputs by name; see `sana_edge.engines.choose.Engine`.
+        """Compute the graph's outputs by name; see `sana_edge.engines.engine.Engine`.
 
         Args:
             inputs: numpy arrays, copied to the GPU, or arrays on the GPU of torch, CuPy, PyCUDA and others,
@@ -131,9 +131,6 @@ class TensorRTEngine:
         self._stream.close()
 
     def _deserialize(self, entry: Entry) -> Any:
-        if entry.options.get("version_compatible"):
-            # such engines bring the code that runs them
-            self._runtime.engine_host_code_allowed = True
         try:
             with (
                 open(entry.path, "rb") as file,
