@@ -17,7 +17,7 @@ from sana_edge.engines.tensorrt.cuda import machine
 from sana_edge.engines.tensorrt.profiles import Size, Sizes
 from sana_edge.errors import CheckpointError, InvalidInput, SanaError
 from sana_edge.export import tensorrt
-from sana_edge.export.tensorrt import OnProgress
+from sana_edge.progress import Progress, unseen
 from sana_edge.store import manifest
 from sana_edge.store.manifest import Manifest
 
@@ -84,7 +84,7 @@ def build_engines(
     workspace: float | None = None,
     precision: str | None = None,
     force: bool = False,
-    on_progress: OnProgress = lambda phase, done, count: None,
+    progress: Progress = unseen,
     on_message: Callable[[str], None] = lambda line: None,
 ) -> list[Entry]:
     """Build what is not there yet, or with ``force`` everything.
@@ -95,7 +95,7 @@ def build_engines(
         trt, cuda: the modules ``tensorrt`` and ``cuda.bindings.runtime``.
         workspace: GB, see `sana_edge.export.tensorrt.check_workspace`.
         precision: "fp16", "bf16" or "int8", to be refused if the export has another.
-        on_progress: called with how far a phase of the build is.
+        progress: called with the phase of the build, from any thread.
         on_message: called with a line about each graph.
 
     Raises:
@@ -119,7 +119,7 @@ def build_engines(
                 *(trt, folder / graph.file, profiles),
                 workspace=workspace,
                 timing=timing,
-                on_progress=on_progress,
+                progress=progress,
             )
             entry = cache.store(output, key, options, folder, content, sizes)
         on_message(f"{name}: {'there already' if found else 'built'}, {entry.bytes / 1e6:.0f} MB")

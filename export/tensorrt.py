@@ -18,19 +18,17 @@ from concurrent import futures
 from pathlib import Path
 from typing import Any
 
-from sana_edge.engines.tensorrt import cache
+from sana_edge import atomic
 from sana_edge.engines.tensorrt.engine import logger_class
 from sana_edge.engines.tensorrt.profiles import Shapes
 from sana_edge.errors import InvalidInput, SanaError, UnsupportedDevice
+from sana_edge.progress import Progress
 from sana_edge.store.manifest import REMAKE, Manifest
 
 logger = logging.getLogger("sana_edge")
 
 # seconds that the main thread sleeps between looks at Ctrl-C
 _POLL = 0.1
-
-# the name of a phase, how many of its steps are done, how many there are
-OnProgress = Callable[[str, int, int], None]
 
 
 def check_workspace(gigabytes: float | None) -> None:
@@ -133,14 +131,14 @@ def build(
     *,
     workspace: float | None,
     timing: Path,
-    on_progress: OnProgress,
+    progress: Progress,
 ) -> Any:
     """Build an engine, minutes of work, which Ctrl-C ends at its next step. Gives bytes or the like.
 
     Args:
         workspace: GB, see `check_workspace`.
         timing: what TensorRT measured in earlier builds for this GPU, read and written again.
-        on_progress: called with how far the innermost phase is, from any thread.
+        progress: called with the innermost phase, from any thread.
 
     Raises:
         KeyboardInterrupt: Ctrl-C.
@@ -150,25 +148,38 @@ def build(
     # the network refers to memory of the parser
     builder, network, config, _parser = read_network(trt, onnx, profiles, workspace, log)
     timings = _timing_cache(config, timing)
-    config.progress_monitor = monitor = monitor_class(trt)(on_progress)
-    # in another thread, so that this one hears Ctrl-C
-    with futures.ThreadPoolExecutor(1, "tensorrt-build") as pool:
-        built = pool.submit(builder.build_serialized_network, network, config)
-        try:
-            # Windows hears Ctrl-C only between waits
-            while not futures.wait([built], _POLL).done:
-                pass
-        except BaseException:
-            monitor.stopped.set()
-            raise
-    if built.result() is None:
+    config.progress_monitor = monitor = monitor_class(trt)(progress)
+    built = _interruptible(lambda: builder.build_serialized_network(network, config), monitor.stopped)
+    if built is None:
         raise SanaError(
             f"TensorRT {trt.__version__} could not build {onnx.name}: {log.last or 'it gives no reason'}",
             "free GPU memory, give less --workspace or a smaller --max; -v shows what TensorRT says",
         )
     if timings is not None:
         _keep_timings(timing, config)
-    return built.result()
+    return built
+
+
+def _interruptible(work: Callable[[], Any], stopped: threading.Event) -> Any:
+    """Do the work in another thread, so that this one hears Ctrl-C: it sets ``stopped``, waits and ends."""
+    result: futures.Future[Any] = futures.Future()
+
+    def run() -> None:
+        try:
+            result.set_result(work())
+        except BaseException as error:
+            result.set_exception(error)
+
+    try:
+        threading.Thread(target=run, name="tensorrt-build", daemon=True).start()
+        # Windows hears Ctrl-C only between waits
+        while not futures.wait([result], _POLL).done:
+            pass
+    except KeyboardInterrupt:
+        stopped.set()
+        futures.wait([result])
+        raise
+    return result.result()
 
 
 def _timing_cache(config: Any, path: Path) -> Any:
@@ -187,27 +198,27 @@ def _timing_cache(config: Any, path: Path) -> Any:
 def _keep_timings(path: Path, config: Any) -> None:
     """Keep the timing cache; it only saves time, so a failure is a line in the log."""
     try:
-        cache.write_file(path, config.get_timing_cache().serialize())
-    except OSError as error:
-        logger.warning("cannot keep TensorRT's timings: %s", error)
+        atomic.write_bytes(path, config.get_timing_cache().serialize())
+    except SanaError as error:
+        logger.warning("TensorRT's timings are not kept: %s", error.message)
 
 
 def monitor_class(trt: Any) -> Any:
     """A class of progress monitors: they report the innermost phase; `stopped` ends the build."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
-        def __init__(self, on_progress: OnProgress) -> None:
+        def __init__(self, progress: Progress) -> None:
             trt.IProgressMonitor.__init__(self)
             self.stopped = threading.Event()
-            self._on_progress = on_progress
+            self._progress = progress
             self._steps: dict[str, int] = {}
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             self._steps[phase_name] = num_steps
-            self._on_progress(phase_name, 0, num_steps)
+            self._progress(phase_name, 0, num_steps)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            self._on_progress(phase_name, step + 1, self._steps.get(phase_name, 0))
+            self._progress(phase_name, step + 1, self._steps.get(phase_name, 0))
             return not self.stopped.is_set()
 
         def phase_finish(self, phase_name: str) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from sana_edge.cli.arguments import size
 from sana_edge.engines.tensorrt import cache
+from sana_edge.progress import bar
 from sana_edge.store import manifest, manifest_files
 
 HELP = "build TensorRT engines of an exported folder"
@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> None:
 
             tqdm.write(line, file=sys.stderr)
 
-    with _bar(arguments.quiet) as on_progress:
+    with bar(arguments.quiet) as progress:
         entries = build_engines(
             arguments.folder,
             output,
@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> None:
             workspace=arguments.workspace,
             precision=arguments.precision,
             force=arguments.force,
-            on_progress=on_progress,
+            progress=progress,
             on_message=write,
         )
     use = ["sana-edge", "generate", "--backend", "tensorrt", "--model", str(arguments.folder)]
@@ -83,19 +83,3 @@ def run(arguments: argparse.Namespace) -> None:
     write(f"next:  {shlex.join(use)} --prompt TEXT")
     for entry in entries:
         print(entry.path)
-
-
-@contextmanager
-def _bar(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """Gives what shows a phase of a build and how far it is: a bar on stderr, where that is a terminal."""
-    from tqdm import tqdm
-
-    with tqdm(disable=quiet or not sys.stderr.isatty(), leave=False) as bar:
-
-        def show(name: str, done: int, count: int) -> None:
-            # phases nest: after an inner one the outer goes on where it was
-            bar.set_description(name, refresh=False)
-            bar.total, bar.n = count, done
-            bar.refresh()
-
-        yield show

@@ -8,19 +8,16 @@ Neither torch nor TensorRT is needed here.
 from __future__ import annotations
 
 import dataclasses
-import errno
 import hashlib
 import json
-import os
 import re
 import shlex
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sana_edge import atomic
 from sana_edge.engines.tensorrt.profiles import Size, Sizes, size_flags
 from sana_edge.errors import CheckpointError, InvalidInput, SanaError
 from sana_edge.store import package
@@ -29,7 +26,6 @@ from sana_edge.store.cache import VARIABLE, user_cache
 FORMAT = "sana-edge-engine"
 VERSION = 1
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 _UNSAFE = re.compile(r"[^A-Za-z0-9._]+")
 
 
@@ -188,8 +184,7 @@ def current(folder: Path, key: Key, options: Mapping[str, Any], sizes: Sequence[
         return None
     if entry.sizes != tuple(sizes):
         entry = dataclasses.replace(entry, sizes=tuple(sizes))
-        with _storage(folder):
-            _write_sidecar(entry)
+        _write(folder, {_sidecar(entry.path).name: _described(entry)})
     return entry
 
 
@@ -201,7 +196,7 @@ def store(
     content: Any,
     sizes: Sequence[Sizes] = (),
 ) -> Entry:
-    """Write an engine and its sidecar, each whole or not at all; the sidecar makes the file an engine.
+    """Write an engine and its sidecar, both or neither.
 
     Args:
         source: the exported folder.
@@ -212,11 +207,7 @@ def store(
     """
     digest, size = hashlib.sha256(content).hexdigest(), memoryview(content).nbytes
     entry = Entry(folder / key.name, key, options, str(source.absolute()), digest, size, tuple(sizes))
-    with _storage(folder):
-        # never an engine beside another one's sidecar
-        _sidecar(entry.path).unlink(missing_ok=True)
-        write_file(entry.path, content)
-        _write_sidecar(entry)
+    _write(folder, {key.name: content, _sidecar(entry.path).name: _described(entry)})
     return entry
 
 
@@ -226,41 +217,27 @@ def prepare(folder: Path) -> None:
     Raises:
         SanaError: it cannot be written.
     """
-    with _storage(folder):
+    try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-
-
-def write_file(path: Path, content: Any) -> None:
-    """Write a file whole or not at all, for this user only: what others can write is not loaded."""
-    handle, temporary = tempfile.mkstemp(prefix=".", dir=path.parent)
-    try:
-        with open(handle, "wb") as file:
-            file.write(content)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-
-
-@contextmanager
-def _storage(folder: Path) -> Iterator[None]:
-    try:
-        yield
     except OSError as error:
-        full = error.errno in _FULL
-        hint = "the disk is full: free some space, or choose" if full else "choose"
-        raise SanaError(
-            f"cannot write engines into {folder}: {error.strerror or error}",
-            f"{hint} another folder with --output",
-        ) from error
+        raise atomic.cannot_write(folder, error) from error
+    _write(folder, {})
+
+
+def _write(folder: Path, files: Mapping[str, Any]) -> None:
+    """Write files by name, for this user only: engines that others can write are not loaded."""
+    with atomic.new_entries(folder, force=True) as scratch:
+        for name, content in files.items():
+            (scratch / name).touch(mode=0o600)
+            (scratch / name).write_bytes(content)
 
 
 def _sidecar(path: Path) -> Path:
     return path.with_name(f"{path.name}.json")
 
 
-def _write_sidecar(entry: Entry) -> None:
+def _described(entry: Entry) -> bytes:
+    """A sidecar's content."""
     described = {
         "format": FORMAT,
         "version": VERSION,
@@ -271,7 +248,7 @@ def _write_sidecar(entry: Entry) -> None:
         "sha256": entry.sha256,
         "bytes": entry.bytes,
     }
-    write_file(_sidecar(entry.path), f"{json.dumps(described, indent=2)}\n".encode())
+    return f"{json.dumps(described, indent=2)}\n".encode()
 
 
 def read_entry(sidecar: Path) -> Entry | None:

@@ -171,7 +171,7 @@ def test_progress_is_reported(folder: Path, tmp_path: Path, trt: Any) -> None:
         *(trt, folder / "denoiser.onnx", profiles),
         workspace=None,
         timing=tmp_path / "timing",
-        on_progress=lambda *given: seen.append(given),
+        progress=lambda *given: seen.append(given),
     )
     assert seen == [("Building", done, 5) for done in range(6)]
 
