@@ -17,10 +17,16 @@ def cuda() -> Any:
     return fake_tensorrt.make_cuda()
 
 
-@pytest.fixture(params=fake_tensorrt.TABLES["tensorrt"], ids=lambda table: table["version"])
-def trt(request: pytest.FixtureRequest, cuda: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+@pytest.fixture
+def table() -> Any:
+    """What the bindings have, here those of the newest version; a module may replace this fixture."""
+    return fake_tensorrt.TABLES["tensorrt"][-1]
+
+
+@pytest.fixture
+def trt(table: Any, cuda: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The stand-in for ``tensorrt``; both are what is imported."""
-    trt = fake_tensorrt.make_trt(request.param, cuda)
+    trt = fake_tensorrt.make_trt(table, cuda)
     modules = {"tensorrt": trt, "cuda.bindings.runtime": cuda}
     monkeypatch.setattr(cuda_memory, "load", modules.__getitem__)
     monkeypatch.setattr(cuda_memory, "_DRIVER", tmp_path / "no driver")

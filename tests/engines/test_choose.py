@@ -244,6 +244,10 @@ def test_nothing_can_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"asked": "openvino", "device": "cuda"}, "openvino does not run on device cuda"),
         ({"asked": "onnxruntime", "device": "npu"}, "onnxruntime does not run on device npu"),
         ({"asked": "tensorrt", "device": "cpu"}, "tensorrt does not run on device cpu"),
+        (
+            {"asked": "tensorrt", "device": "tensorrt"},
+            "device tensorrt is onnxruntime's own TensorRT, not the engines of `sana-edge build`",
+        ),
     ],
 )
 def test_wrong_arguments(arguments: dict[str, Any], message: str) -> None:

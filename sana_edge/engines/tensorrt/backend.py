@@ -60,18 +60,21 @@ class TensorRT(EngineKind):
         inputs: Mapping[str, Port] | None = None,
         outputs: Mapping[str, Port] | None = None,
     ) -> TensorRTEngine:
-        """Load the engine that was built for a graph; see `sana_edge.engines.engine.EngineKind.load`.
+        """Load the engine that was built for a graph of an exported folder.
+
+        See `sana_edge.engines.engine.EngineKind.load`.
 
         Raises:
             SanaError: there is none for this model, GPU, TensorRT and driver; or it is damaged, or foreign.
         """
         trt, cuda = _bindings()
         exported = manifest.read(path.parent)
-        name = next((name for name, graph in exported.graphs.items() if graph.file == path.name), path.stem)
+        name, graph = next(pair for pair in exported.graphs.items() if pair[1].file == path.name)
         here = cuda_memory.machine(cuda, check_version(trt, exported.dtype))
         entry = _find(exported, name, here, path.parent, self.settings)
-        ports = exported.graphs[name].inputs if name in exported.graphs else inputs
-        return TensorRTEngine(entry, trt, cuda, inputs=ports, precision=exported.dtype, cell=exported.cell)
+        return TensorRTEngine(
+            entry, trt, cuda, inputs=graph.inputs, precision=exported.dtype, cell=exported.cell
+        )
 
 
 def _bindings() -> tuple[Any, Any]:

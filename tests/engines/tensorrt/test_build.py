@@ -43,6 +43,12 @@ WHEELS = "SANA_EDGE_TENSORRT_WHEELS"
 pytestmark = pytest.mark.usefixtures("cache")
 
 
+@pytest.fixture(params=fake_tensorrt.TABLES["tensorrt"], ids=lambda table: table["version"])
+def table(request: pytest.FixtureRequest) -> Any:
+    """Each version of the bindings."""
+    return request.param
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """An exported folder."""

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import fake_export
+import fake_tensorrt
 import numpy as np
 import pytest
 
@@ -22,6 +23,12 @@ from sana_edge.errors import InvalidInput, OutOfMemory, SanaError, UnsupportedDe
 from sana_edge.store.manifest import GRAPHS
 
 pytestmark = pytest.mark.usefixtures("cache")
+
+
+@pytest.fixture(params=fake_tensorrt.TABLES["tensorrt"], ids=lambda table: table["version"])
+def table(request: pytest.FixtureRequest) -> Any:
+    """Each version of the bindings."""
+    return request.param
 
 
 @pytest.fixture
@@ -176,18 +183,18 @@ def test_a_corrupt_engine_names_the_command(folder: Path, cache: Path, trt: Any,
     assert refused.value.hint == f"build it again: sana-edge build {folder} --output {cache}"
     # as if it had been written like that
     with pytest.raises(SanaError, match=r"cannot load .*: Serialization assertion failed") as refused:
-        TensorRTEngine(entry, trt, cuda)
+        TensorRTEngine(entry, trt, cuda, inputs=fake_export.INPUTS)
     command = f"sana-edge build {folder} --output {cache}"
     assert refused.value.hint == f"build it again: {command} --force"
     with pytest.raises(SanaError, match=r"cannot read .*empty"):
         entry.path.write_bytes(b"")
-        TensorRTEngine(entry, trt, cuda)
+        TensorRTEngine(entry, trt, cuda, inputs=fake_export.INPUTS)
     for flags in ([], ["--force"]):
         # of the right size, as a disk makes it
         entry.path.write_bytes(b"\0" * entry.bytes)
         assert main([*shlex.split(command)[1:], *flags, "--quiet"]) == 0
         check_loadable(entry, trust=True)
-        TensorRTEngine(entry, trt, cuda).close()
+        TensorRTEngine(entry, trt, cuda, inputs=fake_export.INPUTS).close()
     # the first built one, the second all
     assert trt.state.built == 2 * len(GRAPHS) + 1
 

@@ -17,7 +17,6 @@ import pytest
 
 from sana_edge import Sana, read_metadata
 from sana_edge.cli.main import main
-from sana_edge.engines import choose as engines
 from sana_edge.engines.choose import choose
 from sana_edge.engines.engine import Settings
 from sana_edge.engines.tensorrt import cache
@@ -204,18 +203,3 @@ def test_another_model_precision_or_size(folder: Path, tmp_path: Path, trt: Any)
     for entry in cache.entries(cache.engine_folder()):
         entry.path.write_bytes(entry.path.read_bytes()[:-1])
     assert f"sana-edge build {moved} --output" in choose(folder=moved).reasons["tensorrt cuda"]
-
-
-def test_devices(folder: Path, trt: Any) -> None:
-    built(folder)
-    for device in ("cpu", "npu"):
-        with pytest.raises(InvalidInput, match=f"tensorrt does not run on device {device}") as caught:
-            choose("tensorrt", device, folder)
-        assert caught.value.hint == "choose device cuda"
-    # a device of onnxruntime, which has its own way to TensorRT
-    with pytest.raises(InvalidInput, match="onnxruntime's own TensorRT") as caught:
-        choose("tensorrt", "tensorrt", folder)
-    assert "--backend tensorrt and --device cuda" in caught.value.hint
-    with pytest.raises(SanaError, match="no engine can be used, onnxruntime tensorrt: "):
-        choose(device="tensorrt", folder=folder)
-    assert "tensorrt cuda" in {place for place, _, _ in engines.survey()}
