@@ -212,7 +212,7 @@ def store(
 
 
 def prepare(folder: Path) -> None:
-    """Make the folder of engines, for this user only, and see that files can be made in it.
+    """Make the folder of engines, for this user only, and check that files can be made in it.
 
     Raises:
         SanaError: it cannot be written.
