@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sana_edge.errors import InvalidInput, UnsupportedDevice
 from sana_edge.kernels import reference_fused
-from sana_edge.kernels.cuda import library, rows
+from sana_edge.kernels.cuda import launch, library
 
 if TYPE_CHECKING:
     from emulator import Emulator
@@ -52,7 +52,7 @@ def example(
 def check(images: int, height: int, width: int, hidden: int, dtype: torch.dtype) -> None:
     x, weight, bias = example(images, height, width, hidden, dtype)
     close(
-        rows.dwconv_glu_quantize(x, weight, bias, height, width),
+        launch.dwconv_glu_quantize(x, weight, bias, height, width),
         reference_fused.dwconv_glu_quantize(x, weight, bias, height, width),
         dtype,
     )
@@ -104,7 +104,7 @@ def test_each_tap(dtype: torch.dtype) -> None:
         # SiLU(64) = 64: the gate is 64 everywhere
         bias[hidden:] = 64
         kernel = weight.view(3, 3, 2 * hidden)
-        values, scales = rows.dwconv_glu_quantize(x, kernel, bias, height, width)
+        values, scales = launch.dwconv_glu_quantize(x, kernel, bias, height, width)
         expected = reference_fused.dwconv_glu_quantize(x, kernel, bias, height, width)
         assert torch.equal(values, expected[0])
         assert torch.equal(scales, expected[1])
@@ -126,11 +126,11 @@ def test_hostile_pixels(dtype: torch.dtype) -> None:
     image[6, 8] = 3e4
     for static in (None, torch.tensor(0.001)):
         close(
-            rows.dwconv_glu_quantize(x, weight, bias, height, width, static),
+            launch.dwconv_glu_quantize(x, weight, bias, height, width, static),
             reference_fused.dwconv_glu_quantize(x, weight, bias, height, width, static),
             dtype,
         )
-    _, scales = rows.dwconv_glu_quantize(x, weight, bias, height, width)
+    _, scales = launch.dwconv_glu_quantize(x, weight, bias, height, width)
     assert scales[0, 6 * width + 2] == 1
     assert scales.view(height, width)[:3, :3].isnan().all()
 
@@ -143,7 +143,7 @@ def test_gates_far_from_zero(dtype: torch.dtype) -> None:
     x = torch.ones(1, 1, 2 * hidden, dtype=dtype)
     weight, bias = torch.zeros(3, 3, 2 * hidden), torch.ones(2 * hidden)
     bias[hidden:] = torch.linspace(-200, 200, hidden)
-    found = rows.dwconv_glu_quantize(x, weight, bias, 1, 1)
+    found = launch.dwconv_glu_quantize(x, weight, bias, 1, 1)
     close(found, reference_fused.dwconv_glu_quantize(x, weight, bias, 1, 1), dtype)
     assert found[1].isfinite().all()
 
@@ -157,7 +157,7 @@ def test_touches_nothing_beyond(
     x, weight, bias = example(*shape, dtype)
     size = shape[1:3]
     close(
-        rows.dwconv_glu_quantize(
+        launch.dwconv_glu_quantize(
             guarded(x), guarded(weight), guarded(bias), *size, guarded(torch.tensor(0.02))
         ),
         reference_fused.dwconv_glu_quantize(x, weight, bias, *size, torch.tensor(0.02)),
@@ -179,10 +179,10 @@ def test_turing(emulated_turing: Emulator) -> None:
 
 def test_order_of_threads_changes_nothing(emulated: Emulator) -> None:
     x, weight, bias = example(1, 6, 5, 480, torch.bfloat16)
-    values, scales = rows.dwconv_glu_quantize(x, weight, bias, 6, 5)
+    values, scales = launch.dwconv_glu_quantize(x, weight, bias, 6, 5)
     for seed in (3, 4):
         emulated.shuffle(seed)
-        again = rows.dwconv_glu_quantize(x, weight, bias, 6, 5)
+        again = launch.dwconv_glu_quantize(x, weight, bias, 6, 5)
         assert torch.equal(values, again[0])
         assert torch.equal(scales, again[1])
 
@@ -192,7 +192,7 @@ def test_no_pixels() -> None:
     weight, bias = torch.zeros(3, 3, 32), torch.zeros(32)
     for images, height, width in ((0, 4, 4), (2, 0, 4), (2, 4, 0)):
         x = torch.empty(images, height * width, 32, dtype=torch.float16)
-        values, scales = rows.dwconv_glu_quantize(x, weight, bias, height, width)
+        values, scales = launch.dwconv_glu_quantize(x, weight, bias, height, width)
         assert values.shape == (images, height * width, 16)
         assert scales.shape == (images, height * width)
 
@@ -214,7 +214,7 @@ def test_refusals() -> None:
         (x[..., :63].contiguous(), weight[..., :63].contiguous(), bias[:63], 2, 3),
     ):
         with pytest.raises(InvalidInput):
-            rows.dwconv_glu_quantize(*arguments)
+            launch.dwconv_glu_quantize(*arguments)
     fields = {
         "x": x,
         "weight": weight,

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sana_edge.errors import InvalidInput
 from sana_edge.kernels import reference_fused
-from sana_edge.kernels.cuda import library, rows
+from sana_edge.kernels.cuda import launch, library
 
 if TYPE_CHECKING:
     from emulator import Emulator
@@ -47,7 +47,7 @@ def modulation(images: int, columns: int) -> tuple[Tensor, Tensor]:
 def check(x: Tensor, static_scale: Tensor | None = None) -> None:
     scale, shift = modulation(len(x), x.shape[-1])
     close(
-        rows.norm_modulate_quantize(x, scale, shift, EPS, static_scale),
+        launch.norm_modulate_quantize(x, scale, shift, EPS, static_scale),
         reference_fused.norm_modulate_quantize(x, scale, shift, EPS, static_scale),
     )
 
@@ -74,7 +74,7 @@ def test_vectors_for_all_images() -> None:
     x = torch.randn(3, 5, 192)
     for scale, shift in ((torch.randn(192), torch.randn(192)), (torch.randn(1, 1, 192), torch.randn(192))):
         close(
-            rows.norm_modulate_quantize(x, scale, shift, EPS),
+            launch.norm_modulate_quantize(x, scale, shift, EPS),
             reference_fused.norm_modulate_quantize(x, scale, shift, EPS),
         )
 
@@ -95,11 +95,11 @@ def test_hostile_rows(columns: int) -> None:
     scale, shift = torch.rand(columns) + 0.5, torch.randn(columns)
     for static in (None, torch.tensor(0.01)):
         close(
-            rows.norm_modulate_quantize(x, scale, shift, EPS, static),
+            launch.norm_modulate_quantize(x, scale, shift, EPS, static),
             reference_fused.norm_modulate_quantize(x, scale, shift, EPS, static),
         )
     # all zeros where scale and shift are: scale 1, not 0
-    values, scales = rows.norm_modulate_quantize(
+    values, scales = launch.norm_modulate_quantize(
         torch.randn(1, 3, columns), torch.zeros(columns), torch.zeros(columns), EPS
     )
     assert torch.equal(scales, torch.ones(1, 3))
@@ -115,7 +115,7 @@ def test_touches_nothing_beyond(
     x = torch.randn(shape).to(dtype)
     scale, shift = torch.randn(shape[0], 1, shape[-1]), torch.randn(shape[0], 1, shape[-1])
     close(
-        rows.norm_modulate_quantize(
+        launch.norm_modulate_quantize(
             guarded(x), guarded(scale), guarded(shift), EPS, guarded(torch.tensor(0.02))
         ),
         reference_fused.norm_modulate_quantize(x, scale, shift, EPS, torch.tensor(0.02)),
@@ -129,10 +129,10 @@ def test_turing() -> None:
 
 def test_order_of_threads_changes_nothing(emulated: Emulator) -> None:
     x, (scale, shift) = torch.randn(1, 5, 2240), modulation(1, 2240)
-    values, scales = rows.norm_modulate_quantize(x, scale, shift, EPS)
+    values, scales = launch.norm_modulate_quantize(x, scale, shift, EPS)
     for seed in (3, 4):
         emulated.shuffle(seed)
-        again = rows.norm_modulate_quantize(x, scale, shift, EPS)
+        again = launch.norm_modulate_quantize(x, scale, shift, EPS)
         assert torch.equal(values, again[0])
         assert torch.equal(scales, again[1])
 
@@ -140,7 +140,9 @@ def test_order_of_threads_changes_nothing(emulated: Emulator) -> None:
 @pytest.mark.usefixtures("emulated")
 def test_no_rows() -> None:
     for shape in ((0, 4, 16), (2, 0, 16)):
-        values, scales = rows.norm_modulate_quantize(torch.empty(shape), torch.ones(16), torch.ones(16), EPS)
+        values, scales = launch.norm_modulate_quantize(
+            torch.empty(shape), torch.ones(16), torch.ones(16), EPS
+        )
         assert values.shape == shape
         assert scales.shape == shape[:2]
 
@@ -164,9 +166,9 @@ def test_refusals() -> None:
         (x, torch.ones(2, 1, 194)[:, :, :192], torch.ones(2, 1, 194)[:, :, :192]),
     ):
         with pytest.raises(InvalidInput):
-            rows.norm_modulate_quantize(*arguments, EPS)
+            launch.norm_modulate_quantize(*arguments, EPS)
     with pytest.raises(InvalidInput):
-        rows.norm_modulate_quantize(x, ones, ones, EPS, torch.ones(1))
+        launch.norm_modulate_quantize(x, ones, ones, EPS, torch.ones(1))
     for null in ("x", "scale", "shift", "values", "scales"):
         fields = {
             "x": x,

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sana_edge.errors import InvalidInput
 from sana_edge.kernels import reference_conv
-from sana_edge.kernels.cuda import conv, library
+from sana_edge.kernels.cuda import launch, operations
 
 CSRC = Path(__file__).parents[3] / "csrc"
 each_dtype = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -53,7 +53,7 @@ def problem(
 
 
 def check(arguments: Problem, dtype: torch.dtype, **options: Any) -> Tensor:
-    actual = conv.w8a8_conv2d(*arguments, dtype, **options)
+    actual = launch.w8a8_conv2d(*arguments, dtype, **options)
     options.pop("out", None)
     expected = reference_conv.w8a8_conv2d(*arguments, dtype, **options)
     assert actual.shape == expected.shape
@@ -82,7 +82,7 @@ def _garbage(monkeypatch: pytest.MonkeyPatch) -> None:
         out = empty(*size, **kwargs)
         return out.fill_(-128 if out.dtype == torch.int8 else torch.nan)
 
-    monkeypatch.setattr(conv.torch, "empty", filled)
+    monkeypatch.setattr(torch, "empty", filled)
 
 
 @pytest.mark.usefixtures("emulated")
@@ -138,8 +138,8 @@ def test_norm_and_residual(columns: int, dtype: torch.dtype) -> None:
 def test_writes_over_the_residual() -> None:
     arguments = problem((1, 13, 11), 16, 128)
     x = torch.randn(1, 13, 11, 128).bfloat16()
-    expected = conv.w8a8_conv2d(*arguments, norm_weight=torch.ones(128), residual=x)
-    out = conv.w8a8_conv2d(*arguments, norm_weight=torch.ones(128), residual=x, out=x)
+    expected = launch.w8a8_conv2d(*arguments, norm_weight=torch.ones(128), residual=x)
+    out = launch.w8a8_conv2d(*arguments, norm_weight=torch.ones(128), residual=x, out=x)
     assert out is x
     assert torch.equal(out, expected)
 
@@ -187,7 +187,7 @@ def test_silu() -> None:
 @pytest.mark.usefixtures("emulated")
 def test_a_scale_that_is_not_finite_shows() -> None:
     values, _, weight, weight_scales, bias = problem((1, 2, 3), 16, 16)
-    out = conv.w8a8_conv2d(values, torch.tensor(torch.nan), weight, weight_scales, bias, activation="relu")
+    out = launch.w8a8_conv2d(values, torch.tensor(torch.nan), weight, weight_scales, bias, activation="relu")
     assert out.isnan().all()
 
 
@@ -221,7 +221,7 @@ def test_same_bytes_in_every_order(emulated: Any) -> None:
     for seed in (0, 1, 2):
         emulated.shuffle(seed)
         runs.append(
-            conv.w8a8_conv2d(*arguments, torch.float16, norm_weight=torch.randn(192).fill_(0.7), residual=x)
+            launch.w8a8_conv2d(*arguments, torch.float16, norm_weight=torch.randn(192).fill_(0.7), residual=x)
         )
     assert torch.equal(runs[0], runs[1])
     assert torch.equal(runs[0], runs[2])
@@ -251,7 +251,7 @@ def test_as_deep_as_the_decoder() -> None:
 
 @pytest.mark.usefixtures("emulated")
 def test_an_empty_map() -> None:
-    assert conv.w8a8_conv2d(*problem((0, 5, 7), 16, 16)).shape == (0, 5, 7, 16)
+    assert launch.w8a8_conv2d(*problem((0, 5, 7), 16, 16)).shape == (0, 5, 7, 16)
 
 
 @pytest.mark.usefixtures("emulated")
@@ -278,7 +278,7 @@ def test_reads_and_writes_nothing_beyond(
 def test_refuses_what_does_not_fit() -> None:
     arguments = problem((1, 4, 4), 16, 16)
     values, scale, weight, weight_scales, _ = arguments
-    convolve = conv.w8a8_conv2d
+    convolve = launch.w8a8_conv2d
     with pytest.raises(InvalidInput, match="residual"):
         convolve(*arguments, residual=torch.zeros(1, 4, 4, 8).bfloat16())
     with pytest.raises(InvalidInput, match="residual"):
@@ -340,7 +340,7 @@ GOOD: dict[str, int | float] = {
 )
 def test_statuses(status: int, changes: dict[str, int], emulated_library: Path) -> None:
     function = ctypes.CDLL(str(emulated_library)).sana_edge_w8a8_conv2d
-    arguments = library.ARGUMENTS["w8a8_conv2d"](**{**GOOD, **changes})
+    arguments = operations.OPERATIONS["w8a8_conv2d"].struct(**{**GOOD, **changes})
     assert function(ctypes.byref(arguments), None) == status
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from sana_edge.errors import InvalidInput, SanaError, UnsupportedDevice
 from sana_edge.kernels import reference_fused
 from sana_edge.kernels.cuda import library as cuda_library
-from sana_edge.kernels.cuda.linear import w8a8_linear
+from sana_edge.kernels.cuda.launch import w8a8_linear
 
 # TileName of csrc/gemm_tiles.h with rows and columns of each
 TILES = {"large": (256, 128), "middle": (128, 128), "narrow": (128, 64), "small": (64, 64)}
@@ -235,10 +235,10 @@ def test_too_little_shared_memory(emulated: Any, emulated_library: Path) -> None
 def test_refused_by_the_wrapper() -> None:
     values, scales, weight, columns = operands(2, 4, N=8, K=16)
     cases: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
-        ("no product", (values[..., :8], scales, weight, columns), {}),
+        ("weight of w8a8_linear is torch.int8 .8, 16", (values[..., :8].contiguous(), scales, weight, columns), {}),
         ("values of w8a8_linear is torch.uint8", (values.view(torch.uint8), scales, weight, columns), {}),
         ("scales .* \\(\\)", (values, scales[0, 0], weight, columns), {}),
-        ("not contiguous", (values, scales, weight.T.contiguous().T, columns), {}),
+        ("weight of .* with gaps", (values, scales, weight.T.contiguous().T, columns), {}),
         ("weight_scales", (values, scales, weight, columns[:4]), {}),
         ("bias", (values, scales, weight, columns, columns.half()), {}),
         ("cannot give torch.float32", (values, scales, weight, columns, None, torch.float32), {}),
