@@ -12,7 +12,8 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,7 +38,33 @@ _DTYPES = {"w8a8_linear": torch.float16, "w8a8_conv2d": torch.bfloat16}
 _UPSAMPLINGS = {"none": 0, "phases": 1, "shuffle": 2}
 _ACTIVATIONS = {"identity": 0, "relu": 1, "silu": 2}
 
-# arguments, sizes and dtypes of one launch, by their names
+
+class Form(NamedTuple):
+    """What is checked of a tensor."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def contiguous(self) -> bool:
+        """As `Tensor.is_contiguous`."""
+        follows = [math.prod(self.shape[i + 1 :]) for i in range(len(self.shape))]
+        places = zip(self.shape, self.strides, follows, strict=True)
+        return 0 in self.shape or all(size == 1 or stride == wanted for size, stride, wanted in places)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A launch that is right: the numbers of its struct, and shapes and dtypes of its results."""
+
+    numbers: Mapping[str, Any]
+    results: Mapping[str, tuple[tuple[int, ...], torch.dtype]]
+    # sums of no tokens are zeros, and the kernels do nothing then
+    make: Callable[..., Tensor]
+
+
+# arguments as forms, sizes and dtypes of one launch, by their names
 Values = dict[str, Any]
 
 
@@ -51,28 +78,54 @@ def workspace(images: int, tokens: int, heads: int, device: torch.device) -> Ten
 
 def _launch(name: str, *arguments: Any, **named: Any) -> Any:
     """Check the arguments of an operation, make its results, and start it on the current stream."""
-    operation = OPERATIONS[name]
-    values = _bound(name, arguments, named)
+    names, defaults = _parameters(name)
+    given = {**defaults, **dict(zip(names, arguments, strict=False)), **named}
+    if len(arguments) > len(names) or len(given) != len(names):
+        raise TypeError(f"{name} takes {', '.join(names)}")
+    forms = (
+        Form(v.shape, v.stride(), v.dtype) if isinstance(v, Tensor) else v
+        for v in (given[argument] for argument in names)
+    )
+    plan = _plan(name, *forms)
+    pointers = OPERATIONS[name].names
+    device = next(given[pointer].device for pointer in pointers if given[pointer] is not None)
+    for result, (shape, dtype) in plan.results.items():
+        if given[result] is None:
+            given[result] = plan.make(shape, dtype=dtype, device=device)
+    fields = {pointer: given[pointer] for pointer in pointers}
+    if "workspace" in fields:
+        space = fields["workspace"]
+        if space is None:
+            images, tokens, heads = (plan.numbers[size] for size in ("images", "tokens", "heads"))
+            space = workspace(images, tokens, heads, device)
+        fields |= {"workspace": space, "workspace_bytes": space.numel()}
+    library.load().call(name, device, **fields, **plan.numbers)
+    results = tuple(given[result] for result in plan.results)
+    return results if len(results) > 1 else results[0]
+
+
+@functools.lru_cache(maxsize=512)
+def _plan(name: str, *forms: Any) -> Plan:
+    """The plan of arguments in their order, with the forms of tensors."""
+    operation, values = OPERATIONS[name], dict(zip(_parameters(name)[0], forms, strict=True))
     _PREPARE.get(name, lambda _: None)(values)
-    given = [pointer for pointer in operation.pointers if values.get(pointer.name) is not None]
+    given = [pointer for pointer in operation.pointers if values[pointer.name] is not None]
     for pointer in operation.pointers:
         if not pointer.optional and not pointer.written and pointer not in given:
             raise InvalidInput(f"{pointer.name} of {name} is None", "give a tensor")
     _find_type(operation, given, values)
     _find_sizes(given, values)
-    strides = [_check(name, pointer, values) for pointer in given]
-    device = values[given[0].name].device
-    results = _results(operation, values, device)
+    strides = {pointer: _check(name, pointer, values) for pointer in given}
+    values |= {f"{pointer.name}_stride": stride for pointer, stride in strides.items()}
     if "stride" in operation.numbers:
-        values["stride"] = _common(given, strides)
-    if "workspace_bytes" in operation.numbers:
-        if values["workspace"] is None:
-            values["workspace"] = workspace(values["images"], values["tokens"], values["heads"], device)
-        values["workspace_bytes"] = values["workspace"].numel()
-    fields: Values = {pointer.name: values.get(pointer.name) for pointer in operation.pointers}
-    fields |= {field: number(values) for field, number in operation.numbers.items()}
-    library.load().call(name, device, **fields)
-    return results[0] if len(results) == 1 else tuple(results)
+        values["stride"] = _common({p.name: n for p, n in strides.items() if p.kind == "vector"})
+    numbers = {n: size(values) for n, size in operation.numbers.items() if n != "workspace_bytes"}
+    results = {
+        pointer.name: (pointer.dimensions(values), _dtypes(pointer, values)[0])
+        for pointer in operation.pointers
+        if pointer.written
+    }
+    return Plan(numbers, results, torch.zeros if values.get("tokens") == 0 else torch.empty)
 
 
 @functools.cache
@@ -87,14 +140,6 @@ def _parameters(name: str) -> tuple[tuple[str, ...], Mapping[str, Any]]:
     own = [pointer.name for pointer in OPERATIONS[name].pointers if pointer.kind == "bytes"]
     written = [pointer.name for pointer in OPERATIONS[name].pointers if pointer.written]
     return (*parameters, *own, *written), {**defaults, **dict.fromkeys((*own, *written))}
-
-
-def _bound(name: str, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> Values:
-    names, defaults = _parameters(name)
-    values = {**defaults, **dict(zip(names, arguments, strict=False)), **named}
-    if len(arguments) > len(names) or len(values) != len(names):
-        raise TypeError(f"{name} takes {', '.join(names)}")
-    return values
 
 
 def _find_type(operation: Operation, given: list[Pointer], values: Values) -> None:
@@ -114,12 +159,12 @@ def _find_sizes(given: list[Pointer], values: Values) -> None:
     """Sizes from the tensors' shapes: first what is a dimension by itself, then what is a factor of one."""
     for alone in (True, False):
         for pointer in given:
-            shape, sizes = values[pointer.name].shape, pointer.shape
+            shape, sizes = tuple(values[pointer.name].shape), pointer.shape
             leading = len(shape) - len(sizes)
             if pointer.kind in ("vector", "bytes") or leading < 0 or (leading and not pointer.lead):
                 continue
             if pointer.lead and pointer.lead not in values:
-                _find_rows(pointer.lead, tuple(shape[:leading]), values)
+                _find_rows(pointer.lead, shape[:leading], values)
             for size, found in zip(sizes, shape[leading:], strict=True):
                 unknown = [name for name in size.names if name not in values]
                 if len(unknown) == 1 and alone is (size.names == (unknown[0],) and size.factor == 1):
@@ -134,79 +179,59 @@ def _find_rows(name: str, lead: tuple[int, ...], values: Values) -> None:
     values["tokens"] = max(lead[-1], 1) if lead else 1
 
 
+def _dtypes(pointer: Pointer, values: Values) -> tuple[torch.dtype, ...]:
+    """What a tensor may be: of several the one that all have, where this is one of them."""
+    allowed = _KINDS.get(pointer.kind) or (values[pointer.kind],)
+    return (values["half"],) if len(allowed) > 1 and values["half"] in allowed else allowed
+
+
 def _check(name: str, pointer: Pointer, values: Values) -> int:
-    """The stride of a tensor's rows, or of its images, where these may lie apart.
+    """The stride of a tensor's rows, or of its images, where these may lie apart; 0 where one serves all.
 
     Raises:
-        InvalidInput: it is none of `operations`.
+        InvalidInput: it is not what `operations` says.
     """
-    tensor, kind = values[pointer.name], pointer.kind
+    form, kind = values[pointer.name], pointer.kind
     if kind == "bytes":
         return 0
-    allowed = _KINDS[kind] if kind in _KINDS else (values[kind],)
-    # one type for all
-    allowed = (values["half"],) if kind in ("half", "any") and values["half"] in allowed else allowed
+    found = f"{pointer.name} of {name} is {form.dtype} {tuple(form.shape)}"
     try:
         shape = pointer.dimensions(values)
     except KeyError as unknown:
-        found = f"{pointer.name} of {name} is {tensor.dtype} {tuple(tensor.shape)}"
-        raise InvalidInput(
-            f"{found}: it has no {unknown.args[0]}", "see kernels/reference_fused.py"
-        ) from None
-    shapes: tuple[tuple[int, ...], ...] = (shape,)
-    if kind == "vector":
-        shapes = shape[1:], (1, 1, *shape[1:]), (shape[0], 1, *shape[1:])
-    stride, ordered = _layout(pointer, tensor)
-    if tensor.shape not in shapes or tensor.dtype not in allowed or not ordered:
-        gaps = "" if ordered else f" with gaps, strides {tensor.stride()}"
-        layout = {"vector": "without gaps within a vector"}.get(
-            kind, "in evenly spaced rows" if pointer.spaced else "contiguous"
-        )
-        wanted = " or ".join(dict.fromkeys(str(shape) for shape in (shapes[0], shapes[-1])))
-        raise InvalidInput(
-            f"{pointer.name} of {name} is {tensor.dtype} {tuple(tensor.shape)}{gaps}",
-            f"give {' or '.join(map(str, allowed))} {wanted}, {layout}",
-        )
-    stride = 0 if kind == "vector" and (tensor.ndim == 1 or len(tensor) == 1) else stride
-    values[f"{pointer.name}_stride"] = stride
-    return stride
+        raise InvalidInput(f"{found}, which has no {unknown}", "see kernels/reference_fused.py") from None
+    shapes = (shape,) if kind != "vector" else (shape[1:], (1, 1, *shape[1:]), (shape[0], 1, *shape[1:]))
+    allowed = _dtypes(pointer, values)
+    stride, dense = _layout(pointer, form)
+    if form.shape in shapes and form.dtype in allowed and dense:
+        return 0 if kind == "vector" and form.shape != shapes[-1] else stride
+    gaps = "" if dense else f" with gaps, strides {form.strides}"
+    layout = "in evenly spaced rows" if pointer.spaced else "contiguous"
+    wanted = f"{' or '.join(map(str, allowed))} {' or '.join(map(str, shapes))}"
+    raise InvalidInput(found + gaps, f"give {wanted}, {layout}")
 
 
-def _layout(pointer: Pointer, tensor: Tensor) -> tuple[int, bool]:
+def _layout(pointer: Pointer, form: Form) -> tuple[int, bool]:
     """Numbers from one vector or row to the next, and whether nothing else has gaps."""
-    strides = tensor.stride()
-    if pointer.kind == "vector":
-        dense = tensor.ndim > 0 and (tensor.shape[-1] <= 1 or strides[-1] == 1)
-        return (strides[0] if tensor.ndim else 0), dense
-    if not pointer.spaced or tensor.ndim != 3:
-        return 0, tensor.is_contiguous()
-    images, tokens, width = tensor.shape
+    strides = form.strides
+    if pointer.kind == "vector" and strides:
+        # the images' vectors may lie apart
+        return strides[0], form.shape[-1] <= 1 or strides[-1] == 1
+    if not pointer.spaced or len(strides) != 3:
+        return 0, form.contiguous
+    images, tokens, width = form.shape
     stride = strides[1] if tokens > 1 else strides[0] if images > 1 else width
-    follow = images <= 1 or tokens <= 1 or strides[0] == tokens * stride
-    return stride, follow and strides[2] == 1
+    return stride, strides[2] == 1 and (images <= 1 or tokens <= 1 or strides[0] == tokens * stride)
 
 
-def _common(given: list[Pointer], strides: list[int]) -> int:
-    """The one stride of all vectors."""
-    found = {p.name: stride for p, stride in zip(given, strides, strict=True) if p.kind == "vector"}
-    if len(set(found.values())) > 1:
-        apart = " and ".join(map(str, found.values()))
+def _common(strides: Mapping[str, int]) -> int:
+    """The one stride of vectors."""
+    if len(set(strides.values())) > 1:
+        apart = " and ".join(map(str, strides.values()))
         raise InvalidInput(
-            f"{' and '.join(found)}: {apart} floats from an image to the next",
+            f"{' and '.join(strides)}: {apart} floats from an image to the next",
             "take both from one table, or make both contiguous",
         )
-    return next(iter(found.values()))
-
-
-def _results(operation: Operation, values: Values, device: torch.device) -> list[Tensor]:
-    # sums of no tokens are zeros, and the kernels do nothing then
-    make = torch.zeros if values.get("tokens") == 0 else torch.empty
-    written = [pointer for pointer in operation.pointers if pointer.written]
-    for pointer in written:
-        if values[pointer.name] is None:
-            dtype = values[pointer.kind] if pointer.kind in values else _KINDS[pointer.kind][0]
-            values[pointer.name] = make(pointer.dimensions(values), dtype=dtype, device=device)
-    return [values[pointer.name] for pointer in written]
+    return next(iter(strides.values()))
 
 
 def _prepare_linear(values: Values) -> None:
@@ -227,9 +252,10 @@ def _prepare_head(values: Values) -> None:
 
 
 def _prepare_conv(values: Values) -> None:
-    upsample, weight = values["upsample"], values["weight"]
+    upsample, weight, scales = values["upsample"], values["weight"], values["weight_scales"]
     shuffled = 4 if upsample == "shuffle" else 1
-    columns = weight.shape[-4] // shuffled if weight.ndim > 3 else 0
+    flat = scales._replace(shape=(math.prod(scales.shape),), strides=(1,))
+    columns = weight.shape[-4] // shuffled if len(weight.shape) > 3 else 0
     values |= {
         "*outer": (4, columns) if upsample == "phases" else (shuffled * columns,),
         "columns": columns,
@@ -238,7 +264,7 @@ def _prepare_conv(values: Values) -> None:
         "factor": 1 if upsample == "none" else 2,
         "wide": 4 * columns // max(values["repeats"], 1),
         "result": values["dtype"] if values["out_scale"] is None else torch.int8,
-        "weight_scales": values["weight_scales"].flatten(),
+        "weight_scales": flat if scales.contiguous else scales,
         "upsample": _UPSAMPLINGS[upsample],
         "activation": _ACTIVATIONS[values["activation"]],
     }

@@ -167,6 +167,7 @@ class Operation:
 
     name: str
     pointers: tuple[Pointer, ...]
+    names: tuple[str, ...]
     numbers: Mapping[str, Size]
     struct: type[ctypes.Structure]
 
@@ -181,7 +182,10 @@ class Operation:
             number, _, product = number.partition("=")
             fields.append((number, _NUMBERS[kind]))
             products[number] = Size.parse(product or number)
-        return cls(name, pointers, products, type("Arguments", (ctypes.Structure,), {"_fields_": fields}))
+        names = tuple(pointer.name for pointer in pointers)
+        return cls(
+            name, pointers, names, products, type("Arguments", (ctypes.Structure,), {"_fields_": fields})
+        )
 
 
 OPERATIONS = {

@@ -337,7 +337,7 @@ def test_refusals() -> None:
         launch.qk_norm_linear_attention(torch.zeros(1, 20, 192).half(), torch.ones(64), 2, 1e-5, space[:-1])
     with pytest.raises(InvalidInput, match="multiple of 16"):
         run(*operands, torch.float16, 2, torch.zeros(len(space) + 16, dtype=torch.uint8)[8:])
-    with pytest.raises(InvalidInput, match="cannot give torch.float32"):
+    with pytest.raises(InvalidInput, match="cannot give"):
         run(*operands, torch.float32, 2)
     with pytest.raises(InvalidInput, match="size"):
         run(*product(1, 20, 2, 24), torch.float16, 2)
@@ -347,11 +347,11 @@ def test_refusals() -> None:
     q, state = torch.zeros(1, 20, 64).half(), torch.zeros(1, 2, 33, 32)
     with pytest.raises(InvalidInput, match="norm_q"):
         finish(q, state, EPS, roots=torch.ones(1, 20, 2))
-    with pytest.raises(InvalidInput, match="q of .* with gaps"):
+    with pytest.raises(InvalidInput, match=r"q of .* with gaps"):
         finish(torch.zeros(1, 20, 128).half()[..., ::2], state, EPS)
     with pytest.raises(InvalidInput, match="multiple of 16"):
         finish(torch.zeros(20 * 64 + 4).half()[4:].view(1, 20, 64), state, EPS)
-    with pytest.raises(InvalidInput, match="q of .* is torch.float32"):
+    with pytest.raises(InvalidInput, match=r"q of .* is torch\.float32"):
         finish(q.float(), state, EPS)
     with pytest.raises(InvalidInput, match="NULL"):
         library.load().call(
