@@ -108,11 +108,11 @@ def _launch(name: str, *arguments: Any, **named: Any) -> Any:
 def _plan(name: str, *forms: Any) -> Plan:
     """The plan of arguments in their order, with the forms of tensors."""
     operation, values = OPERATIONS[name], dict(zip(_parameters(name)[0], forms, strict=True))
-    _PREPARE.get(name, lambda _: None)(values)
     given = [pointer for pointer in operation.pointers if values[pointer.name] is not None]
     for pointer in operation.pointers:
         if not pointer.optional and not pointer.written and pointer not in given:
             raise InvalidInput(f"{pointer.name} of {name} is None", "give a tensor")
+    _PREPARE.get(name, lambda _: None)(values)
     _find_type(operation, given, values)
     _find_sizes(given, values)
     strides = {pointer: _check(name, pointer, values) for pointer in given}

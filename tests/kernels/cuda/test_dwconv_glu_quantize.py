@@ -8,7 +8,6 @@ value by at most one level (1/127 is more than 2^-8) and a scale by one such rou
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sana_edge.errors import InvalidInput, UnsupportedDevice
+from sana_edge.errors import UnsupportedDevice
 from sana_edge.kernels import reference_fused
-from sana_edge.kernels.cuda import launch, library
+from sana_edge.kernels.cuda import launch
 
 if TYPE_CHECKING:
     from emulator import Emulator
@@ -148,23 +147,6 @@ def test_gates_far_from_zero(dtype: torch.dtype) -> None:
     assert found[1].isfinite().all()
 
 
-@pytest.mark.usefixtures("emulated", "guarded_outputs")
-@pytest.mark.parametrize("dtype", BOTH, ids=str)
-@pytest.mark.parametrize("shape", [(1, 1, 1, 16), (2, 5, 3, 48), (1, 4, 9, 1040), (1, 8, 3, 48)], ids=str)
-def test_touches_nothing_beyond(
-    shape: tuple[int, int, int, int], dtype: torch.dtype, guarded: Callable[[Tensor], Tensor]
-) -> None:
-    x, weight, bias = example(*shape, dtype)
-    size = shape[1:3]
-    close(
-        launch.dwconv_glu_quantize(
-            guarded(x), guarded(weight), guarded(bias), *size, guarded(torch.tensor(0.02))
-        ),
-        reference_fused.dwconv_glu_quantize(x, weight, bias, *size, torch.tensor(0.02)),
-        dtype,
-    )
-
-
 def test_turing(emulated_turing: Emulator) -> None:
     """64 KiB of shared memory hold 4 x 2 pixels of 2880 channels, and 4 x 1 of 5600."""
     emulated_turing.pretend(75, 24, 64 << 10)
@@ -175,62 +157,3 @@ def test_turing(emulated_turing: Emulator) -> None:
             check(1, 1, 1, 8192, torch.float16)
     finally:
         emulated_turing.pretend(75, 24, 99 << 10)
-
-
-def test_order_of_threads_changes_nothing(emulated: Emulator) -> None:
-    x, weight, bias = example(1, 6, 5, 480, torch.bfloat16)
-    values, scales = launch.dwconv_glu_quantize(x, weight, bias, 6, 5)
-    for seed in (3, 4):
-        emulated.shuffle(seed)
-        again = launch.dwconv_glu_quantize(x, weight, bias, 6, 5)
-        assert torch.equal(values, again[0])
-        assert torch.equal(scales, again[1])
-
-
-@pytest.mark.usefixtures("emulated")
-def test_no_pixels() -> None:
-    weight, bias = torch.zeros(3, 3, 32), torch.zeros(32)
-    for images, height, width in ((0, 4, 4), (2, 0, 4), (2, 4, 0)):
-        x = torch.empty(images, height * width, 32, dtype=torch.float16)
-        values, scales = launch.dwconv_glu_quantize(x, weight, bias, height, width)
-        assert values.shape == (images, height * width, 16)
-        assert scales.shape == (images, height * width)
-
-
-@pytest.mark.usefixtures("emulated")
-def test_refusals() -> None:
-    x, weight, bias = example(1, 2, 3, 32, torch.float16)
-    shifted = torch.zeros(9 * 64 + 1)[1:].view(3, 3, 64)
-    for arguments in (
-        (x.float(), weight, bias, 2, 3),
-        (x, weight, bias, 3, 3),
-        (x, weight.half(), bias, 2, 3),
-        (x, weight[:, :2], bias, 2, 3),
-        (x, weight, bias[:32], 2, 3),
-        (x, shifted, bias, 2, 3),
-        (x[0], weight, bias, 2, 3),
-        (*example(1, 2, 3, 24, torch.float16), 2, 3),
-        (*example(1, 1, 1, 8208, torch.float16), 1, 1),
-        (x[..., :63].contiguous(), weight[..., :63].contiguous(), bias[:63], 2, 3),
-    ):
-        with pytest.raises(InvalidInput):
-            launch.dwconv_glu_quantize(*arguments)
-    fields = {
-        "x": x,
-        "weight": weight,
-        "bias": bias,
-        "values": torch.zeros(6, 32, dtype=torch.int8),
-        "scales": torch.zeros(6),
-    }
-    for null in fields:
-        with pytest.raises(InvalidInput, match="NULL"):
-            library.load().call(
-                "dwconv_glu_quantize",
-                x.device,
-                **{**fields, null: None},
-                images=1,
-                height=2,
-                width=3,
-                hidden=32,
-                type=1,
-            )
