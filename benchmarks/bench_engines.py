@@ -44,9 +44,9 @@ from record import ended, header, positive, write_json
 from shapes import DENOISERS
 from whole_pictures import WAYS, measure_pictures
 
+from sana_edge.atomic import check_writable
 from sana_edge.engines.tiles import DEFAULT_TILE
 from sana_edge.errors import InvalidInput, SanaError
-from sana_edge.image import check_writable
 
 RESULTS = Path(__file__).parent / "results"
 STAGES = ("step", "decode", "picture", "cold")

@@ -29,11 +29,11 @@ from model_work import ModelWork
 from record import ended, header, positive, write_bytes, write_json
 from shapes import DENOISERS
 
+from sana_edge.atomic import check_writable
 from sana_edge.errors import InvalidInput
 from sana_edge.fused import backends
-from sana_edge.image import check_writable
 from sana_edge.int8 import matmul
-from sana_edge.nets.text_encoder import MAX_TOKENS
+from sana_edge.prompt import MAX_TOKENS
 from sana_edge.request import Request
 from sana_edge.torch_runtime.load import DTYPES
 from sana_edge.torch_runtime.runtime import check_dtype, choose_device

@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from sana_edge.sampler import guide
+
 OURS = "sana-edge"
 INT8 = "sana-edge int8"
 BASELINE = "diffusers"
@@ -93,5 +95,4 @@ def weight_bytes(*modules: nn.Module) -> int:
 
 def guided(predicted: Tensor, guidance: float) -> Tensor:
     """Classifier-free guidance of a prediction for the negative and the positive prompt, (2, C, h, w)."""
-    unguided, prompted = predicted.float().chunk(2)
-    return unguided + guidance * (prompted - unguided)
+    return guide(predicted.float().chunk(2), guidance)

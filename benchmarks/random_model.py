@@ -18,7 +18,8 @@ import torch
 from shapes import AUTOENCODERS, DENOISERS
 from torch import Tensor
 
-from sana_edge.calib.package_writer import copy_files, new_folder, write_json, write_shards
+from sana_edge.atomic import write_json
+from sana_edge.calib.package_writer import copy_files, new_folder, write_shards
 from sana_edge.nets.autoencoder import Autoencoder
 from sana_edge.nets.denoiser import Denoiser
 from sana_edge.store.folder import read_json
@@ -97,8 +98,8 @@ def _make_sprint(folder: Path) -> None:
     index = read_json(folder / "model_index.json")
     scheduler = ["diffusers", SCM["_class_name"]]
     changed = {**index, "_class_name": "SanaSprintPipeline", "scheduler": scheduler}
-    write_json(changed, folder / "model_index.json")
-    write_json(SCM, folder / "scheduler" / "scheduler_config.json")
+    write_json(folder / "model_index.json", changed)
+    write_json(folder / "scheduler" / "scheduler_config.json", SCM)
 
 
 def _text_config(layers: int, width: int) -> dict[str, Any]:
@@ -126,7 +127,7 @@ def _component(
     stem: str = "diffusion_pytorch_model",
 ) -> None:
     folder.mkdir()
-    write_json(dict(config), folder / "config.json")
+    write_json(folder / "config.json", dict(config))
     write_shards(random_weights(shapes, dtype, device), folder, stem=stem)
 
 

@@ -24,7 +24,7 @@ from sana_edge.config import SamplerConfig
 from sana_edge.nets.denoiser import Denoiser
 from sana_edge.nets.quantize import decoder_targets, denoiser_targets, quantize_decoder, quantize_denoiser
 from sana_edge.nets.text_encoder import TextFeatures
-from sana_edge.sampler import sampler_of
+from sana_edge.sampler import denoise, sampler_of
 from sana_edge.store import hub
 from sana_edge.store.folder import read_json
 from sana_edge.store.hub import ResolvedModel
@@ -72,11 +72,8 @@ def _draw(denoiser: Denoiser, model: ResolvedModel) -> Tensor:
     def noise() -> Tensor:
         return torch.randn(1, config.in_channels, _CELLS, _CELLS, generator=generator)
 
-    x = noise() * sampler.initial_scale
-    for i in range(_STEPS):
-        velocity = denoiser(sampler.model_input(x, i), tables[i], text)
-        x = sampler.step(x, velocity, i, noise)
-    return sampler.finish(x)
+    *_, last = denoise(sampler, lambda x, i: denoiser(x, tables[i], text), noise)
+    return last.x
 
 
 def _write_decoder(task: Task, model: ResolvedModel, latent: Tensor) -> None:

@@ -252,6 +252,12 @@ REFUSED: list[tuple[Callable[..., Arguments], tuple[int, ...], Arguments, str]] 
     (qkv_linear_attention, (1, 20, 2), {"workspace": torch.zeros(16, dtype=torch.uint8)}, "too small"),
     (qk_norm_linear_attention, (1, 20, 2), {"workspace": torch.zeros(16, dtype=torch.uint8)}, "too small"),
     (linear_attention_finish, (1, 20, 2), {"norm_q": None}, "norm_q"),
+    (
+        linear_attention_finish,
+        (2, 20, 2),
+        {"q": torch.zeros(4, 20, 64, dtype=HALF)[::2]},
+        "q of .* with gaps",
+    ),
     (w8a8_conv2d, (1, 4, 16), {"residual": torch.zeros(1, 4, 11, 16).bfloat16()}, "residual of"),
     (w8a8_conv2d, (1, 4, 16), {"out": torch.zeros(1, 4, 4, 16)}, "out of"),
 ]
