@@ -44,7 +44,14 @@ class UnsupportedDevice(SanaError):
 
 
 class OutOfMemory(SanaError):
-    """A stage needs more memory than is free."""
+    """A stage needs more memory than is free; ``needed`` and ``free`` are bytes, None where unknown."""
+
+    def __init__(
+        self, message: str, hint: str = "", *, needed: int | None = None, free: int | None = None
+    ) -> None:
+        super().__init__(message, hint)
+        self.needed = needed
+        self.free = free
 
 
 class Cancelled(SanaError):

@@ -103,7 +103,8 @@ def load_stages(model: str, options: LoadOptions) -> tuple[Stages, Path]:
 
 def _load_torch(model: str, options: LoadOptions) -> tuple[Stages, Path]:
     try:
-        with torch_extra():
+        # whose libraries are mapped
+        with memory_errors("torch"), torch_extra():
             from sana_edge.torch_runtime import runtime
     except MissingDependency as error:
         # where there is no torch, an exported folder was meant
@@ -112,8 +113,10 @@ def _load_torch(model: str, options: LoadOptions) -> tuple[Stages, Path]:
     int8, dtype, backend = options.int8, options.dtype, options.backend
     # what can be said before the model is found
     place = runtime.check_target(options.device, dtype, backend)
-    with torch_extra(), memory_errors(model):
+    with torch_extra():
         found = hub.resolve(model, int8=int8, offline=options.offline, progress=options.progress)
+    needed = sum(file.stat().st_size for file in found.path.rglob("*.safetensors") if file.is_file())
+    with torch_extra(), memory_errors(model, needed):
         loaded = runtime.load_stages(found, device=place, dtype=dtype, int8=int8, backend=backend)
     return loaded, found.path
 

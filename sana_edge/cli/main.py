@@ -14,6 +14,7 @@ import sana_edge
 from sana_edge.cli import build, convert, doctor, export, generate, models, quantize
 from sana_edge.cli.arguments import SIZE
 from sana_edge.errors import SanaError
+from sana_edge.memory import memory_errors
 
 # each has HELP, add_options(parser) and run(arguments)
 COMMANDS = {
@@ -36,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.verbose:
         logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
     try:
-        arguments.run(arguments)
+        with memory_errors("this command"):
+            arguments.run(arguments)
         sys.stdout.flush()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sana_edge.errors import CheckpointError, InvalidInput, OutOfMemory, SanaError
+from sana_edge.errors import CheckpointError, InvalidInput, SanaError
+from sana_edge.memory import is_memory, out_of_memory
 from sana_edge.store.manifest import DAMAGED, REMAKE, Port, export_command
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -18,14 +18,6 @@ Arrays = Mapping[str, NDArray[Any]]
 # a side that may have any length
 ANY = "?"
 
-# what the engines and their allocators say where memory does not suffice
-_MEMORY = (
-    *("bad_alloc", "bad allocation", "out of memory", "not enough memory", "failed to allocate"),
-    *("cannot allocate memory", "can't allocate memory", "failed to create memory", "memory allocation fail"),
-    *("cl_out_of_", "cl_mem_object_allocation_failure", "exceed max size of memory", "bfcarena::allocate"),
-)
-# "Failed to allocate 1073741824 bytes of memory"
-_ASKED = re.compile(r"\d{7,}")
 # lines that say where in an engine's source an error was raised, not what it is
 _PLACES = ("exception from src/", "check '", 'check "', "frontend api failed", "loading input model")
 
@@ -102,7 +94,9 @@ def load_failure(path: Path, engine: str, error: Exception) -> SanaError:
     """What to raise where an engine cannot load a graph: memory, an operation it lacks, or damage."""
     text, reason = str(error).lower(), said(error)
     if is_memory(error):
-        return OutOfMemory(f"not enough memory to load {path.name} in {engine}", "close other programs")
+        weights = sum(file.stat().st_size for file in path.parent.glob(f"{path.stem}*.data"))
+        what = f"{path.name} in {engine}"
+        return out_of_memory(what, error, needed=weights or None, hint="close other programs")
     if "external" in text or "data_length" in text:
         hint = f"the file of its weights, {path.stem}*.data, is missing or incomplete; {DAMAGED}"
         return CheckpointError(f"{engine} cannot load the weights of {path}: {reason}", hint)
@@ -120,17 +114,8 @@ def run_failure(graph: str, engine: str, sizes: Mapping[str, int], error: Except
     where = ", ".join(f"{name} = {length}" for name, length in sizes.items())
     what = f"{graph} with {where}" if where else graph
     if is_memory(error):
-        asked = _ASKED.search(str(error))
-        size = f": {int(asked[0]) / 1e9:.1f} GB in one piece" if asked else ""
-        hint = "choose a smaller size, or close other programs"
-        return OutOfMemory(f"not enough memory for {what} in {engine}{size}", hint)
+        return out_of_memory(f"{what} in {engine}", error)
     return SanaError(f"{engine} failed in {what}: {said(error)}", "try another --backend, or report this")
-
-
-def is_memory(error: Exception) -> bool:
-    """Whether an engine's error says that memory did not suffice."""
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or any(words in text for words in _MEMORY)
 
 
 def said(error: Exception) -> str:

@@ -20,7 +20,7 @@ from sana_edge.engines.projected_text import Context, ProjectedText, padding_mas
 from sana_edge.engines.sessions import DENOISERS, Graphs
 from sana_edge.engines.text import EngineText, Floats
 from sana_edge.errors import InvalidInput, OutOfMemory
-from sana_edge.memory import available_memory, peak_memory
+from sana_edge.memory import HINT, available_memory, peak_memory
 from sana_edge.prompt import reading_notes
 from sana_edge.request import Plan
 from sana_edge.sampler import Sampler, guide, sampler_of
@@ -129,7 +129,9 @@ class EngineStages:
         if free is not None and needed > free:
             raise OutOfMemory(
                 f"{asked} needs more than {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free",
-                "choose a smaller size, or close other programs",
+                HINT,
+                needed=needed,
+                free=free,
             )
 
     def read(self, plan: Plan) -> tuple[Context, tuple[str, ...]]:

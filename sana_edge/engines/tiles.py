@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from sana_edge.decoding import DEFAULT_TILE, tile_cells
 from sana_edge.errors import OutOfMemory
+from sana_edge.memory import HINT
 
 Array = NDArray[np.float32]
 Run = Callable[[Array], Array]
@@ -46,7 +47,9 @@ def choose_tile(
     if side < 2 * cell:
         raise OutOfMemory(
             f"decoding {width * cell}x{height * cell} pixels does not fit {memory_limit} bytes",
-            "choose a smaller size, or close other programs",
+            HINT,
+            needed=(2 * cell) ** 2 * pixel_bytes + 3 * 4 * pixels,
+            free=memory_limit,
         )
     return side
 

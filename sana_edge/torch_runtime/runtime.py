@@ -18,7 +18,7 @@ from sana_edge.errors import InvalidInput, OutOfMemory, UnsupportedDevice
 from sana_edge.fused import backends
 from sana_edge.fused.backends import Backend
 from sana_edge.fused.decoder import fuse_decoder
-from sana_edge.memory import available_memory, peak_memory
+from sana_edge.memory import HINT, available_memory, peak_memory
 from sana_edge.nets.autoencoder import Autoencoder
 from sana_edge.nets.denoiser import Denoiser, Modulation, TextContext
 from sana_edge.nets.text_encoder import TextEncoder
@@ -124,7 +124,9 @@ class Stages:
         if free is not None and needed > free:
             raise OutOfMemory(
                 f"{plan.width}x{plan.height} needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free",
-                "choose a smaller size, or close other programs",
+                HINT,
+                needed=needed,
+                free=free,
             )
 
     def read(self, plan: Plan) -> tuple[TextContext, tuple[str, ...]]:

@@ -67,6 +67,8 @@ def decode(
         raise OutOfMemory(
             f"decoding {width * cell}x{height * cell} pixels needs {needed} bytes, {free} are free",
             "choose a smaller size or tile, or close other programs",
+            needed=needed,
+            free=free,
         )
     return _decode_tiles(autoencoder, latent, side, step, on_tile)
 

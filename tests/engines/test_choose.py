@@ -87,10 +87,8 @@ def test_failures_while_loading(text: str, kind: type[SanaError], words: str) ->
 
 def test_failures_while_running() -> None:
     lost = ports.run_failure("decoder", "openvino", {"h": 32}, MemoryError())
-    assert (
-        isinstance(lost, OutOfMemory)
-        and lost.message == "not enough memory for decoder with h = 32 in openvino"
-    )
+    assert isinstance(lost, OutOfMemory)
+    assert lost.message.startswith("not enough memory for decoder with h = 32 in openvino")
     other = ports.run_failure("decoder", "openvino", {}, RuntimeError("Exception from src/a.cpp:1:\nno"))
     assert type(other) is SanaError and other.message == "openvino failed in decoder: no"
 

@@ -157,7 +157,7 @@ def test_damaged(name: str, kind: EngineKind, tmp_path: Path, capfd: pytest.Capt
 def test_memory(kind: EngineKind, tmp_path: Path) -> None:
     engine = kind.load(huge(tmp_path / "decoder.onnx"))
     n = 1 << 20
-    with pytest.raises(OutOfMemory, match=r"memory for decoder.*: 4398\.0 GB in one piece"):
+    with pytest.raises(OutOfMemory, match=r"memory for decoder.*: 4398\.0 GB more are needed, .* free"):
         engine.run({"column": np.ones((n, 1), np.float32), "row": np.ones((1, n), np.float32)})
     # it still works
     few = engine.run({"column": np.ones((2, 1), np.float32), "row": np.ones((1, 2), np.float32)})

@@ -220,7 +220,7 @@ FAULTS: dict[str, tuple[Callable[[Library], None], type[BaseException], str, str
     "torch": (
         out_of_memory,
         OutOfMemory,
-        "64x64: 2.00 GiB more are needed, 512.00 MiB are free",
+        "64x64: 2.1 GB more are needed, 0.5 GB are free",
         "smaller size",
     ),
     "ctrl-c": (interrupt, KeyboardInterrupt, "", ""),
