@@ -21,7 +21,8 @@ from shapes import AUTOENCODERS, random_latent
 from torch import Tensor
 
 from sana_edge.config import LATENT_CELL
-from sana_edge.engines.choose import Engine, Settings, choose
+from sana_edge.engines.choose import choose
+from sana_edge.engines.engine import Engine, Settings
 from sana_edge.engines.tiles import DEFAULT_TILE, decode_tiles
 
 HALF = "diffusers bf16"

@@ -50,6 +50,7 @@ from sheet import AMPLIFIED, PairRow, pair_sheet
 from sheet import Pair as Shown
 
 from sana_edge.engines import choose as engines
+from sana_edge.engines.engine import Settings
 from sana_edge.errors import InvalidInput
 from sana_edge.store import manifest
 
@@ -232,7 +233,7 @@ def _engine(folder: Path, name: str) -> Sana:
 def _title(folder: Path, name: str) -> str:
     """What the engine is: its version, device, precision and threads."""
     backend, _, dtype = name.partition(":")
-    return engines.choose(backend, "cpu", folder, engines.Settings(precision=dtype or "auto")).title
+    return engines.choose(backend, "cpu", folder, Settings(precision=dtype or "auto")).title
 
 
 @contextmanager
