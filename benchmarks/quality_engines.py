@@ -3,8 +3,8 @@
     sana-edge export sana-tiny --int8 --output onnx-int8
     python benchmarks/quality_engines.py --exported onnx-int8 --engines onnxruntime,openvino,openvino:fp32
 
-draws each prompt of `prompts.py` from the same seed in torch and through every engine, prints tables, and
-writes them as JSON with every verdict, and a PNG of pairs. Graphs have calibrated scales of whole tensors
+draws each prompt of `quality.py` from the same seed in torch and through every engine, prints a table, and
+writes all as JSON with every verdict, and a PNG of pairs. Graphs have calibrated scales of whole tensors
 where torch has one for each token, but in Mix-FFN's last layer. So torch draws also with the graphs' scales:
 an engine's distance from that is its own, and the rest of the way comes from the scales. The yardstick is how
 far rounding takes torch from itself: bf16 beside fp32, of the first prompts. Interrupted, the same command
@@ -23,16 +23,20 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import paired
-from diary import Diary, digest
-from engine_tables import likeness_table, score_table
-from evaluation import (
+from harness import RESULTS, needs
+
+needs("torch", "transformers", "accelerate", "onnx", "onnxruntime", "tqdm")
+
+from harness import sections
+from harness.results import Diary, digest, ended, header, positive, words, write_bytes, write_json
+from judge import paired
+from judge.evaluation import (
     PICTURES,
     WORST,
     Pair,
     Source,
     asking,
-    choose,
+    code,
     evaluate,
     likenesses,
     made,
@@ -40,15 +44,13 @@ from evaluation import (
     on_sheet,
     pictures,
     recorded,
+    world,
     worst,
 )
-from prompts import prompts
-from quality import CODE, RESULTS, Outcomes
-from record import ended, header, positive, write_bytes, write_json
-from scores import summary
-from sheet import AMPLIFIED, PairRow, pair_sheet
-from sheet import Pair as Shown
-
+from judge.scores import summary
+from judge.sheet import AMPLIFIED, PairRow, pair_sheet
+from judge.sheet import Pair as Shown
+from quality import Outcomes
 from sana_edge.engines import choose as engines
 from sana_edge.errors import InvalidInput
 from sana_edge.store import manifest
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
     from sana_edge import Sana
     from sana_edge.store.hub import ResolvedModel
 
+SHAPES = world("shapes")
 TORCH, STATIC = "torch", "torch static"
 """INT8 in torch: as it is, with activation scales per token, and with those of the graphs."""
 YARDSTICK = "yardstick"
@@ -81,13 +84,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace, given: Sequence[str]) -> None:
+    if any(name.startswith("openvino") for name in options.engines):
+        needs("openvino")
     with _threads(options.threads):
         model = _source(options)
         how = {name: getattr(options, name) for name in ("steps", "guidance", "seed")}
         files = [path for folder in (model.path, options.exported) for path in folder.rglob("*")]
         run = {
             "sources": [model.name, *options.engines, digest(files)],
-            "benchmark": digest(CODE),
+            "benchmark": code(),
             **{name: getattr(options, name) for name in ("limit", "yardstick", "threads")},
             **how,
         }
@@ -95,10 +100,12 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> None:
         torch = {name: partial(_torch, options, **settings) for name, settings in YARDSTICKS.items()}
         with Diary(options.output, run) as diary:
             with _asking({TORCH: torch[TORCH], STATIC: torch[STATIC], **engine}, how) as sources:
-                outcomes = evaluate(PICTURES, sources, choose(options.limit), diary, _pairs(sources))
-            few = choose(min(options.yardstick, options.limit or options.yardstick))
+                outcomes = evaluate(
+                    SHAPES, PICTURES, sources, SHAPES.choose(options.limit), diary, _pairs(sources)
+                )
+            few = SHAPES.choose(min(options.yardstick, options.limit or options.yardstick))
             with _asking(torch, how) as sources:
-                evaluate(YARDSTICK, sources, few, diary, _yardstick_pairs())
+                evaluate(SHAPES, YARDSTICK, sources, few, diary, _yardstick_pairs())
             report(options, given, diary, outcomes)
             diary.finish()
 
@@ -135,7 +142,7 @@ def report(options: argparse.Namespace, given: Sequence[str], diary: Diary, outc
     note = f"{len(found[TORCH])} held-out prompts, {settings['steps']} steps, guidance {settings['guidance']}"
     write_bytes(options.sheet, pair_sheet(title, note, _rows(diary, outcomes, alike)))
     write_json(options.output, data)
-    print(score_table(models, data["to_torch"]), "", likeness_table(data), sep="\n")
+    print(sections.engines_quality(data).text())
 
 
 def _pairs(names: Iterable[str]) -> list[Pair]:
@@ -151,7 +158,7 @@ def _yardstick_pairs() -> list[Pair]:
 
 def _alike(diary: Diary, pair: Pair, run: str = PICTURES) -> dict[str, Any]:
     """What the JSON says of a pair of sources."""
-    found = {prompts()[number].text: like for number, like in likenesses(diary, pair, run).items()}
+    found = {SHAPES.prompts()[number].text: like for number, like in likenesses(diary, pair, run).items()}
     return {"pictures": pair[0], "to": pair[1], **paired.likeness_spread(found)}
 
 
@@ -263,7 +270,7 @@ def _options(given: Sequence[str]) -> argparse.Namespace:
     add("--model", default="sana-tiny", help="what it was made from (default: %(default)s)")
     add(
         "--engines",
-        type=lambda text: text.split(","),
+        type=words,
         default=["onnxruntime", "openvino", "openvino:fp32"],
         metavar="NAMES",
         help="with a precision if not their own (default: onnxruntime,openvino,openvino:fp32)",

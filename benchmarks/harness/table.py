@@ -1,0 +1,71 @@
+"""Tables of what was measured: aligned for a terminal, or as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Table:
+    """Titles, rows of as many cells, and lines of text below; named: columns of words, before the numbers."""
+
+    titles: Sequence[str]
+    rows: list[Sequence[object]] = field(default_factory=list)
+    notes: Iterable[str] = ()
+    named: int = 1
+
+    def add(self, *cells: object) -> None:
+        """A row; cells that are left out at its end are empty."""
+        self.rows.append([*cells, *[""] * (len(self.titles) - len(cells))])
+
+    def text(self) -> str:
+        """Words to the left and numbers to the right, two spaces apart."""
+        cells = [[str(cell) for cell in row] for row in (self.titles, *self.rows)]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = []
+        for row in cells:
+            padded = [
+                f"{cell:<{w}}" if i < self.named else f"{cell:>{w}}" for i, (cell, w) in _counted(row, widths)
+            ]
+            lines.append("  ".join(padded).rstrip())
+        return "\n".join([*lines, *self.notes])
+
+    def markdown(self) -> str:
+        """The notes are lines of one paragraph."""
+        rows = [self.titles, ["---"] * len(self.titles), *self.rows]
+        lines = ["| " + " | ".join(map(str, row)) + " |" for row in rows]
+        notes = [f"{note}  " for note in self.notes]
+        return "\n".join([*lines, *(["", *notes] if notes else [])])
+
+
+def circumstances(data: Mapping[str, Any]) -> str:
+    """Command, machine, commit and date on one line."""
+    machine = data["machine"]
+    where = machine["gpu"] or f"{machine['cores']} cores of {machine['cpu']}"
+    commit = (data["commit"]["hash"] or "unknown")[:10]
+    return f"`{data['command']}` at commit {commit}, {where}, {data['date'][:10]}."
+
+
+def interval(score: Mapping[str, Any]) -> str:
+    """A score's interval in words."""
+    low, high = score["interval_95"]
+    return f"{low:.3f} to {high:.3f}"
+
+
+def decibels(value: float | None) -> str:
+    """A PSNR; None is that of equal pictures."""
+    return "equal" if value is None else f"{value:.1f}"
+
+
+def seconds(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g} s"
+
+
+def gigabytes(value: float | None, digits: int = 2) -> str:
+    return "" if value is None else f"{value / 1e9:.{digits}f} GB"
+
+
+def _counted(row: Sequence[str], widths: Sequence[int]) -> Iterable[tuple[int, tuple[str, int]]]:
+    return enumerate(zip(row, widths, strict=True))
