@@ -46,7 +46,7 @@ from harness.work import Work
 from sana_edge.errors import InvalidInput
 from sana_edge.fused import backends
 from sana_edge.int8 import matmul
-from sana_edge.nets.text_encoder import MAX_TOKENS
+from sana_edge.prompt import MAX_TOKENS
 from sana_edge.request import Request
 from sana_edge.torch_runtime.load import DTYPES
 from sana_edge.torch_runtime.runtime import check_dtype, choose_device

@@ -26,17 +26,18 @@ import torch
 from torch import Tensor
 
 from harness.results import ended
+from sana_edge.atomic import write_json
 from sana_edge.calib import package_component
 from sana_edge.calib.calibrate import Calibration
 from sana_edge.calib.job import Task
-from sana_edge.calib.package_writer import copy_files, new_folder, write_json, write_shards
+from sana_edge.calib.package_writer import copy_files, new_folder, write_shards
 from sana_edge.calib.settings import Settings
 from sana_edge.config import SamplerConfig
 from sana_edge.nets.autoencoder import Autoencoder
 from sana_edge.nets.denoiser import Denoiser
 from sana_edge.nets.quantize import decoder_targets, denoiser_targets, quantize_decoder, quantize_denoiser
 from sana_edge.nets.text_encoder import TextFeatures
-from sana_edge.sampler import sampler_of
+from sana_edge.sampler import denoise, sampler_of
 from sana_edge.store import hub
 from sana_edge.store.folder import read_json
 from sana_edge.store.hub import ResolvedModel
@@ -121,8 +122,8 @@ def _make_sprint(folder: Path) -> None:
     index = read_json(folder / "model_index.json")
     scheduler = ["diffusers", SCM["_class_name"]]
     changed = {**index, "_class_name": "SanaSprintPipeline", "scheduler": scheduler}
-    write_json(changed, folder / "model_index.json")
-    write_json(SCM, folder / "scheduler" / "scheduler_config.json")
+    write_json(folder / "model_index.json", changed)
+    write_json(folder / "scheduler" / "scheduler_config.json", SCM)
 
 
 def _text_config(layers: int, width: int) -> dict[str, Any]:
@@ -150,7 +151,7 @@ def _component(
     stem: str = "diffusion_pytorch_model",
 ) -> None:
     folder.mkdir()
-    write_json(dict(config), folder / "config.json")
+    write_json(folder / "config.json", dict(config))
     write_shards(weights(shapes, dtype, device), folder, stem=stem)
 
 
@@ -190,11 +191,8 @@ def _draw(denoiser: Denoiser, model: ResolvedModel) -> Tensor:
     def noise() -> Tensor:
         return torch.randn(1, config.in_channels, _CELLS, _CELLS, generator=generator)
 
-    x = noise() * sampler.initial_scale
-    for i in range(_STEPS):
-        velocity = denoiser(sampler.model_input(x, i), tables[i], text)
-        x = sampler.step(x, velocity, i, noise)
-    return sampler.finish(x)
+    *_, last = denoise(sampler, lambda x, i: denoiser(x, tables[i], text), noise)
+    return last.x
 
 
 def _write_decoder(task: Task, model: ResolvedModel, latent: Tensor) -> None:

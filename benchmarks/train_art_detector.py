@@ -27,9 +27,9 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from judge.art import SIDE, WEIGHTS, Detector, detector_loss, targets
+from sana_edge.atomic import new_file
 from sana_edge.training.art.layout import draw_scene
 from sana_edge.training.art.scenes import Scene, render
-from sana_edge.training.files import replacing
 from sana_edge.training.loop import Loop, ema_state
 
 
@@ -44,7 +44,7 @@ def small(count: int, kept: Path) -> NDArray[np.uint8]:
         pixels = np.empty((count, SIDE, SIDE, 3), dtype=np.uint8)
         for i in tqdm(range(count), unit="scene"):
             pixels[i] = np.asarray(render(judged_scene(i)).resize((SIDE, SIDE), Image.Resampling.BOX))
-        with replacing(kept) as partial, open(partial, "wb") as file:
+        with new_file(kept) as partial, open(partial, "wb") as file:
             np.save(file, pixels)
     stored: NDArray[np.uint8] = np.load(kept)
     return stored
@@ -83,7 +83,7 @@ def main() -> None:
 
     loop.run(loss)
     state = {k: v.half() if v.is_floating_point() else v for k, v in ema_state(args.folder).items()}
-    with replacing(args.output) as partial:
+    with new_file(args.output) as partial:
         save_file(state, partial)
 
 

@@ -67,7 +67,7 @@ def exported(model: str, name: str, settings: Settings) -> dict[str, Any]:
                 model,
                 Path(place) / "onnx",
                 settings,
-                told=lambda part: starts.append((part, time.perf_counter())),
+                progress=lambda part, done, count: starts.append((part, time.perf_counter())),
             )
         except SanaError as error:
             # no folders of this machine

@@ -11,20 +11,18 @@ from typing import Any
 from torch import Tensor
 
 from sana_edge.calib.clip import clip
-from sana_edge.calib.observe import Progress, observe
+from sana_edge.calib.observe import observe
 from sana_edge.calib.prompts import PromptSet
 from sana_edge.calib.report.report import Layer
 from sana_edge.calib.sensitivity import Probe, choose_kept, decoder_sensitivity, denoiser_sensitivity, probe
 from sana_edge.calib.settings import Settings
 from sana_edge.calib.smooth import Smoothed, smooth, smooth_decoder, target_weight
 from sana_edge.nets.quantize import quantize_decoder, quantize_denoiser
+from sana_edge.progress import Progress
 from sana_edge.torch_runtime.runtime import Stages
 
 # prompts that sensitivity is measured on, each at its first, middle and last step
 _PROBES = 4
-
-# told what is being done, how much of it is done, and how much there is
-Told = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ def calibrate(
     settings: Settings,
     *,
     folder: Path,
-    told: Told,
+    progress: Progress,
     note: Callable[[str], None],
 ) -> Calibration:
     """Observe a float model, smooth it in place, and choose scales and what stays in 16 bit.
@@ -70,7 +68,7 @@ def calibrate(
         guidance=settings.guidance,
         seed=settings.seed,
         folder=folder,
-        progress=_counted(told),
+        progress=progress,
         note=note,
     )
     info = {**statistics.info, "checksum": statistics.checksum(), "alpha": settings.alpha}
@@ -88,18 +86,18 @@ def calibrate(
             statistics,
             alpha=settings.alpha,
             activations=settings.activations,
-            progress=_named(told, "smooth denoiser"),
+            progress=progress,
         ),
         *smooth_decoder(
             stages.autoencoder,
             statistics,
             alpha=settings.alpha,
-            progress=_named(told, "smooth decoder"),
+            progress=progress,
         ),
     ]
     info["smoothed"] = sum(item.alpha > 0 for item in smoothed)
     scales = {name: clip(layer, weight=_weight(stages, name)) for name, layer in statistics.layers.items()}
-    kept = _choose(stages, given, scales, settings, told)
+    kept = _choose(stages, given, scales, settings, progress)
     layers = [_layer(item, scales, kept, settings) for item in smoothed]
     return Calibration(scales, kept, layers, info)
 
@@ -127,7 +125,7 @@ def _weight(stages: Stages, name: str) -> Tensor:
 
 
 def _choose(
-    stages: Stages, given: Probe, scales: dict[str, float], settings: Settings, told: Told
+    stages: Stages, given: Probe, scales: dict[str, float], settings: Settings, progress: Progress
 ) -> list[str]:
     """What stays in 16 bit, of each network by its own errors."""
     denoiser = denoiser_sensitivity(
@@ -135,13 +133,13 @@ def _choose(
         given,
         input_scales=_part(scales, denoiser=True),
         static=settings.activations == "tensor",
-        progress=_named(told, "try layers of the denoiser"),
+        progress=progress,
     )
     decoder = decoder_sensitivity(
         stages.autoencoder,
         given,
         input_scales=_part(scales, denoiser=False),
-        progress=_named(told, "try layers of the decoder"),
+        progress=progress,
     )
     return [*choose_kept(denoiser, settings.keep), *choose_kept(decoder, settings.keep)]
 
@@ -167,15 +165,3 @@ def _layer(item: Smoothed, scales: dict[str, float], kept: list[str], settings: 
         reason=item.reason,
         input_scale=scales[item.name],
     )
-
-
-def _named(told: Told, name: str) -> Callable[[int, int], None]:
-    return lambda done, count: told(name, done, count)
-
-
-def _counted(told: Told) -> Callable[[Progress], None]:
-    def show(progress: Progress) -> None:
-        done = (progress.prompt - 1) * progress.steps + progress.step
-        told("observe", done, progress.prompts * progress.steps)
-
-    return show

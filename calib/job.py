@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from sana_edge.calib import package_component
-from sana_edge.calib.calibrate import Calibration, Told
+from sana_edge.calib.calibrate import Calibration
 from sana_edge.calib.package_component import Named
 from sana_edge.calib.package_writer import check_finite, copy_files
 from sana_edge.calib.report.report import Layer, Report, Sizes
@@ -22,6 +22,7 @@ from sana_edge.config import DenoiserConfig
 from sana_edge.nets.parameter_names import names
 from sana_edge.nets.quantize import stacked
 from sana_edge.nets.text_weights import quantize_text_state
+from sana_edge.progress import Progress
 from sana_edge.store import package
 from sana_edge.store.folder import needed_files, read_json
 from sana_edge.store.hub import ResolvedModel
@@ -34,20 +35,20 @@ _TERMS = ("LICENSE", "LICENCE", "NOTICE", "COPYING")
 
 
 @dataclass(frozen=True)
-class Task:
+class Job:
     """A model, the folder that its package is written in, and what has been spent."""
 
     model: ResolvedModel
     folder: Path
     settings: Settings
     device: torch.device
-    told: Told
+    progress: Progress
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
         """Tell and time a part of the work."""
-        self.told(name, 0, 0)
+        self.progress(name, 0, 0)
         start = time.perf_counter()
         yield
         self.seconds[name] = round(time.perf_counter() - start, 3)
@@ -135,11 +136,11 @@ def layer_names(config: DenoiserConfig) -> dict[str, tuple[str, ...]]:
     return result
 
 
-def _kept(task: Task, name: str, kept: Iterable[str]) -> tuple[str, ...]:
+def _kept(job: Job, name: str, kept: Iterable[str]) -> tuple[str, ...]:
     """The modules of one component, by diffusers' names, of the layers that stay in 16 bit."""
     if name == "vae":
         return tuple(part for layer in kept if layer.startswith("decoder.") for part in stacked(layer))
-    modules = layer_names(task.denoiser_config)
+    modules = layer_names(job.denoiser_config)
     return tuple(part for layer in kept if layer in modules for part in modules[layer])
 
 

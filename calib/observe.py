@@ -5,31 +5,23 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sana_edge.calib.listener import SAMPLE_ROWS, Listener, nothing, targets
 from sana_edge.calib.prompts import PromptSet
 from sana_edge.calib.statistics import Statistics, checksum
 from sana_edge.calib.statistics_store import StatisticsStore
 from sana_edge.memory import memory_errors
+from sana_edge.progress import Progress, unseen
 from sana_edge.request import Plan, Request
+from sana_edge.sampler import denoise
 from sana_edge.torch_runtime.runtime import Stages
 
 logger = logging.getLogger("sana_edge")
-
-
-@dataclass(frozen=True)
-class Progress:
-    """A denoising step of the observation that has been taken; prompts and steps count from 1."""
-
-    prompt: int
-    prompts: int
-    step: int
-    steps: int
 
 
 def observe(
@@ -41,7 +33,7 @@ def observe(
     guidance: float | None = None,
     seed: int = 0,
     folder: Path | None = None,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Progress = unseen,
     note: Callable[[str], None] = logger.warning,
 ) -> Statistics:
     """Make a picture of each prompt and collect the statistics of all denoising steps and of the decoder.
@@ -55,7 +47,7 @@ def observe(
         stages: a float model, in the dtype it will be used in.
         steps: the model's default if left out, and so are ``size`` (width, height) and ``guidance``.
         folder: made if it is missing; None stores nothing.
-        progress: called after each denoising step; an exception from it ends the observation.
+        progress: called after each denoising step of all; an exception from it ends the observation.
         note: is told of stored statistics that are used, or cannot be.
 
     Returns:
@@ -103,23 +95,24 @@ def _observe_prompt(
     prompts: Sequence[str],
     number: int,
     listener: Listener,
-    progress: Callable[[Progress], None] | None,
+    progress: Progress,
 ) -> None:
     """The stages of one picture, as `sana_edge.Sana.stream` runs them."""
     # the empty negative prompt goes through cross_out here, once for all steps
     with listener.step(number, 0, sampled=False):
         context, _ = stages.read(dataclasses.replace(plan, prompt=prompts[number]))
     sampler, tables = stages.schedule(plan)
-    noise = stages.noise(plan, number)
-    x = noise() * sampler.initial_scale
-    for i in range(plan.steps):
+    predict = stages.velocity(plan, tables, context)
+
+    def velocity(x: Tensor, i: int) -> Tensor:
         with listener.step(number, i):
-            velocity = stages.velocity(sampler.model_input(x, i), tables[i], context, plan)
-        x = sampler.step(x, velocity, i, noise)
-        if progress is not None:
-            progress(Progress(number + 1, len(prompts), i + 1, plan.steps))
+            return predict(x, i)
+
+    for i, step in enumerate(denoise(sampler, velocity, stages.noise(plan, number))):
+        latent = step.x
+        progress("observe", number * plan.steps + i + 1, len(prompts) * plan.steps)
     with listener.step(number, plan.steps):
-        stages.decode(sampler.finish(x))
+        stages.decode(latent)
 
 
 def _info(stages: Stages, prompts: PromptSet, plan: Plan) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sana_edge.calib.package_writer import check_finite, write_json, write_shards
+from sana_edge.atomic import write_json
+from sana_edge.calib.package_writer import check_finite, write_shards
 from sana_edge.config import AutoencoderConfig, DenoiserConfig
 from sana_edge.int8 import quant
 from sana_edge.int8.conv import PhaseConv2d
@@ -29,8 +30,8 @@ from sana_edge.torch_runtime.load import denoiser_layers
 
 Named = tuple[str, Tensor]
 
-# told the name of a module whose weight became INT8, and the SQNR of that in dB
-Heard = Callable[[str, float], None]
+# called with the name of a module whose weight became INT8, and the SQNR of that in dB
+NoteError = Callable[[str, float], None]
 
 # of a weight, that its SQNR is measured on
 _SQNR_VALUES = 1 << 19
@@ -54,10 +55,12 @@ def write_weights(folder: Path, tensors: Iterable[Named]) -> None:
 def write_config(folder: Path, config: Mapping[str, Any], quantization: Quantization) -> None:
     """Write the float component's config beside the weights, with the ``quantization`` and their checksum."""
     quantization = dataclasses.replace(quantization, checksum=package.checksum(folder))
-    write_json({**config, package.KEY: quantization.to_dict()}, folder / "config.json")
+    write_json(folder / "config.json", {**config, package.KEY: quantization.to_dict()})
 
 
-def quantized_denoiser(config: DenoiserConfig, state: Mapping[str, Tensor], heard: Heard) -> Iterator[Named]:
+def quantized_denoiser(
+    config: DenoiserConfig, state: Mapping[str, Tensor], note_error: NoteError
+) -> Iterator[Named]:
     """A float denoiser's tensors with INT8 weights, made one by one, as `quantize_denoiser` makes them.
 
     Args:
@@ -75,7 +78,7 @@ def quantized_denoiser(config: DenoiserConfig, state: Mapping[str, Tensor], hear
         check_finite(name, tensor)
         if kind == "weight" and module in layers:
             values, columns = quant.quantize_weight(tensor)
-            heard(module, _sqnr(tensor, values, columns))
+            note_error(module, _sqnr(tensor, values, columns))
             yield name, values
             yield f"{module}.weight_scale", columns
         else:
@@ -83,7 +86,7 @@ def quantized_denoiser(config: DenoiserConfig, state: Mapping[str, Tensor], hear
 
 
 def quantized_decoder(
-    config: AutoencoderConfig, state: Mapping[str, Tensor], heard: Heard
+    config: AutoencoderConfig, state: Mapping[str, Tensor], note_error: NoteError
 ) -> Iterator[Named]:
     """A float decoder's tensors with INT8 weights, as `quantize_decoder` makes them without calibration.
 
@@ -96,7 +99,7 @@ def quantized_decoder(
         check_finite(name, tensor)
     for target in decoder_targets(decoder):
         for name in stacked(target):
-            heard(target, _layer_sqnr(decoder.get_submodule(name)))
+            note_error(target, _layer_sqnr(decoder.get_submodule(name)))
     quantize_decoder(decoder)
     yield from stored(decoder.state_dict())
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
+from sana_edge import atomic
 from sana_edge.errors import CheckpointError
-from sana_edge.store import atomic as new_folders
 from sana_edge.store.weights import save_state
 
 # tensors held in memory until a file is full; the 16-bit rest and INT8 layers of SANA-0.6B are 682 MB
@@ -70,19 +68,14 @@ def check_finite(name: str, tensor: Tensor) -> None:
             )
 
 
-def write_json(content: dict[str, Any], path: Path) -> None:
-    """Write a JSON file that people can read; NaN and infinity, which JSON lacks, are an error."""
-    path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-
-
 def check_output(output: Path, *, force: bool) -> None:
-    """`sana_edge.store.atomic.check_output` of a model folder."""
-    new_folders.check_output(output, force=force, kind="model folder", is_kind=_is_model)
+    """`sana_edge.atomic.check_folder` of a model folder."""
+    atomic.check_folder(output, force=force, kind="model folder", is_kind=_is_model)
 
 
 def new_folder(output: Path, *, force: bool = False) -> AbstractContextManager[Path]:
-    """`sana_edge.store.atomic.new_folder` of a model folder."""
-    return new_folders.new_folder(output, force=force, kind="model folder", is_kind=_is_model)
+    """`sana_edge.atomic.new_folder` of a model folder."""
+    return atomic.new_folder(output, force=force, kind="model folder", is_kind=_is_model)
 
 
 def _is_model(folder: Path) -> bool:
@@ -100,8 +93,6 @@ def copy_files(names: Iterable[str], source: Path, folder: Path) -> None:
 def _flush(held: dict[str, Tensor], folder: Path, stem: str, number: int) -> Path:
     path = folder / f".{stem}.{number}.safetensors"
     save_state(held, path)
-    # the library makes files that only their owner reads
-    path.chmod(folder.stat().st_mode & 0o666)
     held.clear()
     return path
 
@@ -116,4 +107,4 @@ def _name(shards: list[Path], places: dict[str, int], size: int, folder: Path, s
         os.replace(shard, folder / name)
     weight_map = {name: names[place] for name, place in sorted(places.items())}
     index = {"metadata": {"total_size": size}, "weight_map": weight_map}
-    write_json(index, folder / f"{stem}.safetensors.index.json")
+    atomic.write_json(folder / f"{stem}.safetensors.index.json", index)

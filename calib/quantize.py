@@ -5,10 +5,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from sana_edge.atomic import write_json
 from sana_edge.calib import calibrate, package_component
-from sana_edge.calib.calibrate import Told
-from sana_edge.calib.job import Task, layer_names
-from sana_edge.calib.package_writer import new_folder, write_json
+from sana_edge.calib.job import Job, layer_names
+from sana_edge.calib.package_writer import new_folder
 from sana_edge.calib.prompts import PromptSet, default_set, load_prompts
 from sana_edge.calib.report.measure import Run, measure
 from sana_edge.calib.report.picture import draw
@@ -18,6 +18,7 @@ from sana_edge.calib.trajectory import Comparison, Trajectory, compare, follow
 from sana_edge.config import AutoencoderConfig
 from sana_edge.errors import InvalidInput
 from sana_edge.memory import memory_errors
+from sana_edge.progress import Progress, unseen
 from sana_edge.request import MAX_SEED, Plan, Request
 from sana_edge.store import hub, package
 from sana_edge.store.folder import read_json
@@ -33,8 +34,7 @@ def quantize(
     device: str = "auto",
     offline: bool = False,
     force: bool = False,
-    progress: bool = False,
-    told: Told = lambda name, done, count: None,
+    progress: Progress | None = None,
 ) -> Report:
     """Write a package of an INT8 denoiser, decoder and text encoder, whole or not at all, with its report.
 
@@ -47,8 +47,7 @@ def quantize(
             the next one takes up.
         device: of the calibration, "auto", "cpu" or "cuda".
         force: replace a model folder at ``output``, but not the float model itself.
-        progress: show a download on stderr.
-        told: what is being done, how much of it is done, how much there is; 0 and 0 where that is not known.
+        progress: called as the work goes on; a download is shown on stderr where it is given.
 
     Raises:
         InvalidInput: the model is quantized already, ``output`` is taken, or the prompts are not usable.
@@ -60,77 +59,79 @@ def quantize(
     with new_folder(output, force=force) as folder, memory_errors(model):
         # a mistake in these shows before anything is downloaded
         given = None if settings.prompts is None else load_prompts(settings.prompts)
-        found = hub.resolve(model, offline=offline, progress=progress)
+        found = hub.resolve(model, offline=offline, progress=progress is not None)
         if package.is_package(found.path):
             raise InvalidInput(f"{model} is already quantized", "give the float model that it was made of")
         source = found.path.resolve()
         if output.resolve() in (source, *source.parents):
             raise InvalidInput(f"{output} is where the float model is", "choose another --output")
-        task = Task(found, folder, settings, place, told)
+        job = Job(found, folder, settings, place, progress or unseen)
         if settings.calibrate:
             prompts = given or default_set(found.name, found.path)
-            report = _calibrated(task, prompts, calibration_folder(output))
+            report = _calibrated(job, prompts, calibration_folder(output))
         else:
-            report = _uncalibrated(task)
-        write_json(report.to_dict(), folder / FILE)
+            report = _uncalibrated(job)
+        write_json(folder / FILE, report.to_dict())
         (folder / PICTURE).write_bytes(draw(report))
     shutil.rmtree(calibration_folder(output), ignore_errors=True)
     return report
 
 
-def _uncalibrated(task: Task) -> Report:
-    ours = {theirs: name for name, parts in layer_names(task.denoiser_config).items() for theirs in parts}
-    heard: dict[str, list[float]] = {}
+def _uncalibrated(job: Job) -> Report:
+    ours = {theirs: name for name, parts in layer_names(job.denoiser_config).items() for theirs in parts}
+    errors: dict[str, list[float]] = {}
 
-    def hear(module: str, sqnr: float) -> None:
-        heard.setdefault(ours.get(module, module), []).append(sqnr)
+    def note_error(module: str, sqnr: float) -> None:
+        errors.setdefault(ours.get(module, module), []).append(sqnr)
 
-    with task.part("quantize"):
-        denoiser = package_component.quantized_denoiser(task.denoiser_config, task.state("transformer"), hear)
-        task.write("transformer", denoiser)
-        config = AutoencoderConfig.from_dict(read_json(task.model.path / "vae" / "config.json"))
-        task.write("vae", package_component.quantized_decoder(config, task.state("vae"), hear))
-        task.write_rest()
-    order = {name: place for place, name in enumerate(layer_names(task.denoiser_config))}
+    with job.part("quantize"):
+        denoiser = package_component.quantized_denoiser(
+            job.denoiser_config, job.state("transformer"), note_error
+        )
+        job.write("transformer", denoiser)
+        config = AutoencoderConfig.from_dict(read_json(job.model.path / "vae" / "config.json"))
+        job.write("vae", package_component.quantized_decoder(config, job.state("vae"), note_error))
+        job.write_rest()
+    order = {name: place for place, name in enumerate(layer_names(job.denoiser_config))}
     # q, k and v are separate in the file: the lowest stands for the layer
-    layers = [Layer(name, min(values)) for name, values in heard.items()]
+    layers = [Layer(name, min(values)) for name, values in errors.items()]
     layers.sort(key=lambda layer: order.get(layer.name, len(order)))
     note = "without calibration the model was not run: no pictures, no errors of steps, no times"
-    return task.report(layers, None, notes=[note])
+    return job.report(layers, None, notes=[note])
 
 
-def _calibrated(task: Task, prompts: PromptSet, observed: Path) -> Report:
-    with task.part("load"):
+def _calibrated(job: Job, prompts: PromptSet, observed: Path) -> Report:
+    with job.part("load"):
         # a damaged weight would show after the observation, or not at all
-        task.check()
-        stages = load_stages(task.model, device=task.device, dtype="fp32")
-    plans, notes = _plans(task.settings, prompts, stages), list(prompts.notes)
-    with task.part("float pictures"):
+        job.check()
+        stages = load_stages(job.model, device=job.device, dtype="fp32")
+    plans, notes = _plans(job.settings, prompts, stages), list(prompts.notes)
+    with job.part("float pictures"):
         references = []
         for number, plan in enumerate(plans, start=1):
             references.append(follow(stages, plan))
-            task.told("float pictures", number, len(plans))
-    with task.part("calibrate"):
+            job.progress("float pictures", number, len(plans))
+    with job.part("calibrate"):
         calibration = calibrate.calibrate(
-            stages, prompts, task.settings, folder=observed, told=task.told, note=notes.append
+            stages, prompts, job.settings, folder=observed, progress=job.progress, note=notes.append
         )
-    with task.part("quantize"):
-        calibrate.quantize(stages, calibration, task.settings)
+    with job.part("quantize"):
+        calibrate.quantize(stages, calibration, job.settings)
         for name, state in (
             ("transformer", stages.denoiser.to_diffusers()),
             ("vae", stages.autoencoder.state_dict()),
         ):
-            half = package_component.common_dtype(task.state(name))
-            task.write(name, package_component.stored(state, half), calibration)
+            half = package_component.common_dtype(job.state(name))
+            job.write(name, package_component.stored(state, half), calibration)
         # the float model makes room for what was made of it
         del stages, state
-        task.write_rest()
-    return task.report(
+        job.write_rest()
+    return job.report(
         calibration.layers,
         calibration,
-        comparisons=_compare(task, references),
+        comparisons=_compare(job, references),
         timesteps=references[0].timesteps.tolist() if references else [],
-        runs=_runs(task, plans, notes),
+        runs=_runs(job, plans, notes),
         notes=notes,
     )
 
@@ -152,24 +153,24 @@ def _plans(settings: Settings, prompts: PromptSet, stages: Stages) -> list[Plan]
     return plans
 
 
-def _compare(task: Task, references: list[Trajectory]) -> list[Comparison]:
+def _compare(job: Job, references: list[Trajectory]) -> list[Comparison]:
     """The package as it was written, loaded as any model is, beside the float model."""
     if not references:
         return []
-    with task.part("INT8 pictures"):
-        stages = load_stages(ResolvedModel(task.folder, task.model.name), device=task.device, dtype="fp32")
+    with job.part("INT8 pictures"):
+        stages = load_stages(ResolvedModel(job.folder, job.model.name), device=job.device, dtype="fp32")
         comparisons = []
         for number, reference in enumerate(references, start=1):
             comparisons.append(compare(stages, reference))
-            task.told("INT8 pictures", number, len(references))
+            job.progress("INT8 pictures", number, len(references))
         return comparisons
 
 
-def _runs(task: Task, plans: list[Plan], notes: list[str]) -> dict[str, Run]:
+def _runs(job: Job, plans: list[Plan], notes: list[str]) -> dict[str, Run]:
     if not plans:
         return {}
-    with task.part("measure"):
-        models = {"float": task.model.path, "int8": task.folder}
-        runs = {name: measure(str(path), plans[0], device=task.device.type) for name, path in models.items()}
+    with job.part("measure"):
+        models = {"float": job.model.path, "int8": job.folder}
+        runs = {name: measure(str(path), plans[0], device=job.device.type) for name, path in models.items()}
     notes += [f"the {name} model's time and memory: not measured" for name in runs if runs[name] is None]
     return {name: run for name, run in runs.items() if run is not None}

@@ -23,12 +23,12 @@ from sana_edge.nets.quantize import (
     stacked,
 )
 from sana_edge.nets.text_encoder import TextFeatures
+from sana_edge.progress import Progress, unseen
 from sana_edge.request import Request
+from sana_edge.sampler import denoise
 from sana_edge.torch_runtime.runtime import Stages
 
 Budget = int | Literal["auto", "none"]
-Progress = Callable[[int, int], None]
-
 TARGET = 0.01
 """Total error that "auto" keeps below: 1 % of the velocity, or 40 dB PSNR of the picture."""
 
@@ -101,15 +101,12 @@ def probe(
         plan = request.plan(stages.denoiser.config.native_size, stages.sampler.kind)
         context, _ = stages.read(plan)
         sampler, tables = stages.schedule(plan)
-        noise = stages.noise(plan)
-        x = noise() * sampler.initial_scale
-        for i in range(plan.steps):
-            given = sampler.model_input(x, i)
+        velocity = stages.velocity(plan, tables, context)
+        for i, step in enumerate(denoise(sampler, velocity, stages.noise(plan))):
             if i in (0, plan.steps // 2, plan.steps - 1):
-                latents.append(given)
+                latents.append(step.given)
                 timesteps.append(float(sampler.timesteps[i]))
-            x = sampler.step(x, stages.velocity(given, tables[i], context, plan), i, noise)
-        clean.append(_cropped(sampler.finish(x)) / stages.autoencoder.config.scaling_factor)
+        clean.append(_cropped(step.x) / stages.autoencoder.config.scaling_factor)
         embedded = plan.guidance if stages.denoiser.config.guidance_embeds else None
     return Probe(
         torch.cat(latents),
@@ -127,13 +124,13 @@ def denoiser_sensitivity(
     *,
     input_scales: Mapping[str, float] | None = None,
     static: bool = False,
-    progress: Progress | None = None,
+    progress: Progress = unseen,
 ) -> list[Sensitivity]:
     """Error of the velocity when one layer is quantized, for each layer in the order of their use.
 
     Every row of the probe counts equally. The texts, and what comes before the layer's block, are computed
     once, in float. The denoiser
-    is as it was after each layer, also where ``progress`` (layers done, their number) raises an exception.
+    is as it was after each layer, also where ``progress`` raises an exception.
 
     Args:
         input_scales, static: as `sana_edge.nets.quantize.quantize_denoiser` takes them.
@@ -154,8 +151,7 @@ def denoiser_sensitivity(
             with _given(denoiser, index, inputs[index]):
                 velocity = denoiser(probe.latents, modulation, context)
         results.append(Sensitivity(f"denoiser.{name}", velocity_error(velocity, expected)))
-        if progress is not None:
-            progress(len(results), len(names))
+        progress("try layers of the denoiser", len(results), len(names))
     return results
 
 
@@ -165,7 +161,7 @@ def decoder_sensitivity(
     probe: Probe,
     *,
     input_scales: Mapping[str, float] | None = None,
-    progress: Progress | None = None,
+    progress: Progress = unseen,
 ) -> list[Sensitivity]:
     """The same for the picture, clipped to its range, and the decoder's layers."""
     names = decoder_targets(autoencoder)
@@ -176,8 +172,7 @@ def decoder_sensitivity(
         with _alone(autoencoder, name, names, quantize_decoder, input_scales):
             picture = autoencoder.decode(latent)
         results.append(Sensitivity(name, picture_error(picture, expected)))
-        if progress is not None:
-            progress(len(results), len(names))
+        progress("try layers of the decoder", len(results), len(names))
     return results
 
 

@@ -6,7 +6,7 @@ the columns of W are multiplied by it. Both are easier to round to 8 bits where 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, cast
 
@@ -21,6 +21,7 @@ from sana_edge.int8 import quant
 from sana_edge.nets.autoencoder import Autoencoder
 from sana_edge.nets.denoiser import Denoiser
 from sana_edge.nets.quantize import decoder_targets, denoiser_targets, stacked
+from sana_edge.progress import Progress, unseen
 from sana_edge.store.package import Activations
 
 Alpha: TypeAlias = float | Literal["auto"]
@@ -65,7 +66,7 @@ def smooth(
     *,
     alpha: Alpha = "auto",
     activations: Activations = "token",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = unseen,
 ) -> list[Smoothed]:
     """Smooth a float denoiser in place; ``statistics`` become those of the smoothed model.
 
@@ -78,7 +79,7 @@ def smooth(
     Args:
         alpha: 0 (nothing) to 1 for every layer, or "auto".
         activations: "token" or "tensor", the scales to choose for.
-        progress: called with the layers done and their number.
+        progress: called after each layer.
 
     Returns:
         One entry for each quantizable layer, in order.
@@ -97,7 +98,7 @@ def smooth_decoder(
     statistics: Statistics,
     *,
     alpha: Alpha = "auto",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = unseen,
 ) -> list[Smoothed]:
     """`smooth` for the decoder's layers, few of which can be; calibrated, they have one scale per tensor."""
     folds, targets = folding.decoder_folds(autoencoder), decoder_targets(autoencoder)
@@ -137,7 +138,7 @@ def _smooth(
     prefix: str,
     alpha: Alpha,
     activations: Activations,
-    progress: Callable[[int, int], None] | None,
+    progress: Progress,
 ) -> list[Smoothed]:
     if alpha != "auto" and (type(alpha) not in (int, float) or not 0 <= alpha <= 1):
         raise InvalidInput(f"alpha is {alpha!r}", "choose auto or a number from 0 to 1; 0.5 is usual")
@@ -158,8 +159,7 @@ def _smooth(
             statistics.layers[prefix + name] = divided(seen, s)
         reason = "" if best else _reason(name in folds, alpha)
         results.append(Smoothed(prefix + name, best, *errors, reason))
-        if progress is not None:
-            progress(len(results), len(targets))
+        progress(f"smooth {'denoiser' if prefix else 'decoder'}", len(results), len(targets))
     return results
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from sana_edge.image_metrics import psnr, ssim
 from sana_edge.int8 import quant
 from sana_edge.request import Plan
+from sana_edge.sampler import denoise
 from sana_edge.torch_runtime.runtime import Stages
 
 Pixels = NDArray[np.uint8]
@@ -23,7 +24,7 @@ class Trajectory:
     """What a model made of a plan.
 
     Attributes:
-        latents: (S + 1, C, h, w) fp32 on the CPU: before each step, and after the last one.
+        latents: (S + 1, C, h, w) fp32 on the CPU: what the denoiser got at each step, and what was decoded.
         velocities: (S, C, h, w), guidance applied.
         timesteps: (S,), as the denoiser gets them.
         pixels: (H, W, 3) uint8.
@@ -65,21 +66,16 @@ def follow(stages: Stages, plan: Plan, on_step: Callable[[], None] = lambda: Non
     """Make a picture from ``plan.seed`` as `sana_edge.Sana.stream` does, and keep what is on the way."""
     context, _ = stages.read(plan)
     sampler, tables = stages.schedule(plan)
-    noise = stages.noise(plan)
-    x = noise() * sampler.initial_scale
-    latents, velocities = [x], []
-    for i in range(plan.steps):
-        velocity = stages.velocity(sampler.model_input(x, i), tables[i], context, plan)
-        x = sampler.step(x, velocity, i, noise)
-        latents.append(x)
-        velocities.append(velocity)
+    steps = []
+    for step in denoise(sampler, stages.velocity(plan, tables, context), stages.noise(plan)):
+        steps.append(step)
         on_step()
     return Trajectory(
         plan=plan,
-        latents=torch.cat(latents).cpu(),
-        velocities=torch.cat(velocities).cpu(),
+        latents=torch.cat([*(step.given for step in steps), steps[-1].x]).cpu(),
+        velocities=torch.cat([step.velocity for step in steps]).cpu(),
         timesteps=torch.from_numpy(sampler.timesteps),
-        pixels=stages.decode(sampler.finish(x)),
+        pixels=stages.decode(steps[-1].x),
     )
 
 
@@ -88,15 +84,15 @@ def compare(stages: Stages, reference: Trajectory, on_step: Callable[[], None] =
     """Follow a float model's plan with a quantized one; ``on_step`` is called twice for each step."""
     plan = reference.plan
     context, _ = stages.read(plan)
-    sampler, tables = stages.schedule(plan)
-    errors = []
+    _, tables = stages.schedule(plan)
+    velocity = stages.velocity(plan, tables, context)
+    latents, errors = reference.latents.to(stages.device), []
     for i in range(plan.steps):
-        x = reference.latents[i : i + 1].to(stages.device)
-        velocity = stages.velocity(sampler.model_input(x, i), tables[i], context, plan)
-        errors.append(quant.relative_error(velocity.cpu(), reference.velocities[i : i + 1]))
+        found = velocity(latents[i : i + 1], i).cpu()
+        errors.append(quant.relative_error(found, reference.velocities[i : i + 1]))
         on_step()
     own = follow(stages, plan, on_step)
-    decoded = stages.decode(sampler.finish(reference.latents[-1:].to(stages.device)))
+    decoded = stages.decode(latents[-1:])
     pairs = zip(own.latents[1:], reference.latents[1:], strict=True)
     return Comparison(
         plan=plan,

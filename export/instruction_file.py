@@ -20,12 +20,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sana_edge.errors import SanaError
-from sana_edge.instruction import CHI
+from sana_edge import atomic
 from sana_edge.nets.text_encoder import TextEncoder
+from sana_edge.prompt import CHI
 
 
 @torch.no_grad()
@@ -53,13 +54,5 @@ def write_instruction(path: Path, encoder: TextEncoder) -> None:
         SanaError: the file cannot be written.
     """
     tensors = instruction(encoder)
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    try:
-        save_file(tensors, unfinished)
-        unfinished.replace(path)
-    except Exception as error:  # safetensors reports a full disk as an error of its own
-        unfinished.unlink(missing_ok=True)
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise SanaError(
-            f"cannot write {path}: {reason}", "make room, or choose another folder with --output"
-        ) from error
+    with atomic.new_file(path, failures=(SafetensorError,)) as temporary:
+        save_file(tensors, temporary)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 import sana_edge
+from sana_edge.atomic import new_folder
 from sana_edge.errors import InvalidInput, SanaError
 from sana_edge.export.graph.builder import GraphBuilder
 from sana_edge.export.graph.decoder import Size, add_decoder
@@ -28,16 +29,13 @@ from sana_edge.memory import memory_errors
 from sana_edge.nets.quantize import set_graph_activations
 from sana_edge.nets.text_encoder import TextEncoder
 from sana_edge.nets.text_weights import load_text_model
+from sana_edge.progress import Progress, unseen
 from sana_edge.store import hub, manifest
-from sana_edge.store.atomic import new_folder
 from sana_edge.store.hub import ResolvedModel
 from sana_edge.store.manifest import INSTRUCTION, DecoderPart, Manifest, TextShape
 from sana_edge.store.manifest_files import stored_files
 from sana_edge.torch_runtime.load import DTYPES, load_decoder, load_denoiser
 from sana_edge.torch_runtime.tiling import DEFAULT_TILE
-
-# told the part of `PARTS` that begins
-Told = Callable[[str], None]
 
 # `sana_edge.export.verify.compare.compare`
 _Compare = Callable[[Path, ResolvedModel, Manifest], dict[str, Any]]
@@ -55,8 +53,7 @@ def export(
     *,
     offline: bool = False,
     force: bool = False,
-    progress: bool = False,
-    told: Told = lambda part: None,
+    progress: Progress | None = None,
 ) -> Manifest:
     """Write a model's graphs and what else a program needs to draw with them, whole or not at all.
 
@@ -64,7 +61,7 @@ def export(
         model: as `sana_edge.Sana.load` takes it; an INT8 one has to be calibrated.
         output: the folder to make.
         force: replace an exported folder at ``output``; an empty one is replaced anyway.
-        progress: show a download on stderr.
+        progress: called as each of `PARTS` begins; a download is shown on stderr where it is given.
 
     Returns:
         What stands in the folder's manifest.
@@ -79,19 +76,19 @@ def export(
     settings, output = settings or Settings(), output.absolute()
     compare = _comparison() if settings.verify else None
     with new_folder(output, force=force, kind="exported folder", is_kind=_is_ours) as folder:
-        found = hub.resolve(model, int8=settings.int8, offline=offline, progress=progress)
+        found = hub.resolve(model, int8=settings.int8, offline=offline, progress=progress is not None)
         place = found.path.resolve()
         if output.resolve() in (place, *place.parents):
             raise InvalidInput(f"{output} is where the model is", "choose another --output")
         source = describe(found, int8=settings.int8)
         _check_room(folder, output, source.bytes_of_graphs(settings.dtype))
         with memory_errors(model):
-            return _Export(source, folder, settings, told).write(compare)
+            return _Export(source, folder, settings, progress or unseen).write(compare)
 
 
 class _Export:
-    def __init__(self, source: Source, folder: Path, settings: Settings, told: Told) -> None:
-        self._source, self._folder, self._settings, self._told = source, folder, settings, told
+    def __init__(self, source: Source, folder: Path, settings: Settings, progress: Progress) -> None:
+        self._source, self._folder, self._settings, self._progress = source, folder, settings, progress
         # (h, w) of latents, None for any
         self._latent: Size | None = None
         if settings.size is not None:
@@ -99,20 +96,23 @@ class _Export:
             cell = source.autoencoder.spatial_compression
             self._latent = (height // cell, width // cell)
 
+    def _begin(self, part: str) -> None:
+        self._progress(part, PARTS.index(part), len(PARTS))
+
     def write(self, compare: _Compare | None) -> Manifest:
         self._copy()
-        self._told("text encoder")
+        self._begin("text encoder")
         text = self._write_text_encoder()
-        self._told("instruction")
+        self._begin("instruction")
         self._write_instruction()
-        self._told("denoiser")
+        self._begin("denoiser")
         self._write_denoiser()
-        self._told("decoder")
+        self._begin("decoder")
         parts = self._write_decoder()
-        self._told("checksums")
+        self._begin("checksums")
         written = self._manifest(text, parts)
         if compare is not None:
-            self._told("comparison")
+            self._begin("comparison")
             found = compare(self._folder, self._source.model, written)
             written = dataclasses.replace(written, verification=found)
         manifest.write(written, self._folder)

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import json
 import os
-import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,18 +16,11 @@ from PIL.Image import fromarray
 from PIL.Image import open as open_image
 from PIL.PngImagePlugin import PngInfo
 
-from sana_edge.errors import InvalidInput, SanaError
+from sana_edge import atomic
+from sana_edge.errors import InvalidInput
 
 # keyword of the PNG text chunk that holds the metadata as JSON
 METADATA_KEY = "sana_edge"
-
-_HINTS = {
-    errno.ENOSPC: "the disk is full: free some space or choose another folder",
-    errno.EDQUOT: "the quota is used up: free some space or choose another folder",
-    errno.ENOENT: "create the folder first, or choose another one",
-    errno.ENOTDIR: "a part of the path is a file: choose another folder",
-    errno.ENAMETOOLONG: "choose a shorter name",
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,17 +63,11 @@ class Image:
         """
         path = Path(path)
         refuse_overwrite(path, force=force)
-        data = self.png()
-        with _temporary_file(path) as temporary:
-            with open(temporary, "xb") as file:
-                file.write(data)
-                file.flush()
-                # a full disk may show only here, and the name must not appear before the content
-                os.fsync(file.fileno())
-            if force:
-                os.replace(temporary, path)
-            else:
-                _name(temporary, path)
+        try:
+            with atomic.new_file(path, force=force, parents=False) as temporary:
+                temporary.write_bytes(self.png())
+        except FileExistsError as error:
+            raise _taken(path) from error
         return path
 
 
@@ -117,52 +100,7 @@ def refuse_overwrite(path: Path, *, force: bool) -> None:
         raise _taken(path)
 
 
-def check_writable(path: Path) -> None:
-    """Raise `SanaError` if no file can be made at ``path``; found out by making one beside it."""
-    with _temporary_file(path) as temporary:
-        temporary.touch(exist_ok=False)
-        with suppress(FileNotFoundError):
-            path.lstat()
-
-
 def _taken(path: Path) -> InvalidInput:
     return InvalidInput(
         f"{path} already exists", "choose another name, or replace it with --force, in Python force=True"
     )
-
-
-def _name(temporary: Path, path: Path) -> None:
-    """Give a written file a name, unless something has taken that since it was checked."""
-    try:
-        os.link(temporary, path)
-    except FileExistsError as error:
-        raise _taken(path) from error
-    except OSError:
-        _name_without_links(temporary, path)
-
-
-def _name_without_links(temporary: Path, path: Path) -> None:
-    """As `_name`, where there are no hard links: an empty file holds the name until it is replaced."""
-    try:
-        path.touch(exist_ok=False)
-    except FileExistsError as error:
-        raise _taken(path) from error
-    try:
-        os.replace(temporary, path)
-    except BaseException:
-        path.unlink()
-        raise
-
-
-@contextmanager
-def _temporary_file(path: Path) -> Iterator[Path]:
-    """Give an unused name beside ``path``, and remove what is there at the end; OSError becomes SanaError."""
-    temporary = path.with_name(f".sana-edge-{secrets.token_hex(6)}.tmp")
-    try:
-        try:
-            yield temporary
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        hint = _HINTS.get(error.errno or 0, "choose a folder that you may write to")
-        raise SanaError(f"cannot write {path}: {error.strerror or error}", hint) from error

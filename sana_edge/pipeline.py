@@ -22,8 +22,9 @@ from sana_edge import __version__
 from sana_edge.errors import Cancelled, OutOfMemory, SanaError
 from sana_edge.image import Image
 from sana_edge.memory import memory_errors
-from sana_edge.request import Options, Plan, Request
+from sana_edge.request import LoadOptions, Options, Plan, Request
 from sana_edge.runtime import Stages, load_stages
+from sana_edge.sampler import denoise
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -112,17 +113,9 @@ class Sana:
             SanaError: ModelNotFound, CheckpointError, UnsupportedDevice, MissingDependency, InvalidInput or
                 OutOfMemory.
         """
-        stages, folder = load_stages(
-            os.fspath(model),
-            device=device,
-            dtype=dtype,
-            int8=int8,
-            backend=backend,
-            engines=None if engines is None else Path(engines),
-            trust_engine=trust_engine,
-            offline=offline,
-            progress=progress,
-        )
+        place = None if engines is None else Path(engines)
+        options = LoadOptions(device, dtype, int8, backend, place, trust_engine, offline, progress)
+        stages, folder = load_stages(os.fspath(model), options)
         kinds = f"{stages.dtype}, {stages.quantization}" if stages.quantization else stages.dtype
         used = f"{stages.place}, backend {stages.backend.name}"
         logger.info("loaded %s from %s: %s on %s", stages.name, folder, kinds, used)
@@ -250,21 +243,18 @@ class Sana:
             with clock.stage("denoise"):
                 predict, more = stages.predict(plan, tables, context)
             for picture in range(plan.images):
-                noise = stages.noise(plan, picture)
-                x = noise() * sampler.initial_scale
+                steps = denoise(sampler, predict, stages.noise(plan, picture))
                 for i in range(plan.steps):
                     _stop_if(cancel)
                     with clock.stage("denoise"):
-                        velocity = predict(sampler.model_input(x, i), i)
-                        clean = sampler.denoised(x, velocity, i) / sampler.initial_scale
-                        x = sampler.step(x, velocity, i, noise)
+                        step = next(steps)
                     image = None
                     if i == plan.steps - 1:
                         _stop_if(cancel)
                         with clock.stage("decode"):
-                            pixels = stages.decode(sampler.finish(x))
+                            pixels = stages.decode(step.x)
                         image = _image(stages, plan, picture, pixels, clock.read(), (*notes, *more))
-                    preview = functools.partial(stages.preview, clean)
+                    preview = functools.partial(stages.preview, step.clean)
                     yield Step(picture * plan.steps + i, total, image, preview)
                     # the next step may be taken by another thread than the last one
                     self._owner = threading.get_ident()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import typing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypedDict
 
 from sana_edge.config import LATENT_CELL, SamplerKind
@@ -94,6 +95,20 @@ class Request:
             sampler=sampler,
             images=self.images,
         )
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How a model is loaded; `sana_edge.Sana.load` explains each."""
+
+    device: str = "auto"
+    dtype: str = "auto"
+    int8: bool = False
+    backend: str = "auto"
+    engines: Path | None = None
+    trust_engine: bool = False
+    offline: bool = False
+    progress: bool = False
 
 
 @dataclass(frozen=True)

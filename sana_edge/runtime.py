@@ -14,7 +14,7 @@ from sana_edge.config import SamplerConfig
 from sana_edge.errors import InvalidInput, MissingDependency
 from sana_edge.extras import torch_extra
 from sana_edge.memory import memory_errors
-from sana_edge.request import BACKENDS, DEVICES, TORCH_BACKENDS, TORCH_DEVICES, Plan
+from sana_edge.request import BACKENDS, DEVICES, TORCH_BACKENDS, TORCH_DEVICES, LoadOptions, Plan
 from sana_edge.sampler import Sampler
 from sana_edge.store import hub
 
@@ -73,19 +73,9 @@ class Stages(Protocol):
     def close(self) -> None: ...
 
 
-def load_stages(
-    model: str,
-    *,
-    device: str,
-    dtype: str,
-    int8: bool,
-    backend: str,
-    engines: Path | None,
-    trust_engine: bool,
-    offline: bool,
-    progress: bool,
-) -> tuple[Stages, Path]:
-    """Load a model, and say which folder it is; arguments and errors are those of `sana_edge.Sana.load`."""
+def load_stages(model: str, options: LoadOptions) -> tuple[Stages, Path]:
+    """Load a model, and say which folder it is; errors are those of `sana_edge.Sana.load`."""
+    backend, device, engines = options.backend, options.device, options.engines
     for value, what, known in ((backend, "backend", BACKENDS), (device, "device", DEVICES)):
         if value not in known:
             raise InvalidInput(f"unknown {what} {value!r}", f"choose {', '.join(known)}")
@@ -94,14 +84,10 @@ def load_stages(
         raise InvalidInput(f"backend {backend} does not run the engines in {engines}", hint)
     exported = hub.exported(model)
     if exported is not None:
-        # who names engines wants them, or to know why not
-        backend = backend if engines is None else "tensorrt"
-        with memory_errors(str(exported)):
-            loaded = _load_engines(exported, device, dtype, int8, backend, engines, trust_engine)
-        return loaded, exported
+        return _load_engines(exported, options), exported
     if backend not in TORCH_BACKENDS or engines is not None:
         build = ", `sana-edge build onnx`" if backend == "tensorrt" or engines is not None else ""
-        made = f"`sana-edge export {model}{' --int8' if int8 else ''} --output onnx`{build}"
+        made = f"`sana-edge export {model}{' --int8' if options.int8 else ''} --output onnx`{build}"
         hint = f"{made}, then give the folder onnx as the model"
         what = f"backend {backend} runs" if engines is None else "engines are of"
         raise InvalidInput(f"{what} exported folders, {model} is none", hint)
@@ -109,12 +95,10 @@ def load_stages(
         hint = f"choose {', '.join(TORCH_DEVICES)}; `sana-edge export {model} --output onnx` makes a folder"
         hint += " for the others"
         raise InvalidInput(f"device {device} is for exported folders, {model} is none", hint)
-    return _load_torch(model, device, dtype, int8, backend, offline, progress)
+    return _load_torch(model, options)
 
 
-def _load_torch(
-    model: str, device: str, dtype: str, int8: bool, backend: str, offline: bool, progress: bool
-) -> tuple[Stages, Path]:
+def _load_torch(model: str, options: LoadOptions) -> tuple[Stages, Path]:
     try:
         with torch_extra():
             from sana_edge.torch_runtime import runtime
@@ -122,34 +106,30 @@ def _load_torch(
         # where there is no torch, an exported folder was meant
         hint = f"give a folder that `sana-edge export` made, or {error.hint}"
         raise MissingDependency(f"{model} is no exported folder, and {error.message}", hint) from error
+    int8, dtype, backend = options.int8, options.dtype, options.backend
     # what can be said before the model is found
-    place = runtime.check_target(device, dtype, backend)
+    place = runtime.check_target(options.device, dtype, backend)
     with torch_extra(), memory_errors(model):
-        found = hub.resolve(model, int8=int8, offline=offline, progress=progress)
+        found = hub.resolve(model, int8=int8, offline=options.offline, progress=options.progress)
         loaded = runtime.load_stages(found, device=place, dtype=dtype, int8=int8, backend=backend)
     return loaded, found.path
 
 
-def _load_engines(
-    folder: Path,
-    device: str,
-    dtype: str,
-    int8: bool,
-    backend: str,
-    engine_folder: Path | None,
-    trust_engine: bool,
-) -> Stages:
-    from sana_edge.engines import runtime as engine_stages
+def _load_engines(folder: Path, options: LoadOptions) -> Stages:
+    from sana_edge.engines import runtime
 
+    backend = options.backend
     if backend != "auto" and backend in TORCH_BACKENDS:
         hint = f"choose {', '.join(name for name in BACKENDS if name not in TORCH_BACKENDS)} or auto"
         raise InvalidInput(f"backend {backend} runs models, {folder} is an exported folder", hint)
-    return engine_stages.load_stages(
-        folder,
-        device=device,
-        dtype=dtype,
-        int8=int8,
-        backend=backend,
-        engine_folder=engine_folder,
-        trust_engine=trust_engine,
-    )
+    with memory_errors(str(folder)):
+        return runtime.load_stages(
+            folder,
+            device=options.device,
+            dtype=options.dtype,
+            int8=options.int8,
+            # who names engines wants them, or to know why not
+            backend=backend if options.engines is None else "tensorrt",
+            engine_folder=options.engines,
+            trust_engine=options.trust_engine,
+        )

@@ -12,10 +12,10 @@ Latents are tensors or numpy arrays, with the same results: torch is not needed 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,13 +50,7 @@ class StepCoefficients:
 class Sampler:
     """One schedule, and the state of one batch of latents that walks through it.
 
-    Latents are (B, C, H, W) fp32, tensors on any device or numpy arrays. A denoising loop:
-
-        x = noise() * sampler.initial_scale
-        for i in range(len(sampler.timesteps)):
-            output = denoiser(sampler.model_input(x, i), ...)
-            x = sampler.step(x, output, i, noise)
-        latent = sampler.finish(x)
+    Latents are (B, C, H, W) fp32, tensors on any device or numpy arrays; `denoise` is the loop.
 
     The second-order solver remembers the clean latent of step ``i`` for step ``i + 1``; step 0 starts
     afresh, so a sampler may be used again but not for two batches at once.
@@ -120,6 +114,49 @@ class Sampler:
         """Return the autoencoder's (scaled) latent after the last step."""
         self._before = None
         return x if self.initial_scale == 1.0 else x / self.initial_scale
+
+
+@dataclass(frozen=True, eq=False)
+class Denoised(Generic[Latent]):
+    """One step of `denoise`, latents (B, C, H, W) fp32.
+
+    Attributes:
+        given: what the denoiser got.
+        velocity: what it gave.
+        x: the latent after the step; after the last one as the autoencoder takes it.
+        clean: what the picture's latent would be if this were the last step, at the autoencoder's scale.
+    """
+
+    given: Latent
+    velocity: Latent
+    x: Latent
+    clean: Latent
+
+
+def denoise(
+    sampler: Sampler, velocity: Callable[[Latent, int], Latent], noise: Callable[[], Latent]
+) -> Iterator[Denoised[Latent]]:
+    """Take a schedule's steps from noise to a latent, one at a time.
+
+    Args:
+        velocity: the prediction for a latent at a step, guidance applied.
+        noise: draws N(0, 1), (B, C, H, W) fp32: where the loop starts, and what scm adds at each step.
+    """
+    x = noise() * sampler.initial_scale
+    last = len(sampler.coefficients) - 1
+    for i in range(last + 1):
+        given = sampler.model_input(x, i)
+        predicted = velocity(given, i)
+        clean = sampler.denoised(x, predicted, i) / sampler.initial_scale
+        x = sampler.step(x, predicted, i, noise)
+        yield Denoised(given, predicted, sampler.finish(x) if i == last else x, clean)
+
+
+def guide(predictions: Sequence[Latent], guidance: Any) -> Latent:
+    """Classifier-free guidance v_u + g (v_c - v_u) of the predictions v_u and v_c (arXiv 2207.12598)."""
+    unguided, prompted = predictions
+    guided: Latent = unguided + guidance * (prompted - unguided)
+    return guided
 
 
 def make_sampler(

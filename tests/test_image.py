@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image as PILImage
 
+from sana_edge.atomic import check_writable
 from sana_edge.errors import InvalidInput, SanaError
-from sana_edge.image import Image, check_writable, read_metadata
+from sana_edge.image import Image, read_metadata
 
 METADATA = {"prompt": "a house", "negative_prompt": "", "seed": 7, "size": [64, 32], "guidance": 4.5}
 

@@ -21,7 +21,7 @@ MODELS_LIMIT = 36e6
 # of these the CUDA build of torch pins its own
 PINNED_BY_TORCH = ("nvidia-", "cuda-", "triton")
 TORCH_FREE = (
-    *("cli.main", "cli.doctor", "config", "errors", "image", "memory", "prompt_notes", "pipeline"),
+    *("cli.main", "cli.doctor", "config", "errors", "image", "memory", "prompt", "pipeline"),
     *("request", "runtime", "sampler", "engines.runtime", "engines.text", "engines.choose", "engines.noise"),
     *("store.hub", "store.known_models", "store.manifest", "store.manifest_files", "store.folder"),
 )

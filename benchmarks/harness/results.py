@@ -18,6 +18,7 @@ from typing import Any
 
 from harness import RESULTS
 from harness.machine import PACKAGES, commit, machine, versions
+from sana_edge.atomic import check_writable, write_bytes
 from sana_edge.errors import SanaError
 
 # takes a line of progress
@@ -76,9 +77,6 @@ def output_for(options: argparse.Namespace, name: str) -> Path:
     Raises:
         SanaError: nothing can be written there, said before anything is measured.
     """
-    # needs Pillow, which a bare machine may lack
-    from sana_edge.image import check_writable
-
     path: Path = options.output or RESULTS / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     check_writable(path)
@@ -114,17 +112,6 @@ def write_json(path: Path, data: Any) -> None:
     text = json.dumps(data, indent=1, ensure_ascii=False)
     flat = re.sub(r"[\[{][^\[\]{}]*[\]}]", lambda match: re.sub(r"\n *", " ", match[0]), text)
     write_bytes(path, (flat + "\n").encode())
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Writes the whole file or nothing, and the folder where it is missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_bytes(data)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _without_folder(argument: str) -> str:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from harness.results import INT8
+from sana_edge.sampler import guide
 
 # relative L2; in 16 bits two right orders of summation drift this far apart over many layers
 TOLERANCE = {"fp32": 1e-3, "bf16": 0.1, "fp16": 0.1}
@@ -84,5 +85,4 @@ def weight_bytes(*modules: nn.Module) -> int:
 
 def guided(predicted: Tensor, guidance: float) -> Tensor:
     """Classifier-free guidance of a prediction for the negative and the positive prompt, (2, C, h, w)."""
-    unguided, prompted = predicted.float().chunk(2)
-    return unguided + guidance * (prompted - unguided)
+    return guide(predicted.float().chunk(2), guidance)

@@ -17,8 +17,9 @@ from sana_edge.errors import SanaError
 from sana_edge.fused import backends
 from sana_edge.nets.denoiser import Denoiser
 from sana_edge.nets.quantize import quantize_denoiser
-from sana_edge.nets.text_encoder import MAX_TOKENS, TextFeatures
-from sana_edge.sampler import make_sampler
+from sana_edge.nets.text_encoder import TextFeatures
+from sana_edge.prompt import MAX_TOKENS
+from sana_edge.sampler import denoise, make_sampler
 from sana_edge.torch_runtime.load import DTYPES, store_in_16_bit
 from sana_edge.torch_runtime.steps import make_predictor
 from works.shapes import DENOISERS, random_latent, random_weights
@@ -133,10 +134,8 @@ def _our_denoiser(work: DenoiserWork, state: Mapping[str, Tensor], *, int8: bool
         velocity, note = predictor.start(latent, schedule, read, GUIDANCE)
         if note:
             raise SanaError(note, "what is timed would not be what a picture takes")
-        sampler, x = make_sampler("flow-dpm", steps=work.steps), latent
-        for i in range(work.steps):
-            x = sampler.step(x, velocity(x, i), i)
-        return sampler.finish(x)
+        *_, last = denoise(make_sampler("flow-dpm", steps=work.steps), velocity, lambda: latent)
+        return last.x
 
     with torch.inference_mode():
         texts, tables = denoiser.text_context(groups), denoiser.modulation(times)

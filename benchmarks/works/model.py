@@ -17,8 +17,8 @@ from harness.work import Loader, Stage, Work, guided, weight_bytes
 from sana_edge import Sana
 from sana_edge.config import DenoiserConfig, SamplerConfig
 from sana_edge.errors import InvalidInput
-from sana_edge.instruction import CHI
 from sana_edge.nets.text_encoder import TextEncoder, TextFeatures
+from sana_edge.prompt import CHI
 from sana_edge.request import Plan, Request
 from sana_edge.store import hub
 from sana_edge.store.folder import read_json
@@ -129,7 +129,7 @@ class _Ours:
 
     @torch.inference_mode()
     def step(self) -> Tensor:
-        return self.stages.velocity(self.noise, self.tables[0], self.texts, self.plan)
+        return self.stages.velocity(self.plan, self.tables, self.texts)(self.noise, 0)
 
     @torch.inference_mode()
     def decode(self) -> NDArray[np.uint8]:

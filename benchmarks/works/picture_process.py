@@ -87,7 +87,7 @@ def _diffusers(options: argparse.Namespace) -> Draw:
     import torch
     from diffusers import SanaSprintPipeline
 
-    from sana_edge.instruction import CHI
+    from sana_edge.prompt import CHI
     from sana_edge.torch_runtime.load import DTYPES
 
     pipeline = SanaSprintPipeline.from_pretrained(options.model, torch_dtype=DTYPES[options.dtype])

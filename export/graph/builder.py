@@ -17,8 +17,7 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor
 
-from sana_edge import __version__
-from sana_edge.errors import SanaError
+from sana_edge import __version__, atomic
 from sana_edge.export.graph.external_data import ExternalData
 
 # opset, and version of the format. Opset 20 has Gelu, Q/DQ of 16 bit and all else that is used, and is the
@@ -196,14 +195,7 @@ class GraphBuilder:
         Raises:
             SanaError: the file cannot be written.
         """
-        unfinished = path.with_name(f"{path.name}.unfinished")
-        try:
-            unfinished.write_bytes(self.model().SerializeToString(deterministic=True))
-            unfinished.replace(path)
-        except OSError as error:
-            unfinished.unlink(missing_ok=True)
-            hint = "make room, or choose another folder with --output"
-            raise SanaError(f"cannot write {path}: {error.strerror or error}", hint) from error
+        atomic.write_bytes(path, self.model().SerializeToString(deterministic=True))
 
     # shapes
 

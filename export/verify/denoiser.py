@@ -17,7 +17,7 @@ from sana_edge.nets.block import Constant, KeysValues
 from sana_edge.nets.denoiser import TextContext
 from sana_edge.nets.quantize import set_graph_activations
 from sana_edge.nets.text_encoder import TextFeatures
-from sana_edge.sampler import Sampler, make_sampler
+from sana_edge.sampler import Sampler, denoise, guide, make_sampler
 from sana_edge.store.hub import ResolvedModel
 from sana_edge.store.manifest import Manifest
 from sana_edge.torch_runtime.load import load_denoiser
@@ -169,9 +169,8 @@ class Denoising:
 
     def _guide(self, context: TextContext, scale: float = GUIDANCE) -> _Velocity:
         def velocity(x: Tensor, step: int) -> Tensor:
-            unguided, prompted = self._denoiser(torch.cat([x, x]), self._tables[step], context).chunk(2)
-            guided: Tensor = unguided + scale * (prompted - unguided)
-            return guided
+            both: Tensor = self._denoiser(torch.cat([x, x]), self._tables[step], context)
+            return guide(both.chunk(2), scale)
 
         return velocity
 
@@ -199,11 +198,8 @@ class Denoising:
         def noise() -> Tensor:
             return torch.randn(self._shape, generator=generator)
 
-        x, inputs = noise() * sampler.initial_scale, []
-        for step in range(len(sampler.coefficients)):
-            inputs.append(sampler.model_input(x, step))
-            x = sampler.step(x, velocity(inputs[-1], step), step, noise)
-        return sampler.finish(x), inputs
+        steps = list(denoise(sampler, velocity, noise))
+        return steps[-1].x, [step.given for step in steps]
 
 
 def _moved(velocity: _Velocity) -> _Velocity:

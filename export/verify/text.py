@@ -10,8 +10,8 @@ import torch
 from sana_edge.engines.text import EngineText, RunText
 from sana_edge.export.verify.agreement import Agreement
 from sana_edge.export.verify.runner import Array, GraphRunner
-from sana_edge.instruction import CHI
 from sana_edge.nets.text_encoder import TextEncoder, TextFeatures
+from sana_edge.prompt import CHI
 from sana_edge.store.hub import ResolvedModel
 from sana_edge.store.manifest import Manifest
 

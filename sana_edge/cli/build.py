@@ -9,12 +9,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sana_edge.cli.arguments import size
 from sana_edge.engines.tensorrt import cache
 from sana_edge.store import manifest, manifest_files
 
+HELP = "build TensorRT engines of an exported folder"
 
-def add_options(parser: argparse.ArgumentParser, size: Callable[[str], tuple[int, int]]) -> None:
-    """Add the command's options; ``size`` reads a WxH."""
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
     add = parser.add_argument
     add("folder", type=Path, metavar="DIR", help="a folder that `sana-edge export` made")
     place = "the folder of engines (default: your own, the only one that generate loads from without"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import importlib.metadata
 import importlib.util
@@ -16,6 +17,8 @@ from pathlib import Path
 import sana_edge
 from sana_edge.store import hub
 
+HELP = "show what this machine can run, and why not"
+
 _PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "numpy", "pillow")
 
 
@@ -26,6 +29,15 @@ class Backend:
     name: str
     usable: bool
     detail: str
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """It has none."""
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Print `report`."""
+    print(report())
 
 
 def report() -> str:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sana_edge.cli.arguments import size
 from sana_edge.extras import export_extra
+from sana_edge.progress import bar
 
 if TYPE_CHECKING:
     from sana_edge.store.manifest import Manifest
@@ -17,8 +17,11 @@ if TYPE_CHECKING:
 DYNAMIC = "dynamic"
 
 
-def add_options(parser: argparse.ArgumentParser, size: Callable[[str], tuple[int, int]]) -> None:
-    """Add the command's options; ``size`` reads a WxH."""
+HELP = "make ONNX graphs that run without torch"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
 
     def size_or_any(text: str) -> tuple[int, int] | None:
         return None if text == DYNAMIC else size(text)
@@ -48,16 +51,15 @@ def run(arguments: argparse.Namespace) -> None:
         verify=not arguments.no_verify,
     )
     with export_extra():
-        from sana_edge.export.onnx import PARTS, export
-    with _bar(arguments.quiet, PARTS) as told:
+        from sana_edge.export.onnx import export
+    with bar(arguments.quiet) as progress:
         made = export(
             arguments.model,
             arguments.output,
             settings,
             offline=arguments.offline,
             force=arguments.force,
-            progress=not arguments.quiet,
-            told=told,
+            progress=None if arguments.quiet else progress,
         )
     if not arguments.quiet:
         print(_summary(made), file=sys.stderr)
@@ -76,18 +78,3 @@ def _summary(made: Manifest) -> str:
         f"{what}; compared with the model: relative L2 at most {worst['error']:.1e} ({name}), "
         f"picture's PSNR {found['picture']['psnr']:.1f} dB"
     )
-
-
-@contextmanager
-def _bar(quiet: bool, parts: Sequence[str]) -> Iterator[Callable[[str], None]]:
-    """Gives what shows that a part of the work begins: a bar on stderr, where that is a terminal."""
-    from tqdm import tqdm
-
-    with tqdm(total=len(parts), disable=quiet or not sys.stderr.isatty(), leave=False) as bar:
-
-        def show(part: str) -> None:
-            # what is done, not what begins, moves the bar
-            bar.n = parts.index(part)
-            bar.set_description(part)
-
-        yield show

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from sana_edge.cli.arguments import size
 from sana_edge.extras import torch_extra
+from sana_edge.progress import bar
+
+HELP = "make an INT8 package of a float model"
 
 
-def add_options(parser: argparse.ArgumentParser, size: Callable[[str], tuple[int, int]]) -> None:
-    """Add the command's options; ``size`` reads a WxH."""
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
     add = parser.add_argument
     add("model", metavar="MODEL", help="a float model: a name from `models list`, a folder or a repository")
     add("--output", type=Path, required=True, metavar="DIR", help="the package's folder, which is made")
@@ -55,7 +59,7 @@ def run(arguments: argparse.Namespace) -> None:
     with torch_extra():
         from sana_edge.calib.quantize import quantize
         from sana_edge.calib.report.table import table
-    with _resumable(arguments), _bar(arguments.quiet) as told:
+    with _resumable(arguments), bar(arguments.quiet) as progress:
         report = quantize(
             arguments.model,
             arguments.output,
@@ -63,8 +67,7 @@ def run(arguments: argparse.Namespace) -> None:
             device=arguments.device,
             offline=arguments.offline,
             force=arguments.force,
-            progress=not arguments.quiet,
-            told=told,
+            progress=None if arguments.quiet else progress,
         )
     print(table(report), end="\n\n")
     print(arguments.output)
@@ -82,26 +85,3 @@ def _resumable(arguments: argparse.Namespace) -> Iterator[None]:
         if kept and not arguments.quiet:
             print("what has been observed is kept: the same command goes on from there", file=sys.stderr)
         raise
-
-
-@contextmanager
-def _bar(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """Gives what shows a part of the work and how far it is: a bar on stderr, where that is a terminal."""
-    from tqdm import tqdm
-
-    with tqdm(disable=quiet or not sys.stderr.isatty(), leave=False) as bar:
-        shown = ""
-
-        def show(name: str, done: int, count: int) -> None:
-            nonlocal shown
-            if name != shown:
-                shown = name
-                # first, as the reset draws the bar
-                bar.set_description(name, refresh=False)
-                bar.reset(total=count or None)
-                # what an earlier run did is no measure of speed
-                bar.initial = bar.n = max(done - 1, 0)
-            bar.total = count or None
-            bar.update(done - bar.n)
-
-        yield show

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from functools import partial
 
+from sana_edge.decoding import DEFAULT_TILE
 from sana_edge.engines.sessions import Graphs
 from sana_edge.engines.strips import MIN_BYTES, Tail, decode_strips
 from sana_edge.engines.text import Floats
 from sana_edge.engines.tiles import choose_tile, decode_tiles
 from sana_edge.memory import available_memory
-from sana_edge.tiles import DEFAULT_TILE
 
 _WHOLE = "decoder"
 # Of the memory that is free, the share for the maps of strips, and the most, which is about what a tile takes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sana_edge.config import SamplerConfig
+from sana_edge.decoding import PREVIEW_CELLS, check_finite
 from sana_edge.engines import choose
 from sana_edge.engines.choose import EngineKind, Settings
 from sana_edge.engines.decoder import EngineDecoder
@@ -19,17 +19,14 @@ from sana_edge.engines.noise import NoiseSource
 from sana_edge.engines.projected_text import Context, ProjectedText, padding_mask, side_by_side
 from sana_edge.engines.sessions import DENOISERS, Graphs
 from sana_edge.engines.text import EngineText, Floats
-from sana_edge.errors import InvalidInput, OutOfMemory, SanaError
+from sana_edge.errors import InvalidInput, OutOfMemory
 from sana_edge.memory import available_memory, peak_memory
-from sana_edge.prompt_notes import reading_notes
+from sana_edge.prompt import reading_notes
 from sana_edge.request import Plan
-from sana_edge.sampler import Sampler, sampler_of
+from sana_edge.sampler import Sampler, guide, sampler_of
 from sana_edge.store import manifest, manifest_files
 from sana_edge.store.domain import read_domain
 from sana_edge.store.manifest import Manifest
-
-# longest side of a preview's latent; 8 cells are 256 pixels
-PREVIEW_CELLS = 8
 
 # The text encoder is needed once for a prompt. It makes room for denoising and decoding where its files are
 # larger than a quarter of what is free beside it; a prompt then waits some seconds for each GB of them. One
@@ -163,10 +160,7 @@ class EngineStages:
         def velocity(x: Floats, i: int) -> Floats:
             latent = np.concatenate([x, x]) if paired else x
             found = self.graphs.run(name, latent=latent, timestep=tables[i : i + 1], **fixed)["velocity"]
-            if not paired:
-                return found
-            unguided, prompted = found[:1], found[1:]
-            return unguided + scale * (prompted - unguided)
+            return guide((found[:1], found[1:]), scale) if paired else found
 
         return velocity, ()
 
@@ -181,9 +175,9 @@ class EngineStages:
         Raises:
             SanaError: the latent, or what the decoder makes of it, has NaN or infinite values.
         """
-        _check_finite(latent, "latent")
+        check_finite("latent", float(latent.min()), float(latent.max()))
         pixels = self._decoder.decode(latent)
-        _check_finite(pixels, "decoded picture")
+        check_finite("decoded picture", float(pixels.min()), float(pixels.max()))
         levels = np.clip(pixels[0] * np.float32(0.5) + np.float32(0.5), 0, 1) * np.float32(255)
         return np.ascontiguousarray(np.rint(levels).astype(np.uint8).transpose(1, 2, 0))
 
@@ -277,13 +271,3 @@ def shrink(latent: Floats, factor: int) -> Floats:
 
 def _run_text(graphs: Graphs, ids: NDArray[np.int64], keys: Floats, values: Floats) -> Floats:
     return graphs.run(_TEXT, ids=ids, past_keys=keys, past_values=values)["hidden"]
-
-
-def _check_finite(values: Floats, name: str) -> None:
-    # the extremes of anything with NaN are NaN
-    low, high = float(values.min()), float(values.max())
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise SanaError(
-            f"the {name} has values that are not finite ({low} to {high})",
-            "choose dtype fp32 or bf16, or a lower guidance",
-        )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +15,9 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from sana_edge.errors import CheckpointError
-from sana_edge.instruction import CHI
+from sana_edge.prompt import CHI, known_tokens, token_limit, tokenized_text
 from sana_edge.store.folder import read_json
 from sana_edge.store.manifest import DAMAGED, INSTRUCTION, TOKENIZER, TextShape
-
-# tokens that the denoiser was trained with
-MAX_TOKENS = 300
 
 Floats = NDArray[np.float32]
 
@@ -91,8 +87,7 @@ class EngineText:
         """
         row = self._tokenize(prompt, instruction, truncation=True)
         before = self._instruction
-        # the instruction's end may merge with the prompt into other tokens, and one token must be left to run
-        known = min(_common_length(row, before.ids), len(row) - 1) if instruction else 0
+        known = known_tokens(row, before.ids) if instruction else 0
         ids = np.array([row[known:]], np.int64)
         keys, values = (np.ascontiguousarray(past[:, :, :known]) for past in (before.keys, before.values))
         hidden = np.concatenate([before.hidden[:, :known], self._run(ids, keys, values)], axis=1)
@@ -104,11 +99,10 @@ class EngineText:
         return max(0, len(self._tokenize(prompt, instruction, truncation=False)) - self._limit(instruction))
 
     def _limit(self, instruction: Sequence[str] | None) -> int:
-        # the first token and the instruction's last one count among the 300
-        return len(self._instruction.ids) + MAX_TOKENS - 2 if instruction else MAX_TOKENS
+        return token_limit(len(self._instruction.ids) if instruction else 0)
 
     def _tokenize(self, prompt: str, instruction: Sequence[str] | None, *, truncation: bool) -> list[int]:
-        text = ("\n".join(instruction) if instruction else "") + _well_formed(prompt).lower().strip()
+        text = tokenized_text(prompt, instruction)
         if truncation:
             self._tokenizer.enable_truncation(self._limit(instruction), direction=self._side)
         else:
@@ -133,15 +127,6 @@ def _load_tokenizer(path: Path) -> tuple[Tokenizer, str]:
     except Exception as error:  # the library raises plain Exception
         raise CheckpointError(f"{path} cannot be read: {_one_line(error)}", DAMAGED) from error
     return tokenizer, side if side == "left" else "right"
-
-
-def _well_formed(text: str) -> str:
-    """Replace lone surrogates, which undecodable command line arguments bring and tokenizers refuse."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def _common_length(a: Sequence[int], b: Sequence[int]) -> int:
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
 
 
 def _one_line(error: Exception) -> str:

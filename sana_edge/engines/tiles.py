@@ -12,8 +12,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from sana_edge.decoding import DEFAULT_TILE, tile_cells
 from sana_edge.errors import OutOfMemory
-from sana_edge.tiles import DEFAULT_TILE, tile_cells
 
 Array = NDArray[np.float32]
 Run = Callable[[Array], Array]

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
-import tempfile
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +13,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from sana_edge.atomic import new_entries, write_json
 from sana_edge.config import AutoencoderConfig, DenoiserConfig
-from sana_edge.errors import CheckpointError, InvalidInput, SanaError
+from sana_edge.errors import CheckpointError, InvalidInput
 from sana_edge.nets.autoencoder import Autoencoder
 from sana_edge.nets.denoiser import Denoiser
 from sana_edge.store import nvlabs
@@ -66,10 +64,10 @@ def convert(
     for target in (output / name for name in names):
         if os.path.lexists(target) and not force:
             raise InvalidInput(f"{target} exists", "choose another --output, or add --force")
-    with _moved_into(output) as folder:
+    with new_entries(output, force=force) as folder:
         (folder / component).mkdir()
         save_state(state, folder / component / _WEIGHTS)
-        _write_json(folder / component / "config.json", config.to_dict())
+        write_json(folder / component / "config.json", config.to_dict())
         if base is not None and isinstance(config, DenoiserConfig):
             _write_sampler(folder, config, base)
         if base is not None:
@@ -117,30 +115,6 @@ def _read(file: Path) -> dict[str, Tensor]:
     return data
 
 
-@contextlib.contextmanager
-def _moved_into(output: Path) -> Iterator[Path]:
-    """Give an empty folder to write in; at the end, and only then, its entries move into ``output``."""
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as name:
-            yield Path(name)
-            output.mkdir(exist_ok=True)
-            for entry in Path(name).iterdir():
-                _remove(output / entry.name)
-                os.replace(entry, output / entry.name)
-    except OSError as error:
-        raise SanaError(
-            f"cannot write {output}: {error}", "check the free space and the permissions"
-        ) from error
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
 def _write_sampler(folder: Path, config: DenoiserConfig, base: Path) -> None:
     """The sampler of a converted denoiser, and the index that names it, after the pattern of ``base``."""
     scheduler: dict[str, Any] = {
@@ -152,11 +126,11 @@ def _write_sampler(folder: Path, config: DenoiserConfig, base: Path) -> None:
     if config.guidance_embeds:
         scheduler = {"_class_name": "SCMScheduler", "prediction_type": "trigflow", "sigma_data": 0.5}
     (folder / "scheduler").mkdir()
-    _write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+    write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
     index = read_json(base / "model_index.json")
     index["_class_name"] = "SanaSprintPipeline" if config.guidance_embeds else "SanaPipeline"
     index["scheduler"] = ["diffusers", scheduler["_class_name"]]
-    _write_json(folder / "model_index.json", index)
+    write_json(folder / "model_index.json", index)
 
 
 def _complete(folder: Path, base: Path) -> None:
@@ -173,7 +147,3 @@ def _complete(folder: Path, base: Path) -> None:
                 os.link(source, target)
                 continue
         shutil.copyfile(source, target)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,14 +16,11 @@ import torch
 from torch import Tensor
 
 from sana_edge.errors import CheckpointError
-from sana_edge.instruction import CHI
 from sana_edge.nets.text_weights import load_text_model
+from sana_edge.prompt import CHI, known_tokens, token_limit, tokenized_text
 
 if TYPE_CHECKING:
     from transformers import Gemma2Model, PreTrainedTokenizerBase
-
-# tokens that the denoiser was trained with, padding included
-MAX_TOKENS = 300
 
 
 @dataclass(frozen=True)
@@ -111,17 +107,13 @@ class TextEncoder:
         return max(0, len(row) - self._limit(instruction))
 
     def _limit(self, instruction: Sequence[str] | None) -> int:
-        if not instruction:
-            return MAX_TOKENS
-        # the first token and the instruction's last one count among the 300
-        return len(self._tokenizer.encode("\n".join(instruction))) + MAX_TOKENS - 2
+        return token_limit(len(self._tokenizer.encode("\n".join(instruction))) if instruction else 0)
 
     def _tokenize(
         self, prompts: Sequence[str], instruction: Sequence[str] | None, *, truncation: bool
     ) -> list[list[int]]:
         """Return the token ids of each prompt behind the instruction, without padding."""
-        before = "\n".join(instruction) if instruction else ""
-        texts = [before + _well_formed(prompt).lower().strip() for prompt in prompts]
+        texts = [tokenized_text(prompt, instruction) for prompt in prompts]
         limit = self._limit(instruction) if truncation else None
         rows: list[list[int]] = self._tokenizer(
             texts, truncation=truncation, max_length=limit, verbose=False
@@ -148,8 +140,7 @@ class TextEncoder:
         cache = DynamicCache()
         if prefix is None:
             return self._run(rows, cache)
-        # the instruction's end may merge with the prompt into other tokens, and one token must be left to run
-        known = min(min(_common_length(row, prefix.ids), len(row) - 1) for row in rows)
+        known = min(known_tokens(row, prefix.ids) for row in rows)
         for layer, (keys, values) in enumerate(prefix.layers):
             shape = (len(rows), -1, -1, -1)
             cache.update(keys[:, :, :known].expand(shape), values[:, :, :known].expand(shape), layer)
@@ -173,10 +164,6 @@ class TextEncoder:
 def _well_formed(text: str) -> str:
     """Replace lone surrogates, which undecodable command line arguments bring and tokenizers refuse."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def _common_length(a: Sequence[int], b: Sequence[int]) -> int:
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
 
 
 def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal
 
+from sana_edge import atomic
 from sana_edge.config import SamplerConfig
 from sana_edge.errors import CheckpointError
 from sana_edge.store.json_values import Reader
@@ -223,16 +224,11 @@ def write(manifest: Manifest, folder: Path) -> None:
 
     Raises:
         CheckpointError: `read` would refuse it.
-        OSError: the file cannot be written.
+        SanaError: the file cannot be written.
     """
     content = json.dumps(manifest.to_dict(), indent=2, allow_nan=False)
     Manifest.from_dict(json.loads(content), where=FILE)
-    partial = folder / f".{FILE}.partial"
-    try:
-        partial.write_text(f"{content}\n", encoding="utf-8")
-        os.replace(partial, folder / FILE)
-    finally:
-        partial.unlink(missing_ok=True)
+    atomic.write_bytes(folder / FILE, f"{content}\n".encode())
 
 
 def _check_size(path: Path, size: int) -> None:

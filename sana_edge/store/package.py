@@ -95,20 +95,18 @@ class Quantization:
         return f"w8a8, per {self.activations}" + (", calibrated" if self.calibration is not None else "")
 
 
+@dataclass(frozen=True)
+class Description:
+    """A component's config.json, read once: its values, and its quantization or None where it is float."""
+
+    values: Mapping[str, Any]
+    quantization: Quantization | None
+
+
 def is_package(folder: Path) -> bool:
     """Whether the denoiser or the decoder of a model folder is quantized, by whatever method."""
     configs = (folder / component / "config.json" for component in _COMPONENTS)
     return any(path.is_file() and read_json(path).get(KEY) is not None for path in configs)
-
-
-def scheme(folder: Path) -> str | None:
-    """The `Quantization.summary` of a whole model folder, that of the denoiser first; None for float ones.
-
-    Raises:
-        CheckpointError: see `read`.
-    """
-    found = (read(folder / component) for component in _COMPONENTS)
-    return next((quantization.summary for quantization in found if quantization is not None), None)
 
 
 def read(component: Path) -> Quantization | None:
@@ -117,9 +115,15 @@ def read(component: Path) -> Quantization | None:
     Raises:
         CheckpointError: see `Quantization.from_dict`.
     """
+    return describe(component).quantization
+
+
+def describe(component: Path) -> Description:
+    """A component's config.json; errors are those of `read`."""
     path = component / "config.json"
-    data = read_json(path).get(KEY)
-    return None if data is None else Quantization.from_dict(data, where=str(path))
+    values = read_json(path)
+    data = values.get(KEY)
+    return Description(values, None if data is None else Quantization.from_dict(data, where=str(path)))
 
 
 def checksum(component: Path) -> str:

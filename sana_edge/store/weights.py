@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,8 +11,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from sana_edge import atomic
 from sana_edge.config import DenoiserConfig
-from sana_edge.errors import CheckpointError, SanaError
+from sana_edge.errors import CheckpointError
 from sana_edge.store.folder import choose_entry, shard_names
 
 _DAMAGED = "the file is damaged or its download was interrupted; download it again"
@@ -131,19 +131,9 @@ def save_state(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, s
     Raises:
         SanaError: the file cannot be written; the message has the reason (no space, no permission).
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     tensors = _storable(state)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            save_file(tensors, partial, {"format": "pt", **(metadata or {})})
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except (OSError, SafetensorError) as error:
-        raise SanaError(
-            f"cannot write {path}: {error}", "check the free space and the permissions"
-        ) from error
+    with atomic.new_file(path, failures=(SafetensorError,)) as temporary:
+        save_file(tensors, temporary, {"format": "pt", **(metadata or {})})
 
 
 def needs_clamp(config: DenoiserConfig, state: Mapping[str, Tensor]) -> bool:

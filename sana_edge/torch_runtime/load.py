@@ -28,9 +28,8 @@ from sana_edge.nets.quantize import (
     stacked,
 )
 from sana_edge.store import package
-from sana_edge.store.folder import read_json
 from sana_edge.store.hub import ResolvedModel
-from sana_edge.store.package import Quantization
+from sana_edge.store.package import Description, Quantization
 from sana_edge.store.package_tensors import check_tensors, is_scale, to_16_bit
 from sana_edge.store.weights import StoredState, load_into, load_state, needs_clamp
 
@@ -38,7 +37,13 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def load_denoiser(
-    model: ResolvedModel, *, device: torch.device, dtype: str, int8: bool = False, fused: bool = False
+    model: ResolvedModel,
+    *,
+    device: torch.device,
+    dtype: str,
+    int8: bool = False,
+    fused: bool = False,
+    description: Description | None = None,
 ) -> tuple[Denoiser, str]:
     """Read ``transformer/``; returns the denoiser and the short name of the dtype it computes in.
 
@@ -46,14 +51,15 @@ def load_denoiser(
         dtype: a name of `DTYPES`, or "auto": the weights' own, fp32 in place of fp16 on the CPU.
         int8: quantize float weights; a package is INT8 anyway.
         fused: it runs the fused operations, for which "auto" is 16 bit.
+        description: of the folder, where it has been read.
 
     Raises:
         CheckpointError: a file is missing, damaged, or does not fit its config.
     """
     folder = model.path / "transformer"
-    quantization = package.read(folder)
+    description = description or package.describe(folder)
+    quantization, config = description.quantization, DenoiserConfig.from_dict(description.values)
     state = _read(model, "transformer", int8 or quantization is not None)
-    config = DenoiserConfig.from_dict(read_json(folder / "config.json"))
     if quantization is not None:
         package.verify(folder, quantization)
         check_tensors(state, quantization, denoiser_layers(config), where=str(folder))
@@ -75,12 +81,17 @@ def load_denoiser(
 
 
 def load_decoder(
-    model: ResolvedModel, *, device: torch.device, dtype: torch.dtype, int8: bool = False
+    model: ResolvedModel,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    int8: bool = False,
+    description: Description | None = None,
 ) -> Autoencoder:
     """Read the decoder of ``vae/``; arguments and errors are those of `load_denoiser`."""
     folder = model.path / "vae"
-    quantization = package.read(folder)
-    config = AutoencoderConfig.from_dict(read_json(folder / "config.json"))
+    description = description or package.describe(folder)
+    quantization, config = description.quantization, AutoencoderConfig.from_dict(description.values)
     state = decoder_state(_read(model, "vae", int8 or quantization is not None))
     with torch.device("meta"):
         autoencoder = Autoencoder(config, encoder=False)

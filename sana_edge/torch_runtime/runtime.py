@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -14,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sana_edge.config import DenoiserConfig, SamplerConfig
-from sana_edge.errors import InvalidInput, OutOfMemory, SanaError, UnsupportedDevice
+from sana_edge.decoding import PREVIEW_CELLS, check_finite
+from sana_edge.errors import InvalidInput, OutOfMemory, UnsupportedDevice
 from sana_edge.fused import backends
 from sana_edge.fused.backends import Backend
 from sana_edge.fused.decoder import fuse_decoder
@@ -22,9 +22,9 @@ from sana_edge.memory import available_memory, peak_memory
 from sana_edge.nets.autoencoder import Autoencoder
 from sana_edge.nets.denoiser import Denoiser, Modulation, TextContext
 from sana_edge.nets.text_encoder import TextEncoder
-from sana_edge.prompt_notes import reading_notes
+from sana_edge.prompt import reading_notes
 from sana_edge.request import Plan
-from sana_edge.sampler import Sampler, sampler_of
+from sana_edge.sampler import Sampler, guide, sampler_of
 from sana_edge.store import package
 from sana_edge.store.domain import Domain, read_domain
 from sana_edge.store.folder import read_json
@@ -36,9 +36,6 @@ from sana_edge.torch_runtime.precision import full_precision
 from sana_edge.torch_runtime.steps import Predictor, Velocity, make_predictor
 
 WHILE_LOADING = "quantized while loading, without calibration; `sana-edge quantize` makes a package"
-
-# longest side of a preview's latent; 8 cells are 256 pixels
-PREVIEW_CELLS = 8
 
 # memory of a denoising step, in units of its token stream; measured 7 in fp32 and 12 in bf16
 _TOKEN_COPIES = 12
@@ -164,16 +161,14 @@ class Stages:
         """Let go of what was recorded; the networks go with the last reference to them."""
         self.release()
 
-    def velocity(self, x: Tensor, step: Modulation, context: TextContext, plan: Plan) -> Tensor:
-        """`predict` for a single step, with the denoiser as it is: where calibration listens.
+    def velocity(self, plan: Plan, tables: Modulation, context: TextContext) -> Velocity:
+        """`predict` with the denoiser as it is: where calibration listens."""
 
-        The velocity is v_u + g (v_c - v_u) where the guidance g is above 1 (arXiv 2207.12598).
-        """
-        predicted: Tensor = self.denoiser(torch.cat([x, x]) if plan.guided else x, step, context)
-        if not plan.guided:
-            return predicted
-        unguided, prompted = predicted.chunk(2)
-        return unguided + plan.guidance * (prompted - unguided)
+        def velocity(x: Tensor, i: int) -> Tensor:
+            predicted: Tensor = self.denoiser(torch.cat([x, x]) if plan.guided else x, tables[i], context)
+            return guide(predicted.chunk(2), plan.guidance) if plan.guided else predicted
+
+        return velocity
 
     def decode(self, latent: Tensor) -> NDArray[np.uint8]:
         """Turn a latent into (H, W, 3) uint8.
@@ -181,7 +176,7 @@ class Stages:
         Raises:
             SanaError: the latent, or what the autoencoder makes of it, has NaN or infinite values.
         """
-        _check_finite(latent, "latent")
+        check_finite("latent", *map(float, latent.aminmax()))
         weight = next(self.autoencoder.parameters())
         latent = latent.to(weight.dtype) / self.autoencoder.config.scaling_factor
         pixels = self._decode_or_none(latent)
@@ -189,7 +184,7 @@ class Stages:
             # what steps were recorded with can be had again; the error would have kept what failed
             self.release()
             pixels = tiling.decode(self.autoencoder, latent)
-        _check_finite(pixels, "decoded picture")
+        check_finite("decoded picture", *map(float, pixels.aminmax()))
         levels = pixels[0].mul_(0.5).add_(0.5).clamp_(0, 1).float().mul_(255).round_()
         result: NDArray[np.uint8] = levels.byte().permute(1, 2, 0).contiguous().cpu().numpy()
         return result
@@ -229,13 +224,18 @@ def load_stages(
         CheckpointError: a file is missing, damaged, or does not fit its config.
         InvalidInput, UnsupportedDevice: the backend cannot be used for this model.
     """
-    scheme = package.scheme(model.path)
-    quantize = int8 and scheme is None
-    config = DenoiserConfig.from_dict(read_json(model.path / "transformer" / "config.json"))
-    chosen = backends.choose(backend, device, dtype, quantize or scheme is not None, config)
-    denoiser, dtype = load_denoiser(model, device=device, dtype=dtype, int8=quantize, fused=chosen.fused)
+    transformer, vae = (package.describe(model.path / name) for name in ("transformer", "vae"))
+    quantization = transformer.quantization or vae.quantization
+    quantize = int8 and quantization is None
+    if quantize:
+        quantization = Quantization("token")
+    config = DenoiserConfig.from_dict(transformer.values)
+    chosen = backends.choose(backend, device, dtype, quantization is not None, config)
+    denoiser, dtype = load_denoiser(
+        model, device=device, dtype=dtype, int8=quantize, fused=chosen.fused, description=transformer
+    )
     others = DTYPES[dtype] if dtype != "fp16" else _without_fp16(device)
-    decoder = load_decoder(model, device=device, dtype=others, int8=quantize)
+    decoder = load_decoder(model, device=device, dtype=others, int8=quantize, description=vae)
     if chosen.name == "cuda" and others.itemsize == 2:
         decoder = fuse_decoder(decoder, chosen.name)
     return Stages(
@@ -254,7 +254,7 @@ def load_stages(
         sampler=SamplerConfig.from_dict(read_json(model.path / "scheduler" / "scheduler_config.json")),
         backend=chosen,
         predictor=make_predictor(denoiser, chosen.name, device),
-        quantization=Quantization("token").summary if quantize else scheme,
+        quantization=quantization.summary if quantization else None,
         notes=(WHILE_LOADING,) if quantize else (),
         domain=read_domain(model.path),
     )
@@ -303,13 +303,3 @@ def check_dtype(name: str, device: torch.device) -> None:
 
 def _without_fp16(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cpu" or torch.cuda.is_bf16_supported() else torch.float32
-
-
-def _check_finite(values: Tensor, name: str) -> None:
-    # the extremes of anything with NaN are NaN
-    low, high = (float(extreme) for extreme in values.aminmax())
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise SanaError(
-            f"the {name} has values that are not finite ({low} to {high})",
-            "choose dtype fp32 or bf16, or a lower guidance",
-        )

@@ -15,6 +15,7 @@ from sana_edge.fused.denoiser import FusedDenoiser
 from sana_edge.fused.text import FusedText, fuse_text
 from sana_edge.nets.block import Constant, KeysValues
 from sana_edge.nets.denoiser import Denoiser, Modulation, TextContext
+from sana_edge.sampler import guide
 from sana_edge.torch_runtime import cuda_graph
 from sana_edge.torch_runtime.cuda_graph import Function, Loop, Loops, Recorder
 
@@ -163,10 +164,7 @@ class PlainNetwork:
             velocity: Tensor = denoiser(
                 torch.cat([x, x]) if guided else x, Modulation(blocks, final), context
             )
-            if not guided:
-                return velocity
-            unguided, prompted = velocity.chunk(2)
-            return unguided + prompt[0] * (prompted - unguided)
+            return guide(velocity.chunk(2), prompt[0]) if guided else velocity
 
         return run
 

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import shutil
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import Gemma2ForCausalLM
 
+from sana_edge.atomic import write_json
 from sana_edge.config import AutoencoderConfig, DenoiserConfig
 from sana_edge.nets.denoiser import Denoiser
 from sana_edge.store import domain, weights
 
 from . import train_autoencoder, train_denoiser, train_text_encoder
-from .files import replacing
 from .latents import load_latents
 from .loop import ema_state
 from .train_text_encoder import captions
@@ -51,12 +49,6 @@ INDEX = {
     "transformer": ["diffusers", "SanaTransformer2DModel"],
     "vae": ["diffusers", "AutoencoderDC"],
 }
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Indented JSON, through a temporary name."""
-    with replacing(path) as partial:
-        partial.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def write_component(

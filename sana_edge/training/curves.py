@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from .files import replacing
+from sana_edge.atomic import new_file
 
 TRAININGS = {
     "text": "text encoder",
@@ -52,9 +52,9 @@ def main() -> None:
         axis.set(title=TRAININGS[name], xlabel="minutes", yscale="log")
         axis.grid(alpha=0.3, which="both")
     grid[0][0].set_ylabel("loss (mean of about 50 steps)")
-    with replacing(args.output / "curves.png") as partial:
+    with new_file(args.output / "curves.png") as partial:
         figure.savefig(partial, format="png", dpi=110)
-    with replacing(args.output / "curves.json") as partial:
+    with new_file(args.output / "curves.json") as partial:
         partial.write_text(json.dumps(logs) + "\n")
 
 

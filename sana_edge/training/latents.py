@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from sana_edge.atomic import new_file
 from sana_edge.nets.autoencoder import Autoencoder
 
-from .files import replacing
 from .layout import training_scene
 from .scenes import Scene, render
 from .train_autoencoder import CONFIG, starting_state
@@ -58,7 +58,7 @@ def main() -> None:
             batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(device).float() / 127.5 - 1
             with torch.inference_mode(), torch.autocast(device, torch.bfloat16):
                 parts.append(model.encode(batch).half().cpu().contiguous())
-        with replacing(path) as partial:
+        with new_file(path) as partial:
             save_file({"latents": torch.cat(parts)}, partial)
 
 

@@ -15,9 +15,8 @@ from typing import Any
 
 from PIL import Image
 
+from sana_edge.atomic import new_file
 from sana_edge.errors import InvalidInput, SanaError
-
-from .files import replacing
 
 NAME = "metadata.jsonl"
 _FULL = "check the free space and the permissions; the same command goes on from here"
@@ -79,7 +78,7 @@ class Metadata:
         if not self.journal.exists():
             return
         try:
-            with replacing(self.file) as partial:
+            with new_file(self.file) as partial:
                 lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows.values())
                 partial.write_text("".join(lines), encoding="utf-8")
             self.journal.unlink()

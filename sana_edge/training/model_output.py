@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sana_edge.atomic import new_file
 from sana_edge.errors import SanaError
 from sana_edge.nets.denoiser import Denoiser
 from sana_edge.store.weights import save_state
 
-from .files import replacing
 from .frozen import Frozen
 from .recipe import Recipe, Stage
 
@@ -68,7 +68,7 @@ def write_model(
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
     try:
-        with replacing(path) as partial:
+        with new_file(path) as partial:
             partial.write_text(json.dumps(content, indent=2) + "\n")
     except OSError as error:
         raise SanaError(

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import DynamicCache, Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerFast
 
-from sana_edge.instruction import CHI
+from sana_edge.prompt import CHI
 
 from .captions import caption
 from .layout import draw_scene

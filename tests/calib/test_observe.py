@@ -14,10 +14,11 @@ from torch import Tensor
 
 from sana_edge import InvalidInput, Sana, SanaError
 from sana_edge.calib.listener import SAMPLE_ROWS, Listener, nothing, targets
-from sana_edge.calib.observe import Progress, observe
+from sana_edge.calib.observe import observe
 from sana_edge.calib.prompts import PromptSet
 from sana_edge.calib.statistics import Statistics
 from sana_edge.int8.linear import Linear
+from sana_edge.progress import Progress
 from sana_edge.store.hub import resolve
 from sana_edge.torch_runtime.runtime import Stages, load_stages
 
@@ -174,9 +175,9 @@ class Interrupted(BaseException):
     """As KeyboardInterrupt, which would end pytest."""
 
 
-def interrupt(prompt: int, step: int) -> Callable[[Progress], None]:
-    def stop(progress: Progress) -> None:
-        if (progress.prompt, progress.step) == (prompt, step):
+def interrupt(prompt: int, step: int, steps: int = 3) -> Progress:
+    def stop(name: str, done: int, count: int) -> None:
+        if done == (prompt - 1) * steps + step:
             raise Interrupted
 
     return stop
@@ -190,11 +191,18 @@ def test_an_interrupted_observation_goes_on(
         observe(stages, PROMPTS, folder=tmp_path, progress=interrupt(prompt, step), **OPTIONS)
     files = list(tmp_path.iterdir())
     assert len(files) == (prompt > 1)
-    taken: list[Progress] = []
+    taken: list[tuple[str, int, int]] = []
     notes: list[str] = []
-    again = observe(stages, PROMPTS, folder=tmp_path, progress=taken.append, note=notes.append, **OPTIONS)
+    again = observe(
+        stages,
+        PROMPTS,
+        folder=tmp_path,
+        progress=lambda *now: taken.append(now),
+        note=notes.append,
+        **OPTIONS,
+    )
     assert again.checksum() == whole.checksum()
-    assert [(p.prompt, p.step) for p in taken] == [(p, s) for p in range(prompt, 4) for s in (1, 2, 3)]
+    assert taken == [("observe", done, 9) for done in range((prompt - 1) * 3 + 1, 10)]
     assert [note for note in notes if f"{prompt - 1} of 3 prompts" in note] == notes
     assert len(notes) == (prompt > 1)
 
@@ -260,7 +268,7 @@ def test_sprint_without_guidance(sprint: Stages, tmp_path: Path) -> None:
         assert len(layer.samples) and layer.histogram.sum(1).min() > 0
     # the sampler's noise goes on with each prompt's own generator
     with pytest.raises(Interrupted):
-        observe(sprint, few, folder=tmp_path, progress=interrupt(2, 1), **options)
+        observe(sprint, few, folder=tmp_path, progress=interrupt(2, 1, steps=2), **options)
     assert observe(sprint, few, folder=tmp_path, **options).checksum() == expected.checksum()
 
 
@@ -283,8 +291,8 @@ def test_values_that_are_not_finite_name_layer_step_and_prompt(
 ) -> None:
     broken = loaded(tiny_folder)
 
-    def break_it(progress: Progress) -> None:
-        if (progress.prompt, progress.step) == (2, 1):
+    def break_it(name: str, done: int, count: int) -> None:
+        if done == 3 + 1:
             broken.denoiser.get_parameter("blocks.0.project.weight").data[5, 0] = value
 
     with pytest.raises(SanaError) as error:

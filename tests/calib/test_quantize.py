@@ -23,10 +23,10 @@ from sana_edge.calib.settings import Settings, calibration_folder
 from sana_edge.calib.statistics import Statistics
 from sana_edge.calib.statistics_store import StatisticsStore
 from sana_edge.cli.main import main
-from sana_edge.cli.quantize import _bar
 from sana_edge.config import AutoencoderConfig, DenoiserConfig
 from sana_edge.errors import CheckpointError, InvalidInput, SanaError
 from sana_edge.pipeline import Sana
+from sana_edge.progress import bar
 from sana_edge.store import hub, package
 from sana_edge.store.folder import read_json
 from sana_edge.store.package_tensors import is_scale
@@ -208,7 +208,7 @@ def test_an_interrupted_calibration_goes_on(tiny_folder: Path, tmp_path: Path, p
             seen.append(done)
 
     with pytest.raises(KeyboardInterrupt):
-        quantize(str(tiny_folder), resumed, settings, told=interrupt)
+        quantize(str(tiny_folder), resumed, settings, progress=interrupt)
     assert not resumed.exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         calibration_folder(resumed).name,
@@ -220,7 +220,7 @@ def test_an_interrupted_calibration_goes_on(tiny_folder: Path, tmp_path: Path, p
         str(tiny_folder),
         resumed,
         settings,
-        told=lambda name, done, _: again.append(done) if name == "observe" else None,
+        progress=lambda name, done, _: again.append(done) if name == "observe" else None,
     )
     assert seen == [1, 2] and again == [3, 4]
     assert "1 of 2 prompts were observed before" in report.notes[0]
@@ -437,11 +437,11 @@ def test_the_bar_is_for_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
         (io.StringIO(), False, False),
     ):
         monkeypatch.setattr("sys.stderr", stream)
-        with _bar(quiet) as told:
-            told("load", 0, 0)
+        with bar(quiet) as progress:
+            progress("load", 0, 0)
             # as after an interruption: half is done
             for done in range(5, 9):
-                told("observe", done, 8)
+                progress("observe", done, 8)
         assert bool(stream.getvalue()) is shown
         if shown:
             assert "observe" in stream.getvalue() and "/8" in stream.getvalue()

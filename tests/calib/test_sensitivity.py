@@ -122,7 +122,7 @@ def test_each_layer_of_the_denoiser_alone(denoiser: Denoiser, given: Probe) -> N
             alone.load_state_dict(denoiser.state_dict())
             quantize_denoiser(alone, keep=set(names) - {name}, input_scales={name: 0.02}, static=static)
             assert item.error == velocity_error(velocity(alone, given, denoiser), expected) > 0
-    assert calls == [(done, 18) for done in range(1, 19)] * 2
+    assert calls == [("try layers of the denoiser", done, 18) for done in range(1, 19)] * 2
     assert unchanged(denoiser, before)
 
 
@@ -192,7 +192,7 @@ def test_a_probe_outlives_smoothing(denoiser: Denoiser, given: Probe) -> None:
 def test_an_interruption_leaves_the_float_model(denoiser: Denoiser, given: Probe, after: int) -> None:
     before = snapshot(denoiser)
 
-    def cancel(done: int, count: int) -> None:
+    def cancel(name: str, done: int, count: int) -> None:
         if done == after:
             raise Cancelled("enough")
 

@@ -515,6 +515,11 @@ def test_graphs_that_differ_are_not_kept(
 
 def test_the_parts_are_told(tiny_folder: Path, tmp_path: Path) -> None:
     told: list[str] = []
-    made = exporting.export(str(tiny_folder), tmp_path / "onnx", Settings(verify=False), told=told.append)
+    made = exporting.export(
+        str(tiny_folder),
+        tmp_path / "onnx",
+        Settings(verify=False),
+        progress=lambda part, done, count: told.append(part),
+    )
     assert tuple(told) == exporting.PARTS[:-1]
     assert isinstance(made, Manifest) and manifest.read(tmp_path / "onnx") == made

@@ -19,8 +19,8 @@ from sana_edge.engines import runtime
 from sana_edge.engines.text import EngineText
 from sana_edge.errors import CheckpointError
 from sana_edge.export.settings import Settings
-from sana_edge.instruction import CHI
 from sana_edge.nets.text_encoder import TextEncoder
+from sana_edge.prompt import CHI
 from sana_edge.store import manifest
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")

@@ -13,10 +13,10 @@ from transformers import DynamicCache, Gemma2Config, Gemma2Model
 
 from sana_edge.engines.text import EngineText
 from sana_edge.errors import CheckpointError, SanaError
-from sana_edge.instruction import CHI
 from sana_edge.int8 import text_linear
 from sana_edge.nets.text_encoder import TextEncoder
 from sana_edge.nets.text_weights import load_text_model
+from sana_edge.prompt import CHI
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")

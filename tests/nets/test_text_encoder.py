@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers import Gemma2ForCausalLM, Gemma2Model
 
 from sana_edge.errors import CheckpointError
-from sana_edge.instruction import CHI
 from sana_edge.nets.text_encoder import TextEncoder, TextFeatures
+from sana_edge.prompt import CHI
 
 LONG = "a charming flat illustration of a red house left of a yellow star, " * 4
 TOO_LONG = "two blue fish above a green tree and a cat on a mat. " * 40

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sana_edge.instruction import CHI
+from sana_edge.prompt import CHI
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderDC, SanaTransformer2DModel

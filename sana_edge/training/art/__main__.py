@@ -8,9 +8,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from sana_edge.atomic import new_file
 from sana_edge.errors import SanaError
 
-from ..files import replacing
 from .catalogue import kinds
 from .layout import numbered_scene
 from .scenes import render
@@ -44,7 +44,7 @@ def main() -> int:
         return 1
     print(f"{folder()}: all there, {len(kinds())} kinds in use")
     if args.sheet:
-        with replacing(args.sheet) as partial:
+        with new_file(args.sheet) as partial:
             sheet(70, 200).save(partial, format="PNG")
     return 0
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import torch
 
+from sana_edge.atomic import write_json
 from sana_edge.nets.denoiser import Denoiser
 
-from ..assemble import INDEX, SCHEDULER, write_component, write_domain, write_json
+from ..assemble import INDEX, SCHEDULER, write_component, write_domain
 from ..loop import ema_state
 from ..train_autoencoder import CONFIG as AUTOENCODER
 from ..train_denoiser import CONFIG as DENOISER

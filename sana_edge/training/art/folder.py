@@ -13,7 +13,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ..files import replacing
+from sana_edge.atomic import new_file
+
 from ..metadata import NAME
 from .captions import caption
 from .layout import numbered_scene
@@ -42,11 +43,11 @@ def main() -> None:
     for number in tqdm(range(args.first, args.first + args.count), unit="picture"):
         path = args.output / f"{number:07d}.png"
         if not path.exists():
-            with replacing(path) as partial:
+            with new_file(path) as partial:
                 render(numbered_scene(number), args.side).save(partial, format="PNG")
         captions, foreign = row(number, args.captions, args.wrong)
         lines.append(json.dumps({"file_name": path.name, "captions": captions, "wrong": foreign}))
-    with replacing(args.output / NAME) as partial:
+    with new_file(args.output / NAME) as partial:
         partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

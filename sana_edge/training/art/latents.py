@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from sana_edge.atomic import new_file
 from sana_edge.nets.autoencoder import Autoencoder
 from sana_edge.nets.text_encoder import TextEncoder, TextFeatures
 
-from ..files import replacing
 from ..train_autoencoder import CONFIG, starting_state
 from .captions import caption
 from .layout import numbered_scene
@@ -112,7 +112,7 @@ def main() -> None:
         numbers = range(first, min(first + SHARD, len(pictures)))
         features, lengths = encode_captions(encoder, numbers)
         latents = encode_pictures(model, pictures, numbers)
-        with replacing(path) as partial:
+        with new_file(path) as partial:
             save_file({"latents": latents, "features": features, "lengths": lengths}, partial)
 
 

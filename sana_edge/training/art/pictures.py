@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ..files import replacing
+from sana_edge.atomic import new_file
+
 from .layout import held_out_scene, numbered_scene
 from .scenes import render
 
@@ -50,7 +51,7 @@ def main() -> None:
             continue
         scenes = wanted.get(name) or [numbered_scene(first + i) for i in range(SHARD)]
         pixels = np.stack([np.asarray(render(scene, args.side)) for scene in scenes])
-        with replacing(path) as partial, open(partial, "wb") as file:
+        with new_file(path) as partial, open(partial, "wb") as file:
             np.save(file, pixels)
 
 

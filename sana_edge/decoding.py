@@ -1,11 +1,25 @@
-"""Geometry of overlapping tiles, for both runtimes: how large they are and how far apart they start."""
+"""Decoding as both runtimes do it: how tiles lie, how small previews are, and what is no picture."""
 
 from __future__ import annotations
 
-from sana_edge.errors import InvalidInput
+import math
+
+from sana_edge.errors import InvalidInput, SanaError
 
 # pixels; with tiles of 512 the seams show in flat areas at 4096 px
 DEFAULT_TILE = 1024
+
+# longest side of a preview's latent; 8 cells are 256 pixels
+PREVIEW_CELLS = 8
+
+
+def check_finite(name: str, low: float, high: float) -> None:
+    """Raise `SanaError` where the extremes of a latent or of pixels say that these hold NaN or infinity."""
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise SanaError(
+            f"the {name} has values that are not finite ({low} to {high})",
+            "choose dtype fp32 or bf16, or a lower guidance",
+        )
 
 
 def tile_cells(longest: int, cell: int, tile: int | None, stride: int | None) -> tuple[int, int]:

@@ -1,0 +1,93 @@
+"""Prompts as both runtimes read them: text before tokens, how many are read, and notes about the rest."""
+
+# ruff: noqa: E501 (the instruction is a model input: its lines may not be wrapped)
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from itertools import takewhile
+from typing import Protocol
+
+from sana_edge.request import Plan
+
+logger = logging.getLogger("sana_edge")
+
+# SANA's complex human instruction (CHI), in front of every prompt: kept byte for byte. Source: arXiv 2410.10629
+# section 2.3; the wording is the default of `complex_human_instruction` in diffusers' SanaPipeline (Apache-2.0),
+# which the public checkpoints are used with; the training configuration differs only in quotes.
+CHI: tuple[str, ...] = (
+    "Given a user prompt, generate an 'Enhanced prompt' that provides detailed visual descriptions suitable for image generation. Evaluate the level of detail in the user prompt:",
+    "- If the prompt is simple, focus on adding specifics about colors, shapes, sizes, textures, and spatial relationships to create vivid and concrete scenes.",
+    "- If the prompt is already detailed, refine and enhance the existing details slightly without overcomplicating.",
+    "Here are examples of how to transform or refine prompts:",
+    "- User Prompt: A cat sleeping -> Enhanced: A small, fluffy white cat curled up in a round shape, sleeping peacefully on a warm sunny windowsill, surrounded by pots of blooming red flowers.",
+    "- User Prompt: A busy city street -> Enhanced: A bustling city street scene at dusk, featuring glowing street lamps, a diverse crowd of people in colorful clothing, and a double-decker bus passing by towering glass skyscrapers.",
+    "Please generate only the enhanced description for the prompt below and avoid including any additional commentary or evaluations:",
+    "User Prompt: ",
+)
+
+# tokens that the denoiser was trained with, padding included (arXiv 2410.10629)
+MAX_TOKENS = 300
+
+
+def tokenized_text(prompt: str, instruction: Sequence[str] | None) -> str:
+    """What the tokenizer gets: a prompt behind its instruction, as diffusers' SanaPipeline writes it.
+
+    Lone surrogates, which undecodable command-line arguments bring and tokenizers refuse, are replaced.
+    """
+    well_formed = prompt.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return ("\n".join(instruction) if instruction else "") + well_formed.lower().strip()
+
+
+def token_limit(instruction_tokens: int) -> int:
+    """How many tokens are read; ``instruction_tokens`` is 0 without an instruction.
+
+    The first token and the instruction's last one count among the 300.
+    """
+    return instruction_tokens + MAX_TOKENS - 2 if instruction_tokens else MAX_TOKENS
+
+
+def known_tokens(row: Sequence[int], instruction: Sequence[int]) -> int:
+    """How many tokens of a row the encoded instruction has already.
+
+    Its end may merge with the prompt into other tokens, and one token must be left to run.
+    """
+    pairs = zip(row, instruction, strict=False)
+    return min(sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs)), len(row) - 1)
+
+
+class Limited(Protocol):
+    """A text encoder."""
+
+    def tokens_over_limit(self, prompt: str, *, instruction: Sequence[str] | None = CHI) -> int:
+        """How many tokens of a prompt it cuts off."""
+
+
+class Known(Protocol):
+    """What a model was trained on: `sana_edge.store.domain.Domain`."""
+
+    def notes(self, model: str, texts: tuple[str, ...], size: tuple[int, int]) -> tuple[str, ...]: ...
+
+
+def reading_notes(
+    plan: Plan, encoder: Limited, domain: Known | None = None, model: str = ""
+) -> tuple[str, ...]:
+    """Say, and log, what of a plan's prompts is cut or ignored, and what is foreign to the model."""
+    notes = [_cut("prompt", encoder.tokens_over_limit(plan.prompt))]
+    if plan.guided:
+        excess = encoder.tokens_over_limit(plan.negative_prompt, instruction=None)
+        notes.append(_cut("negative prompt", excess))
+    elif plan.negative_prompt.strip():
+        notes.append("the negative prompt is not used: that needs guidance above 1, and no Sprint model")
+    if domain is not None:
+        texts = (plan.prompt, plan.negative_prompt) if plan.guided else (plan.prompt,)
+        notes += domain.notes(model, texts, (plan.width, plan.height))
+    said = tuple(filter(None, notes))
+    for note in said:
+        logger.warning(note)
+    return said
+
+
+def _cut(name: str, excess: int) -> str:
+    return f"the {name} is too long: its last {excess} tokens are not used" if excess else ""

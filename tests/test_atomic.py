@@ -1,0 +1,143 @@
+"""Files and folders that appear whole or not at all: links, mount points, processes that die in between."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sana_edge import atomic
+from sana_edge.errors import InvalidInput, SanaError
+
+KIND = "{'kind': 'model folder', 'is_kind': lambda folder: (folder / 'index').is_file()}"
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+def old_folder(path: Path) -> Path:
+    path.mkdir()
+    for name in ("index", "weights"):
+        (path / name).write_text("old")
+    return path
+
+
+def new_folder(output: Path) -> None:
+    with atomic.new_folder(output, force=True, **eval(KIND)) as folder:
+        for name in ("config", "index"):
+            (folder / name).write_text("new")
+
+
+def killed(output: Path, at: str) -> None:
+    """A process that writes ``output`` and dies at the ``at``-th rename, or before any of them."""
+    code = f"""
+import os, signal, sys
+from pathlib import Path
+from sana_edge import atomic
+left, rename = [{at}], os.rename
+def dying(source, target, **options):
+    if Path(source).name != "lock.new":
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        left[0] -= 1
+    rename(source, target, **options)
+os.rename = dying
+inside = os.environ["INSIDE"] == "1"
+atomic.os.path.ismount = lambda path: inside
+with atomic.new_folder(Path({str(output)!r}), force=True, **{KIND}) as folder:
+    for name in ("config", "index"):
+        (folder / name).write_text("new")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+@pytest.mark.parametrize("inside", ["0", "1"])
+@pytest.mark.parametrize("at", range(4))
+def test_the_next_writer_finds_the_old_or_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inside: str, at: int
+) -> None:
+    output = old_folder(tmp_path / "model")
+    monkeypatch.setenv("INSIDE", inside)
+    if inside == "0" and at > 1:
+        pytest.skip("there are two renames")
+    killed(output, str(at))
+    place = output if inside == "1" else tmp_path
+    # any file that is written there
+    atomic.write_bytes(place / "another", b"")
+    (place / "another").unlink()
+    assert contents(output) in ({"index": "old", "weights": "old"}, {"config": "new", "index": "new"})
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert {path.name for path in output.iterdir()} == set(contents(output))
+
+
+def test_a_living_writer_is_left_alone(tmp_path: Path) -> None:
+    with atomic.new_file(tmp_path / "slow") as slow:
+        slow.write_text("half")
+        atomic.write_bytes(tmp_path / "quick", b"1")
+        slow.write_text("whole")
+    assert contents(tmp_path) == {"slow": "whole", "quick": "1"}
+
+
+def test_a_mount_point_stays_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output, other = old_folder(tmp_path / "volume"), old_folder(tmp_path / "model")
+    (output / "lost+found").mkdir()
+    monkeypatch.setattr(os.path, "ismount", lambda path: path == output)
+    before = output.stat().st_ino
+    for folder in (output, other):
+        new_folder(folder)
+        assert contents(folder) == {"config": "new", "index": "new"}
+    assert output.stat().st_ino == before
+    assert (output / "lost+found").is_dir()
+    with pytest.raises(RuntimeError), atomic.new_folder(output, force=True, **eval(KIND)):
+        raise RuntimeError
+    assert contents(output) == {"config": "new", "index": "new"}
+
+
+def test_what_could_not_be_renamed_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output, rename = old_folder(tmp_path / "volume"), os.rename
+    monkeypatch.setattr(os.path, "ismount", lambda path: path == output)
+
+    def failing(source: Path, target: Path) -> None:
+        if Path(source).parent.name == "new" and Path(source).name == "index":
+            raise OSError(5, "Input/output error")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", failing)
+    with pytest.raises(SanaError, match="Input/output error"):
+        new_folder(output)
+    assert contents(output) == {"index": "old", "weights": "old"}
+    assert {path.name for path in output.iterdir()} == {"index", "weights"}
+
+
+def test_links_are_followed(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    for name in ("model", "empty"):
+        (tmp_path / name).symlink_to(tmp_path / "disk" / name)
+    (tmp_path / "file").symlink_to(tmp_path / "disk" / "target")
+    old_folder(tmp_path / "disk" / "model")
+    (tmp_path / "disk" / "empty").mkdir()
+    for name in ("model", "empty"):
+        new_folder(tmp_path / name)
+        assert (tmp_path / name).is_symlink()
+        assert contents(tmp_path / "disk" / name) == {"config": "new", "index": "new"}
+    atomic.write_bytes(tmp_path / "file", b"1")
+    assert (tmp_path / "file").is_symlink()
+    assert (tmp_path / "disk" / "target").read_text() == "1"
+
+
+def test_entries_appear_beside_others(tmp_path: Path) -> None:
+    output = old_folder(tmp_path / "model")
+    with pytest.raises(InvalidInput, match="index exists"), atomic.new_entries(output) as folder:
+        (folder / "index").write_text("new")
+    with atomic.new_entries(output, force=True) as folder:
+        (folder / "index").write_text("new")
+    assert contents(output) == {"index": "new", "weights": "old"}
+    with pytest.raises(RuntimeError), atomic.new_entries(tmp_path / "more"):
+        raise RuntimeError
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
