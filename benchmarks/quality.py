@@ -24,13 +24,13 @@ from typing import Any
 
 from harness import RESULTS, needs
 
-needs("torch", "transformers", "accelerate", "tqdm")
+needs("torch", "transformers", "tqdm")
 
 import numpy as np
 from PIL import Image
 
 from harness import sections
-from harness.results import Diary, digest, ended, header, positive, write_bytes, write_json
+from harness.results import Diary, digest, ended, header, write_bytes, write_json
 from judge import paired
 from judge.evaluation import (
     CEILING,
@@ -38,9 +38,11 @@ from judge.evaluation import (
     INT8,
     MODEL,
     PICTURES,
+    Outcomes,
     Pixels,
     Source,
     World,
+    add_options,
     asking,
     code,
     evaluate,
@@ -48,6 +50,7 @@ from judge.evaluation import (
     made,
     making,
     on_sheet,
+    pairs_on_sheet,
     pictures,
     world,
     worst,
@@ -63,8 +66,6 @@ COMPARED = (INT8, MODEL)
 """What --int8 compares."""
 BLUR = 4
 """A blurred scene has this share of the sharpness, as a young autoencoder would show it."""
-Outcomes = Mapping[str, Mapping[int, Outcome]]
-"""By source and number of the prompt."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -224,11 +225,10 @@ def _compare(diary: Diary, outcomes: Outcomes, names: Mapping[str, str]) -> dict
 
 def _rows(diary: Diary, outcomes: Outcomes, compared: Mapping[str, Any]) -> list[PairRow]:
     """The second sheet: pairs of every category, whatever the verdict, and those of the lowest PSNR."""
-    kept, alike = pictures(diary), likenesses(diary, COMPARED)
-    first, second = outcomes[MODEL], outcomes[INT8]
+    alike, first = likenesses(diary, COMPARED), outcomes[MODEL]
 
     def pairs(numbers: Iterable[int]) -> list[Pair]:
-        return [Pair(first[i], second[i], (kept[i][MODEL], kept[i][INT8]), alike[i].text) for i in numbers]
+        return pairs_on_sheet(diary, outcomes, COMPARED, numbers)
 
     rows = []
     for name, found in compared["categories"].items():
@@ -254,14 +254,10 @@ def _options(given: Sequence[str]) -> argparse.Namespace:
     add("--int8", action="store_true", help="the same prompts in INT8 too, and what differs")
     add("--clip", type=Path, metavar="DIR", help="folder of a CLIP, for the mean of its scores")
     add("--judge-only", action="store_true", help="measure the judge alone")
-    add("--steps", type=int, default=20, metavar="N", help="denoising steps (default: %(default)s)")
-    add("--guidance", type=float, default=4.5, metavar="F", help="(default: %(default)s)")
-    add("--limit", type=positive, metavar="N", help="only the first N prompts of each category")
-    add("--seed", type=int, default=0, metavar="N", help="of the first prompt, counting up (default: 0)")
     add("--output", type=Path, metavar="PATH", help="(default: results/quality.json, quality-art.json)")
     pairs = "of --int8's pairs: PATH with -int8 before its suffix (default: beside the output)"
     add("--sheet", type=Path, metavar="PATH", help=pairs)
-    add("--threads", type=positive, default=2, metavar="N", help="of torch (default: %(default)s)")
+    add_options(parser, "torch")
     options = parser.parse_args(given)
     name = "quality" if options.world == "shapes" else f"quality-{options.world}"
     options.output = options.output or RESULTS / f"{name}.json"

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness import RESULTS, needs
 
-needs("torch", "transformers", "accelerate", "onnx", "onnxruntime", "tqdm")
+needs("torch", "transformers", "onnx", "onnxruntime", "tqdm")
 
 from harness import sections
 from harness.results import Diary, digest, ended, header, positive, words, write_bytes, write_json
@@ -33,8 +33,10 @@ from judge import paired
 from judge.evaluation import (
     PICTURES,
     WORST,
+    Outcomes,
     Pair,
     Source,
+    add_options,
     asking,
     code,
     evaluate,
@@ -42,15 +44,13 @@ from judge.evaluation import (
     made,
     making,
     on_sheet,
-    pictures,
+    pairs_on_sheet,
     recorded,
     world,
     worst,
 )
 from judge.scores import summary
 from judge.sheet import AMPLIFIED, PairRow, pair_sheet
-from judge.sheet import Pair as Shown
-from quality import Outcomes
 from sana_edge.engines import choose as engines
 from sana_edge.errors import InvalidInput
 from sana_edge.store import manifest
@@ -180,15 +180,12 @@ def _results(diary: Diary, outcomes: Outcomes) -> list[dict[str, Any]]:
 
 def _rows(diary: Diary, outcomes: Outcomes, alike: Sequence[Mapping[str, Any]]) -> list[PairRow]:
     """The PNG, of torch beside each other source: the same prompts, whatever the verdict, and the worst."""
-    kept, rows = pictures(diary), []
+    rows = []
     chosen = {number: outcome.prompt for number, outcome in outcomes[TORCH].items()}
     same = sorted(on_sheet(chosen, 1))[: 2 * PAIRS : 2]
     for name, spread in ((like["pictures"], like["psnr"]) for like in alike if like["to"] == TORCH):
         found = likenesses(diary, (name, TORCH))
-        shown = [
-            Shown(outcomes[TORCH][i], outcomes[name][i], (kept[i][TORCH], kept[i][name]), found[i].text)
-            for i in (*same, *worst(found))
-        ]
+        shown = pairs_on_sheet(diary, outcomes, (name, TORCH), [*same, *worst(found)])
         remark = "median {median} dB, 5 % below {p5} dB".format(**spread)
         rows.append(PairRow(f"{TORCH} and {name}", f"{remark}; the last {WORST} are the worst", shown))
     return rows
@@ -275,17 +272,11 @@ def _options(given: Sequence[str]) -> argparse.Namespace:
         metavar="NAMES",
         help="with a precision if not their own (default: onnxruntime,openvino,openvino:fp32)",
     )
-    add("--steps", type=int, default=20, metavar="N", help="denoising steps (default: %(default)s)")
-    add("--guidance", type=float, default=4.5, metavar="F", help="(default: %(default)s)")
-    add("--limit", type=positive, metavar="N", help="only the first N prompts of each category")
     add("--yardstick", type=positive, default=10, metavar="N", help="of them for the yardstick (default: 10)")
-    add("--seed", type=int, default=0, metavar="N", help="of the first prompt, counting up (default: 0)")
     for name, ending, what in (("--output", "json", "numbers"), ("--sheet", "png", "pairs")):
         place = RESULTS / f"quality_engines.{ending}"
         add(name, type=Path, default=place, metavar="PATH", help=f"of the {what} (default: results/)")
-    add(
-        "--threads", type=positive, default=2, metavar="N", help="of torch and engines (default: %(default)s)"
-    )
+    add_options(parser, "torch and engines")
     return parser.parse_args(given)
 
 

@@ -29,7 +29,7 @@ from harness.results import ended
 from sana_edge.atomic import write_json
 from sana_edge.calib import package_component
 from sana_edge.calib.calibrate import Calibration
-from sana_edge.calib.job import Task
+from sana_edge.calib.job import Job
 from sana_edge.calib.package_writer import copy_files, new_folder, write_shards
 from sana_edge.calib.settings import Settings
 from sana_edge.config import SamplerConfig
@@ -159,22 +159,22 @@ def write_package(model: Path, output: Path, *, force: bool = False) -> None:
     """Write the package of a float model folder, whole or not at all."""
     found = hub.resolve(str(model), offline=True)
     with new_folder(output.absolute(), force=force) as folder:
-        task = Task(found, folder, Settings(), _CPU, lambda name, done, count: None)
-        latent = _write_denoiser(task, found)
-        _write_decoder(task, found, latent)
-        task.write_rest()
+        job = Job(found, folder, Settings(), _CPU, lambda name, done, count: None)
+        latent = _write_denoiser(job, found)
+        _write_decoder(job, found, latent)
+        job.write_rest()
 
 
-def _write_denoiser(task: Task, model: ResolvedModel) -> Tensor:
+def _write_denoiser(job: Job, model: ResolvedModel) -> Tensor:
     """Returns the latent (1, C, h, w) that the float denoiser draws."""
     denoiser, _ = load_denoiser(model, device=_CPU, dtype="fp32")
     latents: list[Tensor] = []
     targets = denoiser_targets(denoiser)
     scales = static_scales(denoiser, targets, lambda: latents.append(_draw(denoiser, model)))
     quantize_denoiser(denoiser, input_scales=scales)
-    half = package_component.common_dtype(task.state("transformer"))
+    half = package_component.common_dtype(job.state("transformer"))
     tensors = package_component.stored(denoiser.to_diffusers(), half)
-    task.write("transformer", tensors, Calibration(scales, [], [], _INFO))
+    job.write("transformer", tensors, Calibration(scales, [], [], _INFO))
     return latents[0]
 
 
@@ -195,15 +195,13 @@ def _draw(denoiser: Denoiser, model: ResolvedModel) -> Tensor:
     return last.x
 
 
-def _write_decoder(task: Task, model: ResolvedModel, latent: Tensor) -> None:
+def _write_decoder(job: Job, model: ResolvedModel, latent: Tensor) -> None:
     decoder = load_decoder(model, device=_CPU, dtype=torch.float32)
     scaled = latent / decoder.config.scaling_factor
     scales = static_scales(decoder, decoder_targets(decoder), lambda: decoder.decode(scaled))
     quantize_decoder(decoder, input_scales=scales)
-    half = package_component.common_dtype(task.state("vae"))
-    task.write(
-        "vae", package_component.stored(decoder.state_dict(), half), Calibration(scales, [], [], _INFO)
-    )
+    half = package_component.common_dtype(job.state("vae"))
+    job.write("vae", package_component.stored(decoder.state_dict(), half), Calibration(scales, [], [], _INFO))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

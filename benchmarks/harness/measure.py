@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from harness.memory import Peak, peaks
+from harness.process import Peak, peaks
 from harness.results import BASELINE, INT8, OURS, Say
 from harness.table import Table
 from harness.work import Output, Stage, Work

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,16 +22,23 @@ class Table:
         self.rows.append([*cells, *[""] * (len(self.titles) - len(cells))])
 
     def text(self) -> str:
-        """Words to the left and numbers to the right, two spaces apart."""
-        cells = [[str(cell) for cell in row] for row in (self.titles, *self.rows)]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines = []
-        for row in cells:
-            padded = [
-                f"{cell:<{w}}" if i < self.named else f"{cell:>{w}}" for i, (cell, w) in _counted(row, widths)
-            ]
-            lines.append("  ".join(padded).rstrip())
-        return "\n".join([*lines, *self.notes])
+        """Words to the left and numbers to the right; titles take several lines to keep columns narrow."""
+        cells = [[str(cell) for cell in row] for row in self.rows]
+        columns = [[row[i] for row in cells] for i in range(len(self.titles))]
+        heads, widths = [], []
+        for title, column in zip(self.titles, columns, strict=True):
+            width = max(map(len, [*title.split(), *column]), default=0)
+            heads.append(textwrap.wrap(title, max(width, 1)))
+            widths.append(max(map(len, [*heads[-1], *column]), default=0))
+        above = max(map(len, heads))
+        # the last lines of all titles stand side by side
+        rows = list(zip(*([*[""] * (above - len(lines)), *lines] for lines in heads), strict=True))
+        return "\n".join([*(self._line(row, widths) for row in (*rows, *cells)), *self.notes])
+
+    def _line(self, row: Sequence[str], widths: Sequence[int]) -> str:
+        cells = enumerate(zip(row, widths, strict=True))
+        padded = (f"{cell:<{w}}" if i < self.named else f"{cell:>{w}}" for i, (cell, w) in cells)
+        return "  ".join(padded).rstrip()
 
     def markdown(self) -> str:
         """The notes are lines of one paragraph."""
@@ -65,7 +73,3 @@ def seconds(value: float | None) -> str:
 
 def gigabytes(value: float | None, digits: int = 2) -> str:
     return "" if value is None else f"{value / 1e9:.{digits}f} GB"
-
-
-def _counted(row: Sequence[str], widths: Sequence[int]) -> Iterable[tuple[int, tuple[str, int]]]:
-    return enumerate(zip(row, widths, strict=True))

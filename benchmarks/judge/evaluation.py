@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import base64
 import io
 import statistics
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from harness.results import Diary, digest
+from harness.results import Diary, digest, positive
+from judge import sheet
 from judge.paired import Likeness
 from judge.prompts import COUNTS, Judgement, Prompt
 from judge.scores import Outcome, judgement
@@ -36,6 +38,8 @@ Source = Callable[[int, Prompt], tuple[Pixels, dict[str, Any]]]
 """Makes the picture of a prompt, given with its number, and says how: pixels (H, H, 3) and JSON values."""
 Pair = tuple[str, str]
 """The source of a picture, and that of what it is compared with."""
+Outcomes = Mapping[str, Mapping[int, Outcome]]
+"""By source and number of the prompt."""
 
 
 @dataclass(frozen=True)
@@ -166,6 +170,15 @@ def worst(found: Mapping[int, Likeness]) -> Sequence[int]:
     return sorted(found, key=lambda number: found[number].psnr)[:WORST]
 
 
+def pairs_on_sheet(diary: Diary, outcomes: Outcomes, pair: Pair, numbers: Iterable[int]) -> list[sheet.Pair]:
+    """What a source drew for prompts, the second of the pair first."""
+    kept, alike, (name, reference) = pictures(diary), likenesses(diary, pair), pair
+    first, second = outcomes[reference], outcomes[name]
+    return [
+        sheet.Pair(first[i], second[i], (kept[i][reference], kept[i][name]), alike[i].text) for i in numbers
+    ]
+
+
 def made(diary: Diary, key: str, run: str = PICTURES) -> list[dict[str, Any]]:
     """How a source made each of its pictures."""
     return [row["models"][key]["made"] for row in recorded(diary, run).values()]
@@ -201,3 +214,13 @@ def _packed(pixels: Pixels) -> str:
 
 def _unpacked(text: str) -> Pixels:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(text))).convert("RGB"))
+
+
+def add_options(parser: argparse.ArgumentParser, threads: str) -> None:
+    """How prompts are drawn; ``threads``: whose."""
+    add = parser.add_argument
+    add("--steps", type=positive, default=20, metavar="N", help="denoising steps (default: %(default)s)")
+    add("--guidance", type=float, default=4.5, metavar="F", help="(default: %(default)s)")
+    add("--limit", type=positive, metavar="N", help="only the first N prompts of each category")
+    add("--seed", type=int, default=0, metavar="N", help="of the first prompt, counting up (default: 0)")
+    add("--threads", type=positive, default=2, metavar="N", help=f"of {threads} (default: %(default)s)")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from harness.results import BASELINE, INT8, OURS
 from harness.work import Loader, Stage, Work, guided, weight_bytes
@@ -217,31 +217,26 @@ class _Diffusers:
 
 def _our_stages(work: ModelWork, *, int8: bool = False) -> dict[str, Stage]:
     ours = _Ours(work, int8=int8)
-    text, denoiser = weight_bytes(ours.stages.text_encoder._model), weight_bytes(ours.stages.denoiser)
-    decoder = weight_bytes(ours.stages.autoencoder)
-    return {
-        "text-first": Stage(ours.text_first, text),
-        "text": Stage(ours.text, text),
-        "context": Stage(ours.context, denoiser),
-        "step": Stage(ours.step, denoiser),
-        "decode": Stage(ours.decode, decoder),
-        "picture": Stage(ours.picture, text + denoiser + decoder),
-    }
+    stages = ours.stages
+    found = _stages(ours, stages.text_encoder._model, stages.denoiser, stages.autoencoder)
+    found["text-first"] = Stage(ours.text_first, found["text"].weights)
+    found["context"] = Stage(ours.context, found["step"].weights)
+    return found
 
 
 def _diffusers_stages(work: ModelWork) -> dict[str, Stage]:
     theirs = _Diffusers(work)
     pipeline = theirs.pipeline
-    text, denoiser = weight_bytes(pipeline.text_encoder), weight_bytes(pipeline.transformer)
     # its encoder is not used
-    decoder = weight_bytes(pipeline.vae.decoder)
-    return {
-        "text-first": Stage(theirs.text, text),
-        "text": Stage(theirs.text, text),
-        "step": Stage(theirs.step, denoiser),
-        "decode": Stage(theirs.decode, decoder),
-        "picture": Stage(theirs.picture, text + denoiser + decoder),
-    }
+    found = _stages(theirs, pipeline.text_encoder, pipeline.transformer, pipeline.vae.decoder)
+    return {**found, "text-first": found["text"]}
+
+
+def _stages(loaded: _Ours | _Diffusers, *modules: nn.Module) -> dict[str, Stage]:
+    """The stages that both have, with the weights of text encoder, denoiser and decoder."""
+    weights = dict(zip(("text", "step", "decode"), map(weight_bytes, modules), strict=True))
+    found = {name: Stage(getattr(loaded, name), count) for name, count in weights.items()}
+    return {**found, "picture": Stage(loaded.picture, sum(weights.values()))}
 
 
 def _valid(groups: list[TextFeatures]) -> Tensor:

@@ -20,7 +20,7 @@ for package in ("onnx", "onnxruntime", "openvino"):
 import openvino
 
 import bench_engines
-from harness import ROOT, measure, memory, process
+from harness import ROOT, measure, process
 from harness.results import BASELINE, NAIVE_INT8
 from harness.results import INT8 as TORCH_INT8
 from sana_edge.errors import SanaError
@@ -38,7 +38,7 @@ def run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., dict[str, Any]]:
     """Run the script and return its JSON; memory is measured here, processes cost seconds."""
-    monkeypatch.setattr(measure, "peaks", memory._measure)
+    monkeypatch.setattr(measure, "peaks", process._measure)
     monkeypatch.setattr(measure, "SAMPLE_SECONDS", 0.001)
 
     def run(*arguments: str) -> dict[str, Any]:
@@ -243,8 +243,8 @@ def test_times_are_kept_when_memory_is_not_measured(
     # a module that new processes find
     (tmp_path / "killed_process.py").write_text(_KILLED)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(measure, "peaks", memory.peaks)
-    monkeypatch.setattr(memory, "_measure", importlib.import_module("killed_process").measure)
+    monkeypatch.setattr(measure, "peaks", process.peaks)
+    monkeypatch.setattr(process, "_measure", importlib.import_module("killed_process").measure)
     options = ["--stage", "decode", "--sizes", "64", "--contenders", f"{BASELINE},onnxruntime"]
     rows = {row["name"]: row for row in run(*SHAPES, *options)["works"][0]["rows"]}
     assert rows["onnxruntime"]["memory"] is None and rows["onnxruntime"]["median"] > 0
@@ -254,11 +254,11 @@ def test_times_are_kept_when_memory_is_not_measured(
 
 _KILLED = f"""
 import os, signal
-from harness import memory
+from harness import process
 def measure(work, name, stages):
     if name != {BASELINE!r}:
         os.kill(os.getpid(), signal.SIGKILL)
-    return dict.fromkeys(stages, memory.Peak(7, None))
+    return dict.fromkeys(stages, process.Peak(7, None))
 """
 
 

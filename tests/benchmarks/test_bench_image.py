@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from bench_image import main
-from harness import measure, memory, sections
+from harness import measure, process, sections
 from harness.results import BASELINE, INT8, OURS
 from harness.work import Loader, Output, Stage, Work
 from sana_edge.errors import SanaError
@@ -29,7 +29,7 @@ def run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[dict[str, Any], str]]:
     """Run the script and return its JSON and its table; memory is measured here, processes cost seconds."""
-    monkeypatch.setattr(measure, "peaks", memory._measure)
+    monkeypatch.setattr(measure, "peaks", process._measure)
     monkeypatch.setattr(measure, "SAMPLE_SECONDS", 0.001)
 
     def run(*arguments: str) -> tuple[dict[str, Any], str]:
@@ -154,7 +154,7 @@ class Fake(Work):
 
 
 def measured(monkeypatch: pytest.MonkeyPatch, work: Work, repeat: int = 3) -> list[measure.Row]:
-    monkeypatch.setattr(measure, "peaks", memory._measure)
+    monkeypatch.setattr(measure, "peaks", process._measure)
     monkeypatch.setattr(measure, "SAMPLE_SECONDS", 0.001)
     threads = torch.get_num_threads()
     try:
@@ -248,8 +248,8 @@ def test_pictures_may_differ_by_one_level(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_peak_is_that_of_the_stage() -> None:
-    large = memory._peak(lambda: torch.ones(16 << 20), "cpu")
-    small = memory._peak(lambda: torch.ones(1 << 20), "cpu")
+    large = process._peak(lambda: torch.ones(16 << 20), "cpu")
+    small = process._peak(lambda: torch.ones(1 << 20), "cpu")
     if large.before is None or small.before is None:
         pytest.skip("this system keeps one peak for the whole process")
     assert large.most is not None and 60e6 < large.most - large.before < 100e6
@@ -258,7 +258,7 @@ def test_the_peak_is_that_of_the_stage() -> None:
 
 def test_memory_in_a_process_of_its_own() -> None:
     work = DecoderWork(shapes="tiny", size=64, tiled=False, dtype="fp32", device="cpu", threads=1)
-    (peak,) = memory.peaks(work, OURS, ("decode",)).values()
+    (peak,) = process.peaks(work, OURS, ("decode",)).values()
     assert peak.most is not None and 50e6 < (peak.before or 0) <= peak.most
 
 

@@ -109,7 +109,7 @@ def test_a_section_without_results(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_a_table_is_aligned_and_markdown() -> None:
-    table = Table(("by", "s"), [("torch", 1.5)], ["a note."])
+    table = Table(("by", "a long s"), [("torch", 1.5)], ["a note."])
     table.add("it")
-    assert table.text() == "by       s\ntorch  1.5\nit\na note."
-    assert table.markdown() == "| by | s |\n| --- | --- |\n| torch | 1.5 |\n| it |  |\n\na note.  "
+    assert table.text() == "          a\n       long\nby        s\ntorch   1.5\nit\na note."
+    assert table.markdown() == "| by | a long s |\n| --- | --- |\n| torch | 1.5 |\n| it |  |\n\na note.  "
