@@ -63,7 +63,13 @@ def observe(
     """
     chosen = prompts if isinstance(prompts, PromptSet) else _prompt_set(prompts, note)
     request = Request(
-        chosen.prompts[0], steps=steps, size=size, guidance=guidance, seed=seed, images=len(chosen.prompts)
+        chosen.prompts[0],
+        steps=steps,
+        size=size,
+        guidance=guidance,
+        seed=seed,
+        images=len(chosen.prompts),
+        exact_size=size is not None,
     )
     plan = request.plan(stages.denoiser.config.native_size, stages.sampler.kind)
     stages.check_plan(plan)

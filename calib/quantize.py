@@ -146,6 +146,7 @@ def _plans(settings: Settings, prompts: PromptSet, stages: Stages) -> list[Plan]
             prompts.prompts[number * total // count],
             steps=settings.steps,
             size=settings.size,
+            exact_size=settings.size is not None,
             guidance=settings.guidance,
             seed=(settings.seed + total + number) % MAX_SEED,
         )

@@ -97,7 +97,9 @@ def probe(
     embedded: float | None = None
     latents, clean, timesteps = [], [], []
     for number, prompt in enumerate(prompts):
-        request = Request(prompt, size=(side, side), steps=steps, guidance=guidance, seed=seed + number)
+        request = Request(
+            prompt, size=(side, side), exact_size=True, steps=steps, guidance=guidance, seed=seed + number
+        )
         plan = request.plan(stages.denoiser.config.native_size, stages.sampler.kind)
         context, _ = stages.read(plan)
         sampler, tables = stages.schedule(plan)

@@ -47,7 +47,14 @@ class Settings:
 
     def __post_init__(self) -> None:
         # the same limits as for a picture
-        Request("calibration", steps=self.steps, size=self.size, guidance=self.guidance, seed=self.seed)
+        Request(
+            "calibration",
+            steps=self.steps,
+            size=self.size,
+            exact_size=self.size is not None,
+            guidance=self.guidance,
+            seed=self.seed,
+        )
         self._check_alpha()
         self._check_keep()
         if self.activations not in ("token", "tensor"):

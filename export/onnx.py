@@ -12,7 +12,7 @@ import torch
 
 import sana_edge
 from sana_edge.atomic import new_folder
-from sana_edge.errors import InvalidInput, SanaError
+from sana_edge.errors import InvalidInput, SanaError, export_extra
 from sana_edge.export.graph.builder import GraphBuilder
 from sana_edge.export.graph.decoder import Size, add_decoder
 from sana_edge.export.graph.decoder_parts import add_decoder_part, decoder_parts
@@ -24,7 +24,6 @@ from sana_edge.export.graph.text import add_text_encoder
 from sana_edge.export.instruction_file import write_instruction
 from sana_edge.export.settings import Settings
 from sana_edge.export.source import Source, describe
-from sana_edge.extras import export_extra
 from sana_edge.memory import memory_errors
 from sana_edge.nets.quantize import set_graph_activations
 from sana_edge.nets.text_encoder import TextEncoder

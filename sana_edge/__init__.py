@@ -50,7 +50,7 @@ _HOMES = {"Sana": "pipeline", "Step": "pipeline", "Image": "image", "read_metada
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from sana_edge.extras import torch_extra
+    from sana_edge.errors import torch_extra
 
     with torch_extra():
         home = importlib.import_module(f"{__name__}.{_HOMES.get(name, 'errors')}")

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sana_edge.errors import InvalidInput, SanaError
+from sana_edge.sizes import resized
 
 # pixels; with tiles of 512 the seams show in flat areas at 4096 px
 DEFAULT_TILE = 1024
@@ -36,3 +40,32 @@ def tile_cells(longest: int, cell: int, tile: int | None, stride: int | None) ->
     if longest * cell <= tile:
         return longest, longest
     return tile // cell, stride // cell
+
+
+def resize_and_crop(pixels: NDArray[np.float32], asked: tuple[int, int]) -> NDArray[np.float32]:
+    """A picture (C, H, W) at size ``asked`` (width, height): bilinear, corners not aligned, no antialiasing.
+
+    As ``torch.nn.functional.interpolate`` computes it, without torch.
+    """
+    drawn = (pixels.shape[2], pixels.shape[1])
+    if drawn == asked:
+        return pixels
+    size, start = resized(drawn, asked)
+    for axis, side in ((2, 0), (1, 1)):
+        low, high, part = _weights(drawn[side], size[side], start[side], asked[side])
+        shape = (1, 1, -1) if axis == 2 else (1, -1, 1)
+        part = part.reshape(shape)
+        pixels = pixels.take(low, axis) * (1 - part) + pixels.take(high, axis) * part
+    return pixels
+
+
+def _weights(
+    source: int, target: int, start: int, count: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    """For ``count`` pixels of ``target`` ones: their two neighbours among ``source``, the second's weight."""
+    scale = np.float32(source / target)
+    centres = (np.arange(start, start + count, dtype=np.float32) + np.float32(0.5)) * scale - np.float32(0.5)
+    centres = np.clip(centres, 0, source - 1)
+    low = centres.astype(np.int64)
+    high = np.minimum(low + 1, source - 1)
+    return low, high, (centres - low).astype(np.float32)

@@ -188,7 +188,10 @@ class Sana:
             on_step: called after each step, on this thread; an exception from it ends the generation.
             cancel: set it from another thread to stop before the next step.
             negative_prompt: what the picture should not show; needs guidance above 1.
-            size: (width, height) in pixels, multiples of 32; the model's native size if left out.
+            size: (width, height) in pixels; the model's native size if left out. It is drawn at the nearest
+                size that the model was trained on, or else the next multiples of 32, then resized and
+                cropped, as diffusers does.
+            exact_size: draw at just this size, whose sides are multiples of 32 then.
             steps: denoising steps; 20 if left out, 2 for Sprint models.
             guidance: how strictly the prompt is followed, 0 to 1000; 4.5 if left out, 1 turns it off.
             seed: 0 to 2**63 - 1; random if left out. A seed draws the same noise on every device, and a
@@ -227,9 +230,8 @@ class Sana:
         thread that took the last step, which would wait for itself, they are an error.
         """
         stages = self._open()
-        if options.get("size") is None:
-            options["size"] = stages.native_size
-        plan = Request(prompt, images=images, **options).plan(stages.native_size[0], stages.sampler.kind)
+        request = Request(prompt, images=images, **options)
+        plan = request.plan(stages.trained_side, stages.sampler.kind, stages.fixed_size)
         stages.check_plan(plan)
         return _inside(stages.computing, self._steps(stages, plan, cancel or threading.Event()))
 
@@ -252,7 +254,7 @@ class Sana:
                     if i == plan.steps - 1:
                         _stop_if(cancel)
                         with clock.stage("decode"):
-                            pixels = stages.decode(step.x)
+                            pixels = stages.decode(step.x, plan.size)
                         image = _image(stages, plan, picture, pixels, clock.read(), (*notes, *more))
                     preview = functools.partial(stages.preview, step.clean)
                     yield Step(picture * plan.steps + i, total, image, preview)

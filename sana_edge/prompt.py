@@ -67,6 +67,8 @@ class Limited(Protocol):
 class Known(Protocol):
     """What a model was trained on: `sana_edge.store.domain.Domain`."""
 
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...]: ...
     def notes(self, model: str, texts: tuple[str, ...], size: tuple[int, int]) -> tuple[str, ...]: ...
 
 
@@ -83,6 +85,9 @@ def reading_notes(
     if domain is not None:
         texts = (plan.prompt, plan.negative_prompt) if plan.guided else (plan.prompt,)
         notes += domain.notes(model, texts, (plan.width, plan.height))
+    # a domain says more
+    if domain is None or not domain.sizes:
+        notes += plan.size_notes
     said = tuple(filter(None, notes))
     for note in said:
         logger.warning(note)

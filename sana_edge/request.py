@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
+from sana_edge import sizes
 from sana_edge.config import LATENT_CELL, SamplerKind
 from sana_edge.errors import InvalidInput
 
@@ -33,6 +34,7 @@ class Options(TypedDict, total=False):
     guidance: float | None
     seed: int | None
     sampler: SamplerKind | None
+    exact_size: bool
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Request:
     seed: int | None = None
     sampler: SamplerKind | None = None
     images: int = 1
+    exact_size: bool = False
 
     def __post_init__(self) -> None:
         _check_text(self.prompt, "prompt")
@@ -58,7 +61,7 @@ class Request:
             raise InvalidInput("the prompt is empty", "say what the picture should show")
         _check_text(self.negative_prompt, "negative prompt")
         if self.size is not None:
-            _check_size(self.size)
+            _check_size(self.size, exact=self.exact_size)
         if self.steps is not None:
             _check_whole(self.steps, "steps", 1, MAX_STEPS, "20 is usual, 2 for Sprint")
         if self.guidance is not None:
@@ -69,12 +72,13 @@ class Request:
         if self.sampler is not None and self.sampler not in SAMPLERS:
             raise InvalidInput(f"unknown sampler {self.sampler!r}", f"choose {', '.join(SAMPLERS)}")
 
-    def plan(self, native_size: int, made_for: SamplerKind) -> Plan:
+    def plan(self, native_size: int, made_for: SamplerKind, fixed: tuple[int, int] | None = None) -> Plan:
         """Fill in what was left open.
 
         Args:
             native_size: side in pixels of the pictures that the model was trained on.
             made_for: the sampler in the model's folder.
+            fixed: the only (width, height) that the model can draw at.
 
         Raises:
             InvalidInput: the sampler asked for does not suit the model.
@@ -83,12 +87,17 @@ class Request:
         if (sampler == "scm") != (made_for == "scm"):
             usable = "scm" if made_for == "scm" else "flow-dpm or flow-euler"
             raise InvalidInput(f"sampler {sampler} does not work with this model", f"choose {usable}")
-        width, height = self.size or (native_size, native_size)
+        asked = self.size or fixed or (native_size, native_size)
+        exact = self.exact_size or asked == fixed
+        width, height = asked if exact else sizes.bucket(*asked, native_size)
         return Plan(
             prompt=self.prompt,
             negative_prompt=self.negative_prompt,
             width=width,
             height=height,
+            size=asked,
+            exact_size=self.exact_size,
+            native_size=native_size,
             steps=self.steps or (2 if sampler == "scm" else 20),
             guidance=4.5 if self.guidance is None else float(self.guidance),
             seed=random_seed() if self.seed is None else self.seed,
@@ -113,12 +122,18 @@ class LoadOptions:
 
 @dataclass(frozen=True)
 class Plan:
-    """A `Request` to a certain model, with nothing left open."""
+    """A `Request` to a certain model, with nothing left open.
+
+    It is drawn at ``width`` x ``height``, then resized and cropped to ``size`` (width, height).
+    """
 
     prompt: str
     negative_prompt: str
     width: int
     height: int
+    size: tuple[int, int]
+    exact_size: bool
+    native_size: int
     steps: int
     guidance: float
     seed: int
@@ -130,13 +145,27 @@ class Plan:
         """Whether each step makes a second prediction, from the negative prompt; Sprint never does."""
         return self.guidance > 1 and self.sampler != "scm"
 
+    @property
+    def size_notes(self) -> tuple[str, ...]:
+        """Sentences about a picture that is enlarged, or drawn far from what the model was trained on."""
+        drawn, native = f"{self.width}x{self.height}", self.native_size
+        if self.size[0] > self.width or self.size[1] > self.height:
+            why = ", the nearest size that the model was trained on," if sizes.has_buckets(native) else ""
+            return (f"drawn at {drawn}, {why}, and enlarged to {self.size[0]}x{self.size[1]}",)
+        if sizes.has_buckets(native) and not self.exact_size:
+            return ()
+        if not 0.5 <= self.width * self.height / native**2 <= 2 or max(self.size) > 4 * min(self.size):
+            return (f"{drawn} is far from {native}x{native}, which the model was trained for: expect debris",)
+        return ()
+
     def metadata(self) -> dict[str, Any]:
         """What `Request` needs to make this again, as JSON values; the seed is the first picture's."""
         return {
             "prompt": self.prompt,
             "negative_prompt": self.negative_prompt,
             "seed": self.seed,
-            "size": [self.width, self.height],
+            "size": list(self.size),
+            **({"exact_size": True} if self.exact_size else {}),
             "steps": self.steps,
             "guidance": self.guidance,
             "sampler": self.sampler,
@@ -170,19 +199,20 @@ def _check_guidance(value: Any) -> None:
         )
 
 
-def _check_size(size: Any) -> None:
+def _check_size(size: Any, *, exact: bool) -> None:
     if not isinstance(size, tuple | list) or len(size) != 2 or any(type(side) is not int for side in size):
         raise InvalidInput(f"size is {size!r}", "give width and height in pixels, such as (512, 512)")
     width, height = size
-    shown = f"{_shown(width)}x{_shown(height)}"
-    if min(size) < LATENT_CELL:
-        raise InvalidInput(f"size {shown} is too small", f"choose sides of at least {LATENT_CELL}")
+    shown, least = f"{_shown(width)}x{_shown(height)}", LATENT_CELL if exact else 1
+    if min(size) < least:
+        raise InvalidInput(f"size {shown} is too small", f"choose sides of at least {least}")
     if max(size) > MAX_SIDE:
         raise InvalidInput(f"size {shown} is too large", f"choose sides of at most {MAX_SIDE}")
-    if width % LATENT_CELL or height % LATENT_CELL:
+    if exact and (width % LATENT_CELL or height % LATENT_CELL):
         below = "x".join(str(max(side // LATENT_CELL, 1) * LATENT_CELL) for side in size)
         above = "x".join(str(-(-side // LATENT_CELL) * LATENT_CELL) for side in size)
-        raise InvalidInput(f"size {shown} is not a multiple of {LATENT_CELL}", f"try {below} or {above}")
+        hint = f"try {below} or {above}, or leave out the exact size: any is then resized to"
+        raise InvalidInput(f"size {shown} is not a multiple of {LATENT_CELL}", hint)
 
 
 def _shown(value: Any) -> str:

@@ -16,8 +16,8 @@ ROOT = Path(__file__).parents[1]
 
 # files of sana_edge/ itself: the floor, which every room may stand on, and the roof, which only `cli` may use
 FLOOR = {
-    *("atomic", "config", "decoding", "errors", "extras", "image", "image_metrics", "memory"),
-    *("progress", "prompt", "request", "sampler"),
+    *("atomic", "config", "decoding", "errors", "image", "image_metrics", "memory"),
+    *("progress", "prompt", "request", "sampler", "sizes"),
 }
 ROOF = {"__init__", "__main__", "pipeline", "runtime"}
 

@@ -95,7 +95,7 @@ class ModelWork(Work):
                 f"{folder.name} is a Sprint model", "choose a model with Flow-DPM-Solver or Euler"
             )
         size = None if self.size is None else (self.size, self.size)
-        request = Request(self.prompt, size=size, steps=self.steps, seed=self.seed)
+        request = Request(self.prompt, size=size, exact_size=True, steps=self.steps, seed=self.seed)
         return request.plan(config.native_size, sampler.kind)
 
 

@@ -45,7 +45,7 @@ def measure(model: str, plan: Plan, *, device: str) -> Run | None:
     with tempfile.TemporaryDirectory(prefix="sana-edge-") as folder:
         command = [
             *(sys.executable, "-m", "sana_edge", "generate", "--model", model, "--prompt", plan.prompt),
-            *("--size", f"{plan.width}x{plan.height}", "--steps", str(plan.steps)),
+            *("--size", f"{plan.width}x{plan.height}", "--exact-size", "--steps", str(plan.steps)),
             *("--guidance", str(plan.guidance), "--seed", str(plan.seed), "--sampler", plan.sampler),
             *("--images", str(_PICTURES), "--device", device, "--offline", "--json", "--quiet"),
             *("--output", folder),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sana_edge.extras import torch_extra
+from sana_edge.errors import torch_extra
 
 HELP = "turn an NVlabs .pth into a diffusers model folder"
 

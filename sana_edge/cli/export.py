@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sana_edge.cli.arguments import size
-from sana_edge.extras import export_extra
+from sana_edge.errors import export_extra
 from sana_edge.progress import bar
 
 if TYPE_CHECKING:

@@ -33,7 +33,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     names = "a name from `models list`, a folder, also one that `export` made, or a repository"
     names += " (default: %(default)s)"
     add("--model", default="sana-tiny", metavar="NAME", help=names)
-    add("--size", type=size, metavar="WxH", help="in pixels (default: the model's native size)")
+    sizes = (
+        "in pixels (default: the model's native size); drawn at the nearest size that the model was trained"
+    )
+    add("--size", type=size, metavar="WxH", help=f"{sizes} on, then resized and cropped, as diffusers does")
+    add("--exact-size", action="store_true", help="draw at just this size, multiples of 32")
     add("--steps", type=int, metavar="N", help="denoising steps (default: 20, or 2 for Sprint models)")
     add("--guidance", type=float, metavar="F", help="how strictly to follow the prompt (default: 4.5)")
     add("--seed", type=int, metavar="N", help="of the first picture (default: random, reported)")
@@ -68,7 +72,7 @@ def run(arguments: argparse.Namespace) -> None:
     from sana_edge.image import refuse_overwrite
 
     seed = random_seed() if arguments.seed is None else arguments.seed
-    names = ("negative_prompt", "size", "steps", "guidance", "sampler", "images")
+    names = ("negative_prompt", "size", "exact_size", "steps", "guidance", "sampler", "images")
     options: dict[str, Any] = {name: getattr(arguments, name) for name in names}
     # what is wrong shows here, before torch is loaded and anything is computed
     Request(arguments.prompt, seed=seed, **options)

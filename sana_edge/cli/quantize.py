@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sana_edge.cli.arguments import size
-from sana_edge.extras import torch_extra
+from sana_edge.errors import torch_extra
 from sana_edge.progress import bar
 
 HELP = "make an INT8 package of a float model"

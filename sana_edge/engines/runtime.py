@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sana_edge.config import SamplerConfig
-from sana_edge.decoding import PREVIEW_CELLS, check_finite
+from sana_edge.decoding import PREVIEW_CELLS, check_finite, resize_and_crop
 from sana_edge.engines import choose
 from sana_edge.engines.choose import EngineKind, Settings
 from sana_edge.engines.decoder import EngineDecoder
@@ -80,6 +80,16 @@ class EngineStages:
     def native_size(self) -> tuple[int, int]:
         """Width and height in pixels that the model was trained for, or exported for alone."""
         return self._manifest.size or (self._manifest.native_size,) * 2
+
+    @property
+    def trained_side(self) -> int:
+        """Side in pixels of the pictures that the model was trained on."""
+        return self._manifest.native_size
+
+    @property
+    def fixed_size(self) -> tuple[int, int] | None:
+        """Width and height that it was exported for alone."""
+        return self._manifest.size
 
     @property
     def peak_memory(self) -> int | None:
@@ -169,8 +179,8 @@ class EngineStages:
         source, shape = NoiseSource(plan.seed + picture), self._latent_shape(plan)
         return lambda: source.normal(shape)
 
-    def decode(self, latent: Floats) -> NDArray[np.uint8]:
-        """Turn a latent into (H, W, 3) uint8.
+    def decode(self, latent: Floats, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+        """Turn a latent into (H, W, 3) uint8, resized and cropped to ``size`` (width, height).
 
         Raises:
             SanaError: the latent, or what the decoder makes of it, has NaN or infinite values.
@@ -178,7 +188,8 @@ class EngineStages:
         check_finite("latent", float(latent.min()), float(latent.max()))
         pixels = self._decoder.decode(latent)
         check_finite("decoded picture", float(pixels.min()), float(pixels.max()))
-        levels = np.clip(pixels[0] * np.float32(0.5) + np.float32(0.5), 0, 1) * np.float32(255)
+        picture = pixels[0] if size is None else resize_and_crop(pixels[0], size)
+        levels = np.clip(picture * np.float32(0.5) + np.float32(0.5), 0, 1) * np.float32(255)
         return np.ascontiguousarray(np.rint(levels).astype(np.uint8).transpose(1, 2, 0))
 
     def preview(self, latent: Floats) -> NDArray[np.uint8]:

@@ -25,6 +25,7 @@ from sana_edge.nets.text_encoder import TextEncoder
 from sana_edge.prompt import reading_notes
 from sana_edge.request import Plan
 from sana_edge.sampler import Sampler, guide, sampler_of
+from sana_edge.sizes import resized
 from sana_edge.store import package
 from sana_edge.store.domain import Domain, read_domain
 from sana_edge.store.folder import read_json
@@ -73,6 +74,15 @@ class Stages:
         """Width and height in pixels that the model was trained for."""
         side = self.denoiser.config.native_size
         return side, side
+
+    @property
+    def trained_side(self) -> int:
+        """Side in pixels of the pictures that the model was trained on."""
+        return self.denoiser.config.native_size
+
+    @property
+    def fixed_size(self) -> None:
+        """It draws at any size."""
 
     @property
     def peak_memory(self) -> int | None:
@@ -170,8 +180,8 @@ class Stages:
 
         return velocity
 
-    def decode(self, latent: Tensor) -> NDArray[np.uint8]:
-        """Turn a latent into (H, W, 3) uint8.
+    def decode(self, latent: Tensor, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+        """Turn a latent into (H, W, 3) uint8, resized and cropped to ``size`` (width, height).
 
         Raises:
             SanaError: the latent, or what the autoencoder makes of it, has NaN or infinite values.
@@ -185,6 +195,8 @@ class Stages:
             self.release()
             pixels = tiling.decode(self.autoencoder, latent)
         check_finite("decoded picture", *map(float, pixels.aminmax()))
+        if size is not None and size != (pixels.shape[3], pixels.shape[2]):
+            pixels = _resized(pixels, size)
         levels = pixels[0].mul_(0.5).add_(0.5).clamp_(0, 1).float().mul_(255).round_()
         result: NDArray[np.uint8] = levels.byte().permute(1, 2, 0).contiguous().cpu().numpy()
         return result
@@ -299,6 +311,13 @@ def check_dtype(name: str, device: torch.device) -> None:
         raise InvalidInput(f"unknown dtype {name!r}", f"choose auto, {', '.join(DTYPES)}")
     if name == "fp16" and device.type == "cpu":
         raise UnsupportedDevice("fp16 is not supported on the CPU", "choose fp32 or bf16")
+
+
+def _resized(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    """As `sana_edge.decoding.resize_and_crop`, (1, C, H, W); a copy."""
+    (width, height), (left, top) = resized((pixels.shape[3], pixels.shape[2]), size)
+    scaled = F.interpolate(pixels, size=(height, width), mode="bilinear", align_corners=False)
+    return scaled[:, :, top : top + size[1], left : left + size[0]].contiguous()
 
 
 def _without_fp16(device: torch.device) -> torch.dtype:

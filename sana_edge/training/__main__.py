@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from sana_edge.extras import extra
+from sana_edge.errors import extra
 
 from . import caption, score
 from .command import add_model_options, start

@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from sana_edge.errors import CheckpointError, InvalidInput
-from sana_edge.extras import torch_extra
+from sana_edge.errors import CheckpointError, InvalidInput, torch_extra
 
 from .command import add_model_options, start
 from .imagefolder import LeftOut

@@ -10,8 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from sana_edge.errors import InvalidInput
-from sana_edge.extras import extra
+from sana_edge.errors import InvalidInput, extra
 
 from . import metadata
 

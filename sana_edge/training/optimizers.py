@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sana_edge.extras import extra
+from sana_edge.errors import extra
 
 from . import recipe
 

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from sana_edge.extras import torch_extra
+from sana_edge.errors import torch_extra
 from sana_edge.store.weights import weight_files
 
 from .caption import load_pair
