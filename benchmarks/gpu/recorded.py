@@ -5,8 +5,8 @@ Weights are random. On a CPU the same runs without a recording.
 
 from __future__ import annotations
 
+import statistics
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from gpu.steps import Setting
+from harness.measure import seconds_of, synchronize
 from harness.results import write_json
 from sana_edge.config import LATENT_CELL
 from sana_edge.errors import SanaError
@@ -98,8 +99,11 @@ def replays(bench: Bench, size: tuple[int, int]) -> dict[str, Any]:
         "finite": finite,
         "grown": grown,
     }
-    times = {name: _seconds(call, x, device) for name, call in (("eager", plain), ("recorded", recorded))}
-    row |= {f"{name}_ms": round(seconds * 1e3, 4) for name, seconds in times.items()}
+    for name, call in (("eager", plain), ("recorded", recorded)):
+        # turns of ten steps, in a dry run one
+        turns, steps = (5, 10) if device.type == "cuda" else (1, 1)
+        found = [seconds_of(lambda call=call: call(x, 0), steps, device.type) for _ in range(turns)]  # type: ignore[misc]
+        row[f"{name}_ms"] = round(statistics.median(found) * 1e3, 4)
     return {**row, "passed": equal == count and finite and grown <= 0}
 
 
@@ -129,7 +133,7 @@ def two_streams(bench: Bench, size: tuple[int, int]) -> dict[str, Any]:
             if not same[k]:
                 ready.abort()
 
-    _synchronize(device)
+    synchronize(device.type)
     threads = [threading.Thread(target=on_a_stream, args=(k,)) for k in range(2)]
     for thread in threads:
         thread.start()
@@ -166,28 +170,8 @@ def check(setting: Setting, output: Path) -> None:
         raise SanaError(figure, "a recorded step must give the bytes of the unrecorded one")
 
 
-def _seconds(call: Velocity, x: Tensor, device: torch.device) -> float:
-    """The median of a few turns of ten steps."""
-    found = []
-    for _ in range(5):
-        _synchronize(device)
-        start = time.perf_counter()
-        for _ in range(10 if device.type == "cuda" else 1):
-            call(x, 0)
-        _synchronize(device)
-        found.append((time.perf_counter() - start) / (10 if device.type == "cuda" else 1))
-        if device.type != "cuda":
-            break
-    return sorted(found)[len(found) // 2]
-
-
 def _allocated(device: torch.device) -> int:
     if device.type != "cuda":
         return 0
     torch.cuda.synchronize()
     return torch.cuda.memory_allocated()
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()

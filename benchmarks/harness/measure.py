@@ -131,13 +131,13 @@ def _measure_stage(work: Work, stage: str, calls: Mapping[str, Stage], repeat: i
     for name, call in calls.items():
         start = time.perf_counter()
         outputs[name] = call()
-        _synchronize(work.device)
+        synchronize(work.device)
         warm.append(time.perf_counter() - start)
     times = _times(calls, work.device) if max(warm) < 1 else 1
     samples: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(repeat):
         for name, call in calls.items():
-            samples[name].append(_seconds(call, times, work.device))
+            samples[name].append(seconds_of(call, times, work.device))
         shown = ", ".join(f"{name} {seconds[-1]:.4g} s" for name, seconds in samples.items())
         say(f"{stage}: {turn + 1}/{repeat}, {shown}")
     rows = [_row(stage, name, call, samples, outputs) for name, call in calls.items()]
@@ -244,19 +244,20 @@ def ratios(seconds: Sequence[float], base: Sequence[float]) -> list[float]:
 
 def _times(calls: Mapping[str, Stage], device: str) -> int:
     """How many calls make a sample long enough for the fastest."""
-    return math.ceil(SAMPLE_SECONDS / min(_seconds(call, 1, device) for call in calls.values()))
+    return math.ceil(SAMPLE_SECONDS / min(seconds_of(call, 1, device) for call in calls.values()))
 
 
-def _seconds(call: Stage, times: int, device: str) -> float:
+def seconds_of(call: Stage, times: int, device: str) -> float:
     """Seconds per call."""
-    _synchronize(device)
+    synchronize(device)
     start = time.perf_counter()
     for _ in range(times):
         call()
-    _synchronize(device)
+    synchronize(device)
     return (time.perf_counter() - start) / times
 
 
-def _synchronize(device: str) -> None:
+def synchronize(device: str) -> None:
+    """Wait for a GPU."""
     if device == "cuda":
         torch.cuda.synchronize()
