@@ -32,7 +32,7 @@ from typing import Any
 
 from harness import needs
 
-needs("torch", "transformers", "onnx", "tqdm")
+needs("torch", "transformers", "onnx")
 
 import torch
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from harness import needs
 
-needs("torch", "transformers", "tqdm")
+needs("torch", "transformers")
 
 import torch
 

@@ -26,7 +26,7 @@ from typing import Any
 
 from harness import RESULTS, needs
 
-needs("torch", "transformers", "safetensors", "tqdm")
+needs("torch", "transformers", "safetensors")
 
 import torch
 from safetensors import safe_open

@@ -20,7 +20,7 @@ from typing import Any
 
 from harness import needs
 
-needs("torch", "transformers", "safetensors", "tqdm")
+needs("torch", "transformers", "safetensors")
 
 import torch
 from torch import Tensor

@@ -83,13 +83,12 @@ class EngineWork(Work):
     def loaders(self) -> dict[str, Loader]:
         half = replace(self.work, dtype="bf16")
         engine = _engine_step if isinstance(self.work, DenoiserWork) else _engine_decoder
-        naive = _naive_step if isinstance(self.work, DenoiserWork) else _naive_decoder
         return {
             BASELINE: partial(_torch_stage, self.work, BASELINE),
             HALF: partial(_torch_stage, half, BASELINE),
             TORCH_INT8: partial(_torch_stage, half, TORCH_INT8),
             **{name: partial(engine, self, name) for name in ENGINES},
-            **{name: partial(naive, self, name) for name in NAIVES},
+            **{name: partial(_naive, self, name) for name in NAIVES},
         }
 
 
@@ -160,7 +159,7 @@ def _engine_decoder(work: EngineWork, name: str) -> dict[str, Stage]:
     assert isinstance(work.work, DecoderWork)
     engine, latent = _load(work, name)("decoder"), random_latent(work.work.size, "cpu").numpy()
     # of the public model, which the graph divides by; the other implementations here do not
-    factor = np.float32(_scaling_factor(work.work))
+    factor = np.float32(AUTOENCODERS[work.work.shapes].scaling_factor)
 
     def tile(piece: NDArray[np.float32]) -> NDArray[np.float32]:
         return engine.run({"latent": np.ascontiguousarray(piece)})["pixels"]
@@ -171,29 +170,13 @@ def _engine_decoder(work: EngineWork, name: str) -> dict[str, Stage]:
     return {"decode": Stage(decode, _weights(work, name))}
 
 
-def _scaling_factor(work: DecoderWork) -> float:
-    return AUTOENCODERS[work.shapes].scaling_factor
-
-
-def _naive_step(work: EngineWork, name: str) -> dict[str, Stage]:
-    assert isinstance(work.work, DenoiserWork)
-    inputs = {key: value.numpy() for key, value in graphs.naive_inputs(work.work).items()}
-    run, weights = _naive(work, name, inputs)
-    return {"step": Stage(lambda: torch.from_numpy(run()[1:]), weights)}
-
-
-def _naive_decoder(work: EngineWork, name: str) -> dict[str, Stage]:
-    assert isinstance(work.work, DecoderWork)
-    run, weights = _naive(work, name, {"latent": random_latent(work.work.size, "cpu").numpy()})
-    return {"decode": Stage(lambda: torch.from_numpy(run()), weights)}
-
-
-def _naive(
-    work: EngineWork, name: str, inputs: dict[str, NDArray[Any]]
-) -> tuple[Callable[[], NDArray[np.float32]], int]:
-    """A call that runs the naive graph, with the threads and hints that ours have."""
+def _naive(work: EngineWork, name: str) -> dict[str, Stage]:
+    """The naive graph, with the threads and hints that ours have; of a step the prompt's prediction only."""
     import openvino
 
+    step = isinstance(work.work, DenoiserWork)
+    given = graphs.naive_inputs(work.work)
+    inputs = {key: value.numpy() for key, value in given.items()}
     path = Path(work.folder) / NAIVE / graphs.NAIVE_INT8
     config = {
         "PERFORMANCE_HINT": "LATENCY",
@@ -204,15 +187,15 @@ def _naive(
     }
     request = openvino.Core().compile_model(path, "CPU", config).create_infer_request()
 
-    def run() -> NDArray[np.float32]:
+    def run() -> Tensor:
         # set here, for a request does not keep the arrays alive whose memory it reads
         for key, value in inputs.items():
             request.set_tensor(key, openvino.Tensor(value, shared_memory=True))
         request.start_async()
         request.wait()
-        return np.array(request.get_output_tensor(0).data)
+        return torch.from_numpy(np.array(request.get_output_tensor(0).data)[1 if step else 0 :])
 
-    return run, path.with_suffix(".bin").stat().st_size
+    return {work.stages[0]: Stage(run, path.with_suffix(".bin").stat().st_size)}
 
 
 def _weights(work: EngineWork, name: str) -> int:

@@ -42,7 +42,7 @@ def make(work: DenoiserWork | DecoderWork, folder: Path, kinds: Collection[str])
         (_our_denoiser if denoises else _our_decoder)(work, folder, kinds)
     if NAIVE in kinds:
         (folder / NAIVE).mkdir(parents=True)
-        (_naive_denoiser if denoises else _naive_decoder)(work, folder / NAIVE)
+        _naive(work, folder / NAIVE)
 
 
 def _our_denoiser(work: DenoiserWork, folder: Path, kinds: Collection[str]) -> None:
@@ -120,25 +120,25 @@ class _Decode(nn.Module):
         return pixels
 
 
-def naive_inputs(work: DenoiserWork) -> dict[str, Tensor]:
-    """What a step of diffusers gets: both prompts, padded to 300 tokens."""
+def naive_inputs(work: DenoiserWork | DecoderWork) -> dict[str, Tensor]:
+    """The latent; of a step what diffusers gives its network: both prompts, padded to 300 tokens."""
+    if isinstance(work, DecoderWork):
+        return {"latent": random_latent(work.size, "cpu")}
     latent, captions, mask = step_inputs(work)
-    time = step_times(work)[work.steps // 2]
     return {
         "latent": torch.cat([latent] * 2),
         "captions": captions.float(),
-        "timestep": time.expand(2).contiguous(),
+        "timestep": step_times(work)[work.steps // 2].expand(2).contiguous(),
         "mask": mask.long(),
     }
 
 
-def _naive_denoiser(work: DenoiserWork, folder: Path) -> None:
-    _convert(_Step(their_denoiser(work, work.state())), naive_inputs(work), folder, transformer=True)
-
-
-def _naive_decoder(work: DecoderWork, folder: Path) -> None:
-    inputs = {"latent": random_latent(work.size, "cpu")}
-    _convert(_Decode(their_decoder(work, work.state())), inputs, folder, transformer=False)
+def _naive(work: DenoiserWork | DecoderWork, folder: Path) -> None:
+    if isinstance(work, DenoiserWork):
+        model: nn.Module = _Step(their_denoiser(work, work.state()))
+    else:
+        model = _Decode(their_decoder(work, work.state()))
+    _convert(model, naive_inputs(work), folder, transformer=isinstance(work, DenoiserWork))
 
 
 def _convert(model: nn.Module, inputs: Mapping[str, Tensor], folder: Path, *, transformer: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import os
 import re
@@ -51,6 +52,21 @@ def test_by_a_python_without_packages(name: str) -> None:
         assert done.returncode == 1
         error, hint = done.stderr.splitlines()
         assert error.startswith("error: this needs torch") and "pip install -e '.[bench]'" in hint
+
+
+def test_the_extra_brings_what_is_imported() -> None:
+    text = re.sub(r"(?ms)^test = \[.*?^\]", "", (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    brought = {name.lower() for name in re.findall(r'^    "([A-Za-z-]+)>=', text, re.MULTILINE)}
+    brought |= {name.lower() for name in re.findall(r'[\[ ]"([A-Za-z]+)>=', text)}
+    own = {"sana_edge", "harness", "works", "judge", "gpu", *SCRIPTS, *sys.stdlib_module_names}
+    imported = set()
+    for path in (ROOT / "benchmarks").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {name.name.partition(".")[0] for name in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add((node.module or "").partition(".")[0])
+    assert {"pillow" if name == "PIL" else name for name in imported - own} <= brought
 
 
 def test_what_is_missing_is_named() -> None:
