@@ -165,7 +165,7 @@ def _shapes_works(options: argparse.Namespace, common: dict[str, Any]) -> list[W
     if tokens > MAX_TOKENS:
         raise InvalidInput(f"{tokens} tokens are more than a prompt has", f"choose up to {MAX_TOKENS}")
     for side in (size, *decoded):
-        Request("a size that is checked", size=(side, side), steps=options.steps)
+        Request("a size that is checked", size=(side, side), exact_size=True, steps=options.steps)
     shapes = {"shapes": options.shapes, **common}
     denoiser = DenoiserWork(layers=layers, size=size, tokens=tokens, steps=options.steps, **shapes)
     return [denoiser, *(DecoderWork(size=side, tiled=options.tiled, **shapes) for side in decoded)]

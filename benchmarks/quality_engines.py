@@ -52,6 +52,7 @@ from judge.evaluation import (
 from judge.scores import summary
 from judge.sheet import AMPLIFIED, PairRow, pair_sheet
 from sana_edge.engines import choose as engines
+from sana_edge.engines.engine import Settings
 from sana_edge.errors import InvalidInput
 from sana_edge.store import manifest
 
@@ -236,7 +237,7 @@ def _engine(folder: Path, name: str) -> Sana:
 def _title(folder: Path, name: str) -> str:
     """What the engine is: its version, device, precision and threads."""
     backend, _, dtype = name.partition(":")
-    return engines.choose(backend, "cpu", folder, engines.Settings(precision=dtype or "auto")).title
+    return engines.choose(backend, "cpu", folder, Settings(precision=dtype or "auto")).title
 
 
 @contextmanager

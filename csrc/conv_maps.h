@@ -1,4 +1,4 @@
-// Where the pixels, samples and weights of a convolution are, as functions that a host test can check.
+// Index arithmetic of a convolution: where its pixels, samples and weights are. A host test can check it.
 //
 // A product's row is a pixel (image, y, x) in the order of memory, its depth the taps of the window, each with
 // all channels. Where it upsamples, a product makes one of four corners: pixels of even or odd rows and columns.

@@ -1,6 +1,8 @@
-// Which elements a lane of cross_attention_quantize.cu has. A product does not change when its sum takes channels
-// or keys in another order, the same in both factors: here in the one that gives every lane 4 neighbours, so that
-// fragments of m16n8k16 come from memory 8 bytes at a time, without shared memory.
+// Index arithmetic of cross_attention_quantize.cu: which elements a lane has.
+//
+// A product does not change when its sum takes channels or keys in another order, the same in both factors: here in
+// the one that gives every lane 4 neighbours, so that fragments of m16n8k16 come from memory 8 bytes at a time,
+// without shared memory.
 #pragma once
 
 #include "device.h"

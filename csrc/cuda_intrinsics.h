@@ -60,15 +60,15 @@ __device__ __forceinline__ uint32_t pack_floats<BFloat16>(float low, float high)
   return uint32_t(__bfloat16_as_ushort(pair.x)) | uint32_t(__bfloat16_as_ushort(pair.y)) << 16;
 }
 
-// a product and a sum that are rounded one by one, never fused: what a reference in torch computes
+// __fmul_rn, __fadd_rn: a product and a sum that are rounded one by one, never fused: what torch computes
 __device__ __forceinline__ float multiply(float a, float b) { return __fmul_rn(a, b); }
 __device__ __forceinline__ float add(float a, float b) { return __fadd_rn(a, b); }
 __device__ __forceinline__ float fused_multiply_add(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 __device__ __forceinline__ float divide(float a, float b) { return __fdiv_rn(a, b); }
 __device__ __forceinline__ float reciprocal_root(float a) { return rsqrtf(a); }
 __device__ __forceinline__ float exponential(float a) { return expf(a); }
-// e^a and a / b within a few units in the last place, in two instructions each; what is too small is 0, and so is the
-// quotient where b is beyond 2^126
+// ex2.approx, rcp.approx: e^a and a / b within a few units in the last place, in two instructions each; what is too
+// small is 0, and so is the quotient where b is beyond 2^126
 __device__ __forceinline__ float quick_exponential(float a) {
   float power;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(__fmul_rn(a, 1.4426950408889634f)));
@@ -79,7 +79,7 @@ __device__ __forceinline__ float quick_divide(float a, float b) {
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(b));
   return __fmul_rn(a, inverse);
 }
-// the larger of |a| and |b|, NaN where one of them is
+// max.NaN: the larger of |a| and |b|, NaN where one of them is
 __device__ __forceinline__ float larger_size(float a, float b) {
 #if SANA_EDGE_ARCH >= 800
   float larger;
@@ -90,29 +90,32 @@ __device__ __forceinline__ float larger_size(float a, float b) {
   return a != a || b != b ? __uint_as_float(0x7fc00000) : larger;
 #endif
 }
-// to the nearest integer, ties to even
+// __float2int_rn: to the nearest integer, ties to even
 __device__ __forceinline__ int round_to_int(float a) { return __float2int_rn(a); }
 __device__ __forceinline__ uint32_t float_bits(float a) { return __float_as_uint(a); }
 __device__ __forceinline__ float float_of_bits(uint32_t a) { return __uint_as_float(a); }
-// the same bits, of which the compiler knows nothing
+// asm volatile: the same bits, of which the compiler knows nothing
 __device__ __forceinline__ uint32_t opaque(uint32_t bits) {
   asm volatile("" : "+r"(bits));
   return bits;
 }
 __device__ __forceinline__ float not_a_number() { return __uint_as_float(0x7fc00000); }
 
-// the block's shared memory, as many bytes as the launch asked for, 16-byte aligned
+// extern __shared__: the block's shared memory, as many bytes as the launch asked for, 16-byte aligned
 __device__ __forceinline__ char* shared_memory() {
   extern __shared__ __align__(128) char memory[];
   return memory;
 }
 
+// __syncthreads, __syncwarp
 __device__ __forceinline__ void synchronize_block() { __syncthreads(); }
 __device__ __forceinline__ void synchronize_warp() { __syncwarp(); }
-// what this thread wrote is seen by every block before what it writes next
+// __threadfence: what this thread wrote is seen by every block before what it writes next
 __device__ __forceinline__ void fence_device() { __threadfence(); }
+// atomicAdd
 __device__ __forceinline__ int atomic_add(int* to, int value) { return atomicAdd(to, value); }
 
+// __shfl_xor_sync, __shfl_sync
 template <class T>
 __device__ __forceinline__ T shuffle_xor(T value, int lanes) {
   return __shfl_xor_sync(0xffffffffu, value, lanes);
@@ -122,7 +125,7 @@ __device__ __forceinline__ T shuffle(T value, int lane) {
   return __shfl_sync(0xffffffffu, value, lane);
 }
 
-// the largest of a warp's numbers, the same on every lane
+// __reduce_max_sync: the largest of a warp's numbers, the same on every lane
 __device__ __forceinline__ uint32_t warp_largest(uint32_t value) {
 #if SANA_EDGE_ARCH >= 800
   return __reduce_max_sync(0xffffffffu, value);
@@ -146,8 +149,8 @@ __device__ __forceinline__ uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
 
-// 16 bytes from global to shared memory while the thread goes on; zeros instead where ``valid`` is false, and
-// then ``from`` is not read, but must still be a global address
+// cp.async.cg: 16 bytes from global to shared memory while the thread goes on; zeros instead where ``valid`` is
+// false, and then ``from`` is not read, but must still be a global address
 __device__ __forceinline__ void copy_async16(void* to, const void* from, bool valid) {
 #if SANA_EDGE_ARCH >= 800
   const int bytes = valid ? 16 : 0;
@@ -159,13 +162,14 @@ __device__ __forceinline__ void copy_async16(void* to, const void* from, bool va
   *static_cast<uint4*>(to) = value;
 #endif
 }
-// closes a group of copies
+// cp.async.commit_group: closes a group of copies
 __device__ __forceinline__ void copy_async_commit() {
 #if SANA_EDGE_ARCH >= 800
   asm volatile("cp.async.commit_group;\n" ::: "memory");
 #endif
 }
-// waits for all of this thread's groups but the latest PENDING; other threads' copies need synchronize_block too
+// cp.async.wait_group: waits for all of this thread's groups but the latest PENDING; other threads' copies need
+// synchronize_block too
 template <int PENDING>
 __device__ __forceinline__ void copy_async_wait() {
 #if SANA_EDGE_ARCH >= 800
@@ -173,15 +177,15 @@ __device__ __forceinline__ void copy_async_wait() {
 #endif
 }
 
-// four 8x8 matrices of 16-bit elements from shared memory: lanes 8i to 8i + 7 give the rows of matrix i, each 16
-// aligned bytes; lane l gets of matrix i, in out[i], elements 2 (l % 4) and the next of row l / 4
+// ldmatrix.x4: four 8x8 matrices of 16-bit elements from shared memory: lanes 8i to 8i + 7 give the rows of matrix i,
+// each 16 aligned bytes; lane l gets of matrix i, in out[i], elements 2 (l % 4) and the next of row l / 4
 __device__ __forceinline__ void load_matrices(uint32_t (&out)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];\n"
                : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
                : "r"(shared_address(row))
                : "memory");
 }
-// the same of the matrices transposed
+// ldmatrix.x4.trans: the same of the matrices transposed
 __device__ __forceinline__ void load_matrices_transposed(uint32_t (&out)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];\n"
                : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
@@ -189,7 +193,7 @@ __device__ __forceinline__ void load_matrices_transposed(uint32_t (&out)[4], con
                : "memory");
 }
 
-// sums (16, 8) += a (16, 32) b (32, 8), INT8 with INT32 sums: m16n8k32
+// mma.sync.m16n8k32.s8: sums (16, 8) += a (16, 32) b (32, 8), INT8 with INT32 sums
 __device__ __forceinline__ void multiply_int8(int32_t (&sums)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
 #if SANA_EDGE_ARCH >= 800
   asm volatile(
@@ -206,7 +210,7 @@ __device__ __forceinline__ void multiply_int8(int32_t (&sums)[4], const uint32_t
 #endif
 }
 
-// sums (16, 8) += a (16, 16) b (16, 8), 16-bit numbers T with fp32 sums: m16n8k16; Turing has no BFloat16
+// mma.sync.m16n8k16: sums (16, 8) += a (16, 16) b (16, 8), 16-bit numbers T with fp32 sums; Turing has no BFloat16
 template <class T>
 __device__ __forceinline__ void multiply_16bit(float (&sums)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 template <>

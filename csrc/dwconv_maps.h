@@ -1,4 +1,4 @@
-// Which pixels a block of dwconv_glu_quantize has, and how many pixels that should be.
+// Index arithmetic of dwconv_glu_quantize: which pixels a block has, and how many pixels that should be.
 #pragma once
 
 #include "device.h"

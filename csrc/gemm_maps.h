@@ -1,4 +1,5 @@
-// Which thread copies, reads and sums what in a tile of an INT8 product, as functions that a host test can check.
+// Index arithmetic of a tile of an INT8 product: which thread copies, reads and sums what, as functions that a host
+// test can check.
 //
 // An operand's tile in shared memory is rows of K bytes in pieces of 16, and the pieces of a row are permuted
 // (piece ^ row) so that 8 threads which write a row, and 8 which read one piece of 8 rows, meet all 32 banks.

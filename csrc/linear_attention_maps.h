@@ -1,5 +1,5 @@
-// Sums of linear attention made by several blocks: where each of them puts its part, and which tile of the weight
-// has what.
+// Index arithmetic of linear attention, whose sums several blocks make: where each of them puts its part, and which
+// tile of the weight has what.
 //
 // The workspace has counters in a place of their own, which are zero between launches, whatever the shapes of
 // these are; behind them the parts of a head lie one after the other.

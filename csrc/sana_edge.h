@@ -231,7 +231,7 @@ typedef struct {
 SANA_EDGE_API sana_edge_status sana_edge_dwconv_glu_quantize(const sana_edge_dwconv_glu_quantize_args *,
                                                              void *stream);
 
-/* ---- ends of the denoiser ---- */
+/* ---- the denoiser's first and last layer ---- */
 
 /* a latent's cells to tokens, each written ``copies`` times: out image c * images + i is of latent i */
 typedef struct {

@@ -1,8 +1,8 @@
-"""TensorRT engines from an exported folder: the network out of an ONNX file, its profiles, the build itself.
+"""One TensorRT engine from an ONNX file: the network, its profiles, the build itself.
 
-Nothing here has run with TensorRT, which the machine of the tests cannot have. Tests run it against a
-stand-in that is made of the names, parameters and enumerations of the real bindings of 10.0, 10.6, 10.16
-and 11.4, so that a call that those do not have fails; what TensorRT then does with a network is untested.
+It has not run with TensorRT, which the machine of the tests cannot have. Tests run it against a stand-in with
+the names, parameters and enumerations of the real bindings of 10.0 and 11.4, so that a call that those do not
+have fails; what TensorRT then does with a network is untested.
 
 Networks are strongly typed: what a layer computes in is what its tensors are in the ONNX file, where INT8 has
 its quantization explicitly. So there is no flag to set for fp16, bf16 or int8; `check_precision` refuses an
@@ -12,17 +12,17 @@ export of another type than the user asks for.
 from __future__ import annotations
 
 import logging
-import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from concurrent import futures
 from pathlib import Path
 from typing import Any
 
+from sana_edge import atomic
 from sana_edge.engines.tensorrt.engine import logger_class
 from sana_edge.engines.tensorrt.profiles import Shapes
 from sana_edge.errors import InvalidInput, SanaError, UnsupportedDevice
+from sana_edge.progress import Progress
 from sana_edge.store.manifest import REMAKE, Manifest
 
 logger = logging.getLogger("sana_edge")
@@ -30,36 +30,19 @@ logger = logging.getLogger("sana_edge")
 # seconds that the main thread sleeps between looks at Ctrl-C
 _POLL = 0.1
 
-# the name of a part of the work, how much of it is done, how much there is
-Told = Callable[[str, int, int], None]
 
-
-@dataclass(frozen=True)
-class Options:
-    """How engines are built.
-
-    Attributes:
-        workspace: GB of GPU memory that a layer may use while it runs; None leaves it to TensorRT.
-        version_compatible: for newer TensorRT versions of the same major number too; costs speed.
-        hardware_compatible: for other GPUs since Ampere too; costs speed.
+def check_workspace(gigabytes: float | None) -> None:
+    """Check the GPU memory that a layer may use while it runs; None leaves it to TensorRT.
 
     Raises:
-        InvalidInput: the workspace is not positive.
+        InvalidInput: it is not a positive number of GB.
     """
-
-    workspace: float | None = None
-    version_compatible: bool = False
-    hardware_compatible: bool = False
-
-    def __post_init__(self) -> None:
-        if self.workspace is not None and not 0 < self.workspace < 1 << 20:
-            raise InvalidInput(
-                f"workspace is {self.workspace:g} GB", "choose a positive number of GB, such as 4"
-            )
+    if gigabytes is not None and not 0 < gigabytes < 1 << 20:
+        raise InvalidInput(f"workspace is {gigabytes:g} GB", "choose a positive number of GB, such as 4")
 
 
 def check_precision(manifest: Manifest, wanted: str | None, capability: tuple[int, int]) -> None:
-    """See that the exported graphs compute in what the user asks for and the GPU has.
+    """Check that the exported graphs compute in what the user asks for and the GPU has.
 
     Args:
         wanted: "fp16", "bf16", "int8", or None for what the export has.
@@ -89,13 +72,14 @@ def check_precision(manifest: Manifest, wanted: str | None, capability: tuple[in
 
 
 def read_network(
-    trt: Any, onnx: Path, profiles: Sequence[Mapping[str, Shapes]], options: Options, log: Any
+    trt: Any, onnx: Path, profiles: Sequence[Mapping[str, Shapes]], workspace: float | None, log: Any
 ) -> Any:
     """A builder, its network, its configuration and the parser, whose memory the network uses.
 
     Args:
         trt: the module tensorrt.
         onnx: an ONNX file; its external data lie beside it.
+        workspace: GB, see `check_workspace`.
         log: a logger made of `logger_class`.
 
     Raises:
@@ -116,12 +100,8 @@ def read_network(
     config = builder.create_builder_config()
     for profile in profiles:
         _add_profile(builder, config, profile, onnx)
-    if options.workspace is not None:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(options.workspace * 2**30))
-    if options.version_compatible:
-        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
-    if options.hardware_compatible:
-        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    if workspace is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(workspace * 2**30))
     # weights stay as they are built
     config.clear_flag(trt.BuilderFlag.REFIT)
     return builder, network, config, parser
@@ -148,93 +128,58 @@ def build(
     trt: Any,
     onnx: Path,
     profiles: Sequence[Mapping[str, Shapes]],
-    options: Options,
-    target: Path,
     *,
+    workspace: float | None,
     timing: Path,
-    told: Told,
-) -> None:
-    """Build an engine into the file ``target``; minutes of work, which Ctrl-C ends at its next step.
+    progress: Progress,
+) -> Any:
+    """Build an engine, minutes of work, which Ctrl-C ends at its next step. Gives bytes or the like.
 
     Args:
+        workspace: GB, see `check_workspace`.
         timing: what TensorRT measured in earlier builds for this GPU, read and written again.
-        told: called with how far the innermost phase is, from any thread.
+        progress: called with the innermost phase, from any thread.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C; nothing is written.
+        KeyboardInterrupt: Ctrl-C.
         SanaError: TensorRT cannot build it; the message has its last error.
     """
     log = logger_class(trt)()
-    builder, network, config, parser = read_network(trt, onnx, profiles, options, log)
-    cache = _timing_cache(config, timing)
-    monitor = monitor_class(trt)(told)
-    config.progress_monitor = monitor
-    memory = _interruptible(lambda: builder.build_serialized_network(network, config), monitor.stop)
-    # what the network refers to in the parser's memory lives until here
-    del parser
-    if memory is None:
+    # the network refers to memory of the parser
+    builder, network, config, _parser = read_network(trt, onnx, profiles, workspace, log)
+    timings = _timing_cache(config, timing)
+    config.progress_monitor = monitor = monitor_class(trt)(progress)
+    built = _interruptible(lambda: builder.build_serialized_network(network, config), monitor.stopped)
+    if built is None:
         raise SanaError(
             f"TensorRT {trt.__version__} could not build {onnx.name}: {log.last or 'it gives no reason'}",
             "free GPU memory, give less --workspace or a smaller --max; -v shows what TensorRT says",
         )
-    with open(target, "wb") as file:
-        file.write(memory)
-    if cache is not None:
-        write_timing(timing, config.get_timing_cache().serialize())
+    if timings is not None:
+        _keep_timings(timing, config)
+    return built
 
 
-def _interruptible(work: Callable[[], Any], stop: Callable[[], None]) -> Any:
-    """Do the work in another thread, so that this one hears Ctrl-C: it calls ``stop`` and waits."""
-    results: list[Any] = []
-    errors: list[BaseException] = []
-    # not Thread.join: where Ctrl-C interrupts that, Python up to 3.12 takes the thread for finished
-    done = threading.Event()
+def _interruptible(work: Callable[[], Any], stopped: threading.Event) -> Any:
+    """Do the work in another thread, so that this one hears Ctrl-C: it sets ``stopped``, waits and ends."""
+    result: futures.Future[Any] = futures.Future()
 
     def run() -> None:
         try:
-            results.append(work())
+            result.set_result(work())
         except BaseException as error:
-            errors.append(error)
-        finally:
-            done.set()
+            result.set_exception(error)
 
-    with _on_interrupt(stop):
-        # a second Ctrl-C leaves it running while the program ends
+    try:
         threading.Thread(target=run, name="tensorrt-build", daemon=True).start()
         # Windows hears Ctrl-C only between waits
-        while not done.wait(_POLL):
+        while not futures.wait([result], _POLL).done:
             pass
-    if errors:
-        raise errors[0]
-    return results[0]
-
-
-@contextmanager
-def _on_interrupt(stop: Callable[[], None]) -> Iterator[None]:
-    """The first Ctrl-C inside calls ``stop``, and becomes a KeyboardInterrupt at the end; the second at once.
-
-    Where a program has a handler of its own, or in other threads than the main one, nothing changes.
-    """
-    in_main = threading.current_thread() is threading.main_thread()
-    if not in_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield
-        return
-    asked = False
-
-    def handle(number: int, frame: object) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-        stop()
-
-    signal.signal(signal.SIGINT, handle)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    if asked:
-        raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        stopped.set()
+        futures.wait([result])
+        raise
+    return result.result()
 
 
 def _timing_cache(config: Any, path: Path) -> Any:
@@ -243,49 +188,40 @@ def _timing_cache(config: Any, path: Path) -> Any:
         stored = path.read_bytes()
     except OSError:
         stored = b""
-    for content in (stored, b"") if stored else (b"",):
-        cache = config.create_timing_cache(content)
-        if cache is not None and config.set_timing_cache(cache, False):
-            return cache
+    for content in dict.fromkeys((stored, b"")):
+        timings = config.create_timing_cache(content)
+        if timings is not None and config.set_timing_cache(timings, False):
+            return timings
     return None
 
 
-def write_timing(path: Path, content: Any) -> None:
-    """Keep a timing cache; it only saves time, so a failure is a note in the log."""
-    partial = path.with_name(f".{path.name}.{threading.get_native_id()}.partial")
+def _keep_timings(path: Path, config: Any) -> None:
+    """Keep the timing cache; it only saves time, so a failure is a line in the log."""
     try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    except OSError as error:
-        logger.warning("cannot keep TensorRT's timings: %s", error)
-    finally:
-        partial.unlink(missing_ok=True)
+        atomic.write_bytes(path, config.get_timing_cache().serialize())
+    except SanaError as error:
+        logger.warning("TensorRT's timings are not kept: %s", error.message)
 
 
 def monitor_class(trt: Any) -> Any:
-    """A class of progress monitors that tell the innermost phase, and end the build after ``stop``."""
+    """A class of progress monitors: they report the innermost phase; `stopped` ends the build."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
-        def __init__(self, told: Told) -> None:
+        def __init__(self, progress: Progress) -> None:
             trt.IProgressMonitor.__init__(self)
-            self._told, self._stopped, self._lock = told, threading.Event(), threading.Lock()
+            self.stopped = threading.Event()
+            self._progress = progress
             self._steps: dict[str, int] = {}
 
-        def stop(self) -> None:
-            self._stopped.set()
-
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            with self._lock:
-                self._steps[phase_name] = num_steps
-                self._told(phase_name, 0, num_steps)
+            self._steps[phase_name] = num_steps
+            self._progress(phase_name, 0, num_steps)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            with self._lock:
-                self._told(phase_name, step + 1, self._steps.get(phase_name, 0))
-            return not self._stopped.is_set()
+            self._progress(phase_name, step + 1, self._steps.get(phase_name, 0))
+            return not self.stopped.is_set()
 
         def phase_finish(self, phase_name: str) -> None:
-            with self._lock:
-                self._steps.pop(phase_name, None)
+            self._steps.pop(phase_name, None)
 
     return Monitor

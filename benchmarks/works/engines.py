@@ -18,7 +18,8 @@ from harness.results import BASELINE, HALF, NAIVE_INT8, NAIVE_INT8_BF16
 from harness.results import INT8 as TORCH_INT8
 from harness.work import Loader, Stage, Work
 from sana_edge.config import LATENT_CELL
-from sana_edge.engines.choose import Engine, Settings, choose
+from sana_edge.engines.choose import choose
+from sana_edge.engines.engine import Engine, Settings
 from sana_edge.engines.tiles import DEFAULT_TILE, decode_tiles
 from works import graphs
 from works.decoder import DecoderWork

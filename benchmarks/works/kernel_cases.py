@@ -11,8 +11,7 @@ from torch import Tensor
 
 from sana_edge.config import LATENT_CELL, DenoiserConfig
 from sana_edge.fused.text import CAPACITY
-from sana_edge.kernels.cuda import cross_attention, ends, linear, linear_attention
-from sana_edge.kernels.cuda import rows as cuda_rows
+from sana_edge.kernels.cuda import launch
 from works.shapes import DENOISERS
 
 EPS = 1e-6
@@ -109,7 +108,7 @@ def _norm(sizes: Sizes, make: _Tensors) -> Case:
         2 * sizes.config.num_layers,
         0,
         3 * sizes.rows * C,
-        lambda: cuda_rows.norm_modulate_quantize(x, scale, shift, EPS),
+        lambda: launch.norm_modulate_quantize(x, scale, shift, EPS),
         replaced,
     )
 
@@ -123,7 +122,7 @@ def _quantize(sizes: Sizes, make: _Tensors) -> Case:
         sizes.config.num_layers,
         0,
         3 * sizes.asked * C,
-        lambda: cuda_rows.quantize_rows(x),
+        lambda: launch.quantize_rows(x),
         lambda: _quantized(x),
     )
 
@@ -133,7 +132,7 @@ def _qkv(sizes: Sizes, make: _Tensors) -> Case:
     heads = config.num_attention_heads
     values, scales = make.int8(B, N, C), make.scales(B, N)
     weight, columns = make.int8(3 * C, C), make.scales(3 * C)
-    workspace = linear_attention.workspace(B, N, heads, make.device)
+    workspace = launch.workspace(B, N, heads, make.device)
 
     def replaced() -> object:
         sums = torch._int_mm(values.view(-1, C), weight.t())
@@ -147,7 +146,7 @@ def _qkv(sizes: Sizes, make: _Tensors) -> Case:
         config.num_layers,
         2 * sizes.rows * 3 * C * C,
         sizes.rows * C + 3 * C * C + 2 * sizes.rows * C,
-        lambda: linear_attention.qkv_linear_attention(
+        lambda: launch.qkv_linear_attention(
             values, scales, weight, columns, None, make.dtype, heads, workspace=workspace
         ),
         replaced,
@@ -170,7 +169,7 @@ def _finish(sizes: Sizes, make: _Tensors) -> Case:
         config.num_layers,
         0,
         3 * sizes.rows * C + state.numel() * 4,
-        lambda: linear_attention.linear_attention_finish(q, state, 1e-15),
+        lambda: launch.linear_attention_finish(q, state, 1e-15),
         replaced,
     )
 
@@ -196,7 +195,7 @@ def _linear(
     M = rows[0] * rows[1]
 
     def run() -> object:
-        return linear.w8a8_linear(
+        return launch.w8a8_linear(
             *(values, scales, weight, columns, bias, make.dtype),
             silu=silu,
             gate=gates,
@@ -268,7 +267,7 @@ def _cross_attention(sizes: Sizes, make: _Tensors) -> Case:
         config.num_layers,
         0,
         3 * sizes.asked * heads * d + 4 * R * heads * d * sizes.length,
-        lambda: cross_attention.cross_attention_quantize(q, keys, transposed, lengths),
+        lambda: launch.cross_attention_quantize(q, keys, transposed, lengths),
         replaced,
     )
 
@@ -296,7 +295,7 @@ def _depthwise(sizes: Sizes, make: _Tensors) -> Case:
         config.num_layers,
         0,
         5 * sizes.rows * h,
-        lambda: cuda_rows.dwconv_glu_quantize(x, weight, bias, side, side),
+        lambda: launch.dwconv_glu_quantize(x, weight, bias, side, side),
         replaced,
     )
 
@@ -312,7 +311,7 @@ def _patch(sizes: Sizes, make: _Tensors) -> Case:
         1,
         0,
         latent.numel() * 4 + weight.numel() * 4 + 2 * sizes.rows * config.dim,
-        lambda: ends.patch_embed(latent, weight, bias, None, copies, make.dtype),
+        lambda: launch.patch_embed(latent, weight, bias, None, copies, make.dtype),
     )
 
 
@@ -328,7 +327,7 @@ def _head(sizes: Sizes, make: _Tensors) -> Case:
         1,
         0,
         2 * x.numel() + weight.numel() * 4 + 4 * sizes.asked * config.out_channels,
-        lambda: ends.velocity_head(x, scale, shift, EPS, weight, bias, guidance, (side, side)),
+        lambda: launch.velocity_head(x, scale, shift, EPS, weight, bias, guidance, (side, side)),
     )
 
 

@@ -18,48 +18,13 @@ from torch import Tensor
 
 import sana_edge
 from sana_edge.errors import InvalidInput, OutOfMemory, SanaError, UnsupportedDevice
+from sana_edge.kernels.cuda.operations import OPERATIONS
 
 ABI = 1
 VARIABLE = "SANA_EDGE_CUDA_LIBRARY"
 TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 _NAME = "sana_edge_cuda.dll" if sys.platform == "win32" else "libsana_edge_cuda.so"
-_KINDS = {"p": ctypes.c_void_p, "q": ctypes.c_int64, "i": ctypes.c_int32, "f": ctypes.c_float}
-# the structs of sana_edge.h: p pointer, q int64, i int32, f float
-_STRUCTS = {
-    "quantize_rows": "p x, p static_scale, p values, p scales, q rows, i columns, i type",
-    "norm_modulate_quantize": "p x, p scale, p shift, p static_scale, p values, p scales, q rows, i columns, "
-    "i tokens, q stride, f eps, i type",
-    "w8a8_linear": "p values, p scales, p weight, p weight_scales, p bias, p gate, p residual, p constant, "
-    "p out, q rows, i columns, i depth, i tokens, i type, q gate_stride, q constant_stride, f limit, i silu",
-    "qkv_linear_attention": "p values, p scales, p weight, p weight_scales, p bias, p q, p state, "
-    "p workspace, q workspace_bytes, i images, i tokens, i heads, i depth, i type",
-    "qk_norm_linear_attention": "p qkv, p norm_k, p roots, p state, p workspace, q workspace_bytes, "
-    "i images, i tokens, i heads, f norm_eps, i type",
-    "linear_attention_finish": "p q, p roots, p norm_q, p state, p static_scale, p values, p scales, "
-    "i images, i tokens, i heads, i type, q q_stride, f eps",
-    "cross_attention_quantize": "p q, p norm_q, p keys, p values_transposed, p lengths, p static_scale, "
-    "p values, p scales, i prompts, i tokens, i heads, i head_dim, i capacity, i type, f norm_eps",
-    "dwconv_glu_quantize": "p x, p weight, p bias, p static_scale, p values, p scales, i images, i height, "
-    "i width, i hidden, i type",
-    "patch_embed": "p latent, p weight, p bias, p positions, p out, i images, i copies, i channels, "
-    "i height, i width, i columns, i type",
-    "velocity_head": "p x, p scale, p shift, p weight, p bias, p guidance, p out, q stride, i images, "
-    "i tokens, i columns, i channels, f eps, i type",
-    "w8a8_conv2d": "p values, p scale, p weight, p weight_scales, p bias, p norm_weight, p norm_bias, "
-    "p residual, p shortcut, p out_scale, p out, i images, i height, i width, i depth, i columns, i kernel, "
-    "i upsample, i activation, i repeats, f norm_eps, i type",
-}
-
-
-def _struct(fields: str) -> type[ctypes.Structure]:
-    pairs = [field.split() for field in fields.split(", ")]
-    return type(
-        "Arguments", (ctypes.Structure,), {"_fields_": [(name, _KINDS[kind]) for kind, name in pairs]}
-    )
-
-
-ARGUMENTS = {name: _struct(fields) for name, fields in _STRUCTS.items()}
 
 
 class DeviceInfo(ctypes.Structure):
@@ -109,7 +74,7 @@ class Library:
 
     def missing(self) -> list[str]:
         """Operations of the header that it does not have."""
-        return [name for name in ARGUMENTS if not hasattr(self._library, f"sana_edge_{name}")]
+        return [name for name in OPERATIONS if not hasattr(self._library, f"sana_edge_{name}")]
 
     def workspace(self, images: int, tokens: int, heads: int) -> int:
         """Bytes that qkv_linear_attention and qk_norm_linear_attention need."""
@@ -129,7 +94,7 @@ class Library:
         values = {
             name: value.data_ptr() if isinstance(value, Tensor) else value for name, value in fields.items()
         }
-        arguments = ARGUMENTS[operation](**values)
+        arguments = OPERATIONS[operation].struct(**values)
         function = getattr(self._library, f"sana_edge_{operation}")
         if self.device_type == "cpu":
             status = function(ctypes.byref(arguments), None)

@@ -23,7 +23,7 @@ from sana_edge.kernels.triton.attention_kernels import (
     linear_attention_finish_kernel,
     rms_roots_kernel,
 )
-from sana_edge.kernels.triton.int8_tile import FLOATS, check_kernel, check_static_scale
+from sana_edge.kernels.triton.checks import FLOATS, check_kernel, check_rows, check_static_scale, check_tensor
 from sana_edge.kernels.triton.linear_attention import add_chunks, state_parts
 from sana_edge.kernels.triton.quantize_rows import quantize_rows
 from sana_edge.kernels.triton.w8a8_linear import w8a8_linear
@@ -102,7 +102,7 @@ def qk_norm_linear_attention(
         )
     C = qkv.shape[2] // 3
     _check_heads(op, C, heads)
-    _check_vector(op, "norm_k", norm_k, C, qkv)
+    check_tensor(op, "norm_k", norm_k, qkv, (C,))
     roots = _roots(qkv, C, 2, norm_eps)
     return roots, _state(qkv, roots, norm_k, heads)
 
@@ -142,12 +142,12 @@ def linear_attention_finish(
     heads = state.shape[1] if state.ndim == 4 else 0
     _check_heads(op, C, heads)
     D = C // heads
-    _check_fp32(op, "state", state, (B, heads, D + 1, D), q)
+    check_tensor(op, "state", state, q, (B, heads, D + 1, D), dtypes=(torch.float32,))
     if (roots is None) != (norm_q is None):
         raise InvalidInput(f"{op} has one of roots and norm_q", "give both or none")
     if roots is not None and norm_q is not None:
-        _check_fp32(op, "roots", roots, (B, N, 2), q)
-        _check_vector(op, "norm_q", norm_q, C, q)
+        check_tensor(op, "roots", roots, q, (B, N, 2), dtypes=(torch.float32,))
+        check_tensor(op, "norm_q", norm_q, q, (C,))
     values = torch.empty(B, N, C, dtype=torch.int8, device=q.device)
     scales = torch.empty(B, N, dtype=torch.float32, device=q.device)
     if not values.numel():
@@ -260,22 +260,6 @@ def _check_heads(op: str, C: int, heads: int) -> None:
         raise InvalidInput(f"{C} channels in {heads} heads for {op}", f"heads have {widths} channels")
 
 
-def _check_vector(op: str, name: str, vector: Tensor, C: int, x: Tensor) -> None:
-    if tuple(vector.shape) != (C,) or vector.dtype not in FLOATS or vector.device != x.device:
-        found = f"{tuple(vector.shape)} {vector.dtype} on {vector.device}"
-        raise InvalidInput(f"{name} of {op} is {found}", f"give ({C},) float on {x.device}")
-    if not vector.is_contiguous():
-        raise InvalidInput(f"{name} of {op} is not contiguous", f"call {name}.contiguous()")
-
-
-def _check_fp32(op: str, name: str, tensor: Tensor, shape: tuple[int, ...], x: Tensor) -> None:
-    found = f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"
-    if tuple(tensor.shape) != shape or tensor.dtype != torch.float32 or tensor.device != x.device:
-        raise InvalidInput(f"{name} of {op} is {found}", f"give {shape} float32 on {x.device}")
-    if not tensor.is_contiguous():
-        raise InvalidInput(f"{name} of {op} is not contiguous", f"call {name}.contiguous()")
-
-
 def _check_cross(
     q: Tensor,
     keys: Tensor,
@@ -285,7 +269,7 @@ def _check_cross(
     static_scale: Tensor | None,
 ) -> None:
     op = "cross_attention_quantize"
-    int8_tile.check_rows(op, cross_attention_kernel, q)
+    check_rows(op, cross_attention_kernel, q)
     check_static_scale(op, static_scale, q)
     if q.ndim != 3 or keys.ndim != 4:
         raise InvalidInput(
@@ -298,16 +282,8 @@ def _check_cross(
             f"keys of {op} have shape {tuple(keys.shape)} for {C} channels",
             f"give heads of at most {WIDEST_HEAD} channels, and a capacity",
         )
-    wanted = (
-        ("keys", keys, (R, heads, capacity, D), q.dtype),
-        ("values_transposed", values, (R, heads, D, capacity), q.dtype),
-        ("lengths", lengths, (R,), torch.int32),
-    )
-    for name, tensor, shape, dtype in wanted:
-        if tuple(tensor.shape) != shape or tensor.dtype != dtype or tensor.device != q.device:
-            found = f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"
-            raise InvalidInput(f"{name} of {op} is {found}", f"give {shape} {dtype} on {q.device}")
-        if not tensor.is_contiguous():
-            raise InvalidInput(f"{name} of {op} is not contiguous", f"call {name}.contiguous()")
+    check_tensor(op, "keys", keys, q, (R, heads, capacity, D), dtypes=(q.dtype,))
+    check_tensor(op, "values_transposed", values, q, (R, heads, D, capacity), dtypes=(q.dtype,))
+    check_tensor(op, "lengths", lengths, q, (R,), dtypes=(torch.int32,))
     if norm_q is not None:
-        _check_vector(op, "norm_q", norm_q, C, q)
+        check_tensor(op, "norm_q", norm_q, q, (C,))

@@ -1,17 +1,11 @@
-"""`sana_edge.int8.quant` for the rows of a Triton program, and what launchers of such kernels check."""
+"""`sana_edge.int8.quant` for the rows of a Triton program."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
-from sana_edge.errors import InvalidInput, UnsupportedDevice
-
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 # A program reads its rows once and keeps them in registers, since a row's scale is known only at its end. Of
 # narrow rows it takes several, up to _ELEMENTS in all; a warp gets at least 512 elements, 16 per thread: two
@@ -20,7 +14,6 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _ELEMENTS = 2048
 _PER_WARP = 512
 _MOST_WARPS = 16
-WIDEST = 16384
 
 
 class Tile(NamedTuple):
@@ -32,7 +25,7 @@ class Tile(NamedTuple):
 
 
 def pick_tile(C: int) -> Tile:
-    """The tile for rows of C elements, 1 to `WIDEST`."""
+    """The tile for rows of C elements, 1 to `checks.WIDEST`."""
     block = triton.next_power_of_2(C)
     rows = max(_ELEMENTS // block, 1)
     return Tile(rows, block, min(max(rows * block // _PER_WARP, 1), _MOST_WARPS))
@@ -90,52 +83,3 @@ def quantize_tile(b_x, p_static):
     """`reference_fused.quantize_rows` of fp32 (ROWS, BLOCK), padded with 0: int8 and scales (ROWS,)."""
     b_inverse, b_scales = row_scales(tl.max(magnitude_bits(b_x), axis=1), p_static)
     return quantize_with(b_x, b_inverse), b_scales
-
-
-def check_kernel(op: str, kernel: object, x: Tensor) -> None:
-    """That x is where a kernel can run.
-
-    Raises:
-        UnsupportedDevice: not a CUDA device (unless Triton interprets).
-    """
-    if x.device.type != "cuda" and isinstance(kernel, triton.JITFunction):
-        raise UnsupportedDevice(
-            f"the Triton kernel {op} runs on CUDA devices, not on {x.device.type}", "use the torch backend"
-        )
-
-
-def check_rows(op: str, kernel: object, x: Tensor) -> None:
-    """That a kernel of this module's kind can read x (..., C).
-
-    Raises:
-        InvalidInput: another dtype than `FLOATS`, no or too many columns, or gaps in memory.
-        UnsupportedDevice: not a CUDA device (unless Triton interprets).
-    """
-    check_kernel(op, kernel, x)
-    if x.dtype not in FLOATS:
-        raise InvalidInput(f"x of {op} is {x.dtype}", "give float32, bfloat16 or float16")
-    if x.ndim < 1 or not 1 <= x.shape[-1] <= WIDEST:
-        raise InvalidInput(
-            f"x of {op} has shape {tuple(x.shape)}", f"give (..., C), C from 1 to {WIDEST}, or use torch"
-        )
-    if not x.is_contiguous():
-        raise InvalidInput(f"x of {op} is not contiguous", "call x.contiguous()")
-
-
-def check_static_scale(op: str, static_scale: Tensor | None, x: Tensor) -> None:
-    """That ``static_scale`` is None, or () fp32 where x is.
-
-    Raises:
-        InvalidInput: anything else.
-    """
-    if static_scale is None:
-        return
-    if static_scale.ndim or static_scale.dtype != torch.float32 or static_scale.device != x.device:
-        found = f"{tuple(static_scale.shape)} {static_scale.dtype} on {static_scale.device}"
-        raise InvalidInput(f"static_scale of {op} is {found}", f"give one float32 number, (), on {x.device}")
-
-
-def empty_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """For x (..., C): values (..., C) int8 and scales (...,) fp32, to be filled."""
-    values = torch.empty(x.shape, dtype=torch.int8, device=x.device)
-    return values, torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device)

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sana_edge.errors import InvalidInput
-from sana_edge.kernels.triton.int8_tile import check_kernel
+from sana_edge.kernels.triton.checks import check_kernel
 from sana_edge.kernels.triton.linear_attention_kernels import (
     linear_attention_grad_kv_kernel,
     linear_attention_grad_q_kernel,

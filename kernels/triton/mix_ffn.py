@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sana_edge.errors import InvalidInput
-from sana_edge.kernels.triton.int8_tile import FLOATS, WIDEST, check_kernel, check_static_scale
+from sana_edge.kernels.triton.checks import WIDEST, check_kernel, check_static_scale, check_tensor
 from sana_edge.kernels.triton.linear_attention import add_chunks
 from sana_edge.kernels.triton.mix_ffn_kernels import (
     dwconv_glu_quantize_kernel,
@@ -183,13 +183,6 @@ def _check(
         raise InvalidInput(
             f"{height} by {width} pixels of {x.shape[2]} channels", "give less than 2^31 elements"
         )
-    wanted = (("x", x, tuple(x.shape)), ("weight", weight, shape), ("bias", bias, (x.shape[2],)))
-    for name, tensor, expected in wanted:
-        if tensor.dtype not in FLOATS:
-            raise InvalidInput(f"{name} of {op} is {tensor.dtype}", "give float32, bfloat16 or float16")
-        if tensor.device != x.device:
-            raise InvalidInput(f"{name} is on {tensor.device}, x on {x.device}", "move one of them")
-        if tuple(tensor.shape) != expected:
-            raise InvalidInput(f"{name} of {op} has shape {tuple(tensor.shape)}", f"give {expected}")
-        if not tensor.is_contiguous():
-            raise InvalidInput(f"{name} of {op} is not contiguous", f"call {name}.contiguous()")
+    check_tensor(op, "x", x, x, tuple(x.shape))
+    check_tensor(op, "weight", weight, x, shape)
+    check_tensor(op, "bias", bias, x, (x.shape[2],))

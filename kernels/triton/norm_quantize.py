@@ -8,14 +8,8 @@ import triton.language as tl
 from torch import Tensor
 
 from sana_edge.errors import InvalidInput
-from sana_edge.kernels.triton.int8_tile import (
-    FLOATS,
-    check_rows,
-    check_static_scale,
-    empty_rows,
-    pick_tile,
-    quantize_tile,
-)
+from sana_edge.kernels.triton.checks import check_rows, check_static_scale, check_vector, empty_rows
+from sana_edge.kernels.triton.int8_tile import pick_tile, quantize_tile
 
 
 @triton.jit
@@ -77,12 +71,12 @@ def norm_modulate_quantize(
         InvalidInput: types, shapes, devices or memory layouts other than these.
         UnsupportedDevice: not a CUDA device (unless Triton interprets).
     """
-    check_rows("norm_modulate_quantize", norm_modulate_quantize_kernel, x)
+    op = "norm_modulate_quantize"
+    check_rows(op, norm_modulate_quantize_kernel, x)
     if x.ndim != 3:
-        raise InvalidInput(f"x of norm_modulate_quantize has shape {tuple(x.shape)}", "give (B, N, C)")
-    _check_vector("scale", scale, x)
-    _check_vector("shift", shift, x)
-    check_static_scale("norm_modulate_quantize", static_scale, x)
+        raise InvalidInput(f"x of {op} has shape {tuple(x.shape)}", "give (B, N, C)")
+    strides = check_vector(op, "scale", scale, x), check_vector(op, "shift", shift, x)
+    check_static_scale(op, static_scale, x)
     values, scales = empty_rows(x)
     if x.numel() == 0:
         return values, scales
@@ -91,31 +85,10 @@ def norm_modulate_quantize(
     with torch.cuda.device_of(x):
         norm_modulate_quantize_kernel[(triton.cdiv(M, tile.rows),)](
             *(x, scale, shift, static_scale, values, scales, M),
-            *(x.shape[1], _stride(scale), _stride(shift), eps),
+            *(x.shape[1], *strides, eps),
             C=C,
             ROWS=tile.rows,
             BLOCK=tile.block,
             num_warps=tile.warps,
         )
     return values, scales
-
-
-def _stride(vector: Tensor) -> int:
-    return vector.stride(0) if vector.ndim == 3 and len(vector) > 1 else 0
-
-
-def _check_vector(name: str, vector: Tensor, x: Tensor) -> None:
-    B, _, C = x.shape
-    if vector.dtype not in FLOATS:
-        raise InvalidInput(
-            f"{name} of norm_modulate_quantize is {vector.dtype}", "give float32, bfloat16 or float16"
-        )
-    if vector.device != x.device:
-        raise InvalidInput(f"{name} is on {vector.device}, x on {x.device}", "move one of them")
-    if tuple(vector.shape) not in ((C,), (1, 1, C), (B, 1, C)):
-        raise InvalidInput(
-            f"{name} of norm_modulate_quantize has shape {tuple(vector.shape)}",
-            f"give ({C},) or ({B}, 1, {C})",
-        )
-    if C > 1 and vector.stride(-1) != 1:
-        raise InvalidInput(f"{name} of norm_modulate_quantize is not contiguous", f"call {name}.contiguous()")

@@ -7,13 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sana_edge.kernels.triton.int8_tile import (
-    check_rows,
-    check_static_scale,
-    empty_rows,
-    pick_tile,
-    quantize_tile,
-)
+from sana_edge.kernels.triton.checks import check_rows, check_static_scale, empty_rows
+from sana_edge.kernels.triton.int8_tile import pick_tile, quantize_tile
 
 
 @triton.jit

@@ -10,9 +10,9 @@ import triton.language as tl
 from torch import Tensor
 
 from sana_edge.errors import InvalidInput
+from sana_edge.kernels.triton.checks import FLOATS, check_tensor
 from sana_edge.kernels.triton.linear_tiles import device_of, pick_tile
 
-_OUTPUTS = (torch.float32, torch.float16, torch.bfloat16)
 # so many products of two int8 add up within int32: 131071 · 128² < 2^31
 _EXACT_DEPTH = 131071
 # one row of channels, or one for each picture
@@ -193,13 +193,11 @@ def w8a8_linear(
         InvalidInput: types, shapes, devices or memory layouts other than these.
         UnsupportedDevice: not a CUDA device of compute capability 8.0 or later (unless Triton interprets).
     """
-    optional = {"bias": bias, "gate": gate, "residual": residual, "constant": constant}
-    _check_types(values, scales, weight, weight_scales, dtype, optional)
-    _check_shapes(values, scales, weight, weight_scales, optional)
+    optional = {"bias": bias, "gate": gate, "residual": residual, "constant": constant, "out": out}
+    _check(values, scales, weight, weight_scales, dtype, optional)
     (N, K), M = weight.shape, values.shape[:-1].numel()
     if out is None:
         out = torch.empty(*values.shape[:-1], N, dtype=dtype, device=values.device)
-    _check_out(out, (*values.shape[:-1], N), dtype, values.device)
     if out.numel() == 0:
         return out
     tile = pick_tile(
@@ -232,15 +230,7 @@ def w8a8_linear(
     return out
 
 
-def _check_out(out: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
-    if tuple(out.shape) != shape or out.dtype != dtype or out.device != device or not out.is_contiguous():
-        raise InvalidInput(
-            f"out of w8a8_linear is {tuple(out.shape)} {out.dtype} on {out.device}",
-            f"give {shape} {dtype} on {device}, contiguous",
-        )
-
-
-def _check_types(
+def _check(
     values: Tensor,
     scales: Tensor,
     weight: Tensor,
@@ -248,52 +238,30 @@ def _check_types(
     dtype: torch.dtype,
     optional: dict[str, Tensor | None],
 ) -> None:
-    if dtype not in _OUTPUTS:
+    if dtype not in FLOATS:
         raise InvalidInput(f"w8a8_linear cannot give {dtype}", "ask for float32, float16 or bfloat16")
-    int8, fp32 = (torch.int8,), (torch.float32,)
-    wanted = [
-        ("values", values, int8),
-        ("scales", scales, fp32),
-        ("weight", weight, int8),
-        ("weight_scales", weight_scales, fp32),
-        *((name, tensor, _OUTPUTS) for name, tensor in optional.items() if tensor is not None),
-    ]
-    for name, tensor, dtypes in wanted:
-        if tensor.dtype not in dtypes:
-            names = " or ".join(str(kind).removeprefix("torch.") for kind in dtypes)
-            raise InvalidInput(f"{name} of w8a8_linear is {tensor.dtype}", f"give {names}")
-        if tensor.device != values.device:
-            raise InvalidInput(f"{name} is on {tensor.device}, values on {values.device}", "move one of them")
-        # of vectors per picture only the channels
-        if not (tensor.stride()[-1:] == (1,) if name in _VECTORS else tensor.is_contiguous()):
-            raise InvalidInput(f"{name} of w8a8_linear is not contiguous", f"call {name}.contiguous()")
-
-
-def _check_shapes(
-    values: Tensor,
-    scales: Tensor,
-    weight: Tensor,
-    weight_scales: Tensor,
-    optional: dict[str, Tensor | None],
-) -> None:
     if values.ndim < 1 or weight.ndim != 2 or values.shape[-1] != weight.shape[1]:
         shapes = f"values {tuple(values.shape)} and weight {tuple(weight.shape)}"
         raise InvalidInput(f"{shapes} have no product", "give (..., K) and (N, K)")
-    rows, (N, K) = values.shape[:-1], weight.shape
+    rows, (N, K) = tuple(values.shape[:-1]), weight.shape
     if K > _EXACT_DEPTH:
         raise InvalidInput(f"{K} products may overflow int32", f"split a depth beyond {_EXACT_DEPTH}")
-    vectors = [(N,), (rows[0], 1, N)] if len(rows) == 2 else [(N,)]
-    wanted: list[tuple[str, Tensor | None, Sequence[tuple[int, ...]]]] = [
-        ("scales", scales, [tuple(rows), ()]),
-        ("weight_scales", weight_scales, [(N,)]),
-        ("bias", optional["bias"], [(N,)]),
-        *((name, optional[name], vectors) for name in _VECTORS),
-        ("residual", optional["residual"], [(*rows, N)]),
+    int8, fp32 = (torch.int8,), (torch.float32,)
+    vectors: list[tuple[int, ...]] = [(N,), (rows[0], 1, N)] if len(rows) == 2 else [(N,)]
+    wanted: list[tuple[str, Tensor | None, list[tuple[int, ...]], Sequence[torch.dtype]]] = [
+        ("values", values, [(*rows, K)], int8),
+        ("scales", scales, [rows, ()], fp32),
+        ("weight", weight, [(N, K)], int8),
+        ("weight_scales", weight_scales, [(N,)], fp32),
+        ("bias", optional["bias"], [(N,)], FLOATS),
+        ("residual", optional["residual"], [(*rows, N)], FLOATS),
+        ("out", optional["out"], [(*rows, N)], (dtype,)),
+        *((name, optional[name], vectors, FLOATS) for name in _VECTORS),
     ]
-    for name, tensor, allowed in wanted:
-        if tensor is not None and tuple(tensor.shape) not in allowed:
-            names = " or ".join(str(shape) for shape in allowed)
-            raise InvalidInput(f"{name} of w8a8_linear has shape {tuple(tensor.shape)}", f"give {names}")
+    for name, tensor, allowed, dtypes in wanted:
+        if tensor is not None:
+            spaced = name in _VECTORS
+            check_tensor("w8a8_linear", name, tensor, values, *allowed, dtypes=dtypes, spaced=spaced)
     for name in _VECTORS:
         vector = optional[name]
         if vector is not None and vector.ndim == 3 and vector.stride(0) * len(vector) >= 2**31:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -12,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sana_edge.engines import ports
-from sana_edge.engines.choose import EngineKind, Settings, cpu_threads, shown_threads, unusable_device
+from sana_edge.engines.engine import EngineKind, Settings
 from sana_edge.engines.ports import ANY, Arrays
+from sana_edge.engines.threads import cpu_threads, shown_threads
 from sana_edge.errors import InvalidInput, MissingDependency, SanaError, UnsupportedDevice
 from sana_edge.store.manifest import Port, export_command
 
@@ -53,60 +55,60 @@ _TRIAL = bytes.fromhex(
 )  # fmt: skip
 
 
-def probe(device: str, settings: Settings) -> tuple[str, str]:
-    """What it would be called and its precision on a device.
+@dataclass(frozen=True)
+class OnnxRuntime(EngineKind):
+    """The kind "onnxruntime"."""
 
-    Raises:
-        MissingDependency: it is not installed, does not load or is too old.
-        UnsupportedDevice: no provider for the device, or one that does not work here.
-        InvalidInput: it cannot compute in the precision or dtype.
-    """
-    runtime = _runtime()
-    if device not in _PROVIDERS:
-        raise unusable_device("onnxruntime", device)
-    dtype = settings.dtype or "fp32"
-    if settings.precision not in ("auto", dtype):
-        hint = f"choose dtype auto, or `{export_command(dtype=settings.precision)}`"
-        if (device, settings.precision) == ("cpu", "bf16"):
-            hint = "choose dtype auto, or install openvino"
-        raise InvalidInput(
-            f"onnxruntime computes in the graphs' own {dtype}, not in {settings.precision}", hint
-        )
-    if device == "cpu":
+    name = "onnxruntime"
+    devices = tuple(_PROVIDERS)
+
+    @classmethod
+    def probe(cls, device: str, settings: Settings) -> OnnxRuntime:
+        """See `sana_edge.engines.engine.EngineKind.probe`."""
+        runtime = _runtime()
+        dtype = settings.dtype or "fp32"
+        if settings.precision not in ("auto", dtype):
+            hint = f"choose dtype auto, or `{export_command(dtype=settings.precision)}`"
+            if (device, settings.precision) == ("cpu", "bf16"):
+                hint = "choose dtype auto, or install openvino"
+            raise InvalidInput(
+                f"onnxruntime computes in the graphs' own {dtype}, not in {settings.precision}", hint
+            )
+        title = f"onnxruntime {runtime.__version__} on {device}"
+        if device != "cpu":
+            _try_provider(runtime, device)
+            return cls(device, dtype, title, settings)
         if dtype == "bf16":
             raise InvalidInput(
                 "onnxruntime has no bf16 products on a CPU",
                 f"`{export_command(dtype='fp32')}`, or install openvino",
             )
-        return (
-            f"onnxruntime {runtime.__version__} on cpu, {shown_threads(cpu_threads(settings.threads))}",
-            dtype,
-        )
-    _try_provider(runtime, device)
-    return f"onnxruntime {runtime.__version__} on {device}", dtype
+        return cls(device, dtype, f"{title}, {shown_threads(cpu_threads(settings.threads))}", settings)
 
-
-def load(
-    kind: EngineKind, path: Path, inputs: Mapping[str, Port] | None, outputs: Mapping[str, Port] | None
-) -> OnnxRuntimeEngine:
-    """See `sana_edge.engines.choose.EngineKind.load`."""
-    ports.check_file(path)
-    runtime = _runtime()
-    options = _session_options(runtime, kind.settings)
-    try:
-        session = _session(runtime, str(path), options, _providers(kind))
-    # its exceptions have no base class but Exception
-    except Exception as error:
-        raise ports.load_failure(path, "onnxruntime", error) from error
-    if session.get_providers()[0] != _PROVIDERS[kind.device]:
-        raise UnsupportedDevice(
-            f"onnxruntime does not run {path.name} on {kind.device}", "choose --device cpu"
-        )
-    return OnnxRuntimeEngine(kind, path.stem, session, inputs, outputs)
+    def load(
+        self,
+        path: Path,
+        inputs: Mapping[str, Port] | None = None,
+        outputs: Mapping[str, Port] | None = None,
+    ) -> OnnxRuntimeEngine:
+        """See `sana_edge.engines.engine.EngineKind.load`."""
+        ports.check_file(path)
+        runtime = _runtime()
+        options = _session_options(runtime, self.settings)
+        try:
+            session = _session(runtime, str(path), options, _providers(self))
+        # its exceptions have no base class but Exception
+        except Exception as error:
+            raise ports.load_failure(path, "onnxruntime", error) from error
+        if session.get_providers()[0] != _PROVIDERS[self.device]:
+            raise UnsupportedDevice(
+                f"onnxruntime does not run {path.name} on {self.device}", "choose --device cpu"
+            )
+        return OnnxRuntimeEngine(self, path.stem, session, inputs, outputs)
 
 
 class OnnxRuntimeEngine:
-    """A graph in onnxruntime; see `sana_edge.engines.choose.Engine`."""
+    """A graph in onnxruntime; see `sana_edge.engines.engine.Engine`."""
 
     name = "onnxruntime"
     notes: tuple[str, ...] = ()
@@ -130,7 +132,7 @@ class OnnxRuntimeEngine:
         self._bound: dict[str, NDArray[Any]] = {}
 
     def run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
-        """See `sana_edge.engines.choose.Engine.run`."""
+        """See `sana_edge.engines.engine.Engine.run`."""
         if self._session is None:
             raise SanaError(f"the engine of {self.graph} is closed", "load it again")
         sizes = ports.check_inputs(self.graph, inputs, self._inputs)
@@ -145,7 +147,7 @@ class OnnxRuntimeEngine:
             raise ports.run_failure(self.graph, self.name, sizes, error) from error
 
     def close(self) -> None:
-        """See `sana_edge.engines.choose.Engine.close`."""
+        """See `sana_edge.engines.engine.Engine.close`."""
         self._session = None
         self._binding = None
         self._bound = {}

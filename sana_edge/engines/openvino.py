@@ -7,6 +7,7 @@ import re
 import tempfile
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sana_edge.engines import ports as engine_ports
-from sana_edge.engines.choose import EngineKind, Settings, cpu_threads, shown_threads, unusable_device
+from sana_edge.engines.engine import EngineKind, Settings
 from sana_edge.engines.ports import ANY, Arrays
+from sana_edge.engines.threads import cpu_threads, shown_threads
 from sana_edge.errors import InvalidInput, MissingDependency, SanaError, UnsupportedDevice
 from sana_edge.store.cache import user_cache
 from sana_edge.store.manifest import Port
@@ -42,32 +44,56 @@ _SATURATES = (
 _MISSING_LIBRARY = re.compile(r"(\S+): cannot open shared object file")
 
 
-def probe(device: str, settings: Settings) -> tuple[str, str]:
-    """What it would be called and its precision on a device.
+@dataclass(frozen=True)
+class OpenVino(EngineKind):
+    """The kind "openvino"."""
 
-    Raises:
-        MissingDependency: it is not installed, does not load or is too old.
-        UnsupportedDevice: the device is not there, or has no driver.
-        InvalidInput: the device cannot compute in the precision.
-    """
-    runtime = _runtime()
-    if device not in _DEVICES:
-        raise unusable_device("openvino", device)
-    core, place = runtime.Core(), _DEVICES[device]
-    hint = f"{_DRIVERS.get(device, 'install openvino again')}, or choose --device cpu"
-    # of a GPU that is the only one, "GPU" and "GPU.0" are the same
-    there = device == "cpu" or any(found.split(".")[0] == place for found in core.available_devices)
-    try:
-        title = str(core.get_property(place, "FULL_DEVICE_NAME")).strip()
-    except RuntimeError as error:
-        raise UnsupportedDevice(_refusal(device, there, error), hint) from error
-    if not there:
-        raise UnsupportedDevice(f"openvino finds no {device}", hint)
-    precision = _precision(core, device, settings)
-    version = runtime.__version__.partition("-")[0]
-    threads = cpu_threads(settings.threads) if device == "cpu" else None
-    on = f"openvino {version} on {device} ({title}), {precision}"
-    return f"{on}, {shown_threads(threads)}" if device == "cpu" else on, precision
+    name = "openvino"
+    devices = tuple(_DEVICES)
+
+    @classmethod
+    def probe(cls, device: str, settings: Settings) -> OpenVino:
+        """See `sana_edge.engines.engine.EngineKind.probe`."""
+        runtime = _runtime()
+        core, place = runtime.Core(), _DEVICES[device]
+        hint = f"{_DRIVERS.get(device, 'install openvino again')}, or choose --device cpu"
+        # of a GPU that is the only one, "GPU" and "GPU.0" are the same
+        there = device == "cpu" or any(found.split(".")[0] == place for found in core.available_devices)
+        try:
+            processor = str(core.get_property(place, "FULL_DEVICE_NAME")).strip()
+        except RuntimeError as error:
+            raise UnsupportedDevice(_refusal(device, there, error), hint) from error
+        if not there:
+            raise UnsupportedDevice(f"openvino finds no {device}", hint)
+        precision = _precision(core, device, settings)
+        version = runtime.__version__.partition("-")[0]
+        title = f"openvino {version} on {device} ({processor}), {precision}"
+        if device == "cpu":
+            title += f", {shown_threads(cpu_threads(settings.threads))}"
+        return cls(device, precision, title, settings)
+
+    def load(
+        self,
+        path: Path,
+        inputs: Mapping[str, Port] | None = None,
+        outputs: Mapping[str, Port] | None = None,
+    ) -> OpenVinoEngine:
+        """See `sana_edge.engines.engine.EngineKind.load`."""
+        engine_ports.check_file(path)
+        runtime = _runtime()
+        try:
+            # not Core.read_model: that offers a damaged file to the readers of all other formats
+            reader = runtime.frontend.FrontEndManager().load_by_framework("onnx")
+            model = reader.convert(reader.load(str(path)))
+        except Exception as error:
+            raise engine_ports.load_failure(path, "openvino", error) from error
+        ports = inputs or _ports(model.inputs), outputs or _ports(model.outputs)
+        if self.precision != "fp32":
+            _keep_phases(model)
+        exact = self.device != "cpu" or not _is_int8(model) or sums_are_exact()
+        engine = OpenVinoEngine(self, path, runtime.Core(), model, *ports, int8=exact)
+        engine.compile()
+        return engine
 
 
 def _refusal(device: str, there: bool, error: Exception) -> str:
@@ -81,30 +107,8 @@ def _refusal(device: str, there: bool, error: Exception) -> str:
     return f"openvino finds no {device}"
 
 
-def load(
-    kind: EngineKind, path: Path, inputs: Mapping[str, Port] | None, outputs: Mapping[str, Port] | None
-) -> OpenVinoEngine:
-    """See `sana_edge.engines.choose.EngineKind.load`."""
-    engine_ports.check_file(path)
-    runtime = _runtime()
-    try:
-        # not Core.read_model: that offers a damaged file to the readers of all other formats
-        reader = runtime.frontend.FrontEndManager().load_by_framework("onnx")
-        model = reader.convert(reader.load(str(path)))
-    except Exception as error:
-        raise engine_ports.load_failure(path, "openvino", error) from error
-    ports = inputs or _ports(model.inputs), outputs or _ports(model.outputs)
-    if kind.precision != "fp32":
-        _keep_phases(model)
-    core = runtime.Core()
-    exact = kind.device != "cpu" or not _is_int8(model) or sums_are_exact()
-    engine = OpenVinoEngine(kind, path, core, model, *ports, int8=exact)
-    engine.compile()
-    return engine
-
-
 class OpenVinoEngine:
-    """A graph in OpenVINO, compiled for each size that comes; see `sana_edge.engines.choose.Engine`."""
+    """A graph in OpenVINO, compiled for each size that comes; see `sana_edge.engines.engine.Engine`."""
 
     name = "openvino"
 
@@ -141,7 +145,7 @@ class OpenVinoEngine:
             self._request({})
 
     def run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
-        """See `sana_edge.engines.choose.Engine.run`."""
+        """See `sana_edge.engines.engine.Engine.run`."""
         if self._core is None:
             raise SanaError(f"the engine of {self.graph} is closed", "load it again")
         sizes = engine_ports.check_inputs(self.graph, inputs, self._inputs)
@@ -167,7 +171,7 @@ class OpenVinoEngine:
             raise engine_ports.run_failure(self.graph, self.name, sizes, error) from error
 
     def close(self) -> None:
-        """See `sana_edge.engines.choose.Engine.close`."""
+        """See `sana_edge.engines.engine.Engine.close`."""
         self._core = None
         self._model = None
         self._requests.clear()

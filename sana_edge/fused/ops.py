@@ -1,7 +1,7 @@
-"""The fused operations of INT8 models, known to torch as ``sana_edge::...``; defined by `reference_fused`.
+"""The fused operations of INT8 models, defined by `reference_fused` and `reference_conv`.
 
-Every operation takes the ``backend`` that computes it, "cuda", "triton" or "torch", whose module is imported
-when it is first used. None has a gradient.
+Every operation takes what its definition takes, by position, and last the ``backend`` that computes it:
+"cuda", "triton" or "torch", whose module is imported when it is first used. None has a gradient.
 """
 
 from __future__ import annotations
@@ -13,77 +13,25 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch import library as registry
 
-from sana_edge.fused import shapes
 from sana_edge.kernels.cuda import library
 
-# the module of sana_edge.kernels that has an operation
-_CUDA = {
-    "quantize_rows": "cuda.rows",
-    "norm_modulate_quantize": "cuda.rows",
-    "dwconv_glu_quantize": "cuda.rows",
-    "w8a8_linear": "cuda.linear",
-    "qkv_linear_attention": "cuda.linear_attention",
-    "qk_norm_linear_attention": "cuda.linear_attention",
-    "linear_attention_finish": "cuda.linear_attention",
-    "cross_attention_quantize": "cuda.cross_attention",
-    "patch_embed": "cuda.ends",
-    "velocity_head": "cuda.ends",
-    "w8a8_conv2d": "cuda.conv",
-}
-# the decoder's convolutions are torch's where the CUDA library is not there
+# the module of sana_edge.kernels.triton that has an operation
 _TRITON = {
-    "quantize_rows": "triton.quantize_rows",
-    "norm_modulate_quantize": "triton.norm_quantize",
-    "dwconv_glu_quantize": "triton.mix_ffn",
-    "w8a8_linear": "triton.w8a8_linear",
-    "qkv_linear_attention": "triton.attention",
-    "qk_norm_linear_attention": "triton.attention",
-    "linear_attention_finish": "triton.attention",
-    "cross_attention_quantize": "triton.attention",
-    "patch_embed": "triton.ends",
-    "velocity_head": "triton.ends",
+    "quantize_rows": "quantize_rows",
+    "norm_modulate_quantize": "norm_quantize",
+    "dwconv_glu_quantize": "mix_ffn",
+    "w8a8_linear": "w8a8_linear",
+    "qkv_linear_attention": "attention",
+    "qk_norm_linear_attention": "attention",
+    "linear_attention_finish": "attention",
+    "cross_attention_quantize": "attention",
+    "patch_embed": "patch_embed",
+    "velocity_head": "velocity_head",
 }
-_HOMES = {
-    "cuda": _CUDA,
-    "triton": _TRITON,
-    "torch": {**dict.fromkeys(_CUDA, "reference_fused"), "w8a8_conv2d": "reference_conv"},
-}
-
-_PRODUCT = "Tensor values, Tensor scales, Tensor weight, Tensor weight_scales, Tensor? bias"
-_SCHEMAS = {
-    "quantize_rows": "(Tensor x, Tensor? static_scale, str backend) -> (Tensor, Tensor)",
-    "norm_modulate_quantize": "(Tensor x, Tensor scale, Tensor shift, float eps, Tensor? static_scale, "
-    "str backend) -> (Tensor, Tensor)",
-    "dwconv_glu_quantize": "(Tensor x, Tensor weight, Tensor bias, int height, int width, "
-    "Tensor? static_scale, str backend) -> (Tensor, Tensor)",
-    "w8a8_linear": f"({_PRODUCT}, ScalarType dtype, bool silu, str backend) -> Tensor",
-    "w8a8_linear_add_": f"(Tensor(a!) x, {_PRODUCT}, float? limit, Tensor? gate, Tensor? constant, "
-    "str backend) -> ()",
-    "qkv_linear_attention": f"({_PRODUCT}, ScalarType dtype, int heads, Tensor(a!)? workspace, str backend) "
-    "-> (Tensor, Tensor)",
-    "qk_norm_linear_attention": "(Tensor qkv, Tensor norm_k, int heads, float norm_eps, "
-    "Tensor(a!)? workspace, str backend) -> (Tensor, Tensor)",
-    "linear_attention_finish": "(Tensor q, Tensor state, float eps, Tensor? roots, Tensor? norm_q, "
-    "Tensor? static_scale, str backend) -> (Tensor, Tensor)",
-    "cross_attention_quantize": "(Tensor q, Tensor keys, Tensor values_transposed, Tensor lengths, "
-    "Tensor? norm_q, float norm_eps, Tensor? static_scale, str backend) -> (Tensor, Tensor)",
-    "patch_embed": "(Tensor latent, Tensor weight, Tensor bias, Tensor? positions, int copies, "
-    "ScalarType dtype, str backend) -> Tensor",
-    "velocity_head": "(Tensor x, Tensor scale, Tensor shift, float eps, Tensor weight, Tensor bias, "
-    "Tensor? guidance, int height, int width, str backend) -> Tensor",
-    "w8a8_conv2d": "(Tensor values, Tensor scale, Tensor weight, Tensor weight_scales, Tensor? bias, "
-    "ScalarType dtype, str upsample, str activation, Tensor? shortcut, int repeats, Tensor? out_scale, "
-    "str backend) -> Tensor",
-    "w8a8_conv2d_add_": "(Tensor(a!) x, Tensor values, Tensor scale, Tensor weight, Tensor weight_scales, "
-    "Tensor? bias, Tensor norm_weight, Tensor? norm_bias, float norm_eps, str backend) -> ()",
-}
-
-OPERATIONS = tuple(_SCHEMAS)
-# that Triton has none of
-CUDA_ONLY = tuple(name for name in _SCHEMAS if "conv2d" in name)
-_LIBRARY = registry.Library("sana_edge", "DEF")  # type: ignore[no-untyped-call]
+# the decoder's convolutions, which Triton has none of: they are torch's where the CUDA library is not there
+CUDA_ONLY = ("w8a8_conv2d", "w8a8_conv2d_add_")
+OPERATIONS = (*_TRITON, "w8a8_linear_add_", *CUDA_ONLY)
 
 
 def workspace(backend: str, images: int, tokens: int, heads: int, device: torch.device) -> Tensor | None:
@@ -96,101 +44,81 @@ def workspace(backend: str, images: int, tokens: int, heads: int, device: torch.
 
 @functools.cache
 def _implementation(backend: str, name: str) -> Callable[..., Any]:
-    module = importlib.import_module(f"sana_edge.kernels.{_HOMES[backend][name]}")
-    function: Callable[..., Any] = getattr(module, name)
+    torch_home = "reference_conv" if name in CUDA_ONLY else "reference_fused"
+    home = {"cuda": "cuda.launch", "triton": f"triton.{_TRITON.get(name)}", "torch": torch_home}[backend]
+    function: Callable[..., Any] = getattr(importlib.import_module(f"sana_edge.kernels.{home}"), name)
     return function
 
 
-def _call(name: str, *arguments: Any) -> Any:
-    """An operation whose arguments are those of `reference_fused`, with the backend as the last."""
-    *arguments_, backend = arguments
-    return _implementation(backend, name)(*arguments_)
+@torch.no_grad()
+def _run(name: str, *arguments: Any, **options: Any) -> Any:
+    """An operation by the arguments of its definition, with the backend as the last of those by position."""
+    *operands, backend = arguments
+    return _implementation(backend, name)(*operands, **options)
 
 
-def _w8a8_linear(*arguments: Any) -> Tensor:
-    *product, silu, backend = arguments
-    out: Tensor = _implementation(backend, "w8a8_linear")(*product, silu=silu)
-    return out
-
-
-def _w8a8_linear_add_(x: Tensor, *arguments: Any) -> None:
-    """x + gate · clipped product + constant, in place: a kernel writes each number where it read it."""
-    *product, limit, gate, constant, backend = arguments
-    options = {"limit": limit, "gate": gate, "residual": x, "constant": constant}
-    function = _implementation(backend, "w8a8_linear")
-    if backend == "torch":
-        x.copy_(function(*product, x.dtype, **options))
-    else:
-        function(*product, x.dtype, **options, out=x)
-
-
-def _w8a8_conv2d(*arguments: Any) -> Tensor:
-    *product, upsample, activation, shortcut, repeats, out_scale, backend = arguments
-    out: Tensor = _implementation(backend, "w8a8_conv2d")(
-        *product,
-        upsample=upsample,
-        activation=activation,
-        shortcut=shortcut,
-        repeats=repeats,
-        out_scale=out_scale,
-    )
-    return out
-
-
-def _w8a8_conv2d_add_(x: Tensor, *arguments: Any) -> None:
-    """x + the convolution, RMS-normalised over its channels, in place."""
-    *product, norm_weight, norm_bias, norm_eps, backend = arguments
-    options = {"norm_weight": norm_weight, "norm_bias": norm_bias, "norm_eps": norm_eps, "residual": x}
-    function = _implementation(backend, "w8a8_conv2d")
-    if backend == "torch":
-        x.copy_(function(*product, x.dtype, **options))
-    else:
-        function(*product, x.dtype, **options, out=x)
-
-
-def _with_workspace(name: str, *arguments: Any) -> tuple[Tensor, Tensor]:
+def _run_with_workspace(name: str, *arguments: Any) -> tuple[Tensor, Tensor]:
+    """What needs a `workspace`, the last but one argument, on CUDA."""
     *operands, space, backend = arguments
-    options = {"workspace": space} if backend == "cuda" else {}
-    result: tuple[Tensor, Tensor] = _implementation(backend, name)(*operands, **options)
+    result: tuple[Tensor, Tensor] = _run(name, *operands, *([space] if backend == "cuda" else []), backend)
     return result
 
 
-def _velocity_head(*arguments: Any) -> Tensor:
+def _run_into(x: Tensor, name: str, *arguments: Any, **options: Any) -> None:
+    """A product added to x in place: a kernel writes each number where it read it."""
+    *product, backend = arguments
+    if backend == "torch":
+        x.copy_(_run(name, *product, x.dtype, backend, residual=x, **options))
+    else:
+        _run(name, *product, x.dtype, backend, residual=x, out=x, **options)
+
+
+def w8a8_linear(*arguments: Any) -> Tensor:
+    """Of (values, scales, weight, weight_scales, bias, dtype, silu, backend)."""
+    *product, silu, backend = arguments
+    out: Tensor = _run("w8a8_linear", *product, backend, silu=silu)
+    return out
+
+
+def w8a8_linear_add_(x: Tensor, *arguments: Any) -> None:
+    """x + gate · clipped product + constant, in place.
+
+    Of (x, values, scales, weight, weight_scales, bias, limit, gate, constant, backend).
+    """
+    *product, limit, gate, constant, backend = arguments
+    _run_into(x, "w8a8_linear", *product, backend, limit=limit, gate=gate, constant=constant)
+
+
+def velocity_head(*arguments: Any) -> Tensor:
+    """As defined, with height and width in the place of ``size``."""
     *operands, height, width, backend = arguments
-    velocity: Tensor = _implementation(backend, "velocity_head")(*operands, (height, width))
+    velocity: Tensor = _run("velocity_head", *operands, (height, width), backend)
     return velocity.contiguous()
 
 
-_OWN = {
-    "w8a8_linear": _w8a8_linear,
-    "w8a8_linear_add_": _w8a8_linear_add_,
-    "velocity_head": _velocity_head,
-    "w8a8_conv2d": _w8a8_conv2d,
-    "w8a8_conv2d_add_": _w8a8_conv2d_add_,
-}
+def w8a8_conv2d(*arguments: Any) -> Tensor:
+    """Of (the product and dtype, upsample, activation, shortcut, repeats, out_scale, backend)."""
+    *product, upsample, activation, shortcut, repeats, out_scale, backend = arguments
+    options = {"upsample": upsample, "activation": activation, "shortcut": shortcut, "repeats": repeats}
+    out: Tensor = _run("w8a8_conv2d", *product, backend, **options, out_scale=out_scale)
+    return out
 
 
-def _register() -> None:
-    for name, schema in _SCHEMAS.items():
-        shared = _with_workspace if "workspace" in schema else _call
-        function = _OWN.get(name, functools.partial(shared, name))
-        _LIBRARY.define(name + schema)  # type: ignore[no-untyped-call]
-        _LIBRARY.impl(name, function, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
-        registry.register_fake(f"sana_edge::{name}", shapes.SHAPES.get(name, shapes.rows), lib=_LIBRARY)
+def w8a8_conv2d_add_(x: Tensor, *arguments: Any) -> None:
+    """x + the convolution, RMS-normalised over its channels, in place.
+
+    Of (x, values, scale, weight, weight_scales, bias, norm_weight, norm_bias, norm_eps, backend).
+    """
+    *product, norm_weight, norm_bias, norm_eps, backend = arguments
+    norm = {"norm_weight": norm_weight, "norm_bias": norm_bias, "norm_eps": norm_eps}
+    _run_into(x, "w8a8_conv2d", *product, backend, **norm)
 
 
-_register()
-
-quantize_rows = torch.ops.sana_edge.quantize_rows.default
-norm_modulate_quantize = torch.ops.sana_edge.norm_modulate_quantize.default
-dwconv_glu_quantize = torch.ops.sana_edge.dwconv_glu_quantize.default
-w8a8_linear = torch.ops.sana_edge.w8a8_linear.default
-w8a8_linear_add_ = torch.ops.sana_edge.w8a8_linear_add_.default
-qkv_linear_attention = torch.ops.sana_edge.qkv_linear_attention.default
-qk_norm_linear_attention = torch.ops.sana_edge.qk_norm_linear_attention.default
-linear_attention_finish = torch.ops.sana_edge.linear_attention_finish.default
-cross_attention_quantize = torch.ops.sana_edge.cross_attention_quantize.default
-patch_embed = torch.ops.sana_edge.patch_embed.default
-velocity_head = torch.ops.sana_edge.velocity_head.default
-w8a8_conv2d = torch.ops.sana_edge.w8a8_conv2d.default
-w8a8_conv2d_add_ = torch.ops.sana_edge.w8a8_conv2d_add_.default
+quantize_rows = functools.partial(_run, "quantize_rows")
+norm_modulate_quantize = functools.partial(_run, "norm_modulate_quantize")
+dwconv_glu_quantize = functools.partial(_run, "dwconv_glu_quantize")
+qkv_linear_attention = functools.partial(_run_with_workspace, "qkv_linear_attention")
+qk_norm_linear_attention = functools.partial(_run_with_workspace, "qk_norm_linear_attention")
+linear_attention_finish = functools.partial(_run, "linear_attention_finish")
+cross_attention_quantize = functools.partial(_run, "cross_attention_quantize")
+patch_embed = functools.partial(_run, "patch_embed")

@@ -16,7 +16,8 @@ import torch
 
 import sana_edge
 from sana_edge.cli import doctor
-from sana_edge.engines.tensorrt import backend as engine_tensorrt
+from sana_edge.engines.engine import Settings
+from sana_edge.engines.tensorrt.backend import TensorRT
 from sana_edge.int8 import matmul, ops, text_linear
 from sana_edge.store import hub
 
@@ -118,7 +119,8 @@ def test_engines() -> None:
 
 def test_tensorrt_without_engines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SANA_EDGE_CACHE", str(tmp_path))
-    monkeypatch.setattr(engine_tensorrt, "probe", lambda device, settings: ("TensorRT 10.6 on a GPU", "fp32"))
+    kind = TensorRT("cuda", "fp32", "TensorRT 10.6 on a GPU", Settings())
+    monkeypatch.setattr(TensorRT, "probe", lambda device, settings: kind)
     detail = "TensorRT 10.6 on a GPU, no engines built yet: sana-edge build DIR"
     assert next(doctor.engine_backends()) == doctor.Backend("tensorrt cuda", True, detail)
     # a user without a home folder has none

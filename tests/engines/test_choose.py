@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 
 from sana_edge.engines import choose as engines
-from sana_edge.engines import ports
-from sana_edge.engines.choose import Settings, choose
+from sana_edge.engines import ports, threads
+from sana_edge.engines.choose import choose
+from sana_edge.engines.engine import EngineKind, Settings
 from sana_edge.errors import CheckpointError, InvalidInput, MissingDependency, OutOfMemory, SanaError
 from sana_edge.store.manifest import GRAPHS
 
@@ -112,29 +113,33 @@ def test_files_that_are_no_graphs(content: bytes | None, tmp_path: Path) -> None
 # the choice
 
 
-class Fake:
-    """An engine's module: what it can do by device."""
+def fake(name: str, **able: SanaError | None) -> type[EngineKind]:
+    """A kind of engine: what it can do by device."""
 
-    def __init__(self, name: str, **able: SanaError | None) -> None:
-        self.name, self.able = name, able
+    class Fake(EngineKind):
+        devices = engines._KINDS[name].devices
 
-    def check_built(self, folder: Path, settings: Settings) -> None:
-        raise SanaError(f"{settings.engine_folder} has no engine", f"build it: sana-edge build {folder}")
+        @classmethod
+        def probe(cls, device: str, settings: Settings) -> EngineKind:
+            refused = able.get(device, MissingDependency(f"{device} is missing", f"install {name}"))
+            if refused is not None:
+                raise refused
+            if name == "tensorrt" and settings.folder:
+                hint = f"build it: sana-edge build {settings.folder}"
+                raise SanaError(f"{settings.engine_folder} has no engine", hint)
+            return cls(device, "fp32", f"{name} 1 on {device}", settings)
 
-    def probe(self, device: str, settings: Settings) -> tuple[str, str]:
-        refused = self.able.get(device, MissingDependency(f"{device} is missing", f"install {self.name}"))
-        if refused is not None:
-            raise refused
-        return f"{self.name} 1 on {device}", "fp32"
+    Fake.name = name
+    return Fake
 
 
-def offer(monkeypatch: pytest.MonkeyPatch, *modules: Fake) -> None:
-    known = {module.name: module for module in modules}
-    monkeypatch.setattr(engines, "_module", lambda name: known.get(name, Fake(name)))
+def offer(monkeypatch: pytest.MonkeyPatch, *kinds: type[EngineKind]) -> None:
+    known = {name: fake(name) for name in engines.NAMES} | {kind.name: kind for kind in kinds}
+    monkeypatch.setattr(engines, "_KINDS", known)
 
 
 def test_auto_takes_the_first_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    offer(monkeypatch, Fake("openvino", cpu=None), Fake("onnxruntime", cpu=None))
+    offer(monkeypatch, fake("openvino", cpu=None), fake("onnxruntime", cpu=None))
     kind = choose()
     assert (kind.name, kind.device, kind.precision, kind.title) == (
         *("openvino", "cpu", "fp32"),
@@ -144,12 +149,12 @@ def test_auto_takes_the_first_that_works(monkeypatch: pytest.MonkeyPatch) -> Non
         "tensorrt cuda": "cuda is missing; install tensorrt",
         "onnxruntime cuda": "cuda is missing; install onnxruntime",
     }
-    offer(monkeypatch, Fake("onnxruntime", cpu=None))
+    offer(monkeypatch, fake("onnxruntime", cpu=None))
     kind = choose()
     assert kind.name == "onnxruntime" and kind.reasons["openvino cpu"] == "cpu is missing; install openvino"
-    offer(monkeypatch, Fake("openvino", cpu=None), Fake("onnxruntime", cuda=None))
+    offer(monkeypatch, fake("openvino", cpu=None), fake("onnxruntime", cuda=None))
     assert choose().device == "cuda" and choose(device="cpu").name == "openvino"
-    offer(monkeypatch, Fake("tensorrt", cuda=None), Fake("onnxruntime", cuda=None))
+    offer(monkeypatch, fake("tensorrt", cuda=None), fake("onnxruntime", cuda=None))
     assert [choose(device=device).name for device in ("auto", "cuda", "gpu")] == ["tensorrt"] * 3
 
 
@@ -168,7 +173,7 @@ def exported(path: Path, size: int) -> Path:
 def test_on_a_cpu_the_size_decides(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(engines, "SMALL", 5000)
     small, large = exported(tmp_path / "small", 4999), exported(tmp_path / "large", 5000)
-    offer(monkeypatch, Fake("openvino", cpu=None), Fake("onnxruntime", cpu=None))
+    offer(monkeypatch, fake("openvino", cpu=None), fake("onnxruntime", cpu=None))
     for device in ("auto", "cpu"):
         kind = choose(device=device, folder=small)
         assert kind.name == "onnxruntime"
@@ -179,22 +184,22 @@ def test_on_a_cpu_the_size_decides(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     for name in ("openvino", "onnxruntime"):
         assert choose(name, folder=small).name == choose(name, folder=large).name == name
     # what cannot be used is no choice, and has its own reason
-    offer(monkeypatch, Fake("openvino", cpu=None))
+    offer(monkeypatch, fake("openvino", cpu=None))
     kind = choose(device="cpu", folder=small)
     assert kind.name == "openvino" and kind.reasons == {
         "onnxruntime cpu": "cpu is missing; install onnxruntime"
     }
-    offer(monkeypatch, Fake("onnxruntime", cpu=None))
+    offer(monkeypatch, fake("onnxruntime", cpu=None))
     kind = choose(device="cpu", folder=large)
     assert kind.name == "onnxruntime" and kind.reasons == {"openvino cpu": "cpu is missing; install openvino"}
     # nor does it matter on a GPU
-    offer(monkeypatch, Fake("openvino", cpu=None), Fake("onnxruntime", cpu=None, cuda=None))
+    offer(monkeypatch, fake("openvino", cpu=None), fake("onnxruntime", cpu=None, cuda=None))
     assert choose(folder=small).reasons.keys() == {"tensorrt cuda"}
 
 
 def test_tensorrt_without_an_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     folder, settings = fake_export.write_folder(tmp_path / "onnx"), Settings(engine_folder=Path("e"))
-    offer(monkeypatch, Fake("tensorrt", cuda=None), Fake("onnxruntime", cuda=None))
+    offer(monkeypatch, fake("tensorrt", cuda=None), fake("onnxruntime", cuda=None))
     kind = choose(folder=folder, settings=settings)
     assert (kind.name, kind.device, kind.settings.dtype) == ("onnxruntime", "cuda", "fp16")
     assert kind.reasons == {"tensorrt cuda": f"e has no engine; build it: sana-edge build {folder}"}
@@ -216,7 +221,7 @@ def test_no_gpu_of_any_kind(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    offer(monkeypatch, Fake("openvino", cpu=None), Fake("onnxruntime", cpu=None))
+    offer(monkeypatch, fake("openvino", cpu=None), fake("onnxruntime", cpu=None))
     kind = choose("onnxruntime")
     assert kind.name == "onnxruntime" and kind.reasons["openvino cpu"] == "onnxruntime was asked for"
 
@@ -239,6 +244,10 @@ def test_nothing_can_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"asked": "openvino", "device": "cuda"}, "openvino does not run on device cuda"),
         ({"asked": "onnxruntime", "device": "npu"}, "onnxruntime does not run on device npu"),
         ({"asked": "tensorrt", "device": "cpu"}, "tensorrt does not run on device cpu"),
+        (
+            {"asked": "tensorrt", "device": "tensorrt"},
+            "device tensorrt is onnxruntime's own TensorRT, not the engines of `sana-edge build`",
+        ),
     ],
 )
 def test_wrong_arguments(arguments: dict[str, Any], message: str) -> None:
@@ -294,23 +303,23 @@ def test_survey_tells_of_all() -> None:
 
 def test_threads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "3,2")
-    assert engines.cpu_threads(5) == 5 and engines.cpu_threads() == 3
+    assert threads.cpu_threads(5) == 5 and threads.cpu_threads() == 3
     monkeypatch.setenv("OMP_NUM_THREADS", "many")
-    monkeypatch.setattr(engines.os, "sched_getaffinity", lambda pid: {0, 1, 2, 3, 9}, raising=False)
-    monkeypatch.setattr(engines, "_CPUS", tmp_path)
-    monkeypatch.setattr(engines, "_CGROUP", tmp_path)
+    monkeypatch.setattr(threads.os, "sched_getaffinity", lambda pid: {0, 1, 2, 3, 9}, raising=False)
+    monkeypatch.setattr(threads, "_CPUS", tmp_path)
+    monkeypatch.setattr(threads, "_CGROUP", tmp_path)
     # two cores of two hardware threads, and one that the system says nothing of
     for cpu, siblings in ((0, "0,2"), (2, "0,2"), (1, "1,3"), (3, "1,3")):
         folder = tmp_path / f"cpu{cpu}" / "topology"
         folder.mkdir(parents=True)
         (folder / "thread_siblings_list").write_text(siblings + "\n")
-    assert engines.cpu_threads() == 3
+    assert threads.cpu_threads() == 3
     (tmp_path / "cpu.max").write_text("150000 100000\n")
-    assert engines.cpu_threads() == 2
+    assert threads.cpu_threads() == 2
     (tmp_path / "cpu.max").write_text("max 100000\n")
-    assert engines.cpu_threads() == 3
-    monkeypatch.delattr(engines.os, "sched_getaffinity")
-    assert engines.cpu_threads() is None
+    assert threads.cpu_threads() == 3
+    monkeypatch.delattr(threads.os, "sched_getaffinity")
+    assert threads.cpu_threads() is None
 
 
 # without torch

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,9 +21,11 @@ from numpy.typing import NDArray
 from sana_edge.config import AutoencoderConfig
 from sana_edge.engines import decoder as engine_decoder
 from sana_edge.engines import strips as engine_strips
-from sana_edge.engines.choose import Settings, choose
+from sana_edge.engines.choose import choose
 from sana_edge.engines.decoder import EngineDecoder, strip_bytes
+from sana_edge.engines.engine import Settings
 from sana_edge.engines.sessions import Graphs
+from sana_edge.engines.tensorrt.backend import TensorRT
 from sana_edge.errors import InvalidInput, OutOfMemory
 from sana_edge.export.graph.builder import GraphBuilder
 from sana_edge.export.graph.decoder import add_decoder
@@ -272,7 +273,7 @@ def test_where_strips_cannot_be(models: dict[str, tuple[Path, Any]], monkeypatch
     other = graphs(models["sana-tiny"], "onnxruntime")
     kind = other.kind
     # it has engines of the usual graphs alone
-    other.kind = replace(kind, name="tensorrt")
+    other.kind = TensorRT("cuda", "fp32", "", Settings())
     decoder = EngineDecoder(other)
     other.kind = kind
     decoder.load(2 * TILE, TILE)

@@ -15,7 +15,8 @@ pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")
 
 from sana_edge.engines import onnxruntime  # noqa: E402
-from sana_edge.engines.choose import EngineKind, Settings, choose  # noqa: E402
+from sana_edge.engines.choose import choose  # noqa: E402
+from sana_edge.engines.engine import EngineKind, Settings  # noqa: E402
 from sana_edge.errors import (  # noqa: E402
     CheckpointError,
     InvalidInput,
@@ -153,7 +154,7 @@ def test_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_options_of_providers(tmp_path: Path) -> None:
-    kind = EngineKind("onnxruntime", "tensorrt", "fp16", "", Settings(cache=tmp_path))
+    kind = onnxruntime.OnnxRuntime("tensorrt", "fp16", "", Settings(cache=tmp_path))
     (tensorrt, options), (cuda, memory), cpu = onnxruntime._providers(kind)
     assert (tensorrt, cuda, cpu) == (
         *("TensorrtExecutionProvider", "CUDAExecutionProvider"),

@@ -14,7 +14,8 @@ openvino = pytest.importorskip("openvino", reason="openvino is not installed")
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")
 
 from sana_edge.engines import openvino as engine_openvino  # noqa: E402
-from sana_edge.engines.choose import EngineKind, Settings, choose  # noqa: E402
+from sana_edge.engines.choose import choose  # noqa: E402
+from sana_edge.engines.engine import EngineKind, Settings  # noqa: E402
 from sana_edge.errors import (  # noqa: E402
     CheckpointError,
     InvalidInput,
@@ -231,7 +232,7 @@ def test_why_a_device_is_refused(device: str, there: bool, text: str, expected: 
 
 def test_configuration_of_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SANA_EDGE_CACHE", str(tmp_path))
-    config, notes = engine_openvino._config(EngineKind("openvino", "gpu", "fp16", "", Settings(threads=1)))
+    config, notes = engine_openvino._config(engine_openvino.OpenVino("gpu", "fp16", "", Settings(threads=1)))
     assert config == {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": "f16",

@@ -11,10 +11,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import fake_tensorrt
 import numpy as np
 import pytest
-import real_graphs
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
@@ -25,7 +23,6 @@ from sana_edge.engines import choose, decoder, runtime
 from sana_edge.engines.projected_text import ProjectedText, padding_mask, side_by_side
 from sana_edge.engines.runtime import EngineStages, load_stages, shrink
 from sana_edge.engines.tensorrt import cache
-from sana_edge.engines.tensorrt import cuda as cuda_memory
 from sana_edge.errors import CheckpointError, InvalidInput, OutOfMemory, SanaError
 from sana_edge.export.settings import Settings
 from sana_edge.request import Plan, Request
@@ -257,21 +254,6 @@ def test_what_the_files_of_a_graph_take(ours: EngineStages, exported: Path) -> N
         assert ours.graphs.bytes_of(name) == size(f"{name}.onnx", f"{name}.data")
     for name in ("text_projection", "denoiser_folded", "decoder_head", "decoder_tail_0"):
         assert ours.graphs.bytes_of(name) == size(f"{name}.onnx")
-
-
-@pytest.fixture
-def cuda() -> Any:
-    return fake_tensorrt.make_cuda()
-
-
-@pytest.fixture(params=fake_tensorrt.TABLES, ids=lambda table: table["version"])
-def trt(request: pytest.FixtureRequest, cuda: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A machine with TensorRT and a GPU, as far as anyone can see."""
-    trt = fake_tensorrt.make_trt(request.param, cuda, real_graphs.replaced)
-    modules = {"tensorrt": trt, "cuda.bindings.runtime": cuda}
-    monkeypatch.setattr(cuda_memory, "load", modules.__getitem__)
-    monkeypatch.setattr(cuda_memory, "_DRIVER", tmp_path / "no driver")
-    return trt
 
 
 @pytest.fixture

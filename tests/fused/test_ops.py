@@ -1,4 +1,4 @@
-"""The fused operations as torch knows them: schemas, shapes without memory, and what computes them."""
+"""The fused operations: what computes them, and that arguments arrive where they belong."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch import library as registry
 
 from sana_edge.fused import ops
 from sana_edge.kernels import reference_conv, reference_fused
@@ -77,12 +76,6 @@ def run(name: str, backend: str) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("name", ops.OPERATIONS)
-def test_torch_accepts_the_operation(name: str) -> None:
-    tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
-    registry.opcheck(getattr(ops, name), (*arguments()[name], "torch"), test_utils=tests)
-
-
-@pytest.mark.parametrize("name", ops.OPERATIONS)
 def test_torch_is_the_reference(name: str) -> None:
     results = run(name, "torch")
     torch.manual_seed(0)
@@ -104,7 +97,7 @@ def test_torch_is_the_reference(name: str) -> None:
     elif name == "velocity_head":
         expected = reference_fused.velocity_head(*given[:-2], (H, W))
     else:
-        last = -1 if "workspace" in str(getattr(ops, name)._schema) else None
+        last = -1 if name.startswith(("qkv", "qk_")) else None
         expected = getattr(reference_fused, name)(*given[:last])
     expected = [expected] if isinstance(expected, Tensor) else expected
     for result, wanted in zip(results, expected, strict=True):
@@ -148,10 +141,6 @@ def test_a_workspace_is_used_again() -> None:
     for q, state in results[1:]:
         assert torch.equal(q, results[0][0]) and torch.equal(state, results[0][1])
     assert ops.workspace("torch", B, N, HEADS, torch.device("cpu")) is None
-
-
-def test_every_operation_is_registered() -> None:
-    assert set(ops.OPERATIONS) <= set(dir(torch.ops.sana_edge))
 
 
 def test_triton_is_imported_when_it_is_needed() -> None:

@@ -1,19 +1,18 @@
-"""A folder as `sana-edge export` makes it, with graphs that `fake_tensorrt.py` reads, and its engines."""
+"""A folder as `sana-edge export` makes it, of graphs that multiply a latent, and its engines."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from safetensors.numpy import save_file
 
 from sana_edge.config import SamplerConfig
 from sana_edge.engines.tensorrt import cache
 from sana_edge.engines.tensorrt.profiles import choose_sizes
 from sana_edge.export import build
-from sana_edge.export.tensorrt import Options
 from sana_edge.store import manifest, package
 from sana_edge.store.manifest import (
     GRAPHS,
@@ -36,10 +35,23 @@ def write_folder(path: Path) -> Path:
     (path / TOKENIZER).write_text("{}")
     save_file({"ids": np.zeros(210, np.int64)}, path / INSTRUCTION)
     for name in GRAPHS:
-        (path / f"{name}.onnx").write_text(json.dumps(list(INPUTS)))
+        write_graph(path / f"{name}.onnx")
     (path / "denoiser.onnx.data").write_bytes(bytes(1000))
     write_manifest(path)
     return path
+
+
+def write_graph(path: Path, *names: str) -> None:
+    """An ONNX file: velocity = latent * scale, whose inputs may have other names."""
+    onnx = pytest.importorskip("onnx", reason="onnx is not installed")
+    helper, given = onnx.helper, names or tuple(INPUTS)
+    ports = [
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+        for name, (_, shape) in zip((*given, "velocity"), (*INPUTS.values(), LATENT), strict=True)
+    ]
+    graph = helper.make_graph([helper.make_node("Mul", given, ["velocity"])], "g", ports[:2], ports[2:])
+    opset = [helper.make_opsetid("", 20)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=9), path)
 
 
 def write_manifest(path: Path, **changed: Any) -> Manifest:
@@ -72,7 +84,7 @@ def write_manifest(path: Path, **changed: Any) -> Manifest:
 
 
 def built(folder: Path, output: Path, trt: Any, cuda: Any, **options: Any) -> list[cache.Entry]:
-    """The engines of a folder, built with the stand-in; ``options`` are those of `Options`."""
+    """The engines of a folder, built with the stand-in; ``options`` are those of `build_engines`."""
     exported = manifest.read(folder)
     sizes = choose_sizes(256, None, None, None)
-    return build.build_engines(folder, output, exported, sizes, Options(**options), trt=trt, cuda=cuda)
+    return build.build_engines(folder, output, exported, sizes, trt=trt, cuda=cuda, **options)

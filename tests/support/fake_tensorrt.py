@@ -1,29 +1,33 @@
-"""Stand-ins for ``tensorrt`` and ``cuda.bindings.runtime``, made of the tables of what the real ones have.
+"""Stand-ins for ``tensorrt`` and ``cuda.bindings.runtime``, held to the signatures of the real ones.
 
-A name, a parameter or an attribute that is not in the table fails as it would in the real module; so does an
-argument of another kind. Behind that is one network: "latent" (B, C, h, w) and "scale" (1,) go in,
-"velocity" = latent * scale comes out, computed on the host, whose memory is the device's here. An "ONNX file"
-is the JSON list of its inputs, an "engine" JSON as well. `real_graphs.py` puts real graphs in its place.
+A name, a parameter or an attribute that is not in the table (`tensorrt_table.py`) fails as it would in the
+real module; so does an argument of another kind. Behind that onnxruntime computes the ONNX file that an
+"engine" was built from, on the host, whose memory is the device's here.
 """
 
 from __future__ import annotations
 
 import ctypes
 import enum
+import functools
 import inspect
 import itertools
 import json
+import math
 import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
+
+from sana_edge.engines.ports import known_shape
 
 TABLES = json.loads(Path(__file__).with_name("tensorrt_api.json").read_text())
-CUDA_TABLE = json.loads(Path(__file__).with_name("cuda_api.json").read_text())
 
 _WHOLE = ("int", "SupportsInt")
+_DTYPES = {"tensor(float)": "FLOAT", "tensor(int64)": "INT64"}
 
 
 class _Enum(enum.Enum):
@@ -31,63 +35,56 @@ class _Enum(enum.Enum):
         return int(self.value)
 
 
-def make_trt(table: dict[str, Any], cuda: Any, replaced: Any = lambda trt, cuda, behaviour: {}) -> Any:
-    """A module tensorrt of the version of ``table``; ``trt.state`` says what was done and what is to fail.
+class _Object:
+    """Of the module's own objects, only attributes of the table can be set."""
 
-    ``replaced(trt, cuda, behaviour)`` gives what other methods are to do, by class and name.
-    """
+    _members: dict[str, str]
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        # a Python class that is derived from one may have what it likes
+        if "_members" in vars(type(self)) and not key.startswith("_") and key not in self._members:
+            raise AttributeError(f"{type(self).__name__} has no {key}")
+        object.__setattr__(self, key, value)
+
+
+def make_trt(table: dict[str, Any], cuda: Any) -> Any:
+    """A module tensorrt of the version of ``table``; ``trt.state`` has what was done and what is to fail."""
     trt = SimpleNamespace(__version__=table["version"])
     trt.state = SimpleNamespace(
-        shapes=[], pool={}, flags=set(), cleared=set(), created=[], steps=5, built=0, executions=0,
-        timings=[], fails=set(), on_step=lambda step: None, allowed_host_code=False, profiles=[],
+        pool={}, cleared=set(), created=[], profiles=[], timings=[], fails=set(),
+        steps=5, on_step=lambda step: None, built=0, executions=0,
     )  # fmt: skip
     for name, members in table["enums"].items():
-        if "." not in name:
-            setattr(trt, name, _Enum(name, members))
-    behaviour = _behaviour(trt, cuda)
-    changed = replaced(trt, cuda, behaviour)
-    for name, members in table["classes"].items():
-        does = {**behaviour.get(name, {}), **changed.get(name, {})}
-        setattr(trt, name, _strict(trt, name, members, does))
-    trt.ILogger.Severity = _Enum("Severity", table["enums"]["ILogger.Severity"])
+        setattr(trt, name.rpartition(".")[2], _Enum(name, members))
+    for made in (*_building(trt), *_running(trt, cuda)):
+        _hold_to(trt, made, table["classes"][made.__name__])
+        setattr(trt, made.__name__, made)
     trt.nptype = lambda kind: {"FLOAT": np.float32, "INT64": np.int64}[kind.name]
     return trt
 
 
-def _strict(trt: Any, name: str, members: dict[str, str], behaviour: dict[str, Any]) -> type:
-    def method(member: str, overloads: str) -> Any:
-        def call(self: Any, *arguments: Any, **named: Any) -> Any:
-            _bind(trt, f"{name}.{member}", overloads, arguments, named)
-            if member != "__init__" and member not in behaviour:
-                raise NotImplementedError(f"{name}.{member} has no stand-in")
-            return behaviour.get(member, lambda self, *given: None)(self, *arguments, **named)
+def _session(path: str) -> Any:
+    return pytest.importorskip("onnxruntime").InferenceSession(path)
 
-        return call
 
-    def attribute(member: str, access: str) -> property:
-        def read(self: Any) -> Any:
-            found = behaviour.get(member)
-            return found(self) if found else self.__dict__[f"_{member}"]
+def _hold_to(trt: Any, made: Any, members: dict[str, str]) -> None:
+    """Check every call of a class's methods against the table."""
+    for name, found in list(vars(made).items()):
+        if (name == "__init__" and name in members) or not name.startswith("_"):
+            signature = members.get(name, "")
+            assert signature or isinstance(found, type), f"{made.__name__}.{name} is not in the table"
+            if signature.startswith("("):
+                setattr(made, name, _checked(trt, f"{made.__name__}.{name}", signature, found))
+    made._members = members
 
-        def write(self: Any, value: Any) -> None:
-            self.__dict__[f"_{member}"] = value
 
-        return property(read, write if "write" in access else None)
+def _checked(trt: Any, name: str, signature: str, does: Any) -> Any:
+    @functools.wraps(does)
+    def call(self: Any, *arguments: Any, **named: Any) -> Any:
+        _bind(trt, name, signature, arguments, named)
+        return does(self, *arguments, **named)
 
-    def set_attribute(self: Any, key: str, value: Any) -> None:
-        # a Python class that is derived from one may have what it likes
-        if type(self) is made and not key.startswith("_") and key not in members:
-            raise AttributeError(f"{name} has no {key}")
-        object.__setattr__(self, key, value)
-
-    namespace: dict[str, Any] = {"__setattr__": set_attribute}
-    for member, value in members.items():
-        is_method = value.startswith("(")
-        namespace[member] = method(member, value) if is_method else attribute(member, value)
-    for member in behaviour:
-        assert member in members, f"{name}.{member} is not in the table of {trt.__version__}"
-    made = type(name, (), namespace)
-    return made
+    return call
 
 
 def _bind(trt: Any, name: str, overloads: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -128,160 +125,235 @@ def _is(trt: Any, value: Any, kind: str) -> bool:
     return expected is not None and isinstance(value, expected)
 
 
-def _behaviour(trt: Any, cuda: Any) -> dict[str, dict[str, Any]]:
-    """What methods do, by class and name; properties get the object."""
+def _building(trt: Any) -> tuple[type, ...]:
+    """The classes of a build."""
     state = trt.state
 
-    def make(name: str, **facts: Any) -> Any:
-        made = object.__new__(getattr(trt, name))
-        made.__dict__.update(facts)
-        return made
+    class ILogger(_Object):
+        Severity = trt.Severity
 
-    def fail(what: str, log: Any, message: str) -> bool:
-        if what in state.fails:
-            log.log(trt.ILogger.Severity.ERROR, message + "\nmore")
-        return what in state.fails
+    class IProgressMonitor(_Object):
+        pass
 
-    def parse(parser: Any, path: str) -> bool:
-        try:
-            parser._network._inputs = json.loads(Path(path).read_text())
+    class ITensor(_Object):
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+    class INetworkDefinition(_Object):
+        _path, _inputs = "", ()
+
+        @property
+        def num_inputs(self) -> int:
+            return len(self._inputs)
+
+        def get_input(self, index: int) -> Any:
+            return ITensor(self._inputs[index])
+
+    class ParserError(_Object):
+        def desc(self) -> str:
+            return "unsupported"
+
+        def node_name(self) -> str:
+            return "/blocks.0/MatMul"
+
+    class OnnxParser(_Object):
+        num_errors = 0
+
+        def __init__(self, network: Any, logger: Any) -> None:
+            self._network = network
+
+        def parse_from_file(self, model: str) -> bool:
+            try:
+                ports = _session(model).get_inputs()
+            except Exception:
+                self.num_errors = 1
+                return False
+            self._network._path, self._network._inputs = model, [port.name for port in ports]
             return True
-        except ValueError:
-            parser._errors = [make("ParserError")]
-            return False
 
-    def add_profile(config: Any, profile: Any) -> int:
-        if "profile" in state.fails:
-            return -1
-        state.profiles.append(profile._shapes)
-        return len(state.profiles) - 1
+        def get_error(self, index: int) -> Any:
+            return ParserError()
 
-    def set_shape(profile: Any, *given: Any) -> None:
-        name, *shapes = given
-        profile.__dict__.setdefault("_shapes", {})[name] = shapes
+    class IOptimizationProfile(_Object):
+        def __init__(self) -> None:
+            self._shapes: dict[str, Any] = {}
 
-    def build(builder: Any, network: Any, config: Any) -> Any:
-        monitor = config.__dict__["_progress_monitor"]
-        monitor.phase_start("Building", None, state.steps)
-        for step in range(state.steps):
-            state.on_step(step)
-            if not monitor.step_complete("Building", step):
-                monitor.phase_finish("Building")
+        def set_shape(self, input: str, min: Any, opt: Any, max: Any) -> None:
+            self._shapes[input] = [min, opt, max]
+
+    class ITimingCache(_Object):
+        def __init__(self, content: bytes) -> None:
+            self._content = content
+
+        def serialize(self) -> bytes:
+            return self._content + b"+"
+
+    class IBuilderConfig(_Object):
+        progress_monitor: Any = None
+
+        def add_optimization_profile(self, profile: Any) -> int:
+            state.profiles.append(profile._shapes)
+            return -1 if "profile" in state.fails else len(state.profiles) - 1
+
+        def set_memory_pool_limit(self, pool: Any, pool_size: int) -> None:
+            state.pool[pool.name] = pool_size
+
+        def clear_flag(self, flag: Any) -> None:
+            state.cleared.add(flag.name)
+
+        def create_timing_cache(self, serialized_timing_cache: Any) -> Any:
+            content = bytes(serialized_timing_cache)
+            return None if content == b"damaged" else ITimingCache(content)
+
+        def set_timing_cache(self, cache: Any, ignore_mismatch: bool) -> bool:
+            self._cache = cache
+            state.timings.append(cache._content)
+            return not ignore_mismatch
+
+        def get_timing_cache(self) -> Any:
+            return self._cache
+
+    class Builder(_Object):
+        def __init__(self, logger: Any) -> None:
+            self._log = logger
+
+        def create_network(self, flags: int = 0) -> Any:
+            state.created.append(flags)
+            return INetworkDefinition()
+
+        def create_builder_config(self) -> Any:
+            state.profiles.clear()
+            return IBuilderConfig()
+
+        def create_optimization_profile(self) -> Any:
+            return IOptimizationProfile()
+
+        def build_serialized_network(self, network: Any, config: Any) -> Any:
+            monitor = config.progress_monitor
+            monitor.phase_start("Building", None, state.steps)
+            for step in range(state.steps):
+                state.on_step(step)
+                if not monitor.step_complete("Building", step):
+                    monitor.phase_finish("Building")
+                    return None
+            monitor.phase_finish("Building")
+            if "build" in state.fails:
+                self._log.log(trt.Severity.ERROR, "Error Code 10: no implementation\nmore")
                 return None
-        monitor.phase_finish("Building")
-        if fail("build", builder._log, "Error Code 10: no implementation"):
-            return None
-        state.built += 1
-        return json.dumps({"inputs": network._inputs, "profiles": state.profiles}).encode()
+            state.built += 1
+            return json.dumps({"onnx": network._path, "profiles": state.profiles}).encode()
 
-    def deserialize(runtime: Any, content: Any) -> Any:
-        try:
-            data = json.loads(bytes(content))
-        except ValueError:
-            runtime._log.log(trt.ILogger.Severity.ERROR, "Serialization assertion failed")
-            return None
-        return make("ICudaEngine", _data=data, _names=[*data["inputs"], "velocity"])
+    return (
+        *(Builder, INetworkDefinition, ITensor, OnnxParser, ParserError, IOptimizationProfile),
+        *(IBuilderConfig, ITimingCache, ILogger, IProgressMonitor),
+    )
 
-    def execute(context: Any, stream: int) -> bool:
-        addresses, latent = context._addresses, context._shapes["latent"]
-        if context.__dict__.get("_fails"):
-            return False
 
-        def compute() -> None:
-            state.executions += 1
-            count = int(np.prod(latent))
-            x, scale, y = (
-                np.frombuffer((ctypes.c_float * size).from_address(addresses[name]), np.float32)
-                for name, size in (("latent", count), ("scale", 1), ("velocity", count))
-            )
-            y[:] = x * scale
+def _running(trt: Any, cuda: Any) -> tuple[type, ...]:
+    """The classes of an engine that runs."""
+    state = trt.state
 
-        cuda.state.enqueue(stream, compute)
-        return True
+    class Runtime(_Object):
+        def __init__(self, logger: Any) -> None:
+            self._log = logger
 
-    def note(context: Any, where: str, key: str, value: Any) -> bool:
-        context.__dict__.setdefault(where, {})[key] = value
-        return True
+        def deserialize_cuda_engine(self, serialized_engine: Any) -> Any:
+            try:
+                return ICudaEngine(json.loads(bytes(serialized_engine)))
+            except ValueError:
+                self._log.log(trt.Severity.ERROR, "Serialization assertion failed")
+                return None
 
-    def timing(config: Any, content: Any) -> Any:
-        return None if bytes(content) == b"damaged" else make("ITimingCache", _content=bytes(content))
+    class ICudaEngine(_Object):
+        def __init__(self, content: dict[str, Any]) -> None:
+            self._profiles = content["profiles"]
+            self._session = _session(content["onnx"])
+            self._inputs = {port.name: port for port in self._session.get_inputs()}
+            self._outputs = {port.name: port for port in self._session.get_outputs()}
+            self._ports = {**self._inputs, **self._outputs}
 
-    def set_timing(config: Any, cache: Any, ignore: bool) -> bool:
-        config._cache = cache
-        state.timings.append(cache._content)
-        return not ignore
+        @property
+        def num_io_tensors(self) -> int:
+            return len(self._ports)
 
-    def is_output(engine: Any, name: str) -> Any:
-        return trt.TensorIOMode.OUTPUT if name == "velocity" else trt.TensorIOMode.INPUT
+        @property
+        def num_optimization_profiles(self) -> int:
+            return len(self._profiles)
 
-    def keep_log(self: Any, *given: Any) -> None:
-        self._log = given[-1]
+        def get_tensor_name(self, index: int) -> str:
+            return list(self._ports)[index]
 
-    return {
-        "Builder": {
-            "__init__": keep_log,
-            "create_network": lambda self, flags=0: state.created.append(flags) or make("INetworkDefinition"),
-            "create_builder_config": lambda self: state.profiles.clear() or make("IBuilderConfig"),
-            "create_optimization_profile": lambda self: make("IOptimizationProfile"),
-            "build_serialized_network": build,
-        },
-        "INetworkDefinition": {
-            "num_inputs": lambda self: len(self._inputs),
-            "get_input": lambda self, index: make("ITensor", _name=self._inputs[index]),
-        },
-        "OnnxParser": {
-            "__init__": lambda self, network, log: self.__dict__.update(
-                _network=network, _log=log, _errors=[]
-            ),
-            "parse_from_file": parse,
-            "num_errors": lambda self: len(self._errors),
-            "get_error": lambda self, index: self._errors[index],
-        },
-        "ParserError": {"desc": lambda self: "unsupported", "node_name": lambda self: "/blocks.0/MatMul"},
-        "IOptimizationProfile": {"set_shape": set_shape},
-        "IBuilderConfig": {
-            "add_optimization_profile": add_profile,
-            "set_memory_pool_limit": lambda self, pool, size: state.pool.update({pool.name: size}),
-            "set_flag": lambda self, flag: state.flags.add(flag.name),
-            "clear_flag": lambda self, flag: state.cleared.add(flag.name),
-            "create_timing_cache": timing,
-            "set_timing_cache": set_timing,
-            "get_timing_cache": lambda self: self._cache,
-        },
-        "ITimingCache": {"serialize": lambda self: self._content + b"+"},
-        "Runtime": {"__init__": keep_log, "deserialize_cuda_engine": deserialize},
-        "ICudaEngine": {
-            "num_io_tensors": lambda self: len(self._names),
-            "get_tensor_name": lambda self, index: self._names[index],
-            "get_tensor_dtype": lambda self, name: trt.DataType.FLOAT,
-            "get_tensor_mode": is_output,
-            "num_optimization_profiles": lambda self: len(self._data["profiles"]),
-            "get_tensor_profile_shape": lambda self, name, index: self._data["profiles"][index][name],
-            "create_execution_context": lambda self, strategy: (
-                None if "context" in state.fails else make("IExecutionContext", _strategy=strategy)
-            ),
-        },
-        "IExecutionContext": {
-            "set_optimization_profile_async": lambda self, index, stream: note(
-                self, "_set", "profile", index
-            ),
-            "set_input_shape": lambda self, name, shape: note(self, "_shapes", name, shape),
-            "infer_shapes": lambda self: ["scale"] if "infer" in state.fails else [],
-            "get_tensor_shape": lambda self, name: list(self._shapes["latent"]),
-            "set_tensor_address": lambda self, name, address: note(self, "_addresses", name, address),
-            "execute_async_v3": execute,
-        },
-        "ILogger": {},
-        "IProgressMonitor": {},
-        "ITensor": {},
-        "IHostMemory": {},
-    }
+        def get_tensor_dtype(self, name: str) -> Any:
+            return trt.DataType[_DTYPES[self._ports[name].type]]
+
+        def get_tensor_mode(self, name: str) -> Any:
+            return trt.TensorIOMode.OUTPUT if name in self._outputs else trt.TensorIOMode.INPUT
+
+        def get_tensor_profile_shape(self, name: str, profile_index: int) -> Any:
+            return self._profiles[profile_index][name]
+
+        def create_execution_context(self, strategy: Any) -> Any:
+            return None if "context" in state.fails else IExecutionContext(self)
+
+    class IExecutionContext(_Object):
+        def __init__(self, engine: Any) -> None:
+            self._engine, self._profile = engine, 0
+            self._shapes: dict[str, Any] = {}
+            self._addresses: dict[str, int] = {}
+
+        def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
+            self._profile = profile_index
+            return True
+
+        def set_input_shape(self, name: str, shape: Any) -> bool:
+            self._shapes[name] = shape
+            return True
+
+        def infer_shapes(self) -> list[str]:
+            return []
+
+        def get_tensor_shape(self, name: str) -> list[int]:
+            if name in self._shapes:
+                return list(self._shapes[name])
+            sides: dict[str, int] = {}
+            for key, port in self._engine._inputs.items():
+                named = zip(port.shape, self._shapes[key], strict=True)
+                sides |= {side: length for side, length in named if isinstance(side, str)}
+            found = known_shape(tuple(self._engine._outputs[name].shape), sides)
+            assert found is not None
+            return list(found)
+
+        def set_tensor_address(self, name: str, memory: int) -> bool:
+            self._addresses[name] = memory
+            return True
+
+        def execute_async_v3(self, stream_handle: int) -> bool:
+            engine, arrays = self._engine, {}
+            for name in engine._ports:
+                shape, dtype = (
+                    self.get_tensor_shape(name),
+                    np.dtype(trt.nptype(engine.get_tensor_dtype(name))),
+                )
+                size = math.prod(shape) * dtype.itemsize
+                memory = (ctypes.c_char * size).from_address(self._addresses[name])
+                arrays[name] = np.frombuffer(memory, dtype).reshape(shape) if size else np.empty(shape, dtype)
+
+            def compute() -> None:
+                state.executions += 1
+                feeds = {name: arrays[name] for name in engine._inputs}
+                for name, found in zip(engine._outputs, engine._session.run(None, feeds), strict=True):
+                    arrays[name][...] = found
+
+            cuda.state.enqueue(stream_handle, compute)
+            return "execute" not in state.fails
+
+    return Runtime, ICudaEngine, IExecutionContext
 
 
 def make_cuda() -> Any:
     """A module cuda.bindings.runtime; ``cuda.state`` has what is allocated and which calls are to fail."""
     cuda = SimpleNamespace(cudaStreamNonBlocking=1)
-    for name, members in CUDA_TABLE["enums"].items():
+    for name, members in TABLES["cuda"]["enums"].items():
         setattr(cuda, name, _Enum(name, members))
     errors = cuda.cudaError_t
     # of streams and graphs, none twice
@@ -364,21 +436,25 @@ def make_cuda() -> Any:
         "cudaGraphDestroy": lambda graph: state.graphs.pop(graph) and None,
         "cudaGraphExecDestroy": lambda graph: state.graphs.pop(graph) and None,
     }
-    for name, facts in CUDA_TABLE["functions"].items():
-        setattr(cuda, name, _cuda_function(cuda, name, facts, behaviour[name]))
+    for name, signature in TABLES["cuda"]["functions"].items():
+        setattr(cuda, name, _cuda_function(cuda, name, signature, behaviour[name]))
     return cuda
 
 
-def _cuda_function(cuda: Any, name: str, facts: dict[str, Any], does: Any) -> Any:
+def _cuda_function(cuda: Any, name: str, signature: str, does: Any) -> Any:
+    parameters, results = (
+        part.strip("()").split(", ") if part != "()" else [] for part in signature.split(" -> ")
+    )
+
     def call(*arguments: Any) -> tuple[Any, ...]:
-        if len(arguments) != len(facts["parameters"]):
-            raise TypeError(f"{name}() takes {facts['parameters']}, given were {arguments}")
+        if len(arguments) != len(parameters):
+            raise TypeError(f"{name}() takes {parameters}, given were {arguments}")
         error = cuda.state.fails.get(name)
         if error is not None:
-            return (cuda.cudaError_t[error], *(None for _ in facts["results"]))
+            return (cuda.cudaError_t[error], *(None for _ in results))
         result = does(*arguments)
         if isinstance(result, tuple):
             return result
-        return (cuda.cudaError_t.cudaSuccess, *([result] if facts["results"] or result is not None else []))
+        return (cuda.cudaError_t.cudaSuccess, *([result] if results or result is not None else []))
 
     return call

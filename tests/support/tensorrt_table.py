@@ -1,12 +1,10 @@
-"""Writes what the bindings of TensorRT and CUDA have, for tests without them: names, parameters, enums.
+"""Writes what the bindings of TensorRT and CUDA have, for tests without them: signatures and enumerations.
 
     python tests/support/tensorrt_table.py WHEEL... > tests/support/tensorrt_api.json
-    python tests/support/tensorrt_table.py --cuda > tests/support/cuda_api.json
 
-The second needs the package cuda-bindings. WHEEL is a `tensorrt_cu12_bindings` wheel for this Python, from
-``pip download --no-deps``. Its module wants libraries of NVIDIA's that are no part of it; here empty ones
-take their place, with which it can be imported and asked for its signatures, and nothing more. Needs a C
-compiler.
+WHEEL is a `tensorrt_cu12_bindings` wheel for this Python, from ``pip download --no-deps``. Its module wants
+libraries of NVIDIA's that are no part of it; here empty ones take their place, with which it can be imported
+and asked for its signatures, and nothing more. Needs a C compiler and the package cuda-bindings.
 """
 
 from __future__ import annotations
@@ -21,24 +19,36 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-# the classes that `export/tensorrt.py` and `sana_edge/engines/tensorrt/backend.py` have to do with
-CLASSES = (
-    *(
-        "Builder",
-        "INetworkDefinition",
-        "IBuilderConfig",
-        "IOptimizationProfile",
-        "ITimingCache",
-        "IHostMemory",
-    ),
-    *("ITensor", "OnnxParser", "ParserError", "ILogger", "IProgressMonitor"),
-    *("Runtime", "ICudaEngine", "IExecutionContext"),
-)
-ENUMS = (
-    *("NetworkDefinitionCreationFlag", "BuilderFlag", "MemoryPoolType", "HardwareCompatibilityLevel"),
-    *("ExecutionContextAllocationStrategy", "TensorIOMode", "DataType", "ILogger.Severity"),
-)
-# what `sana_edge/engines/tensorrt/cuda.py` has to do with
+# what `export/tensorrt.py` and `sana_edge/engines/tensorrt/engine.py` call
+CLASSES = {
+    "Builder": "__init__ create_network create_builder_config create_optimization_profile"
+    " build_serialized_network",
+    "INetworkDefinition": "num_inputs get_input",
+    "ITensor": "name",
+    "OnnxParser": "__init__ parse_from_file num_errors get_error",
+    "ParserError": "desc node_name",
+    "IOptimizationProfile": "set_shape",
+    "IBuilderConfig": "add_optimization_profile set_memory_pool_limit clear_flag create_timing_cache"
+    " set_timing_cache get_timing_cache progress_monitor",
+    "ITimingCache": "serialize",
+    "ILogger": "__init__ log",
+    "IProgressMonitor": "__init__ phase_start step_complete phase_finish",
+    "Runtime": "__init__ deserialize_cuda_engine",
+    "ICudaEngine": "num_io_tensors get_tensor_name get_tensor_dtype get_tensor_mode"
+    " num_optimization_profiles get_tensor_profile_shape create_execution_context",
+    "IExecutionContext": "set_optimization_profile_async set_input_shape infer_shapes get_tensor_shape"
+    " set_tensor_address execute_async_v3",
+}
+ENUMS = {
+    "NetworkDefinitionCreationFlag": "STRONGLY_TYPED",
+    "BuilderFlag": "REFIT",
+    "MemoryPoolType": "WORKSPACE",
+    "ExecutionContextAllocationStrategy": "ON_PROFILE_CHANGE",
+    "TensorIOMode": "INPUT OUTPUT",
+    "DataType": "FLOAT INT64",
+    "ILogger.Severity": "INTERNAL_ERROR ERROR WARNING INFO VERBOSE",
+}
+# what `sana_edge/engines/tensorrt/cuda.py` calls
 CUDA = (
     *("cudaMalloc", "cudaFree", "cudaMemcpyAsync", "cudaGetDevice", "cudaGetDeviceProperties"),
     *("cudaStreamCreateWithFlags", "cudaStreamDestroy", "cudaStreamSynchronize", "cudaDriverGetVersion"),
@@ -46,12 +56,10 @@ CUDA = (
     *("cudaGraphInstantiate", "cudaGraphLaunch", "cudaGraphDestroy", "cudaGraphExecDestroy"),
 )
 CUDA_ENUMS = {
-    "cudaError_t": (
-        *("cudaSuccess", "cudaErrorMemoryAllocation", "cudaErrorInsufficientDriver", "cudaErrorNoDevice"),
-        *("cudaErrorStreamCaptureInvalidated", "cudaErrorInvalidValue"),
-    ),
-    "cudaMemcpyKind": ("cuda",),
-    "cudaStreamCaptureMode": ("cuda",),
+    "cudaError_t": "cudaSuccess cudaErrorMemoryAllocation cudaErrorInsufficientDriver cudaErrorNoDevice"
+    " cudaErrorStreamCaptureInvalidated",
+    "cudaMemcpyKind": "cudaMemcpyHostToDevice cudaMemcpyDeviceToHost",
+    "cudaStreamCaptureMode": "cudaStreamCaptureModeThreadLocal",
 }
 _INTERNAL = ("createInfer", "createNvOnnx", "getBuilderPlugin", "getNvOnnx", "getPlugin", "initLib")
 
@@ -85,33 +93,29 @@ def dump(folder: str) -> None:
     sys.path.insert(0, folder)
     import tensorrt_bindings as trt
 
-    classes = {}
-    for name in CLASSES:
-        members = {"__init__": _signatures(getattr(trt, name).__init__)}
-        for member in dir(getattr(trt, name)):
-            # layers come out of ONNX files
-            if not member.startswith(("_", "add_")) or member == "add_optimization_profile":
-                found = getattr(getattr(trt, name), member)
-                is_property = isinstance(found, property)
-                members[member] = _access(found) if is_property else _signatures(found)
-        classes[name] = {member: value for member, value in members.items() if value}
-    enums = {}
-    for name in ENUMS:
-        found = trt
-        for part in name.split("."):
-            found = getattr(found, part)
-        enums[name] = {key: int(value) for key, value in found.__members__.items()}
-    print(json.dumps({"version": trt.__version__, "classes": classes, "enums": enums}))
+    classes = {
+        name: {member: _described(getattr(getattr(trt, name), member)) for member in members.split()}
+        for name, members in CLASSES.items()
+    }
+    print(json.dumps({"version": trt.__version__, "classes": classes, "enums": _enums(trt, ENUMS)}))
 
 
-def _access(found: property) -> str:
-    return "read and write" if found.fset else "read"
-
-
-def _signatures(function: Any) -> str:
-    """Parameters and result of each overload, without the types' modules."""
-    lines = re.findall(r"^(?:\d+\. )?\w+\((self.*)\) -> (.*)$", function.__doc__ or "", re.MULTILINE)
+def _described(member: Any) -> str:
+    """A property's access; or parameters and result of each overload, without the types' modules."""
+    if isinstance(member, property):
+        return "read and write" if member.fset else "read"
+    lines = re.findall(r"^(?:\d+\. )?\w+\((self.*)\) -> (.*)$", member.__doc__ or "", re.MULTILINE)
     return " | ".join(re.sub(r"\w+\.(?=[A-Za-z])", "", f"({given}) -> {result}") for given, result in lines)
+
+
+def _enums(module: Any, wanted: dict[str, str]) -> dict[str, dict[str, int]]:
+    found = {}
+    for name, members in wanted.items():
+        enum = module
+        for part in name.split("."):
+            enum = getattr(enum, part)
+        found[name] = {member: int(getattr(enum, member)) for member in members.split()}
+    return found
 
 
 def cuda_table() -> dict[str, Any]:
@@ -122,24 +126,17 @@ def cuda_table() -> dict[str, Any]:
     for name in CUDA:
         text = getattr(runtime, name).__doc__
         parameters = re.match(r"\w+\((.*)\)", text)[1]
-        results = text.partition("Returns\n-------\n")[2].partition("\n\n")[0]
-        functions[name] = {
-            "parameters": [part.partition(":")[0].split()[-1] for part in parameters.split(",") if part],
-            "results": re.findall(r"^(\w+) : ", results, re.MULTILINE),
-        }
-    enums = {
-        name: {
-            member.name: int(member) for member in getattr(runtime, name) if member.name.startswith(wanted)
-        }
-        for name, wanted in CUDA_ENUMS.items()
-    }
-    return {"functions": functions, "enums": enums}
+        taken = [part.partition(":")[0].split()[-1] for part in parameters.split(",") if part]
+        results = re.findall(
+            r"^(\w+) : ", text.partition("Returns\n-------\n")[2].partition("\n\n")[0], re.MULTILINE
+        )
+        functions[name] = f"({', '.join(taken)}) -> ({', '.join(results)})"
+    return {"functions": functions, "enums": _enums(runtime, CUDA_ENUMS)}
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "--dump":
         dump(sys.argv[2])
-    elif sys.argv[1] == "--cuda":
-        print(json.dumps(cuda_table(), indent=1))
     else:
-        print(json.dumps([table(Path(wheel)) for wheel in sys.argv[1:]], indent=1))
+        tables = {"tensorrt": [table(Path(wheel)) for wheel in sys.argv[1:]], "cuda": cuda_table()}
+        print(json.dumps(tables, indent=1))

@@ -1,8 +1,13 @@
 """Arrays in a GPU's memory, of torch, CuPy, PyCUDA and others, taken without a copy or these packages.
 
+A TensorRT engine reads and writes them where they are:
+
+    engine = choose("tensorrt", "cuda", folder).load(folder / "denoiser.onnx")
+    engine.run({"latent": cupy_array, ...}, outputs={"velocity": pycuda_array})
+
 Two interfaces carry them: DLPack, a capsule with a C structure (torch, CuPy, JAX), and
-``__cuda_array_interface__``, a dict (also Numba and PyCUDA's `GPUArray`, which in older versions has only
-``gpudata``). Sources: DLPack's ``dlpack.h``, versions 0.x and 1.x; Numba's CUDA Array Interface, version 3.
+``__cuda_array_interface__``, a dict (also Numba, and PyCUDA's `GPUArray` since 2021). Sources: DLPack's
+``dlpack.h``, DLManagedTensor; Numba's CUDA Array Interface, version 3.
 """
 
 from __future__ import annotations
@@ -39,20 +44,19 @@ class DeviceArray:
     pointer: int
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
-    device: int = 0
     stream: int | None = None
     readonly: bool = False
     owner: Any = field(default=None, repr=False, compare=False)
 
     @property
     def ndim(self) -> int:
-        """How many sides its shape has."""
+        """The number of its dimensions."""
         return len(self.shape)
 
 
 def is_device_array(value: object) -> bool:
     """Whether a value is in a GPU's memory, or says that it is; numpy arrays are not."""
-    if _has_interface(value) or _is_old_pycuda(value):
+    if _has_interface(value):
         return True
     locate = getattr(value, "__dlpack_device__", None)
     return locate is not None and locate()[0] in (CUDA, _CUDA_MANAGED)
@@ -71,18 +75,14 @@ def device_array(value: Any, name: str = "the array", *, stream: int = 1) -> Dev
     """
     # DLPack first: our stream is made to wait for what still computes the array, as not by torch's dict
     if hasattr(value, "__dlpack__") and hasattr(value, "__dlpack_device__"):
-        kind, device = value.__dlpack_device__()
+        kind, _ = value.__dlpack_device__()
         if kind not in (CUDA, _CUDA_MANAGED):
             raise InvalidInput(
                 f"{name} is in the memory of DLPack device type {int(kind)}, not CUDA's", _HINT
             )
-        return from_capsule(value.__dlpack__(stream=stream), name, int(device))
+        return from_capsule(value.__dlpack__(stream=stream), name)
     if _has_interface(value):
         return _from_interface(value.__cuda_array_interface__, value, name)
-    if _is_old_pycuda(value):
-        # PyCUDA before 2021: the same facts as attributes
-        facts = {"shape": value.shape, "typestr": np.dtype(value.dtype).str, "strides": value.strides}
-        return _from_interface({**facts, "data": (int(value.gpudata), False), "version": 2}, value, name)
     raise InvalidInput(f"{name} is a {type(value).__name__}, which is in no GPU's memory", _HINT)
 
 
@@ -97,10 +97,6 @@ def _has_interface(value: object) -> bool:
         return hasattr(value, "__cuda_array_interface__")
     except (RuntimeError, TypeError):
         return False
-
-
-def _is_old_pycuda(value: object) -> bool:
-    return hasattr(value, "gpudata") and hasattr(value, "strides")
 
 
 def _from_interface(interface: Mapping[str, Any], owner: object, name: str) -> DeviceArray:
@@ -119,7 +115,7 @@ def _from_interface(interface: Mapping[str, Any], owner: object, name: str) -> D
     if strides is not None:
         _check_dense(shape, tuple(strides), dtype.itemsize, name)
     _check_order(dtype, name)
-    return DeviceArray(int(pointer or 0), shape, dtype, 0, stream, bool(readonly), owner)
+    return DeviceArray(int(pointer or 0), shape, dtype, stream, bool(readonly), owner)
 
 
 class _Device(ctypes.Structure):
@@ -142,20 +138,7 @@ class _Tensor(ctypes.Structure):
     )
 
 
-class _Versioned(ctypes.Structure):
-    _fields_ = (
-        ("major", ctypes.c_uint32),
-        ("minor", ctypes.c_uint32),
-        ("manager", ctypes.c_void_p),
-        ("deleter", ctypes.c_void_p),
-        ("flags", ctypes.c_uint64),
-        ("tensor", _Tensor),
-    )
-
-
-def from_capsule(
-    capsule: Any, name: str, device: int, kinds: tuple[int, ...] = (CUDA, _CUDA_MANAGED)
-) -> DeviceArray:
+def from_capsule(capsule: Any, name: str, kinds: tuple[int, ...] = (CUDA, _CUDA_MANAGED)) -> DeviceArray:
     """Read the structure in a DLPack capsule, which is not consumed: its own destructor frees the memory.
 
     Args:
@@ -166,21 +149,13 @@ def from_capsule(
     """
     get = ctypes.pythonapi.PyCapsule_GetPointer
     get.restype, get.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
-    valid = ctypes.pythonapi.PyCapsule_IsValid
-    valid.restype, valid.argtypes = ctypes.c_int, (ctypes.py_object, ctypes.c_char_p)
-    readonly = False
-    if valid(capsule, b"dltensor"):
-        # DLManagedTensor begins with the tensor
+    try:
+        # DLManagedTensor begins with the tensor; nobody gives a versioned one who is not asked for it
         tensor = _Tensor.from_address(get(capsule, b"dltensor"))
-    elif valid(capsule, b"dltensor_versioned"):
-        versioned = _Versioned.from_address(get(capsule, b"dltensor_versioned"))
-        if versioned.major != 1:
-            raise InvalidInput(f"{name} comes in DLPack version {versioned.major}, known is 1", _HINT)
-        tensor, readonly = versioned.tensor, bool(versioned.flags & 1)
-    else:
+    except ValueError as error:
         raise InvalidInput(
             f"{name} gives a DLPack capsule that was used before", "give the array, not a capsule"
-        )
+        ) from error
     if tensor.device.kind not in kinds:
         raise InvalidInput(f"{name} is in the memory of DLPack device type {tensor.device.kind}", _HINT)
     shape = tuple(tensor.shape[i] for i in range(tensor.ndim))
@@ -189,7 +164,7 @@ def from_capsule(
         strides = tuple(tensor.strides[i] * dtype.itemsize for i in range(tensor.ndim))
         _check_dense(shape, strides, dtype.itemsize, name)
     pointer = (tensor.data or 0) + tensor.byte_offset if tensor.data else 0
-    return DeviceArray(pointer, shape, dtype, device, None, readonly, capsule)
+    return DeviceArray(pointer, shape, dtype, owner=capsule)
 
 
 def _dtype(stated: Any, name: str) -> np.dtype[Any]:

@@ -1,4 +1,4 @@
-"""TensorRT engines on disk: their names, what is written beside them, who builds one and who may load it.
+"""TensorRT engines on disk: their keys, and the files of each.
 
 An engine fits one model, GPU, TensorRT version and driver, and is code: loading one runs what is in it.
 Beside ``NAME.engine`` lies ``NAME.engine.json`` with what it was built from, for and with, and its checksum.
@@ -10,15 +10,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import re
 import shlex
-import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sana_edge import atomic
 from sana_edge.engines.tensorrt.profiles import Size, Sizes, size_flags
 from sana_edge.errors import CheckpointError, InvalidInput, SanaError
 from sana_edge.store import package
@@ -42,7 +41,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Key:
-    """Which engine is wanted: of which model (`model_checksum`) and graph, for which machine."""
+    """What tells engines apart: the model (`model_checksum`), its graph and the machine."""
 
     model: str
     checksum: str
@@ -65,8 +64,7 @@ class Entry:
     """An engine that is there.
 
     Attributes:
-        options: what it was built with: ``profiles``, ``workspace``, ``version_compatible``,
-            ``hardware_compatible``.
+        options: what it was built with: ``profiles`` and ``workspace``.
         source: the exported folder it was built from, for the command that builds it again.
         sizes: what its profiles were made of, for the same; several are those of a build without sizes.
     """
@@ -90,8 +88,6 @@ class Entry:
         flags = size_flags(self.sizes, wanted)
         workspace = self.options.get("workspace")
         flags += [] if workspace is None else ["--workspace", str(workspace)]
-        given = (name for name in ("version_compatible", "hardware_compatible") if self.options.get(name))
-        flags += [f"--{name.replace('_', '-')}" for name in given]
         return build_command(self.source, folder or self.path.parent, *flags, *["--force"] * force)
 
 
@@ -125,7 +121,7 @@ def entries(folder: Path) -> list[Entry]:
 
 
 def find(folder: Path, key: Key, source: str | Path) -> Entry:
-    """The engine for a key: the very one, or one built to be compatible.
+    """The engine for a key.
 
     Args:
         source: the exported folder that wants it.
@@ -135,8 +131,7 @@ def find(folder: Path, key: Key, source: str | Path) -> Entry:
     """
     there = [dataclasses.replace(entry, source=str(source)) for entry in entries(folder)]
     reasons = [(entry, differs(entry, key)) for entry in there if entry.key.graph == key.graph]
-    # the very one first, then those built for others
-    for entry, reason in sorted(reasons, key=lambda pair: pair[0].key != key):
+    for entry, reason in reasons:
         if not reason:
             return entry
     # as the other graphs of the model were built, or this one for another machine
@@ -155,39 +150,13 @@ def differs(entry: Entry, key: Key) -> str:
     built, here = entry.key.machine, key.machine
     if entry.key.checksum != key.checksum or entry.key.graph != key.graph:
         return f"of another model ({entry.key.model}, {entry.key.checksum[:8]}, not {key.checksum[:8]})"
-    anywhere = bool(entry.options.get("hardware_compatible"))
-    same_gpu = (built.gpu, built.capability) == (here.gpu, here.capability)
-    if not same_gpu and not (anywhere and min(built.capability, here.capability) >= (8, 0)):
+    if (built.gpu, built.capability) != (here.gpu, here.capability):
         return f"for another GPU ({_gpu(built)}, this is {_gpu(here)})"
-    newer = bool(entry.options.get("version_compatible")) and _is_newer(here.tensorrt, built.tensorrt)
-    if built.tensorrt != here.tensorrt and not newer:
+    if built.tensorrt != here.tensorrt:
         return f"of another TensorRT version ({built.tensorrt}, this is {here.tensorrt})"
-    if built.driver != here.driver and not (newer or anywhere):
+    if built.driver != here.driver:
         return f"for another driver ({built.driver}, this is {here.driver})"
     return ""
-
-
-def check_loadable(entry: Entry, *, trust: bool = False, quick: bool = False) -> None:
-    """See that an engine is this user's own, or trusted, and that its file is what was built.
-
-    Args:
-        quick: of the file look at the size only; loading it needs the whole check.
-
-    Raises:
-        SanaError: ``trust`` is false and it lies outside of the user's cache or others may write to it; or it
-            is not the file that its sidecar describes. The hint has the command that builds it again.
-    """
-    there = entry.path.is_file()
-    reason = "" if trust or not there else _untrusted(entry.path, engine_folder())
-    if reason:
-        raise SanaError(
-            f"{entry.path} {reason}, and loading an engine runs the code in it",
-            f"if you built it, pass --trust-engine; or build your own: {_own(entry, engine_folder())}",
-        )
-    if not is_whole(entry, quick=quick):
-        size = entry.path.stat().st_size if there else 0
-        built = "it is not what was" if size == entry.bytes else f"{size} bytes, {entry.bytes} were"
-        raise SanaError(f"{entry.path} is damaged: {built} built", f"build it again: {entry.rebuild()}")
 
 
 def is_whole(entry: Entry, *, quick: bool = False) -> bool:
@@ -200,31 +169,90 @@ def is_whole(entry: Entry, *, quick: bool = False) -> bool:
         return False
 
 
-def _untrusted(path: Path, cache: Path) -> str:
-    """Why a file may not be loaded without a word of the user; empty where it may."""
-    if not path.resolve().is_relative_to(cache.resolve()):
-        return f"is outside of your engine cache {cache}"
-    if sys.platform != "win32":
-        for part in (path, path.parent):
-            if part.stat().st_uid != os.getuid() or _is_open(part):
-                return "can be written by other users"
-    return ""
+def current(folder: Path, key: Key, options: Mapping[str, Any], sizes: Sequence[Sizes] = ()) -> Entry | None:
+    """The engine that is there for a key, whole and built with the same options; None where it is not.
+
+    Args:
+        sizes: those of this build. To a graph without sizes they make no difference, but in the command that
+            builds it again: the sidecar then gets them.
+    """
+    entry = read_entry(_sidecar(folder / key.name))
+    # options have been through JSON, which has no tuples
+    if entry is None or entry.key != key or entry.options != json.loads(json.dumps(dict(options))):
+        return None
+    if not is_whole(entry):
+        return None
+    if entry.sizes != tuple(sizes):
+        entry = dataclasses.replace(entry, sizes=tuple(sizes))
+        _write(folder, {_sidecar(entry.path).name: _described(entry)})
+    return entry
 
 
-def _own(entry: Entry, cache: Path) -> str:
-    """What makes an engine of this user's own in the place of one that may not be loaded."""
-    # one that is in that place already would be found there, and kept
-    inside = entry.path.parent == cache
-    build = entry.rebuild(folder=cache, force=inside)
-    return f"{shlex.join(['chmod', 'go-w', str(cache)])} && {build}" if inside and _is_open(cache) else build
+def store(
+    folder: Path,
+    key: Key,
+    options: Mapping[str, Any],
+    source: Path,
+    content: Any,
+    sizes: Sequence[Sizes] = (),
+) -> Entry:
+    """Write an engine and its sidecar, both or neither.
+
+    Args:
+        source: the exported folder.
+        content: the engine, an object with the buffer protocol.
+
+    Raises:
+        SanaError: the folder cannot be written.
+    """
+    digest, size = hashlib.sha256(content).hexdigest(), memoryview(content).nbytes
+    entry = Entry(folder / key.name, key, options, str(source.absolute()), digest, size, tuple(sizes))
+    _write(folder, {key.name: content, _sidecar(entry.path).name: _described(entry)})
+    return entry
 
 
-def _is_open(path: Path) -> bool:
-    return sys.platform != "win32" and bool(path.stat().st_mode & 0o022)
+def prepare(folder: Path) -> None:
+    """Make the folder of engines, for this user only, and check that files can be made in it.
+
+    Raises:
+        SanaError: it cannot be written.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise atomic.cannot_write(folder, error) from error
+    _write(folder, {})
+
+
+def _write(folder: Path, files: Mapping[str, Any]) -> None:
+    """Write files by name, for this user only: engines that others can write are not loaded."""
+    with atomic.new_entries(folder, force=True) as scratch:
+        for name, content in files.items():
+            (scratch / name).touch(mode=0o600)
+            (scratch / name).write_bytes(content)
+
+
+def _sidecar(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")
+
+
+def _described(entry: Entry) -> bytes:
+    """A sidecar's content."""
+    described = {
+        "format": FORMAT,
+        "version": VERSION,
+        "key": dataclasses.asdict(entry.key),
+        "options": dict(entry.options),
+        "sizes": [dataclasses.astuple(size) for size in entry.sizes],
+        "source": entry.source,
+        "sha256": entry.sha256,
+        "bytes": entry.bytes,
+    }
+    return f"{json.dumps(described, indent=2)}\n".encode()
 
 
 def read_entry(sidecar: Path) -> Entry | None:
-    """What a sidecar says of its engine; None where it cannot be read."""
+    """The engine that a sidecar describes; None where it cannot be read."""
     try:
         data = json.loads(sidecar.read_text(encoding="utf-8"))
         if data["format"] != FORMAT or data["version"] != VERSION:
@@ -253,9 +281,3 @@ def _sizes(data: Any) -> Sizes:
 
 def _gpu(machine: Machine) -> str:
     return f"{machine.gpu}, compute capability {machine.capability[0]}.{machine.capability[1]}"
-
-
-def _is_newer(here: str, built: str) -> bool:
-    """Whether a version-compatible engine of one TensorRT version runs on another: same major, not older."""
-    left, right = (tuple(int(part) for part in re.findall(r"\d+", text)) for text in (here, built))
-    return left[:1] == right[:1] and left >= right

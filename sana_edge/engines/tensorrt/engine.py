@@ -1,7 +1,7 @@
 """One TensorRT engine, loaded and run without torch.
 
-Nothing here has run with TensorRT or on an NVIDIA GPU, which the machine of the tests has not. Tests run it
-against stand-ins made of the names, parameters and enumerations of the real bindings of TensorRT and CUDA.
+It has not run with TensorRT or on an NVIDIA GPU; tests use stand-ins made of the real bindings' names and
+parameters.
 
 Of a graph with the same shapes and addresses as before, the second run is recorded as a CUDA graph, which the
 later ones launch; the first lets TensorRT set up what the recording may not.
@@ -17,7 +17,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from sana_edge.engines.ports import ANY, Arrays, check_inputs, written
+from sana_edge.engines.ports import Arrays, check_inputs, written
 from sana_edge.engines.tensorrt import cuda as cuda_memory
 from sana_edge.engines.tensorrt.arrays import DeviceArray, device_array, is_device_array
 from sana_edge.engines.tensorrt.cache import Entry
@@ -30,12 +30,13 @@ logger = logging.getLogger("sana_edge")
 
 
 class TensorRTEngine:
-    """One engine, loaded; behaves as `sana_edge.engines.choose.Engine`. Not for two threads at once.
+    """One engine, loaded; behaves as `sana_edge.engines.engine.Engine`. Not for two threads at once.
 
     Args:
-        entry: checked by `sana_edge.engines.tensorrt.cache.check_loadable`, as loading runs code in the file.
+        entry: checked by `sana_edge.engines.tensorrt.trust.check_loadable`, as loading runs code in the file.
         trt, cuda: the modules ``tensorrt`` and ``cuda.bindings.runtime``.
-        inputs: ports of the manifest; None takes the engine's own word.
+        inputs: ports of the manifest.
+        precision: of the graph, for a person.
         cell: pixels of a latent cell along a side, for messages.
 
     Raises:
@@ -52,7 +53,7 @@ class TensorRTEngine:
         trt: Any,
         cuda: Any,
         *,
-        inputs: Mapping[str, Port] | None = None,
+        inputs: Mapping[str, Port],
         precision: str = "fp32",
         cell: int = 32,
     ) -> None:
@@ -64,7 +65,7 @@ class TensorRTEngine:
         self._runtime = trt.Runtime(self._log)
         self._engine = self._deserialize(entry)
         self._profiles, self._dtypes = self._describe()
-        self._inputs = inputs if inputs is not None else self._own_ports()
+        self._inputs = inputs
         strategy = trt.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
         self._context = self._engine.create_execution_context(strategy)
         if self._context is None:
@@ -82,7 +83,7 @@ class TensorRTEngine:
         self._recordable = True
 
     def run(self, inputs: Arrays, outputs: Mapping[str, Any] | None = None) -> dict[str, NDArray[Any]]:
-        """Compute the graph's outputs by name; see `sana_edge.engines.choose.Engine`.
+        """Compute the graph's outputs by name; see `sana_edge.engines.engine.Engine`.
 
         Args:
             inputs: numpy arrays, copied to the GPU, or arrays on the GPU of torch, CuPy, PyCUDA and others,
@@ -110,16 +111,22 @@ class TensorRTEngine:
         same = self._set_addresses(taken, given)
         self._upload(taken)
         self._start(record=same)
-        results = {name: np.empty(self._shape(name), self._dtypes[name]) for name in self._own_outputs(given)}
+        own = (name for name in self._outputs if name not in given)
+        results = {name: np.empty(self._shape(name), self._dtypes[name]) for name in own}
         for name, array in results.items():
             self._stream.download(array, self._addresses[name])
         self._stream.wait()
         return results
 
     def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """See that it was built for inputs of these shapes; see `sana_edge.engines.sessions.Sized`."""
-        if fitting(self._profiles, shapes) is None:
+        """Check that it was built for inputs of these shapes; see `sana_edge.engines.sessions.Sized`."""
+        self._fitting(shapes)
+
+    def _fitting(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
+        profile = fitting(self._profiles, shapes)
+        if profile is None:
             raise outside(self.graph, self._profiles, shapes, self._cell, self._entry.rebuild)
+        return profile
 
     def close(self) -> None:
         """Free its memory; it cannot run any more."""
@@ -131,9 +138,6 @@ class TensorRTEngine:
         self._stream.close()
 
     def _deserialize(self, entry: Entry) -> Any:
-        if entry.options.get("version_compatible"):
-            # such engines bring the code that runs them
-            self._runtime.engine_host_code_allowed = True
         try:
             with (
                 open(entry.path, "rb") as file,
@@ -167,19 +171,11 @@ class TensorRTEngine:
         ]
         return profiles, dtypes
 
-    def _own_ports(self) -> dict[str, Port]:
-        return {
-            name: (self._dtypes[name].name, tuple(ANY for _ in shapes.min))
-            for name, shapes in self._profiles[0].items()
-        }
-
     def _set_shapes(self, shapes: dict[str, tuple[int, ...]]) -> None:
         """Prepare for input shapes, unless the last run had the same."""
         if shapes == self._shapes:
             return
-        profile = fitting(self._profiles, shapes)
-        if profile is None:
-            raise outside(self.graph, self._profiles, shapes, self._cell, self._entry.rebuild)
+        profile = self._fitting(shapes)
         self._forget()
         if profile != self._profile:
             self._check(
@@ -252,9 +248,6 @@ class TensorRTEngine:
 
     def _shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._context.get_tensor_shape(name))
-
-    def _own_outputs(self, given: Mapping[str, DeviceArray]) -> list[str]:
-        return [name for name in self._outputs if name not in given]
 
     def _output(self, name: str, value: Any) -> DeviceArray:
         """A caller's array for an output."""

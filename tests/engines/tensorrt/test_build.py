@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import namedtuple
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,10 +34,8 @@ from sana_edge.engines.tensorrt.engine import logger_class
 from sana_edge.engines.tensorrt.profiles import Sizes, choose_sizes, graph_profiles
 from sana_edge.errors import InvalidInput, MissingDependency, SanaError, UnsupportedDevice
 from sana_edge.export import build, tensorrt
-from sana_edge.export.tensorrt import Options
 from sana_edge.store.manifest import GRAPHS, Source
 
-HERE = Path(__file__).parent
 INPUTS = fake_export.INPUTS
 WHEELS = "SANA_EDGE_TENSORRT_WHEELS"
 
@@ -44,14 +43,10 @@ WHEELS = "SANA_EDGE_TENSORRT_WHEELS"
 pytestmark = pytest.mark.usefixtures("cache")
 
 
-@pytest.fixture
-def cuda() -> Any:
-    return fake_tensorrt.make_cuda()
-
-
-@pytest.fixture(params=fake_tensorrt.TABLES, ids=lambda table: table["version"])
-def trt(request: pytest.FixtureRequest, cuda: Any) -> Any:
-    return fake_tensorrt.make_trt(request.param, cuda)
+@pytest.fixture(params=fake_tensorrt.TABLES["tensorrt"], ids=lambda table: table["version"])
+def table(request: pytest.FixtureRequest) -> Any:
+    """Each version of the bindings."""
+    return request.param
 
 
 @pytest.fixture
@@ -68,7 +63,7 @@ def test_a_build_asks_the_real_api_for_a_strongly_typed_network(
     # the flag has another number in TensorRT 11
     assert set(trt.state.created) == {1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)}
     assert trt.state.pool == {"WORKSPACE": 3 << 29}
-    assert (trt.state.flags, trt.state.cleared) == (set(), {"REFIT"})
+    assert trt.state.cleared == {"REFIT"}
     # of the last graph, the decoder: both up to a tile, tuned for different sizes
     assert [profile["latent"] for profile in trt.state.profiles] == [
         *([(1, 4, 1, 1), (2, 4, 8, 8), (2, 4, 32, 32)], [(1, 4, 1, 1), (2, 4, 32, 32), (2, 4, 32, 32)])
@@ -85,19 +80,13 @@ def test_a_build_asks_the_real_api_for_a_strongly_typed_network(
     assert len(list(cache.iterdir())) == len(names)
 
 
-def test_flags_of_compatible_engines(folder: Path, cache: Path, trt: Any, cuda: Any) -> None:
-    entry = fake_export.built(folder, cache, trt, cuda, version_compatible=True, hardware_compatible=True)[0]
-    assert trt.state.flags == {"VERSION_COMPATIBLE"}
-    assert entry.options["hardware_compatible"] and entry.options["version_compatible"]
-
-
 def test_models_without_guidance_have_no_folded_engine(folder: Path) -> None:
     exported = fake_export.write_manifest(folder, sampler=SamplerConfig(kind="scm"))
     assert "denoiser_folded" not in exported.used_graphs
     # their own files, and the weights that they share
     for graph in ("denoiser", "denoiser_folded", "text_projection"):
         assert build.needed_bytes(exported, graph) > 1300
-    assert build.needed_bytes(exported, "decoder") < 100
+    assert build.needed_bytes(exported, "decoder") < 1000
 
 
 def test_timings_are_kept_and_damaged_ones_replaced(folder: Path, cache: Path, trt: Any, cuda: Any) -> None:
@@ -117,13 +106,32 @@ def test_timings_are_kept_and_damaged_ones_replaced(folder: Path, cache: Path, t
         ("profile", "refuses"),
     ],
 )
-def test_a_failed_build_leaves_nothing(
+def test_a_failed_build_leaves_nothing_and_the_old_engines_stay(
     folder: Path, cache: Path, trt: Any, cuda: Any, fails: str, message: str
 ) -> None:
+    entries = fake_export.built(folder, cache, trt, cuda)
     trt.state.fails.add(fails)
+    with pytest.raises(SanaError, match=message):
+        fake_export.built(folder, cache, trt, cuda, force=True)
+    assert len(list(cache.iterdir())) == 2 * len(GRAPHS) + 1
+    for entry in entries:
+        assert engine_cache.is_whole(entry)
+    shutil.rmtree(cache)
     with pytest.raises(SanaError, match=message):
         fake_export.built(folder, cache, trt, cuda)
     assert list(cache.iterdir()) == []
+
+
+def test_a_disk_without_space_is_refused_before_the_build(
+    folder: Path, cache: Path, trt: Any, cuda: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**10, 10**10, 100))
+    with pytest.raises(
+        SanaError, match=r"has 0.0 GB free, an engine of this graph may need 0.0 GB"
+    ) as refused:
+        fake_export.built(folder, cache, trt, cuda)
+    assert "--output" in refused.value.hint and trt.state.built == 0
 
 
 def test_a_damaged_onnx_file_names_the_node(folder: Path, cache: Path, trt: Any, cuda: Any) -> None:
@@ -131,16 +139,16 @@ def test_a_damaged_onnx_file_names_the_node(folder: Path, cache: Path, trt: Any,
     fake_export.write_manifest(folder)
     with pytest.raises(SanaError, match=r"cannot read .*decoder.onnx: /blocks.0/MatMul: unsupported"):
         fake_export.built(folder, cache, trt, cuda)
-    (folder / "decoder.onnx").write_text('["pixels"]')
+    fake_export.write_graph(folder / "decoder.onnx", "pixels", "scale")
     fake_export.write_manifest(folder)
-    with pytest.raises(SanaError, match="has the inputs pixels, its manifest says latent, scale"):
+    with pytest.raises(SanaError, match="has the inputs pixels, scale, its manifest says latent, scale"):
         fake_export.built(folder, cache, trt, cuda)
 
 
 def test_ctrl_c_ends_the_build_at_the_next_step_and_leaves_nothing(
     folder: Path, cache: Path, trt: Any, cuda: Any
 ) -> None:
-    steps = []
+    steps, ended = [], []
 
     def on_step(number: int) -> None:
         steps.append(number)
@@ -149,43 +157,24 @@ def test_ctrl_c_ends_the_build_at_the_next_step_and_leaves_nothing(
         if number == 2:
             os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.3 if number >= 2 else 0)
+        ended.append(number)
 
     trt.state.on_step, trt.state.steps = on_step, 40
     with pytest.raises(KeyboardInterrupt):
         fake_export.built(folder, cache, trt, cuda)
     # it has ended, and not only been left alone
-    count = len(steps)
-    time.sleep(0.7)
-    assert len(steps) == count
-    assert steps[:3] == [0, 1, 2] and len(steps) < 10
+    assert steps[:3] == [0, 1, 2] and ended == steps and len(steps) < 10
     assert list(cache.iterdir()) == []
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_second_ctrl_c_does_not_wait(folder: Path, cache: Path, trt: Any, cuda: Any) -> None:
-    def on_step(number: int) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(0.3)
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(1)
-
-    trt.state.on_step = on_step
-    started = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        fake_export.built(folder, cache, trt, cuda)
-    assert time.monotonic() - started < 1.2
-    assert list(cache.iterdir()) == []
-    # its thread is a stand-in's, which ends by itself
-    time.sleep(1.2)
-
-
-def test_progress_is_told(folder: Path, tmp_path: Path, trt: Any) -> None:
+def test_progress_is_reported(folder: Path, tmp_path: Path, trt: Any) -> None:
     seen: list[tuple[str, int, int]] = []
     profiles = graph_profiles("denoiser", INPUTS, choose_sizes(256, None, None, None), 32, 9)
     tensorrt.build(
-        *(trt, folder / "denoiser.onnx", profiles, Options(), tmp_path / "engine"),
+        *(trt, folder / "denoiser.onnx", profiles),
+        workspace=None,
         timing=tmp_path / "timing",
-        told=lambda *given: seen.append(given),
+        progress=lambda *given: seen.append(given),
     )
     assert seen == [("Building", done, 5) for done in range(6)]
 
@@ -217,7 +206,7 @@ def test_precisions_are_those_of_the_export(folder: Path) -> None:
     assert name == "sana-edge" and (chosen.model, chosen.device) == ("DIR", "cpu")
     for wrong in (0, -1, float("nan"), float("inf")):
         with pytest.raises(InvalidInput, match="workspace is"):
-            Options(workspace=wrong)
+            tensorrt.check_workspace(wrong)
 
 
 def test_fixed_exports_have_one_size(folder: Path) -> None:
@@ -243,11 +232,8 @@ def test_old_versions_are_refused(trt: Any) -> None:
 
 
 def test_the_command_builds_and_prints_paths(
-    folder: Path, tmp_path: Path, trt: Any, cuda: Any,
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    modules = {"tensorrt": trt, "cuda.bindings.runtime": cuda}
-    monkeypatch.setattr(cuda_memory, "load", modules.__getitem__)
+    folder: Path, tmp_path: Path, trt: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     output = tmp_path / "engines"
     assert main(["build", str(folder), "--output", str(output), "--max", "512x512", "--fp16"]) == 0
     printed = capsys.readouterr()
@@ -258,19 +244,15 @@ def test_the_command_builds_and_prints_paths(
     assert str(engine_cache.engine_folder()) in (quiet := capsys.readouterr()).out and not quiet.err
     assert main(["build", str(folder), "--int8"]) == 1
     assert "not INT8" in capsys.readouterr().err
-    (folder / "decoder.onnx").write_text('["latent", "scalE"]')
+    fake_export.write_graph(folder / "decoder.onnx", "latent", "scalE")
     assert main(["build", str(folder)]) == 1
     assert "decoder.onnx has checksum" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "options", ["", "--max 512x512 --workspace 1.5", "--min 256x512 --opt 512x512 --version-compatible"]
-)
+@pytest.mark.parametrize("options", ["", "--max 512x512 --workspace 1.5", "--min 256x512 --opt 512x512"])
 def test_the_command_to_rebuild_makes_the_same_engines(
-    folder: Path, tmp_path: Path, trt: Any, cuda: Any, monkeypatch: pytest.MonkeyPatch, options: str
+    folder: Path, tmp_path: Path, trt: Any, options: str
 ) -> None:
-    modules = {"tensorrt": trt, "cuda.bindings.runtime": cuda}
-    monkeypatch.setattr(cuda_memory, "load", modules.__getitem__)
     output = tmp_path / "engines"
     assert main(["build", str(folder), "--output", str(output), "--quiet", *options.split()]) == 0
     entries = engine_cache.entries(output)
@@ -302,22 +284,13 @@ def test_engines_need_no_torch() -> None:
     subprocess.run([sys.executable, "-c", f"{blocked} import {modules}"], check=True)
 
 
-def test_the_table_of_tensorrt_is_that_of_the_wheels() -> None:
+def test_the_table_is_that_of_the_packages() -> None:
     wheels = sorted(Path(os.environ.get(WHEELS, "/nowhere")).glob("tensorrt_cu1*_bindings-*.whl"))
-    if not wheels or not all(map(shutil.which, ("cc", "readelf", "nm"))):
-        pytest.skip(f"{WHEELS} names no folder of tensorrt_cu12_bindings wheels, or there is no C compiler")
-    read = tensorrt_table.table
-    known = {table["version"]: table for table in fake_tensorrt.TABLES}
-    tables = [read(wheel) for wheel in wheels]
-    assert {table["version"] for table in tables} & known.keys()
-    for table in tables:
+    known = {table["version"]: table for table in fake_tensorrt.TABLES["tensorrt"]}
+    for table in map(tensorrt_table.table, wheels):
         assert table == known.get(table["version"], table)
-
-
-def test_the_table_of_cuda_is_that_of_the_package() -> None:
     pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is not installed")
-    read = tensorrt_table.cuda_table
-    assert read() == fake_tensorrt.CUDA_TABLE
+    assert tensorrt_table.cuda_table() == fake_tensorrt.TABLES["cuda"]
 
 
 def test_the_stand_in_refuses_what_the_real_module_would(trt: Any, cuda: Any) -> None:

@@ -1,4 +1,4 @@
-"""Engines on disk: who builds, who waits, what is refused, and what a broken or full folder leaves behind."""
+"""Engines on disk: which is found, what is refused, and what a broken or full folder leaves behind."""
 
 from __future__ import annotations
 
@@ -6,24 +6,17 @@ import dataclasses
 import errno
 import json
 import os
-import shutil
-import signal
 import stat
-import subprocess
 import sys
-import time
-from collections import namedtuple
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sana_edge.engines.tensorrt import cache as engine_cache
-from sana_edge.engines.tensorrt import lock
-from sana_edge.engines.tensorrt.builds import build_once
-from sana_edge.engines.tensorrt.cache import Entry, Key, Machine, check_loadable, differs, find
-from sana_edge.engines.tensorrt.lock import locked
+from sana_edge.engines.tensorrt.cache import Entry, Key, Machine, find
 from sana_edge.engines.tensorrt.profiles import Sizes
+from sana_edge.engines.tensorrt.trust import check_loadable
 from sana_edge.errors import CheckpointError, SanaError
 from sana_edge.store import package
 
@@ -41,20 +34,13 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def made(
-    folder: Path,
-    key: Key = KEY,
-    content: bytes = b"engine",
-    sizes: tuple[Sizes, ...] = (),
-    force: bool = False,
-    **options: Any,
+    folder: Path, key: Key = KEY, content: bytes = b"engine", sizes: tuple[Sizes, ...] = (), **options: Any
 ) -> Entry:
-    entry, _ = build_once(
-        *(folder, key, {**OPTIONS, **options}, SOURCE, lambda path: path.write_bytes(content) and None),
-        needed=1,
-        sizes=sizes,
-        force=force,
-    )
-    return entry
+    """The engine that is there, or a new one of ``content``; as a build does it."""
+    options = {**OPTIONS, **options}
+    engine_cache.prepare(folder)
+    there = engine_cache.current(folder, key, options, sizes)
+    return there or engine_cache.store(folder, key, options, SOURCE, content, sizes)
 
 
 def with_machine(**changed: Any) -> Key:
@@ -87,30 +73,27 @@ def test_an_engine_is_built_once_and_found(cache: Path) -> None:
     # of the user's only, and nothing but the engine and its sidecar
     assert stat.S_IMODE(cache.stat().st_mode) == 0o700
     assert len(list(cache.iterdir())) == 2
+    # other options are another engine
     assert made(cache, content=b"bigger", workspace=2).bytes == 6
     assert find(cache, KEY, SOURCE).path.read_bytes() == b"bigger"
-    # whatever is there
-    made(cache, content=b"forced", workspace=2, force=True)
-    assert find(cache, KEY, SOURCE).path.read_bytes() == b"forced"
 
 
 def test_the_command_to_rebuild_has_what_was_built_with(cache: Path, tmp_path: Path) -> None:
     low, middle, high = (256, 512), (512, 512), (1024, 768)
     sizes = (Sizes(low, middle, high),)
-    made(cache, sizes=sizes, workspace=1.5, version_compatible=True, hardware_compatible=True)
+    made(cache, sizes=sizes, workspace=1.5)
     flags = "--min 256x512 --opt 512x512 --max 1024x768 --workspace 1.5"
-    compatible = "--version-compatible --hardware-compatible"
     command = f"sana-edge build '/my models/onnx' --output {cache}"
     entry = find(cache, KEY, "/my models/onnx")
-    assert entry.rebuild() == f"{command} {flags} {compatible}"
-    assert entry.rebuild(force=True) == f"{command} {flags} {compatible} --force"
+    assert entry.rebuild() == f"{command} {flags}"
+    assert entry.rebuild(force=True) == f"{command} {flags} --force"
     wider = "--min 128x512 --opt 512x512 --max 1024x2048 --workspace 1.5"
-    assert entry.rebuild((128, 2048)) == f"{command} {wider} {compatible}"
+    assert entry.rebuild((128, 2048)) == f"{command} {wider}"
     # of this model's other graphs, and of this one for another machine, they are the best guess
     for key in (dataclasses.replace(KEY, graph="decoder"), with_machine(tensorrt="11.4.0")):
         with pytest.raises(SanaError) as refused:
             find(cache, key, "/my models/onnx")
-        assert refused.value.hint == f"build it: {command} {flags} {compatible}"
+        assert refused.value.hint == f"build it: {command} {flags}"
     with pytest.raises(SanaError) as refused:
         find(cache, dataclasses.replace(KEY, checksum="cd" * 32), "/my models/onnx")
     assert refused.value.hint == f"build it: {command}"
@@ -149,18 +132,6 @@ def test_what_an_engine_is_for_is_named_with_the_command(cache: Path, key: Key, 
     assert refused.value.hint == f"build it: sana-edge build '/my models/onnx' --output {cache}"
     with pytest.raises(SanaError, match="has no engine of sana-tiny's decoder"):
         find(cache, dataclasses.replace(KEY, graph="decoder"), SOURCE)
-
-
-def test_compatible_engines_serve_other_machines(cache: Path) -> None:
-    entry = made(cache)
-    by_version = dataclasses.replace(entry, options={"version_compatible": True})
-    assert not differs(by_version, with_machine(tensorrt="10.16.2", driver="580.1"))
-    for other in ("10.15.9", "11.0.0"):
-        assert "TensorRT version" in differs(by_version, with_machine(tensorrt=other))
-    by_hardware = dataclasses.replace(entry, options={"hardware_compatible": True})
-    assert not differs(by_hardware, with_machine(gpu="A100", capability=(8, 0), driver="1.2"))
-    assert "another GPU" in differs(by_hardware, with_machine(gpu="T4", capability=(7, 5)))
-    assert "TensorRT version" in differs(by_hardware, with_machine(tensorrt="11.4"))
 
 
 def test_engines_are_code_and_only_the_users_own_are_loaded(cache: Path, tmp_path: Path) -> None:
@@ -271,175 +242,40 @@ def test_a_damaged_sidecar_is_no_engine(cache: Path, content: str | dict[str, An
     assert made(cache, content=b"again").path.read_bytes() == b"again"
 
 
-def test_a_failed_build_leaves_nothing_and_the_old_engine_stays(cache: Path) -> None:
-    old = made(cache)
-    before = sorted(path.name for path in cache.iterdir())
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))])
+def test_writing_that_fails_leaves_the_old_engine(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    old, write, before = made(cache), Path.write_bytes, sorted(cache.iterdir())
 
-    def fails(path: Path) -> None:
-        path.write_bytes(b"half")
-        raise KeyboardInterrupt
+    def fails(path: Path, content: bytes) -> int:
+        if path.suffix == ".json":
+            raise error
+        return write(path, content)
 
-    for options, force in (({"other": 1}, False), (OPTIONS, True)):
-        with pytest.raises(KeyboardInterrupt):
-            build_once(cache, KEY, options, SOURCE, fails, needed=1, force=force)
-    assert sorted(path.name for path in cache.iterdir()) == before
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", fails)
+        with pytest.raises((KeyboardInterrupt, SanaError)) as caught:
+            engine_cache.store(cache, KEY, OPTIONS, SOURCE, b"new")
+    if isinstance(caught.value, SanaError):
+        assert caught.value.message == f"cannot write {cache}: No space left on device"
+        assert caught.value.hint.startswith("the disk is full")
+    assert sorted(cache.iterdir()) == before
     check_loadable(old)
-
-
-def test_a_full_disk(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**10, 9 * 10**9, 10**9))
-    with pytest.raises(
-        SanaError, match=r"has 1.0 GB free, an engine of this graph may need 2.5 GB"
-    ) as refused:
-        build_once(cache, KEY, OPTIONS, SOURCE, lambda path: None, needed=2_500_000_000)
-    assert "--output" in refused.value.hint
-
-    def full(path: Path) -> None:
-        path.write_bytes(b"half")
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    with pytest.raises(SanaError, match=r"cannot write engines into .*: No space left") as refused:
-        build_once(cache, KEY, OPTIONS, SOURCE, full, needed=1)
-    assert refused.value.hint.startswith("the disk is full")
-    assert list(cache.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     # also root cannot make a folder below a file
-    with pytest.raises(SanaError, match=r"cannot write engines into .*file/engines: Not a directory"):
+    with pytest.raises(SanaError, match=r"cannot write .*file/engines: Not a directory"):
         made(tmp_path / "file" / "engines")
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
 def test_a_read_only_folder(cache: Path) -> None:
     cache.mkdir(parents=True, mode=0o500)
-    with pytest.raises(SanaError, match=r"cannot write engines into .*: Permission denied"):
+    with pytest.raises(SanaError, match=r"cannot write .*: Permission denied"):
         made(cache)
-
-
-def test_a_folder_that_refuses_files(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(path: Path, *given: Any, **named: Any) -> None:
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-
-    monkeypatch.setattr(Path, "touch", refuse)
-    with pytest.raises(SanaError, match="Read-only file system") as refused:
-        made(cache)
-    assert refused.value.hint == "choose another folder with --output"
-
-
-# builds for half a second and says what happened; the log shows who built when
-_BUILDER = """
-import sys, time
-from pathlib import Path
-from sana_edge.engines.tensorrt.builds import build_once
-from sana_edge.engines.tensorrt.cache import Key, Machine
-folder, log = map(Path, sys.argv[1:3])
-def make(path):
-    with open(log, "a") as file:
-        file.write("start\\n")
-    path.write_bytes(b"half")
-    time.sleep(float(sys.argv[3]))
-    path.write_bytes(b"engine")
-    with open(log, "a") as file:
-        file.write("end\\n")
-key = Key("m", "ab", "decoder", Machine("gpu", (8, 9), "10.0", "1"))
-def waits(holder):
-    print("waits for", holder)
-entry, made = build_once(folder, key, {}, Path("/o"), make, needed=1, on_wait=waits)
-print("made" if made else "there", entry.path.read_bytes())
-"""
-
-
-def start(folder: Path, log: Path, seconds: float) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", _BUILDER, str(folder), str(log), str(seconds)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for(log: Path) -> None:
-    deadline = time.monotonic() + 20
-    while not log.exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert log.exists()
-
-
-def test_of_three_processes_one_builds_and_the_others_wait(cache: Path, tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    first = start(cache, log, 2)
-    wait_for(log)
-    others = [start(cache, log, 0), start(cache, log, 0)]
-    said = [process.communicate(timeout=60)[0] for process in (first, *others)]
-    assert said[0] == "made b'engine'\n"
-    for text in said[1:]:
-        assert text.splitlines()[-1] == "there b'engine'"
-        assert f"waits for process {first.pid}" in text
-    assert log.read_text() == "start\nend\n"
-    assert len(list(cache.iterdir())) == 2
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
-def test_the_lock_of_a_process_that_was_killed_is_taken_over(cache: Path, tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    first = start(cache, log, 60)
-    wait_for(log)
-    second = start(cache, log, 0)
-    time.sleep(0.5)
-    os.kill(first.pid, signal.SIGKILL)
-    first.communicate()
-    # the half engine and the lock file of the dead are there
-    assert second.communicate(timeout=30)[0].splitlines()[-1] == "made b'engine'"
-    assert len(list(cache.iterdir())) == 2
-    # and such files alone keep nobody waiting
-    (tmp_path / "lock").write_text("process 1\n")
-    with locked(tmp_path / "lock", pytest.fail) as held:
-        assert held
-    assert not (tmp_path / "lock").exists()
-
-
-def test_a_lock_on_a_file_that_lost_its_name_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    taken = []
-
-    def take(handle: int) -> bool:
-        if not taken:
-            # its holder is done, and the next process will make a file of its own
-            (tmp_path / "lock").unlink()
-        taken.append(handle)
-        return True
-
-    monkeypatch.setattr(lock, "_try_lock", take)
-    with locked(tmp_path / "lock"):
-        assert (tmp_path / "lock").exists() and len(taken) == 2
-
-
-def test_file_systems_without_locks_build_all_the_same(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fcntl = pytest.importorskip("fcntl", reason="not on Windows")
-
-    def refuse(handle: int, operation: int) -> None:
-        raise OSError(errno.ENOLCK, "no locks")
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
-    with locked(tmp_path / "lock", pytest.fail) as held:
-        assert (tmp_path / "lock").exists() and not held
-    cache.mkdir(parents=True)
-    old, young = (cache / f".{KEY.name}.{name}.partial" for name in ("old", "young"))
-    for path in (old, young):
-        path.write_bytes(b"half")
-    # a day and a bit
-    os.utime(old, (time.time() - 90_000,) * 2)
-
-    def make(path: Path) -> None:
-        path.write_bytes(b"first")
-        # another process begins meanwhile, and is done sooner
-        assert made(cache, content=b"second").path.read_bytes() == b"second"
-        assert path.read_bytes() == b"first"
-
-    entry, _ = build_once(cache, KEY, OPTIONS, SOURCE, make, needed=1)
-    check_loadable(entry)
-    assert entry.path.read_bytes() == b"first"
-    assert young.exists() and not old.exists()
 
 
 def test_no_home_no_cache(monkeypatch: pytest.MonkeyPatch) -> None:

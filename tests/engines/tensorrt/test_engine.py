@@ -13,28 +13,22 @@ import numpy as np
 import pytest
 
 from sana_edge.cli.main import main
-from sana_edge.engines.choose import EngineKind, Settings
-from sana_edge.engines.tensorrt import backend
+from sana_edge.engines.engine import Settings
 from sana_edge.engines.tensorrt import cache as engine_cache
 from sana_edge.engines.tensorrt import cuda as cuda_memory
+from sana_edge.engines.tensorrt.backend import TensorRT
 from sana_edge.engines.tensorrt.engine import TensorRTEngine
+from sana_edge.engines.tensorrt.trust import check_loadable
 from sana_edge.errors import InvalidInput, OutOfMemory, SanaError, UnsupportedDevice
 from sana_edge.store.manifest import GRAPHS
-
-HERE = Path(__file__).parent
-
 
 pytestmark = pytest.mark.usefixtures("cache")
 
 
-@pytest.fixture
-def cuda() -> Any:
-    return fake_tensorrt.make_cuda()
-
-
-@pytest.fixture(params=fake_tensorrt.TABLES, ids=lambda table: table["version"])
-def trt(request: pytest.FixtureRequest, cuda: Any) -> Any:
-    return fake_tensorrt.make_trt(request.param, cuda)
+@pytest.fixture(params=fake_tensorrt.TABLES["tensorrt"], ids=lambda table: table["version"])
+def table(request: pytest.FixtureRequest) -> Any:
+    """Each version of the bindings."""
+    return request.param
 
 
 @pytest.fixture
@@ -70,7 +64,7 @@ def test_an_engine_computes_and_records_its_second_run(
     inputs = step(40, batch=2)
     np.testing.assert_array_equal(engine.run(inputs)["velocity"], inputs["latent"] * 3)
     assert (cuda.state.launches, len(cuda.state.graphs), len(cuda.state.memory)) == (3, 0, 3)
-    assert engine._context._set == {"profile": 1}
+    assert engine._context._profile == 1
     engine.close()
     engine.close()
     assert not cuda.state.memory and not cuda.state.streams and not cuda.state.graphs
@@ -167,7 +161,7 @@ def test_failures_of_the_device(folder: Path, cache: Path, trt: Any, cuda: Any) 
         engine.run(inputs)
     cuda.state.free = 1 << 40
     np.testing.assert_array_equal(engine.run(inputs)["velocity"], inputs["latent"] * 3)
-    engine._context._fails = True
+    trt.state.fails.add("execute")
     with pytest.raises(SanaError, match="could not run") as refused:
         engine.run(step(10))
     # that it is there and whole is no reason to keep it
@@ -181,43 +175,33 @@ def test_failures_of_the_device(folder: Path, cache: Path, trt: Any, cuda: Any) 
             cuda_memory.machine(cuda, "10.0")
 
 
-def test_a_corrupt_engine_names_the_command(
-    folder: Path, cache: Path, trt: Any, cuda: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    modules = {"tensorrt": trt, "cuda.bindings.runtime": cuda}
-    monkeypatch.setattr(cuda_memory, "load", modules.__getitem__)
+def test_a_corrupt_engine_names_the_command(folder: Path, cache: Path, trt: Any, cuda: Any) -> None:
     entry = fake_export.built(folder, cache, trt, cuda)[0]
     entry.path.write_bytes(b"\0" * entry.bytes)
     with pytest.raises(SanaError, match="is damaged") as refused:
-        engine_cache.check_loadable(entry, trust=True)
+        check_loadable(entry, trust=True)
     assert refused.value.hint == f"build it again: sana-edge build {folder} --output {cache}"
     # as if it had been written like that
     with pytest.raises(SanaError, match=r"cannot load .*: Serialization assertion failed") as refused:
-        TensorRTEngine(entry, trt, cuda)
+        TensorRTEngine(entry, trt, cuda, inputs=fake_export.INPUTS)
     command = f"sana-edge build {folder} --output {cache}"
     assert refused.value.hint == f"build it again: {command} --force"
     with pytest.raises(SanaError, match=r"cannot read .*empty"):
         entry.path.write_bytes(b"")
-        TensorRTEngine(entry, trt, cuda)
+        TensorRTEngine(entry, trt, cuda, inputs=fake_export.INPUTS)
     for flags in ([], ["--force"]):
         # of the right size, as a disk makes it
         entry.path.write_bytes(b"\0" * entry.bytes)
         assert main([*shlex.split(command)[1:], *flags, "--quiet"]) == 0
-        engine_cache.check_loadable(entry, trust=True)
-        TensorRTEngine(entry, trt, cuda).close()
+        check_loadable(entry, trust=True)
+        TensorRTEngine(entry, trt, cuda, inputs=fake_export.INPUTS).close()
     # the first built one, the second all
     assert trt.state.built == 2 * len(GRAPHS) + 1
 
 
-def test_load_finds_the_engine_of_this_machine(
-    folder: Path, cache: Path, trt: Any, cuda: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    modules = {"tensorrt": trt, "cuda.bindings.runtime": cuda}
-    monkeypatch.setattr(cuda_memory, "load", modules.__getitem__)
-    settings, graph = Settings(dtype="fp16"), folder / "decoder.onnx"
-    title, precision = backend.probe("cuda", settings)
-    assert title == f"TensorRT {trt.__version__} on NVIDIA GeForce RTX 4070 Laptop GPU, fp16"
-    kind = EngineKind("tensorrt", "cuda", precision, title, settings)
+def test_load_finds_the_engine_of_this_machine(folder: Path, cache: Path, trt: Any, cuda: Any) -> None:
+    kind, graph = TensorRT.probe("cuda", Settings(dtype="fp16")), folder / "decoder.onnx"
+    assert kind.title == f"TensorRT {trt.__version__} on NVIDIA GeForce RTX 4070 Laptop GPU, fp16"
     with pytest.raises(SanaError, match="has no engine of sana-tiny's decoder") as refused:
         kind.load(graph)
     assert refused.value.hint == f"build it: sana-edge build {folder} --output {cache / 'engines'}"
@@ -225,28 +209,23 @@ def test_load_finds_the_engine_of_this_machine(
     engine = kind.load(graph)
     assert (engine.graph, engine.name, engine.device, engine.precision) == (
         *("decoder", "tensorrt", "cuda"),
-        precision,
+        "fp16",
     )
     trt.__version__ = "99.1.0"
     with pytest.raises(SanaError, match=r"another TensorRT version \(.*, this is 99.1.0\)"):
         kind.load(graph)
 
 
-def test_what_cannot_be_asked_for(trt: Any, cuda: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    modules = {"tensorrt": trt, "cuda.bindings.runtime": cuda}
-    monkeypatch.setattr(cuda_memory, "load", modules.__getitem__)
-    for device in ("cpu", "tensorrt"):
-        with pytest.raises(UnsupportedDevice, match=f"do not run on {device}"):
-            backend.probe(device, Settings())
+def test_precisions_that_cannot_be_asked_for(trt: Any) -> None:
     with pytest.raises(InvalidInput, match="graphs' own fp16, not in fp32") as refused:
-        backend.probe("cuda", Settings(dtype="fp16", precision="fp32"))
+        TensorRT.probe("cuda", Settings(dtype="fp16", precision="fp32"))
     assert refused.value.hint == (
         "choose dtype auto, or `sana-edge export MODEL --dtype fp32 --output DIR`, then `sana-edge build DIR`"
     )
     trt.__version__ = "10.5.0"
-    assert backend.probe("cuda", Settings(dtype="fp16"))[1] == "fp16"
+    assert TensorRT.probe("cuda", Settings(dtype="fp16")).precision == "fp16"
     with pytest.raises(UnsupportedDevice, match=r"TensorRT 10\.5\.0 is too old, bf16 graphs need 10\.6"):
-        backend.probe("cuda", Settings(dtype="bf16"))
+        TensorRT.probe("cuda", Settings(dtype="bf16"))
 
 
 def test_the_real_bindings_without_a_gpu_say_so() -> None:

@@ -12,24 +12,20 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import fake_tensorrt
 import numpy as np
 import pytest
-import real_graphs
 
 from sana_edge import Sana, read_metadata
 from sana_edge.cli.main import main
-from sana_edge.engines import choose as engines
-from sana_edge.engines.choose import Settings, choose
+from sana_edge.engines.choose import choose
+from sana_edge.engines.engine import Settings
 from sana_edge.engines.tensorrt import cache
-from sana_edge.engines.tensorrt import cuda as cuda_memory
 from sana_edge.errors import InvalidInput, SanaError
 from sana_edge.export.settings import Settings as ExportSettings
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 onnx_export = pytest.importorskip("sana_edge.export.onnx", reason="onnx is not installed")
 
-HERE = Path(__file__).parent
 Capture = pytest.CaptureFixture[str]
 PROMPT = "a red house left of a yellow star"
 GPU = "NVIDIA GeForce RTX 4070 Laptop GPU"
@@ -44,20 +40,6 @@ def folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 pytestmark = pytest.mark.usefixtures("cache")
-
-
-@pytest.fixture
-def cuda() -> Any:
-    return fake_tensorrt.make_cuda()
-
-
-@pytest.fixture(params=fake_tensorrt.TABLES, ids=lambda table: table["version"])
-def trt(request: pytest.FixtureRequest, cuda: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A machine with TensorRT and a GPU, as far as anyone can see."""
-    trt = fake_tensorrt.make_trt(request.param, cuda, real_graphs.replaced)
-    modules = {"tensorrt": trt, "cuda.bindings.runtime": cuda}
-    monkeypatch.setattr(cuda_memory, "load", modules.__getitem__)
-    return trt
 
 
 def built(folder: Path, *arguments: str) -> None:
@@ -221,18 +203,3 @@ def test_another_model_precision_or_size(folder: Path, tmp_path: Path, trt: Any)
     for entry in cache.entries(cache.engine_folder()):
         entry.path.write_bytes(entry.path.read_bytes()[:-1])
     assert f"sana-edge build {moved} --output" in choose(folder=moved).reasons["tensorrt cuda"]
-
-
-def test_devices(folder: Path, trt: Any) -> None:
-    built(folder)
-    for device in ("cpu", "npu"):
-        with pytest.raises(InvalidInput, match=f"tensorrt does not run on device {device}") as caught:
-            choose("tensorrt", device, folder)
-        assert caught.value.hint == "choose device cuda"
-    # a device of onnxruntime, which has its own way to TensorRT
-    with pytest.raises(InvalidInput, match="onnxruntime's own TensorRT") as caught:
-        choose("tensorrt", "tensorrt", folder)
-    assert "--backend tensorrt and --device cuda" in caught.value.hint
-    with pytest.raises(SanaError, match="no engine can be used, onnxruntime tensorrt: "):
-        choose(device="tensorrt", folder=folder)
-    assert "tensorrt cuda" in {place for place, _, _ in engines.survey()}

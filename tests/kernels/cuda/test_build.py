@@ -18,6 +18,7 @@ import pytest
 
 import sana_edge
 from sana_edge.kernels.cuda import library as cuda_library
+from sana_edge.kernels.cuda.operations import OPERATIONS
 
 CSRC = Path(__file__).parents[3] / "csrc"
 MACHINE_CODE = ("75", "80", "86", "89", "90", "120")
@@ -94,7 +95,7 @@ ptxas info    : Used 85 registers, used 1 barriers"""
     assert usage(log) == [Usage("75", "_Z1aPf", 255, 40, 28), Usage("120", "_Z1bPf", 85, 0, 0)]
 
 
-@pytest.mark.parametrize("operation", sorted(cuda_library.ARGUMENTS))
+@pytest.mark.parametrize("operation", sorted(OPERATIONS))
 def test_no_kernel_spills(folder: Path, operation: str) -> None:
     """Neither spills nor arrays in memory: what a kernel indexes is unrolled."""
     kernels = usage((folder / f"{operation}.log").read_text())
@@ -161,7 +162,7 @@ def declared() -> set[str]:
 
 
 def test_header_declares_every_operation() -> None:
-    assert {f"sana_edge_{name}" for name in cuda_library.ARGUMENTS} <= declared()
+    assert {f"sana_edge_{name}" for name in OPERATIONS} <= declared()
 
 
 def test_needs_nothing_but_the_system(library: Path) -> None:

@@ -8,7 +8,6 @@ value by at most one level (1/127 is more than 2^-8) and a scale by one such rou
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sana_edge.errors import InvalidInput, UnsupportedDevice
+from sana_edge.errors import UnsupportedDevice
 from sana_edge.kernels import reference_fused
-from sana_edge.kernels.cuda import library, rows
+from sana_edge.kernels.cuda import launch
 
 if TYPE_CHECKING:
     from emulator import Emulator
@@ -52,7 +51,7 @@ def example(
 def check(images: int, height: int, width: int, hidden: int, dtype: torch.dtype) -> None:
     x, weight, bias = example(images, height, width, hidden, dtype)
     close(
-        rows.dwconv_glu_quantize(x, weight, bias, height, width),
+        launch.dwconv_glu_quantize(x, weight, bias, height, width),
         reference_fused.dwconv_glu_quantize(x, weight, bias, height, width),
         dtype,
     )
@@ -104,7 +103,7 @@ def test_each_tap(dtype: torch.dtype) -> None:
         # SiLU(64) = 64: the gate is 64 everywhere
         bias[hidden:] = 64
         kernel = weight.view(3, 3, 2 * hidden)
-        values, scales = rows.dwconv_glu_quantize(x, kernel, bias, height, width)
+        values, scales = launch.dwconv_glu_quantize(x, kernel, bias, height, width)
         expected = reference_fused.dwconv_glu_quantize(x, kernel, bias, height, width)
         assert torch.equal(values, expected[0])
         assert torch.equal(scales, expected[1])
@@ -126,11 +125,11 @@ def test_hostile_pixels(dtype: torch.dtype) -> None:
     image[6, 8] = 3e4
     for static in (None, torch.tensor(0.001)):
         close(
-            rows.dwconv_glu_quantize(x, weight, bias, height, width, static),
+            launch.dwconv_glu_quantize(x, weight, bias, height, width, static),
             reference_fused.dwconv_glu_quantize(x, weight, bias, height, width, static),
             dtype,
         )
-    _, scales = rows.dwconv_glu_quantize(x, weight, bias, height, width)
+    _, scales = launch.dwconv_glu_quantize(x, weight, bias, height, width)
     assert scales[0, 6 * width + 2] == 1
     assert scales.view(height, width)[:3, :3].isnan().all()
 
@@ -143,26 +142,9 @@ def test_gates_far_from_zero(dtype: torch.dtype) -> None:
     x = torch.ones(1, 1, 2 * hidden, dtype=dtype)
     weight, bias = torch.zeros(3, 3, 2 * hidden), torch.ones(2 * hidden)
     bias[hidden:] = torch.linspace(-200, 200, hidden)
-    found = rows.dwconv_glu_quantize(x, weight, bias, 1, 1)
+    found = launch.dwconv_glu_quantize(x, weight, bias, 1, 1)
     close(found, reference_fused.dwconv_glu_quantize(x, weight, bias, 1, 1), dtype)
     assert found[1].isfinite().all()
-
-
-@pytest.mark.usefixtures("emulated", "guarded_outputs")
-@pytest.mark.parametrize("dtype", BOTH, ids=str)
-@pytest.mark.parametrize("shape", [(1, 1, 1, 16), (2, 5, 3, 48), (1, 4, 9, 1040), (1, 8, 3, 48)], ids=str)
-def test_touches_nothing_beyond(
-    shape: tuple[int, int, int, int], dtype: torch.dtype, guarded: Callable[[Tensor], Tensor]
-) -> None:
-    x, weight, bias = example(*shape, dtype)
-    size = shape[1:3]
-    close(
-        rows.dwconv_glu_quantize(
-            guarded(x), guarded(weight), guarded(bias), *size, guarded(torch.tensor(0.02))
-        ),
-        reference_fused.dwconv_glu_quantize(x, weight, bias, *size, torch.tensor(0.02)),
-        dtype,
-    )
 
 
 def test_turing(emulated_turing: Emulator) -> None:
@@ -175,62 +157,3 @@ def test_turing(emulated_turing: Emulator) -> None:
             check(1, 1, 1, 8192, torch.float16)
     finally:
         emulated_turing.pretend(75, 24, 99 << 10)
-
-
-def test_order_of_threads_changes_nothing(emulated: Emulator) -> None:
-    x, weight, bias = example(1, 6, 5, 480, torch.bfloat16)
-    values, scales = rows.dwconv_glu_quantize(x, weight, bias, 6, 5)
-    for seed in (3, 4):
-        emulated.shuffle(seed)
-        again = rows.dwconv_glu_quantize(x, weight, bias, 6, 5)
-        assert torch.equal(values, again[0])
-        assert torch.equal(scales, again[1])
-
-
-@pytest.mark.usefixtures("emulated")
-def test_no_pixels() -> None:
-    weight, bias = torch.zeros(3, 3, 32), torch.zeros(32)
-    for images, height, width in ((0, 4, 4), (2, 0, 4), (2, 4, 0)):
-        x = torch.empty(images, height * width, 32, dtype=torch.float16)
-        values, scales = rows.dwconv_glu_quantize(x, weight, bias, height, width)
-        assert values.shape == (images, height * width, 16)
-        assert scales.shape == (images, height * width)
-
-
-@pytest.mark.usefixtures("emulated")
-def test_refusals() -> None:
-    x, weight, bias = example(1, 2, 3, 32, torch.float16)
-    shifted = torch.zeros(9 * 64 + 1)[1:].view(3, 3, 64)
-    for arguments in (
-        (x.float(), weight, bias, 2, 3),
-        (x, weight, bias, 3, 3),
-        (x, weight.half(), bias, 2, 3),
-        (x, weight[:, :2], bias, 2, 3),
-        (x, weight, bias[:32], 2, 3),
-        (x, shifted, bias, 2, 3),
-        (x[0], weight, bias, 2, 3),
-        (*example(1, 2, 3, 24, torch.float16), 2, 3),
-        (*example(1, 1, 1, 8208, torch.float16), 1, 1),
-        (x[..., :63].contiguous(), weight[..., :63].contiguous(), bias[:63], 2, 3),
-    ):
-        with pytest.raises(InvalidInput):
-            rows.dwconv_glu_quantize(*arguments)
-    fields = {
-        "x": x,
-        "weight": weight,
-        "bias": bias,
-        "values": torch.zeros(6, 32, dtype=torch.int8),
-        "scales": torch.zeros(6),
-    }
-    for null in fields:
-        with pytest.raises(InvalidInput, match="NULL"):
-            library.load().call(
-                "dwconv_glu_quantize",
-                x.device,
-                **{**fields, null: None},
-                images=1,
-                height=2,
-                width=3,
-                hidden=32,
-                type=1,
-            )

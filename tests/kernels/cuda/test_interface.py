@@ -18,9 +18,10 @@ from pathlib import Path
 import pytest
 
 from sana_edge.kernels.cuda import library as cuda_library
+from sana_edge.kernels.cuda import operations
 
 CSRC = Path(__file__).parents[3] / "csrc"
-OPERATIONS = sorted(cuda_library.ARGUMENTS)
+OPERATIONS = sorted(operations.OPERATIONS)
 STRICT = ["-std=c99", "-Wall", "-Wextra", "-pedantic", "-Werror", "-I", str(CSRC)]
 FP32, FP16 = 0, 1
 # a small problem for each
@@ -105,7 +106,7 @@ def run(compiler: str, source: str, folder: Path, *libraries: Path) -> subproces
 def test_header_is_c_and_structs_are_those_of_python(compiler: str, tmp_path: Path) -> None:
     lines = ['#include "sana_edge.h"', "#include <stddef.h>"]
     structs: dict[str, type[ctypes.Structure]] = {
-        f"sana_edge_{name}_args": struct for name, struct in cuda_library.ARGUMENTS.items()
+        f"sana_edge_{name}_args": operation.struct for name, operation in operations.OPERATIONS.items()
     }
     structs["sana_edge_device_info"] = cuda_library.DeviceInfo
     checks = [f"SANA_EDGE_ABI == {cuda_library.ABI}"]
@@ -129,7 +130,7 @@ def test_python_has_the_fields_of_the_header(operation: str) -> None:
     expected = [
         (field.name, ctypes.c_void_p if field.pointer else kinds[field.kind]) for field in fields(operation)
     ]
-    assert cuda_library.ARGUMENTS[operation]._fields_ == expected
+    assert operations.OPERATIONS[operation].struct._fields_ == expected
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)

@@ -17,6 +17,7 @@ import torch
 from sana_edge.cli import doctor
 from sana_edge.errors import SanaError, UnsupportedDevice
 from sana_edge.kernels.cuda import library
+from sana_edge.kernels.cuda.operations import OPERATIONS
 
 GPU = torch.device("cuda", 0)
 AGAIN = "install sana-edge again, or in a checkout: make cuda"
@@ -48,7 +49,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
         architectures: str = "75 80 86 89 90 ptx90 120",
         without: tuple[str, ...] = (),
     ) -> Path:
-        names = [name for name in library.ARGUMENTS if name not in without]
+        names = [name for name in OPERATIONS if name not in without]
         # each answers what sana_edge_device does
         lines = [
             f"int sana_edge_{name}(void *a, void *b) {{ return a == b ? 0 : DEVICE; }}" for name in names

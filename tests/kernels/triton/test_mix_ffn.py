@@ -285,16 +285,16 @@ def test_refusals(op: ModuleType) -> None:
         ({"height": 4}, r"x of glu_depthwise has shape \(1, 12, 8\) for 4 by 4"),
         ({"x": given.x[..., :7].contiguous()}, r"shape \(1, 12, 7\)"),
         ({"x": given.x[0]}, r"shape \(12, 8\)"),
-        ({"x": given.x.mT.contiguous().mT}, "x of glu_depthwise is not contiguous"),
-        ({"weight": rows(given).weight}, r"weight of glu_depthwise has shape \(3, 3, 8\)"),
+        ({"x": given.x.mT.contiguous().mT}, "x of glu_depthwise is .* not contiguous"),
+        ({"weight": rows(given).weight}, r"weight of glu_depthwise is torch.float32 \(3, 3, 8\)"),
         ({"weight": given.weight.double()}, "weight of glu_depthwise is torch.float64"),
-        ({"bias": given.bias[:4]}, r"bias of glu_depthwise has shape \(4,\)"),
-        ({"bias": given.bias.to("meta")}, "bias is on meta"),
+        ({"bias": given.bias[:4]}, r"bias of glu_depthwise is torch.float32 \(4,\)"),
+        ({"bias": given.bias.to("meta")}, "bias of .* on meta"),
     ):
         with pytest.raises(InvalidInput, match=words) as caught:
             op.glu_depthwise(*given._replace(**changed))
         assert caught.value.hint
-    with pytest.raises(InvalidInput, match="weight of dwconv_glu_quantize has shape"):
+    with pytest.raises(InvalidInput, match="weight of dwconv_glu_quantize is"):
         op.dwconv_glu_quantize(*given)
     with pytest.raises(InvalidInput, match="static_scale of dwconv_glu_quantize is"):
         op.dwconv_glu_quantize(*rows(given), torch.ones(1))

@@ -124,12 +124,12 @@ def test_no_rows(kernels: ModuleType) -> None:
     [
         (torch.ones(2, 3, 8).int(), torch.ones(8), "x of .* is torch.int32"),
         (torch.ones(3, 8), torch.ones(8), r"x of .* has shape \(3, 8\)"),
-        (torch.ones(2, 8, 3).mT, torch.ones(8), "x of .* is not contiguous"),
+        (torch.ones(2, 8, 3).mT, torch.ones(8), "x of .* is .* not contiguous"),
         (torch.ones(2, 3, 8), torch.ones(8).double(), "torch.float64"),
-        (torch.ones(2, 3, 8), torch.ones(7), r"shape \(7,\)"),
-        (torch.ones(2, 3, 8), torch.ones(2, 3, 8), r"shape \(2, 3, 8\)"),
-        (torch.ones(2, 3, 8), torch.ones(16)[::2], "is not contiguous"),
-        (torch.ones(2, 3, 8), torch.ones(8, device="meta"), "is on meta"),
+        (torch.ones(2, 3, 8), torch.ones(7), r" is torch.float32 \(7,\)"),
+        (torch.ones(2, 3, 8), torch.ones(2, 3, 8), r"is torch.float32 \(2, 3, 8\)"),
+        (torch.ones(2, 3, 8), torch.ones(16)[::2], "not contiguous"),
+        (torch.ones(2, 3, 8), torch.ones(8, device="meta"), " of .* on meta"),
     ],
 )
 def test_refuses_what_it_cannot_read(kernels: ModuleType, x: Tensor, vector: Tensor, words: str) -> None:

@@ -143,7 +143,8 @@ def test_refuses_what_it_cannot_read(kernels: ModuleType, x: Tensor, words: str)
 def test_refuses_the_cpu_when_compiled(interpreted: None) -> None:
     import triton
 
-    from sana_edge.kernels.triton.int8_tile import check_rows, round_half_even
+    from sana_edge.kernels.triton.checks import check_rows
+    from sana_edge.kernels.triton.int8_tile import round_half_even
 
     compiled = triton.JITFunction(round_half_even.fn)
     with pytest.raises(UnsupportedDevice, match="not on cpu"):

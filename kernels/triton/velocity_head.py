@@ -1,41 +1,22 @@
-"""The kernels of `ends`. Products are of fp32 factors, each three of TF32."""
+"""`reference_fused.velocity_head` in Triton. Products are of fp32 factors, each three of TF32."""
 
-# kernels have no types
+# kernels have no types, nor has what comes from triton
 # mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
+from sana_edge.errors import InvalidInput
+from sana_edge.kernels.triton.checks import check_kernel, check_tensor, check_vector
+from sana_edge.kernels.triton.patch_embed import MOST_CHANNELS, padded
 
-@triton.jit
-def patch_embed_kernel(
-    p_latent, p_weight, p_bias, p_positions, p_out, images, cells,
-    CHANNELS: tl.constexpr, DEPTH: tl.constexpr, C: tl.constexpr, COPIES: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
-    """Tokens (COPIES · images, cells, C) of a latent (images, CHANNELS, cells), a tile of one image each."""
-    i_b = tl.program_id(2).to(tl.int64)
-    o_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    o_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    o_k = tl.arange(0, DEPTH)
-    m_n, m_c, m_k = o_n < cells, o_c < C, o_k < CHANNELS
-    # (DEPTH, BLOCK_N)
-    o_latent = i_b * CHANNELS * cells + (o_k[:, None] * cells + o_n[None, :])
-    b_latent = tl.load(p_latent + o_latent, mask=m_k[:, None] & m_n[None, :], other=0.0)
-    b_latent = b_latent.to(p_out.dtype.element_ty).to(tl.float32)
-    o_weight = o_k[:, None] * C + o_c[None, :]
-    b_weight = tl.load(p_weight + o_weight, mask=m_k[:, None] & m_c[None, :], other=0.0).to(tl.float32)
-    b_out = tl.dot(tl.trans(b_latent), b_weight, input_precision="tf32x3")
-    b_out += tl.load(p_bias + o_c, mask=m_c, other=0.0).to(tl.float32)[None, :]
-    m_out = m_n[:, None] & m_c[None, :]
-    o_out = o_n[:, None] * C + o_c[None, :]
-    if p_positions is not None:
-        b_out += tl.load(p_positions + o_out, mask=m_out, other=0.0).to(tl.float32)
-    b_out = b_out.to(p_out.dtype.element_ty)
-    for i_copy in tl.static_range(COPIES):
-        tl.store(p_out + (i_copy * images + i_b) * cells * C + o_out, b_out, mask=m_out)
+# Tokens and channels of a program: few tokens, so that one picture fills the SMs. Reasoned and compiled, not
+# measured.
+TILE = (16, 64)
 
 
 @triton.jit
@@ -97,3 +78,64 @@ def velocity_head_kernel(
         b_out = b_out + tl.load(p_guidance) * (b_prompted - b_out)
     o_out = (i_b * CHANNELS + o_k[None, :]) * tokens + o_n[:, None]
     tl.store(p_out + o_out, b_out, mask=m_n[:, None] & (o_k < CHANNELS)[None, :])
+
+
+def velocity_head(
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    eps: float,
+    weight: Tensor,
+    bias: Tensor,
+    guidance: Tensor | None,
+    size: tuple[int, int],
+) -> Tensor:
+    """`reference_fused.velocity_head`.
+
+    Args:
+        x: (B, H · W, C), contiguous, the unguided images first where there is a guidance; float, as are all.
+        scale, shift: (C,) or (B, 1, C), of any stride along B.
+        weight: (channels, C), contiguous, up to 64 channels.
+        bias: (channels,).
+        guidance: () fp32, or None.
+        size: H and W.
+
+    Returns:
+        (B, channels, H, W) fp32, of half as many images with guidance.
+
+    Raises:
+        InvalidInput: types, shapes, devices or memory layouts other than these.
+        UnsupportedDevice: not a CUDA device (unless Triton interprets).
+    """
+    op = "velocity_head"
+    check_kernel(op, velocity_head_kernel, x)
+    if x.ndim != 3 or x.shape[1] != size[0] * size[1] or (guidance is not None and len(x) % 2):
+        raise InvalidInput(
+            f"x of {op} has shape {tuple(x.shape)} for {size}", "give (B, H · W, C), B even if guided"
+        )
+    if weight.ndim != 2 or not 1 <= len(weight) <= MOST_CHANNELS:
+        raise InvalidInput(
+            f"weight of {op} has shape {tuple(weight.shape)}",
+            f"give (channels, C), up to {MOST_CHANNELS} channels",
+        )
+    B, N, C = x.shape
+    check_tensor(op, "x", x, x, (B, N, C))
+    check_tensor(op, "weight", weight, x, (len(weight), C))
+    check_tensor(op, "bias", bias, x, (len(weight),))
+    strides = check_vector(op, "scale", scale, x), check_vector(op, "shift", shift, x)
+    if guidance is not None:
+        check_tensor(op, "guidance", guidance, x, ())
+    images = B if guidance is None else B // 2
+    out = torch.empty(images, len(weight), *size, dtype=torch.float32, device=x.device)
+    if not out.numel():
+        return out
+    with torch.cuda.device_of(x):
+        velocity_head_kernel[(triton.cdiv(N, TILE[0]), images)](
+            *(x, scale, shift, weight, bias, guidance, out, images, N, *strides, eps),
+            C=C,
+            CHANNELS=len(weight),
+            WIDTH=padded(len(weight)),
+            BLOCK_N=TILE[0],
+            BLOCK_C=TILE[1],
+        )
+    return out

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import re
 from collections.abc import Callable, Iterator
-from types import ModuleType
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,10 +26,12 @@ SHAPES = [(1, 1, 1, 1, 1), (2, 4, 5, 7, 72), (1, 32, 4, 6, 1152), (3, 33, 3, 11,
 
 
 @pytest.fixture
-def op(interpreted: None) -> Iterator[ModuleType]:
-    """The kernels' module, while new tensors are filled with NaN."""
+def op(interpreted: None) -> Iterator[SimpleNamespace]:
+    """Both kernels' modules, ``patch`` and ``head``, while new tensors are filled with NaN."""
+    from sana_edge.kernels.triton import patch_embed, velocity_head
+
     torch.use_deterministic_algorithms(True)
-    yield importlib.import_module("sana_edge.kernels.triton.ends")
+    yield SimpleNamespace(patch=patch_embed, head=velocity_head)
     torch.use_deterministic_algorithms(False)
 
 
@@ -41,7 +42,7 @@ def near(found: Tensor, right: Tensor, error: Tensor) -> None:
 
 @DTYPES
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_patch_embed(op: ModuleType, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+def test_patch_embed(op: SimpleNamespace, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     """Sums of ``channels`` products in fp32 and two additions, of factors that are the same, then rounded.
 
     bf16 is given as such: the interpreter would round the latent in its own way.
@@ -51,7 +52,7 @@ def test_patch_embed(op: ModuleType, shape: tuple[int, ...], dtype: torch.dtype)
     latent = latent.to(dtype) if dtype == torch.bfloat16 else latent
     weight, bias = torch.randn(channels, C), torch.randn(C)
     for positions, copies in ((None, 1), (torch.randn(H * W, C), 2)):
-        found = op.patch_embed(latent, weight, bias, positions, copies, dtype)
+        found = op.patch.patch_embed(latent, weight, bias, positions, copies, dtype)
         assert found.dtype == dtype and found.shape == (copies * B, H * W, C)
         factors = latent.to(dtype).double().flatten(2).mT, weight.double()
         added = bias.double() + (0 if positions is None else positions.double())
@@ -97,7 +98,7 @@ def velocity(
 @pytest.mark.parametrize("guidance", [None, 4.5])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_velocity_head(
-    op: ModuleType, shape: tuple[int, ...], guidance: float | None, dtype: torch.dtype
+    op: SimpleNamespace, shape: tuple[int, ...], guidance: float | None, dtype: torch.dtype
 ) -> None:
     B, channels, H, W, C = shape
     rows = B if guidance is None else 2 * B
@@ -106,7 +107,7 @@ def test_velocity_head(
     table = torch.randn(rows, 2, C)
     asked = None if guidance is None else torch.tensor(guidance)
     for scale, shift in ((table[:, :1], table[:, 1:]), (table[0, 0], table[:1, 1:])):
-        found = op.velocity_head(x, scale, shift, EPS, weight, bias, asked, (H, W))
+        found = op.head.velocity_head(x, scale, shift, EPS, weight, bias, asked, (H, W))
         assert found.dtype == torch.float32 and found.shape == (B, channels, H, W)
         right, error = (t.mT.unflatten(2, (H, W)) for t in velocity(x, scale, shift, weight, bias, guidance))
         near(found, right, error)
@@ -114,11 +115,11 @@ def test_velocity_head(
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered")
-def test_bad_tokens_stay_where_they_are(op: ModuleType) -> None:
+def test_bad_tokens_stay_where_they_are(op: SimpleNamespace) -> None:
     x, ones = torch.randn(4, 35, 72), torch.ones(72)
     x[1, 3, 5], x[2, 30, 71] = math.nan, math.inf
     weight, bias, guidance = torch.randn(8, 72), torch.randn(8), torch.tensor(2.0)
-    out = op.velocity_head(x, ones, ones, EPS, weight, bias, guidance, (5, 7))
+    out = op.head.velocity_head(x, ones, ones, EPS, weight, bias, guidance, (5, 7))
     assert torch.equal(
         out.isfinite(),
         reference_fused.velocity_head(x, ones, ones, EPS, weight, bias, guidance, (5, 7)).isfinite(),
@@ -126,68 +127,63 @@ def test_bad_tokens_stay_where_they_are(op: ModuleType) -> None:
     assert int((~out.isfinite()).sum()) == 2 * 8
 
 
-def test_the_same_bytes_alone_and_in_a_batch(op: ModuleType) -> None:
+def test_the_same_bytes_alone_and_in_a_batch(op: SimpleNamespace) -> None:
     x, ones, weight, bias = torch.randn(3, 35, 72), torch.ones(72), torch.randn(8, 72), torch.randn(8)
-    together, again = (op.velocity_head(x, ones, ones, EPS, weight, bias, None, (5, 7)) for _ in range(2))
-    alone = op.velocity_head(x[1:2], ones, ones, EPS, weight, bias, None, (5, 7))
+    rest = ones, ones, EPS, weight, bias, None, (5, 7)
+    together, again, alone = (op.head.velocity_head(given, *rest) for given in (x, x, x[1:2]))
     assert torch.equal(together, again) and torch.equal(together[1:2], alone)
 
 
-def test_empty(op: ModuleType) -> None:
+def test_empty(op: SimpleNamespace) -> None:
     ones = torch.ones(8)
-    assert op.patch_embed(torch.zeros(0, 4, 2, 3), torch.ones(4, 8), ones, None, 2, torch.half).shape == (
-        0,
-        6,
-        8,
-    )
-    out = op.velocity_head(
+    tokens = op.patch.patch_embed(torch.zeros(0, 4, 2, 3), torch.ones(4, 8), ones, None, 2, torch.half)
+    assert tokens.shape == (0, 6, 8)
+    out = op.head.velocity_head(
         torch.zeros(0, 6, 8), ones, ones, EPS, torch.ones(4, 8), torch.ones(4), None, (2, 3)
     )
     assert out.shape == (0, 4, 2, 3)
 
 
-def test_refusals(op: ModuleType) -> None:
+def test_refusals(op: SimpleNamespace) -> None:
     def refused(match: str, function: Callable[..., object], *inputs: Any) -> None:
         with pytest.raises(InvalidInput, match=match) as caught:
             function(*inputs)
         assert caught.value.hint
 
     latent, weight, bias = torch.ones(2, 4, 2, 3), torch.ones(4, 8), torch.ones(8)
-    ask, rest = op.patch_embed, (None, 1, torch.float32)
+    ask, rest = op.patch.patch_embed, (None, 1, torch.float32)
     refused("latent of patch_embed has shape", ask, latent[0], weight, bias, *rest)
-    refused("latent of .* is not contiguous", ask, latent.mT, weight, bias, *rest)
-    refused("weight of .* has shape", ask, latent, weight[:3], bias, *rest)
-    refused("weight is on meta", ask, latent, weight.to("meta"), bias, *rest)
-    refused("positions of .* has shape", ask, latent, weight, bias, torch.ones(5, 8), 1, torch.float32)
+    refused("latent of .* is .* not contiguous", ask, latent.mT, weight, bias, *rest)
+    refused("weight of .* is", ask, latent, weight[:3], bias, *rest)
+    refused("weight of .* on meta", ask, latent, weight.to("meta"), bias, *rest)
+    refused("positions of .* is", ask, latent, weight, bias, torch.ones(5, 8), 1, torch.float32)
     refused("up to 64|latent of", ask, torch.ones(1, 65, 1, 1), torch.ones(65, 8), bias, *rest)
     refused("cannot give 1 copies of torch.int8", ask, latent, weight, bias, None, 1, torch.int8)
     x, head, rest = torch.ones(3, 6, 8), torch.ones(4, 8), (torch.ones(4), None, (2, 3))
-    ask = op.velocity_head
+    ask = op.head.velocity_head
     refused("x of velocity_head has shape", ask, x, bias, bias, EPS, head, torch.ones(4), None, (2, 4))
     refused("x of .* has shape", ask, x, bias, bias, EPS, head, torch.ones(4), torch.ones(()), (2, 3))
-    refused("scale of .* has shape", ask, x, torch.ones(2, 1, 8), bias, EPS, head, *rest)
+    refused("scale of .* is", ask, x, torch.ones(2, 1, 8), bias, EPS, head, *rest)
     refused("shift of .* is torch.int64", ask, x, bias, bias.long(), EPS, head, *rest)
-    refused("weight of .* has shape", ask, x, bias, bias, EPS, head.T, *rest)
-    refused("bias of .* has shape", ask, x, bias, bias, EPS, head, torch.ones(3), None, (2, 3))
+    refused("weight of .* is", ask, x, bias, bias, EPS, head.T, *rest)
+    refused("bias of .* is", ask, x, bias, bias, EPS, head, torch.ones(3), None, (2, 3))
 
 
-def compile_first(op: ModuleType, compiled: Callable[..., dict[str, str]], kind: str) -> dict[str, str]:
+def compile_first(op: SimpleNamespace, compiled: Callable[..., dict[str, str]], kind: str) -> dict[str, str]:
     pointers = dict.fromkeys(("p_latent", "p_weight", "p_bias", "p_positions"), "*fp32")
-    return compiled(
-        "ends_kernels.patch_embed_kernel",
-        {**pointers, "p_out": f"*{kind}", "images": "i32", "cells": "i32"},
-        {"CHANNELS": 32, "DEPTH": 32, "C": 1152, "COPIES": 2, "BLOCK_N": op.FIRST[0], "BLOCK_C": op.FIRST[1]},
-        ["cells"],
-    )
+    signature = {**pointers, "p_out": f"*{kind}", "images": "i32", "cells": "i32"}
+    tile = dict(zip(("BLOCK_N", "BLOCK_C"), op.patch.TILE, strict=True))
+    sizes = {"CHANNELS": 32, "DEPTH": 32, "C": 1152, "COPIES": 2, **tile}
+    return compiled("patch_embed.patch_embed_kernel", signature, sizes, ["cells"])
 
 
-def compile_last(op: ModuleType, compiled: Callable[..., dict[str, str]], kind: str) -> dict[str, str]:
-    names = op.velocity_head_kernel.arg_names
-    values: dict[str, object] = {"C": 1152, "CHANNELS": 32, "WIDTH": 32, "BLOCK_N": op.LAST[0]}
-    values |= {"BLOCK_C": op.LAST[1]}
+def compile_last(op: SimpleNamespace, compiled: Callable[..., dict[str, str]], kind: str) -> dict[str, str]:
+    names = op.head.velocity_head_kernel.arg_names
+    values: dict[str, object] = {"C": 1152, "CHANNELS": 32, "WIDTH": 32, "BLOCK_N": op.head.TILE[0]}
+    values |= {"BLOCK_C": op.head.TILE[1]}
     signature = {name: "*fp32" if name.startswith("p_") else "i32" for name in names if name not in values}
     return compiled(
-        "ends_kernels.velocity_head_kernel",
+        "velocity_head.velocity_head_kernel",
         {**signature, "p_x": f"*{kind}", "eps": "fp32"},
         values,
         ["tokens", "stride_scale", "stride_shift"],
@@ -204,7 +200,7 @@ def compile_last(op: ModuleType, compiled: Callable[..., dict[str, str]], kind: 
     ],
 )
 def test_compiles(
-    op: ModuleType,
+    op: SimpleNamespace,
     compiled: Callable[..., dict[str, str]],
     build: Callable[..., dict[str, str]],
     kind: str,
