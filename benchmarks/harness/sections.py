@@ -78,7 +78,9 @@ def summary(results: Path) -> Table:
             if a is None or b is None:
                 continue
             cells = [f"{_median(a)}, {kind}", _median(b), f"{_most(a) / 1e9:.2f} / {gigabytes(_most(b))}"]
-            table.add("0.6B, a step at 1024x1024", backend, *cells, f"velocity off by {b['difference']:.1%}")
+            table.add(
+                "0.6B, a step at 1024x1024", backend, *cells, f"velocity off by {100 * b['difference']:.1f} %"
+            )
         notes.append(circumstances(data))
     scores = [data["models"] for data in files(results, "quality") if "paired" in data]
     right = [f"{model['overall']['score']:.3f}" for model in (scores[0].values() if scores else ())]
