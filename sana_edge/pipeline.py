@@ -25,6 +25,7 @@ from sana_edge.memory import memory_errors
 from sana_edge.request import LoadOptions, Options, Plan, Request
 from sana_edge.runtime import Stages, load_stages
 from sana_edge.sampler import denoise
+from sana_edge.threads import PROCESS
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -84,6 +85,7 @@ class Sana:
         trust_engine: bool = False,
         offline: bool = False,
         progress: bool = False,
+        threads: int | None = None,
     ) -> Sana:
         """Load a model; downloads it if it is a public one that is not on this machine.
 
@@ -108,13 +110,15 @@ class Sana:
                 code in it.
             offline: never use the network.
             progress: show a download on stderr.
+            threads: that compute on a CPU; left out, ``OMP_NUM_THREADS`` or the cores, within a container's
+                quota.
 
         Raises:
             SanaError: ModelNotFound, CheckpointError, UnsupportedDevice, MissingDependency, InvalidInput or
                 OutOfMemory.
         """
         place = None if engines is None else Path(engines)
-        options = LoadOptions(device, dtype, int8, backend, place, trust_engine, offline, progress)
+        options = LoadOptions(device, dtype, int8, backend, place, trust_engine, offline, progress, threads)
         stages, folder = load_stages(os.fspath(model), options)
         kinds = f"{stages.dtype}, {stages.quantization}" if stages.quantization else stages.dtype
         used = f"{stages.place}, backend {stages.backend.name}"
@@ -127,6 +131,9 @@ class Sana:
 
     def close(self) -> None:
         """Let go of the model and free its memory; a stream that is under way finishes with it first."""
+        if PROCESS.forked:
+            # freeing would wait for threads that are not here; the memory is the parent's
+            return
         stages, self._stages = self._stages, None
         if stages is not None:
             self._free(stages)
@@ -248,6 +255,7 @@ class Sana:
                 steps = denoise(sampler, predict, stages.noise(plan, picture))
                 for i in range(plan.steps):
                     _stop_if(cancel)
+                    PROCESS.check()
                     with clock.stage("denoise"):
                         step = next(steps)
                     image = None
@@ -264,6 +272,7 @@ class Sana:
     def _open(self) -> Stages:
         if self._stages is None:
             raise SanaError("this Sana is closed", "load the model again")
+        PROCESS.check()
         return self._stages
 
     def _free(self, stages: Stages) -> None:

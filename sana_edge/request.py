@@ -118,6 +118,7 @@ class LoadOptions:
     trust_engine: bool = False
     offline: bool = False
     progress: bool = False
+    threads: int | None = None
 
 
 @dataclass(frozen=True)

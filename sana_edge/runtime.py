@@ -16,6 +16,7 @@ from sana_edge.memory import memory_errors
 from sana_edge.request import BACKENDS, DEVICES, TORCH_BACKENDS, TORCH_DEVICES, LoadOptions, Plan
 from sana_edge.sampler import Sampler
 from sana_edge.store import hub
+from sana_edge.threads import MAX_THREADS, PROCESS
 
 # a latent (1, C, h, w) fp32: a tensor, or a numpy array
 Latent = Any
@@ -85,6 +86,10 @@ def load_stages(model: str, options: LoadOptions) -> tuple[Stages, Path]:
     if engines is not None and backend not in ("auto", "tensorrt"):
         hint = "leave out the folder of engines, or choose backend tensorrt"
         raise InvalidInput(f"backend {backend} does not run the engines in {engines}", hint)
+    threads = options.threads
+    if threads is not None and (type(threads) is not int or not 1 <= threads <= MAX_THREADS):
+        raise InvalidInput(f"threads is {threads!r}", f"choose a whole number from 1 to {MAX_THREADS}")
+    PROCESS.enter()
     exported = hub.exported(model)
     if exported is not None:
         return _load_engines(exported, options), exported
@@ -117,7 +122,9 @@ def _load_torch(model: str, options: LoadOptions) -> tuple[Stages, Path]:
         found = hub.resolve(model, int8=int8, offline=options.offline, progress=options.progress)
     needed = sum(file.stat().st_size for file in found.path.rglob("*.safetensors") if file.is_file())
     with torch_extra(), memory_errors(model, needed):
-        loaded = runtime.load_stages(found, device=place, dtype=dtype, int8=int8, backend=backend)
+        loaded = runtime.load_stages(
+            found, device=place, dtype=dtype, int8=int8, backend=backend, threads=options.threads
+        )
     return loaded, found.path
 
 
@@ -138,4 +145,5 @@ def _load_engines(folder: Path, options: LoadOptions) -> Stages:
             backend=backend if options.engines is None else "tensorrt",
             engine_folder=options.engines,
             trust_engine=options.trust_engine,
+            threads=options.threads,
         )

@@ -59,6 +59,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--engines", type=Path, metavar="DIR", help=engines)
     trust = "load engines also from elsewhere than your own engine folder, which runs the code in them"
     add("--trust-engine", action="store_true", help=trust)
+    counted = "that compute on a CPU (default: OMP_NUM_THREADS or the cores, within a container's quota)"
+    add("--threads", type=int, metavar="N", help=counted)
     place = "a .png file or an existing folder; the seed takes the place of {seed}, or stands at the end of"
     add("--output", default=OUTPUT, metavar="PATH", help=f"{place} several names (default: %(default)s)")
     add("--json", action="store_true", help="print a JSON object for each picture instead of its path")

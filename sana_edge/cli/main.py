@@ -15,6 +15,7 @@ from sana_edge.cli import build, convert, doctor, export, generate, models, quan
 from sana_edge.cli.arguments import SIZE
 from sana_edge.errors import SanaError
 from sana_edge.memory import memory_errors
+from sana_edge.threads import wait_passively
 
 # each has HELP, add_options(parser) and run(arguments)
 COMMANDS = {
@@ -30,6 +31,7 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code: 0, 1 for an error, 2 for usage, 130 for Ctrl-C."""
+    wait_passively(os.environ)
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         # a file name that the terminal cannot show is no reason to fail
         sys.stdout.reconfigure(errors="backslashreplace")

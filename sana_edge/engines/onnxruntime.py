@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from sana_edge.engines import ports
 from sana_edge.engines.engine import EngineKind, Settings
 from sana_edge.engines.ports import ANY, Arrays
-from sana_edge.engines.threads import cpu_threads, shown_threads
 from sana_edge.errors import InvalidInput, MissingDependency, SanaError, UnsupportedDevice
 from sana_edge.store.manifest import Port, export_command
+from sana_edge.threads import cpu_threads, shown_threads
 
 if TYPE_CHECKING:
     import onnxruntime

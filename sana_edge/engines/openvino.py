@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from sana_edge.engines import ports as engine_ports
 from sana_edge.engines.engine import EngineKind, Settings
 from sana_edge.engines.ports import ANY, Arrays
-from sana_edge.engines.threads import cpu_threads, shown_threads
 from sana_edge.errors import InvalidInput, MissingDependency, SanaError, UnsupportedDevice
 from sana_edge.store.cache import user_cache
 from sana_edge.store.manifest import Port
+from sana_edge.threads import cpu_threads, shown_threads
 
 if TYPE_CHECKING:
     import openvino
@@ -40,6 +40,9 @@ _SATURATES = (
     "openvino computes the INT8 products in fp32: this CPU has no VNNI, and OpenVINO's INT8 sums saturate"
     " without it; --backend onnxruntime may be faster"
 )
+# Compiled products of the CPU that are kept, for prompts of all lengths: 64 are more than the layers of one
+# length have. OpenVINO keeps 5000 of each kind by itself. A property without a public name.
+_KEPT_PRODUCTS = {"CPU_RUNTIME_CACHE_CAPACITY": 64}
 # what Linux says where a plugin of OpenVINO needs a library
 _MISSING_LIBRARY = re.compile(r"(\S+): cannot open shared object file")
 
@@ -288,6 +291,7 @@ def _config(kind: EngineKind) -> tuple[dict[str, Any], tuple[str, ...]]:
         config["NUM_STREAMS"] = "1"
         # else processes with fewer threads than cores are pinned to the same cores
         config["ENABLE_CPU_PINNING"] = False
+        config |= _KEPT_PRODUCTS
         threads = cpu_threads(kind.settings.threads)
         if threads is not None:
             config["INFERENCE_NUM_THREADS"] = threads

@@ -236,6 +236,7 @@ def load_stages(
     backend: str = "auto",
     engine_folder: Path | None = None,
     trust_engine: bool = False,
+    threads: int | None = None,
 ) -> EngineStages:
     """Read an exported folder and load the graphs that a usual picture needs.
 
@@ -244,7 +245,7 @@ def load_stages(
         dtype: one of `choose.PRECISIONS`.
         int8: refuse a float model.
         backend: "auto" or one of `choose.NAMES`.
-        engine_folder, trust_engine: see `engine.Settings`.
+        engine_folder, trust_engine, threads: see `engine.Settings`.
 
     Raises:
         CheckpointError: a file is missing or damaged.
@@ -255,7 +256,9 @@ def load_stages(
         command = described.export_command(int8=True)
         hint = f"`{command}` makes an INT8 one; or leave out --int8"
         raise InvalidInput(f"{folder} is an exported float model", hint)
-    settings = Settings(precision=dtype, engine_folder=engine_folder, trust_engine=trust_engine)
+    settings = Settings(
+        threads=threads, precision=dtype, engine_folder=engine_folder, trust_engine=trust_engine
+    )
     kind = choose.choose(backend, device, folder, settings)
     manifest_files.verify(folder, described)
     stages = EngineStages(folder, described, kind)

@@ -31,6 +31,7 @@ from sana_edge.store.domain import Domain, read_domain
 from sana_edge.store.folder import read_json
 from sana_edge.store.hub import ResolvedModel
 from sana_edge.store.package import Quantization
+from sana_edge.threads import quota
 from sana_edge.torch_runtime import tiling
 from sana_edge.torch_runtime.load import DTYPES, load_decoder, load_denoiser
 from sana_edge.torch_runtime.precision import full_precision
@@ -48,7 +49,7 @@ class Stages:
 
     ``dtype`` is the denoiser's, by its short name, ``backend`` what its steps run on, ``quantization`` an
     INT8 model's scheme; ``notes`` say what happened while loading, ``domain`` what a small model
-    knows. Latents are (1, C, h, w) fp32 on ``device``.
+    knows, ``threads`` is None for torch's own number. Latents are (1, C, h, w) fp32 on ``device``.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Stages:
     quantization: str | None = None
     notes: tuple[str, ...] = ()
     domain: Domain | None = None
+    threads: int | None = None
 
     @property
     def place(self) -> str:
@@ -93,7 +95,7 @@ class Stages:
     def computing(self) -> Iterator[None]:
         """Be inside of it for all work on a picture; the caller's own grad mode is left alone."""
         exact = full_precision() if self.device.type == "cuda" else nullcontext()
-        with torch.inference_mode(), exact:
+        with torch.inference_mode(), exact, torch_threads(self.threads):
             yield
 
     def synchronize(self) -> None:
@@ -224,7 +226,13 @@ class Stages:
 
 
 def load_stages(
-    model: ResolvedModel, *, device: torch.device, dtype: str, int8: bool = False, backend: str = "torch"
+    model: ResolvedModel,
+    *,
+    device: torch.device,
+    dtype: str,
+    int8: bool = False,
+    backend: str = "torch",
+    threads: int | None = None,
 ) -> Stages:
     """Read a model folder, a float one or a package.
 
@@ -233,6 +241,7 @@ def load_stages(
             run in bf16 then, or in fp32 where the device has no bf16. In an INT8 model, of what is not INT8.
         int8: make float weights INT8 while they are loaded; a package is INT8 anyway.
         backend: see `backends.choose`.
+        threads: see `torch_threads`.
 
     Raises:
         CheckpointError: a file is missing, damaged, or does not fit its config.
@@ -271,7 +280,26 @@ def load_stages(
         quantization=quantization.summary if quantization else None,
         notes=(WHILE_LOADING,) if quantize else (),
         domain=read_domain(model.path),
+        threads=threads,
     )
+
+
+@contextmanager
+def torch_threads(count: int | None) -> Iterator[None]:
+    """Inside torch computes on the CPU with so many threads; None: its own number, within a quota.
+
+    It counts the machine's cores, also where a container may use only some of them.
+    """
+    before = torch.get_num_threads()
+    wanted = min(before, quota()) if count is None else count
+    if wanted == before:
+        yield
+        return
+    torch.set_num_threads(wanted)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def check_target(device: str, dtype: str, backend: str) -> torch.device:

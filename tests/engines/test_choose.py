@@ -1,4 +1,4 @@
-"""The choice of an engine, its threads, the checks of inputs; and no engine needs torch."""
+"""The choice of an engine, the checks of inputs; and no engine needs torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from sana_edge.engines import choose as engines
-from sana_edge.engines import ports, threads
+from sana_edge.engines import ports
 from sana_edge.engines.choose import choose
 from sana_edge.engines.engine import EngineKind, Settings
 from sana_edge.errors import CheckpointError, InvalidInput, MissingDependency, OutOfMemory, SanaError
@@ -294,30 +294,6 @@ def test_survey_tells_of_all() -> None:
         *("openvino cpu", "openvino gpu", "openvino npu"),
     ]
     assert all(detail for _, detail in found.values())
-
-
-# threads
-
-
-def test_threads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "3,2")
-    assert threads.cpu_threads(5) == 5 and threads.cpu_threads() == 3
-    monkeypatch.setenv("OMP_NUM_THREADS", "many")
-    monkeypatch.setattr(threads.os, "sched_getaffinity", lambda pid: {0, 1, 2, 3, 9}, raising=False)
-    monkeypatch.setattr(threads, "_CPUS", tmp_path)
-    monkeypatch.setattr(threads, "_CGROUP", tmp_path)
-    # two cores of two hardware threads, and one that the system says nothing of
-    for cpu, siblings in ((0, "0,2"), (2, "0,2"), (1, "1,3"), (3, "1,3")):
-        folder = tmp_path / f"cpu{cpu}" / "topology"
-        folder.mkdir(parents=True)
-        (folder / "thread_siblings_list").write_text(siblings + "\n")
-    assert threads.cpu_threads() == 3
-    (tmp_path / "cpu.max").write_text("150000 100000\n")
-    assert threads.cpu_threads() == 2
-    (tmp_path / "cpu.max").write_text("max 100000\n")
-    assert threads.cpu_threads() == 3
-    monkeypatch.delattr(threads.os, "sched_getaffinity")
-    assert threads.cpu_threads() is None
 
 
 # without torch

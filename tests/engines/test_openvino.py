@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import small_graphs
 
@@ -66,6 +67,18 @@ def test_keeps_few_sizes(kind: EngineKind, tmp_path: Path) -> None:
     assert [dict(key) for key in engine._requests] == [{"B": 1, "h": 3}, {"B": 1, "h": 7}]
     request = next(iter(engine._requests.values()))
     assert request.get_compiled_model().inputs[0].get_shape() == [1, 3, 8]
+
+
+def test_lengths_do_not_add_up(kind: EngineKind, tmp_path: Path) -> None:
+    """A graph that has seen many lengths holds no more than after the longest one."""
+    process, engine = psutil.Process(), kind.load(small_graphs.attention(tmp_path / "g.onnx"))
+    lengths = [300, *range(1, 65), 300, *range(65, 300, 2)]
+    used = []
+    for length in lengths:
+        engine.run({"x": np.ones((1, length, 64), np.float32)})
+        used.append(process.memory_info().rss)
+    # 64 kept ones of each kind are reached within the first 65 lengths; each kind's code has some 10 kB
+    assert used[-1] - used[65] < 4_000_000
 
 
 def test_int8_sums_are_exact(kind: EngineKind, tmp_path: Path) -> None:

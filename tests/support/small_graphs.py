@@ -65,6 +65,27 @@ def huge(path: Path) -> Path:
     return path
 
 
+def attention(path: Path, layers: int = 8, width: int = 64) -> Path:
+    """Layers of softmax(q xᵀ) q with q = x w, of x (1, L, width) of any length L."""
+    draw, nodes, weights, x = np.random.default_rng(0), [], [], "x"
+    for i in range(layers):
+        y = "y" if i == layers - 1 else f"x{i}"
+        weights.append(
+            numpy_helper.from_array(draw.standard_normal((width, width)).astype(np.float32) / 8, f"w{i}")
+        )
+        nodes += [
+            helper.make_node("MatMul", [x, f"w{i}"], [f"q{i}"]),
+            helper.make_node("Transpose", [x], [f"t{i}"], perm=[0, 2, 1]),
+            helper.make_node("MatMul", [f"q{i}", f"t{i}"], [f"s{i}"]),
+            helper.make_node("Softmax", [f"s{i}"], [f"p{i}"], axis=2),
+            helper.make_node("MatMul", [f"p{i}", f"q{i}"], [y]),
+        ]
+        x = y
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, "L", width]) for name in ("x", "y")]
+    save(path, nodes, ports[:1], ports[1:], weights)
+    return path
+
+
 def phases(path: Path) -> Path:
     """sin(1.003 t) (1, 8) times a weight, for t (1,): what bf16 must not round before the sine."""
     steps = numpy_helper.from_array(np.linspace(0.5, 1.003, WIDTH, dtype=np.float32)[None], "steps")
