@@ -92,7 +92,7 @@ WORDS: dict[str, tuple[Exception, int | None]] = {
     "numpy": (MemoryError("Unable to allocate 1.50 GiB for an array with shape (1, 2)"), 3 << 29),
     "torch-cpu": (
         RuntimeError("[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate "
-                     "memory: you tried to allocate 4096 bytes. Error code 12 (Cannot allocate memory)"), 4096),
+                     "memory: you tried to allocate 4096 bytes. Error code 12"), 4096),
     "torch-windows": (
         RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 4096 bytes."), 4096),
     "torch-mmap": (RuntimeError("unable to mmap 8192 bytes from file <a>: Cannot allocate memory"), 8192),
