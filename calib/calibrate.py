@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from sana_edge.calib.clip import clip
-from sana_edge.calib.observe import observe
-from sana_edge.calib.prompts import PromptSet
 from sana_edge.calib.report.report import Layer
-from sana_edge.calib.sensitivity import Probe, choose_kept, decoder_sensitivity, denoiser_sensitivity, probe
+from sana_edge.calib.sensitivity import (
+    TARGET,
+    Probe,
+    Sensitivity,
+    choose_kept,
+    decoder_sensitivity,
+    denoiser_sensitivity,
+    predicted_error,
+)
 from sana_edge.calib.settings import Settings
 from sana_edge.calib.smooth import Smoothed, smooth, smooth_decoder, target_weight
+from sana_edge.calib.statistics import Statistics
+from sana_edge.nets.autoencoder import Autoencoder
+from sana_edge.nets.denoiser import Denoiser
 from sana_edge.nets.quantize import quantize_decoder, quantize_denoiser
 from sana_edge.progress import Progress
-from sana_edge.torch_runtime.runtime import Stages
-
-# prompts that sensitivity is measured on, each at its first, middle and last step
-_PROBES = 4
 
 
 @dataclass(frozen=True)
@@ -42,115 +46,95 @@ class Calibration:
     info: dict[str, Any]
 
 
-def calibrate(
-    stages: Stages,
-    prompts: PromptSet,
+def calibrate_denoiser(
+    denoiser: Denoiser,
+    statistics: Statistics,
+    probe: Probe,
     settings: Settings,
     *,
-    folder: Path,
     progress: Progress,
     note: Callable[[str], None],
 ) -> Calibration:
-    """Observe a float model, smooth it in place, and choose scales and what stays in 16 bit.
+    """Smooth a float denoiser, choose scales and what stays in 16 bit, and make the rest INT8, in place.
 
     Args:
-        folder: where the observation keeps its state, to be resumed.
-        note: is told of state that is used, or cannot be.
-
-    Raises:
-        SanaError: as `observe`.
+        statistics: complete; those of its layers become the smoothed model's.
+        probe: of the model as it was.
+        note: is told where the goal of ``keep`` "auto" is missed.
     """
-    statistics = observe(
-        stages,
-        prompts,
-        steps=settings.steps,
-        size=settings.size,
-        guidance=settings.guidance,
-        seed=settings.seed,
-        folder=folder,
-        progress=progress,
-        note=note,
+    smoothed = smooth(
+        denoiser, statistics, alpha=settings.alpha, activations=settings.activations, progress=progress
     )
-    info = {**statistics.info, "checksum": statistics.checksum(), "alpha": settings.alpha}
-    # of the model as it is, before it is smoothed
-    given = probe(
-        stages,
-        prompts.prompts[:_PROBES],
-        steps=settings.steps,
-        guidance=settings.guidance,
-        seed=settings.seed,
+    scales = _scales(statistics, lambda name: target_weight(denoiser, name), denoiser=True)
+    mode: dict[str, Any] = {"input_scales": scales, "static": settings.activations == "tensor"}
+    found = denoiser_sensitivity(denoiser, probe, progress=progress, **mode)
+    kept = _chosen(found, settings, "denoiser's velocity", note)
+    quantize_denoiser(denoiser, keep={_short(name) for name in kept}, **mode)
+    return _calibration(
+        smoothed, {f"denoiser.{name}": scale for name, scale in scales.items()}, kept, settings
     )
-    smoothed = [
-        *smooth(
-            stages.denoiser,
-            statistics,
-            alpha=settings.alpha,
-            activations=settings.activations,
-            progress=progress,
-        ),
-        *smooth_decoder(
-            stages.autoencoder,
-            statistics,
-            alpha=settings.alpha,
-            progress=progress,
-        ),
-    ]
-    info["smoothed"] = sum(item.alpha > 0 for item in smoothed)
-    scales = {name: clip(layer, weight=_weight(stages, name)) for name, layer in statistics.layers.items()}
-    kept = _choose(stages, given, scales, settings, progress)
+
+
+def calibrate_decoder(
+    autoencoder: Autoencoder,
+    statistics: Statistics,
+    probe: Probe,
+    settings: Settings,
+    *,
+    progress: Progress,
+    note: Callable[[str], None],
+) -> Calibration:
+    """The same for a decoder."""
+    smoothed = smooth_decoder(autoencoder, statistics, alpha=settings.alpha, progress=progress)
+    scales = _scales(statistics, lambda name: target_weight(autoencoder, name), denoiser=False)
+    found = decoder_sensitivity(autoencoder, probe, input_scales=scales, progress=progress)
+    kept = _chosen(found, settings, "decoder's picture", note)
+    quantize_decoder(autoencoder, keep=set(kept), input_scales=scales)
+    return _calibration(smoothed, scales, kept, settings)
+
+
+def joined(denoiser: Calibration, decoder: Calibration, info: Mapping[str, Any]) -> Calibration:
+    """Of both networks; ``info`` says what was observed."""
+    return Calibration(
+        scales={**decoder.scales, **denoiser.scales},
+        kept=[*denoiser.kept, *decoder.kept],
+        layers=[*denoiser.layers, *decoder.layers],
+        info={**info, "smoothed": denoiser.info["smoothed"] + decoder.info["smoothed"]},
+    )
+
+
+def _calibration(
+    smoothed: list[Smoothed], scales: dict[str, float], kept: list[str], settings: Settings
+) -> Calibration:
     layers = [_layer(item, scales, kept, settings) for item in smoothed]
-    return Calibration(scales, kept, layers, info)
+    return Calibration(scales, kept, layers, {"smoothed": sum(item.alpha > 0 for item in smoothed)})
 
 
-def quantize(stages: Stages, calibration: Calibration, settings: Settings) -> None:
-    """Make the calibrated networks INT8, in place."""
-    keep = set(calibration.kept)
-    quantize_denoiser(
-        stages.denoiser,
-        keep=_part(dict.fromkeys(keep, 0.0), denoiser=True),
-        input_scales=_part(calibration.scales, denoiser=True),
-        static=settings.activations == "tensor",
-    )
-    quantize_decoder(
-        stages.autoencoder,
-        keep=_part(dict.fromkeys(keep, 0.0), denoiser=False),
-        input_scales=_part(calibration.scales, denoiser=False),
-    )
-
-
-def _weight(stages: Stages, name: str) -> Tensor:
-    if name.startswith("denoiser."):
-        return target_weight(stages.denoiser, name.removeprefix("denoiser."))
-    return target_weight(stages.autoencoder, name)
-
-
-def _choose(
-    stages: Stages, given: Probe, scales: dict[str, float], settings: Settings, progress: Progress
-) -> list[str]:
-    """What stays in 16 bit, of each network by its own errors."""
-    denoiser = denoiser_sensitivity(
-        stages.denoiser,
-        given,
-        input_scales=_part(scales, denoiser=True),
-        static=settings.activations == "tensor",
-        progress=progress,
-    )
-    decoder = decoder_sensitivity(
-        stages.autoencoder,
-        given,
-        input_scales=_part(scales, denoiser=False),
-        progress=progress,
-    )
-    return [*choose_kept(denoiser, settings.keep), *choose_kept(decoder, settings.keep)]
-
-
-def _part(values: dict[str, float], *, denoiser: bool) -> dict[str, float]:
-    """What belongs to the denoiser, or to the decoder, by the names that these have for their layers."""
+def _scales(statistics: Statistics, weight: Callable[[str], Tensor], *, denoiser: bool) -> dict[str, float]:
+    """Of the layers of one network, by the names that it has for them."""
     return {
-        name.removeprefix("denoiser."): value
-        for name, value in values.items()
+        _short(name): clip(layer, weight=weight(_short(name)))
+        for name, layer in statistics.layers.items()
         if name.startswith("denoiser.") == denoiser
     }
+
+
+def _chosen(
+    found: list[Sensitivity], settings: Settings, what: str, note: Callable[[str], None]
+) -> list[str]:
+    """What stays in 16 bit; tells where that is not enough for the goal."""
+    kept = choose_kept(found, settings.keep)
+    left = predicted_error(item for item in found if item.name not in kept)
+    if settings.keep == "auto" and not left <= TARGET:
+        note(
+            f"keep-fp16 auto misses its goal, an error of {100 * TARGET:g} %: the {what} is expected to have "
+            f"{100 * left:.3g} % with {len(kept)} of {len(found)} layers in 16 bit, the most that it keeps"
+        )
+    return kept
+
+
+def _short(name: str) -> str:
+    return name.removeprefix("denoiser.")
 
 
 def _layer(item: Smoothed, scales: dict[str, float], kept: list[str], settings: Settings) -> Layer:

@@ -51,7 +51,8 @@ class Job:
         self.progress(name, 0, 0)
         start = time.perf_counter()
         yield
-        self.seconds[name] = round(time.perf_counter() - start, 3)
+        # of the denoiser, and again of the decoder
+        self.seconds[name] = round(self.seconds.get(name, 0) + time.perf_counter() - start, 3)
 
     @property
     def denoiser_config(self) -> DenoiserConfig:
@@ -71,10 +72,18 @@ class Job:
 
     def write(self, name: str, tensors: Iterable[Named], calibration: Calibration | None = None) -> None:
         """Write one component."""
+        self.write_config(name, self.write_weights(name, tensors), calibration)
+
+    def write_weights(self, name: str, tensors: Iterable[Named]) -> str:
+        """Write one component's weights; returns the checksum of the float ones."""
         files = weight_files(self.model.path / name, variant=self.model.component_variant(name))
         with ThreadPoolExecutor(1) as hashing:
             checksum = hashing.submit(package.digest, files)
             package_component.write_weights(self.folder / name, tensors)
+        return checksum.result()
+
+    def write_config(self, name: str, checksum: str, calibration: Calibration | None) -> None:
+        """Write what describes a component's weights, which are there."""
         denoiser = name == "transformer"
         # a calibrated decoder uses its scales in any case; the text encoder's activations are not INT8
         static = calibration is not None and (name == "vae" or self.settings.activations == "tensor")
@@ -82,7 +91,7 @@ class Job:
             activations="tensor" if static else "token",
             kept=_kept(self, name, calibration.kept) if calibration else (),
             calibration=calibration.info if calibration else None,
-            source={"name": self.model.name, "checksum": checksum.result()},
+            source={"name": self.model.name, "checksum": checksum},
             clamp=clamps(self.model, self.denoiser_config, self.state(name)) if denoiser else None,
         )
         config = read_json(self.model.path / name / "config.json")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from sana_edge.calib.prompts import PromptSet
 from sana_edge.calib.statistics import Statistics, checksum
 from sana_edge.calib.statistics_store import StatisticsStore
 from sana_edge.memory import memory_errors
+from sana_edge.nets.autoencoder import Autoencoder
+from sana_edge.nets.denoiser import Denoiser
 from sana_edge.progress import Progress, unseen
 from sana_edge.request import Plan, Request
 from sana_edge.sampler import denoise
@@ -61,31 +64,114 @@ def observe(
         SanaError: a layer's input is not finite (the message names layer, step and prompt), or ``folder``
             cannot be written.
     """
-    chosen = prompts if isinstance(prompts, PromptSet) else _prompt_set(prompts, note)
-    request = Request(
-        chosen.prompts[0],
+    observation = Observation(
+        stages,
+        prompts if isinstance(prompts, PromptSet) else _prompt_set(prompts, note),
+        weights_checksum(stages.denoiser, stages.autoencoder),
         steps=steps,
         size=size,
         guidance=guidance,
         seed=seed,
-        images=len(chosen.prompts),
-        exact_size=size is not None,
+        folder=folder,
+        progress=progress,
+        note=note,
     )
-    plan = request.plan(stages.denoiser.config.native_size, stages.sampler.kind)
-    stages.check_plan(plan)
-    layers = targets(stages)
-    statistics = Statistics(nothing(layers, plan.steps), _info(stages, chosen, plan))
-    store = StatisticsStore(folder, statistics, note) if folder is not None else None
-    if store is not None:
-        statistics = store.load()
-    listener = Listener(statistics)
-    with memory_errors(f"{plan.width}x{plan.height}"), torch.no_grad(), listener.attached(layers):
-        for number in range(statistics.info["observed"], len(chosen.prompts)):
-            _observe_prompt(stages, plan, chosen.prompts, number, listener, progress)
-            statistics.info["observed"] = number + 1
-            if store is not None:
-                store.save(statistics)
-    return statistics
+    observation.denoise(stages)
+    observation.decode(stages)
+    return observation.statistics
+
+
+class Observation:
+    """`observe` network after network, so that one of them needs to be in memory at a time.
+
+    Args:
+        stages: whose networks need no weights here.
+        weights: `weights_checksum` of them. The other arguments and errors are those of `observe`.
+
+    Attributes:
+        statistics: so far; complete after `decode`.
+    """
+
+    def __init__(
+        self,
+        stages: Stages,
+        prompts: PromptSet,
+        weights: str,
+        *,
+        steps: int | None,
+        size: tuple[int, int] | None,
+        guidance: float | None,
+        seed: int,
+        folder: Path | None,
+        progress: Progress,
+        note: Callable[[str], None],
+    ) -> None:
+        self._prompts, self._progress = prompts.prompts, progress
+        request = Request(
+            prompts.prompts[0],
+            steps=steps,
+            size=size,
+            guidance=guidance,
+            seed=seed,
+            images=len(prompts.prompts),
+            exact_size=size is not None,
+        )
+        self._plan = plan = request.plan(stages.denoiser.config.native_size, stages.sampler.kind)
+        stages.check_plan(plan)
+        info = _info(stages, prompts, plan, weights)
+        self.statistics = Statistics(nothing(targets(stages), plan.steps), info)
+        self._store = StatisticsStore(folder, self.statistics, note) if folder is not None else None
+        if self._store is not None:
+            self.statistics = self._store.load()
+        self._listener = Listener(self.statistics)
+
+    def denoise(self, stages: Stages) -> None:
+        """All prompts' steps: needs the denoiser alone. What is to be decoded stays with the statistics."""
+        with self._listening(stages):
+            for number in range(self.statistics.info["observed"], len(self._prompts)):
+                self.statistics.latents.append(self._denoise(stages, number).cpu())
+                self.statistics.info["observed"] = number + 1
+                self._save()
+
+    def decode(self, stages: Stages) -> None:
+        """All prompts' pictures: needs the decoder alone."""
+        latents, count = self.statistics.latents, len(self._prompts)
+        with self._listening(stages):
+            while latents:
+                number = count - len(latents)
+                with self._listener.step(number, self._plan.steps):
+                    stages.decode(latents[0].to(stages.device))
+                del latents[0]
+                self._progress("observe the decoder", number + 1, count)
+                self._save()
+
+    def _denoise(self, stages: Stages, number: int) -> Tensor:
+        """The stages of one picture, as `sana_edge.Sana.stream` runs them, up to its latent."""
+        plan = self._plan
+        # the empty negative prompt goes through cross_out here, once for all steps
+        with self._listener.step(number, 0, sampled=False):
+            context, _ = stages.read(dataclasses.replace(plan, prompt=self._prompts[number]))
+        sampler, tables = stages.schedule(plan)
+        predict = stages.velocity(plan, tables, context)
+
+        def velocity(x: Tensor, i: int) -> Tensor:
+            with self._listener.step(number, i):
+                return predict(x, i)
+
+        for i, step in enumerate(denoise(sampler, velocity, stages.noise(plan, number))):
+            latent = step.x
+            self._progress("observe", number * plan.steps + i + 1, len(self._prompts) * plan.steps)
+        return latent
+
+    @contextmanager
+    def _listening(self, stages: Stages) -> Iterator[None]:
+        size = f"{self._plan.width}x{self._plan.height}"
+        with memory_errors(size), torch.no_grad(), self._listener.attached(targets(stages)):
+            yield
+
+    def _save(self) -> None:
+        if self._store is not None:
+            self._store.save(self.statistics)
 
 
 def _prompt_set(prompts: Sequence[str], note: Callable[[str], None]) -> PromptSet:
@@ -95,37 +181,21 @@ def _prompt_set(prompts: Sequence[str], note: Callable[[str], None]) -> PromptSe
     return chosen
 
 
-def _observe_prompt(
-    stages: Stages,
-    plan: Plan,
-    prompts: Sequence[str],
-    number: int,
-    listener: Listener,
-    progress: Progress,
-) -> None:
-    """The stages of one picture, as `sana_edge.Sana.stream` runs them."""
-    # the empty negative prompt goes through cross_out here, once for all steps
-    with listener.step(number, 0, sampled=False):
-        context, _ = stages.read(dataclasses.replace(plan, prompt=prompts[number]))
-    sampler, tables = stages.schedule(plan)
-    predict = stages.velocity(plan, tables, context)
-
-    def velocity(x: Tensor, i: int) -> Tensor:
-        with listener.step(number, i):
-            return predict(x, i)
-
-    for i, step in enumerate(denoise(sampler, velocity, stages.noise(plan, number))):
-        latent = step.x
-        progress("observe", number * plan.steps + i + 1, len(prompts) * plan.steps)
-    with listener.step(number, plan.steps):
-        stages.decode(latent)
+def weights_checksum(*networks: Denoiser | Autoencoder) -> str:
+    """Of a denoiser's and a decoder's weights, in any order."""
+    return checksum({name: tensor for network in networks for name, tensor in named_weights(network)})
 
 
-def _info(stages: Stages, prompts: PromptSet, plan: Plan) -> dict[str, Any]:
-    weights = {f"denoiser.{name}": tensor for name, tensor in stages.denoiser.state_dict().items()}
+def named_weights(network: Denoiser | Autoencoder) -> Iterator[tuple[str, Tensor]]:
+    """A network's tensors by the names that they have in a model's checksum."""
+    prefix = "denoiser." if isinstance(network, Denoiser) else ""
+    return ((f"{prefix}{name}", tensor) for name, tensor in network.state_dict().items())
+
+
+def _info(stages: Stages, prompts: PromptSet, plan: Plan, weights: str) -> dict[str, Any]:
     return {
         "model": stages.name,
-        "model_checksum": checksum({**weights, **stages.autoencoder.state_dict()}),
+        "model_checksum": weights,
         "dtype": stages.dtype,
         "prompt_set": prompts.name,
         "prompt_checksum": prompts.checksum,

@@ -2,28 +2,46 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 from sana_edge.atomic import write_json
-from sana_edge.calib import calibrate, package_component
+from sana_edge.calib import package_component
+from sana_edge.calib.calibrate import Calibration, calibrate_decoder, calibrate_denoiser, joined
+from sana_edge.calib.estimate import estimated_seconds, shown_time
 from sana_edge.calib.job import Job, layer_names
+from sana_edge.calib.networks import Networks
+from sana_edge.calib.observe import Observation
 from sana_edge.calib.package_writer import new_folder
 from sana_edge.calib.prompts import PromptSet, default_set, load_prompts
 from sana_edge.calib.report.measure import Run, measure
 from sana_edge.calib.report.picture import draw
 from sana_edge.calib.report.report import FILE, PICTURE, Layer, Report
+from sana_edge.calib.sensitivity import probe
 from sana_edge.calib.settings import Settings, calibration_folder
-from sana_edge.calib.trajectory import Comparison, Trajectory, compare, follow
+from sana_edge.calib.trajectory import Comparison, Trajectory, decoded, denoised, judged, retraced
 from sana_edge.config import AutoencoderConfig
 from sana_edge.errors import InvalidInput
-from sana_edge.memory import memory_errors
+from sana_edge.memory import memory_errors, shown
+from sana_edge.nets.text_encoder import EncodedTexts
 from sana_edge.progress import Progress, unseen
 from sana_edge.request import MAX_SEED, Plan, Request
 from sana_edge.store import hub, package
 from sana_edge.store.folder import read_json
 from sana_edge.store.hub import ResolvedModel
-from sana_edge.torch_runtime.runtime import Stages, choose_device, load_stages
+from sana_edge.torch_runtime.runtime import Stages, choose_device
+
+logger = logging.getLogger("sana_edge")
+
+# bytes of weights that another process may load to be measured; the float model's may be a laptop's memory
+_MEASURED = 4 << 30
 
 
 def quantize(
@@ -35,6 +53,7 @@ def quantize(
     offline: bool = False,
     force: bool = False,
     progress: Progress | None = None,
+    say: Callable[[str], None] = logger.info,
 ) -> Report:
     """Write a package of an INT8 denoiser, decoder and text encoder, whole or not at all, with its report.
 
@@ -48,6 +67,7 @@ def quantize(
         device: of the calibration, "auto", "cpu" or "cuda".
         force: replace a model folder at ``output``, but not the float model itself.
         progress: called as the work goes on; a download is shown on stderr where it is given.
+        say: is told what a calibration will do, and about how long, before it starts.
 
     Raises:
         InvalidInput: the model is quantized already, ``output`` is taken, or the prompts are not usable.
@@ -68,7 +88,7 @@ def quantize(
         job = Job(found, folder, settings, place, progress or unseen)
         if settings.calibrate:
             prompts = given or default_set(found.name, found.path)
-            report = _calibrated(job, prompts, calibration_folder(output))
+            report = _calibrated(job, prompts, calibration_folder(output), say)
         else:
             report = _uncalibrated(job)
         write_json(folder / FILE, report.to_dict())
@@ -100,31 +120,22 @@ def _uncalibrated(job: Job) -> Report:
     return job.report(layers, None, notes=[note])
 
 
-def _calibrated(job: Job, prompts: PromptSet, observed: Path) -> Report:
+def _calibrated(job: Job, prompts: PromptSet, observed: Path, say: Callable[[str], None]) -> Report:
+    networks, notes = Networks(job.model, job.device), list(prompts.notes)
+    known = networks.empty()
+    settings = job.settings.resolved(known.denoiser.config.native_size, known.sampler.kind)
+    job, prompts = replace(job, settings=settings), settings.selected(prompts)
+    plans = _plans(settings, prompts, known)
+    asked = _all_plans(settings, prompts, known, plans)
+    say(_announcement(job, known, asked, len(plans)))
     with job.part("load"):
         # a damaged weight would show after the observation, or not at all
         job.check()
-        stages = load_stages(job.model, device=job.device, dtype="fp32")
-    plans, notes = _plans(job.settings, prompts, stages), list(prompts.notes)
-    with job.part("float pictures"):
-        references = []
-        for number, plan in enumerate(plans, start=1):
-            references.append(follow(stages, plan))
-            job.progress("float pictures", number, len(plans))
-    with job.part("calibrate"):
-        calibration = calibrate.calibrate(
-            stages, prompts, job.settings, folder=observed, progress=job.progress, note=notes.append
-        )
+        weights = networks.checksum()
+    with job.part("read prompts"):
+        texts = networks.texts(asked, job.progress)
+    calibration, references = _networks(job, networks, texts, weights, prompts, plans, observed, notes.append)
     with job.part("quantize"):
-        calibrate.quantize(stages, calibration, job.settings)
-        for name, state in (
-            ("transformer", stages.denoiser.to_diffusers()),
-            ("vae", stages.autoencoder.state_dict()),
-        ):
-            half = package_component.common_dtype(job.state(name))
-            job.write(name, package_component.stored(state, half), calibration)
-        # the float model makes room for what was made of it
-        del stages, state
         job.write_rest()
     return job.report(
         calibration.layers,
@@ -136,22 +147,103 @@ def _calibrated(job: Job, prompts: PromptSet, observed: Path) -> Report:
     )
 
 
+def _announcement(job: Job, stages: Stages, asked: list[Plan], pictures: int) -> str:
+    """What will be done, and about how long."""
+    state, plan, prompts = job.state("text_encoder"), asked[0], len(asked) - pictures
+    text = sum(math.prod(state.shape(name)) for name in state if "embed_tokens" not in name)
+    seconds = estimated_seconds(stages, text, job.settings, pictures, plan, prompts)
+    return (
+        f"calibrating with {prompts} prompts, {plan.steps} steps, {plan.width}x{plan.height}, and comparing "
+        f"{pictures} pictures: about {shown_time(seconds)} here"
+    )
+
+
+def _networks(
+    job: Job,
+    networks: Networks,
+    texts: EncodedTexts,
+    weights: str,
+    prompts: PromptSet,
+    plans: list[Plan],
+    observed: Path,
+    note: Callable[[str], None],
+) -> tuple[Calibration, list[Trajectory]]:
+    """Write the quantized denoiser and decoder; and what the float model makes of ``plans``.
+
+    The denoiser is loaded twice: its layers are smoothed when the decoder has been observed, and the
+    decoder's when the denoiser has made latents for it.
+    """
+    settings = job.settings
+    told: dict[str, Any] = {"progress": job.progress, "note": note}
+    options: dict[str, Any] = {name: getattr(settings, name) for name in ("steps", "guidance", "seed")}
+    with job.part("load"):
+        stages = networks.denoising(texts)
+    with job.part("float pictures"):
+        references = []
+        for number, plan in enumerate(plans, start=1):
+            references.append(denoised(stages, plan))
+            job.progress("float pictures", number, len(plans))
+    with job.part("calibrate"):
+        observation = Observation(
+            stages, prompts, weights, size=settings.size, folder=observed, **options, **told
+        )
+        observation.denoise(stages)
+        given = probe(stages, prompts.prompts[: settings.probes], **options)
+        # the denoiser makes room
+        del stages
+        stages = networks.decoding()
+    with job.part("float pictures"):
+        references = [decoded(stages, reference) for reference in references]
+    with job.part("calibrate"):
+        observation.decode(stages)
+        statistics = observation.statistics
+        info = {**statistics.info, "checksum": statistics.checksum(), "alpha": settings.alpha}
+        decoder = calibrate_decoder(stages.autoencoder, statistics, given, settings, **told)
+    with job.part("quantize"):
+        sources = {"vae": _written(job, "vae", stages.autoencoder.state_dict())}
+        del stages
+    with job.part("calibrate"):
+        stages = networks.denoising(texts)
+        denoiser = calibrate_denoiser(stages.denoiser, statistics, given, settings, **told)
+    with job.part("quantize"):
+        sources["transformer"] = _written(job, "transformer", stages.denoiser.to_diffusers())
+        calibration = joined(denoiser, decoder, info)
+        for name, source in sources.items():
+            job.write_config(name, source, calibration)
+    return calibration, references
+
+
+def _written(job: Job, name: str, state: Mapping[str, Tensor]) -> str:
+    """Write a quantized network; returns the checksum of what it was made of."""
+    half = package_component.common_dtype(job.state(name))
+    return job.write_weights(name, package_component.stored(state, half))
+
+
 def _plans(settings: Settings, prompts: PromptSet, stages: Stages) -> list[Plan]:
     """Pictures to compare: prompts evenly over the set, and noise that calibration did not see."""
     total = len(prompts.prompts)
-    count = min(settings.pictures, total)
-    plans = []
-    for number in range(count):
-        request = Request(
-            prompts.prompts[number * total // count],
-            steps=settings.steps,
-            size=settings.size,
-            exact_size=settings.size is not None,
-            guidance=settings.guidance,
-            seed=(settings.seed + total + number) % MAX_SEED,
-        )
-        plans.append(request.plan(stages.denoiser.config.native_size, stages.sampler.kind))
-    return plans
+    count = min(settings.pictures or 0, total)
+    return [
+        _plan(settings, prompts.prompts[number * total // count], stages, total + number)
+        for number in range(count)
+    ]
+
+
+def _all_plans(settings: Settings, prompts: PromptSet, stages: Stages, plans: list[Plan]) -> list[Plan]:
+    """Of everything whose prompt is read: pictures to compare and those to calibrate with."""
+    return [*plans, *(_plan(settings, prompt, stages, 0) for prompt in prompts.prompts)]
+
+
+def _plan(settings: Settings, prompt: str, stages: Stages, number: int) -> Plan:
+    request = Request(
+        prompt,
+        steps=settings.steps,
+        size=settings.size,
+        exact_size=settings.size is not None,
+        guidance=settings.guidance,
+        seed=(settings.seed + number) % MAX_SEED,
+    )
+    return request.plan(stages.denoiser.config.native_size, stages.sampler.kind)
 
 
 def _compare(job: Job, references: list[Trajectory]) -> list[Comparison]:
@@ -159,12 +251,15 @@ def _compare(job: Job, references: list[Trajectory]) -> list[Comparison]:
     if not references:
         return []
     with job.part("INT8 pictures"):
-        stages = load_stages(ResolvedModel(job.folder, job.model.name), device=job.device, dtype="fp32")
-        comparisons = []
+        networks = Networks(ResolvedModel(job.folder, job.model.name), job.device)
+        texts = networks.texts([reference.plan for reference in references], unseen)
+        stages, found = networks.denoising(texts), []
         for number, reference in enumerate(references, start=1):
-            comparisons.append(compare(stages, reference))
+            found.append(retraced(stages, reference))
             job.progress("INT8 pictures", number, len(references))
-        return comparisons
+        del stages
+        stages = networks.decoding()
+        return [judged(stages, *pair) for pair in zip(references, found, strict=True)]
 
 
 def _runs(job: Job, plans: list[Plan], notes: list[str]) -> dict[str, Run]:
@@ -172,6 +267,12 @@ def _runs(job: Job, plans: list[Plan], notes: list[str]) -> dict[str, Run]:
         return {}
     with job.part("measure"):
         models = {"float": job.model.path, "int8": job.folder}
-        runs = {name: measure(str(path), plans[0], device=job.device.type) for name, path in models.items()}
-    notes += [f"the {name} model's time and memory: not measured" for name in runs if runs[name] is None]
+        runs: dict[str, Run | None] = {}
+        for name, path in models.items():
+            size = sum(file.stat().st_size for file in path.rglob("*.safetensors"))
+            fits = size <= _MEASURED or job.device.type != "cpu"
+            runs[name] = measure(str(path), plans[0], device=job.device.type) if fits else None
+            why = "" if fits else f", as its weights alone are {shown(size)}"
+            if runs[name] is None:
+                notes.append(f"the {name} model's time and memory: not measured{why}")
     return {name: run for name, run in runs.items() if run is not None}

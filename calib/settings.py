@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from sana_edge.calib.prompts import PromptSet
+from sana_edge.config import SamplerKind
 from sana_edge.errors import InvalidInput
 from sana_edge.request import Request
 from sana_edge.store.package import Activations
 
 # compared side by side in the report
 PICTURES = 6
+# of the preset "quick": prompts, steps, side of a picture, compared pictures, prompts of sensitivity
+_QUICK_PROMPTS, _QUICK_STEPS, _QUICK_SIDE, _QUICK_PICTURES, _QUICK_PROBES = 8, 6, 256, 2, 1
 MAX_PICTURES = 100
+PRESETS = ("full", "quick")
 SEED = 0
 
 
@@ -28,7 +33,9 @@ class Settings:
         keep: layers that stay in 16 bit: "auto" by their measured error, "none", or how many.
         activations: "token", dynamic scales for each token; "tensor", calibrated ones for each layer.
         calibrate: False takes the weights only: no forward pass, dynamic scales, no smoothing.
-        pictures: made with both models and compared in the report, 0 to 100.
+        pictures: made with both models and compared in the report, 0 to 100; 6, or 2 when it is quick.
+        preset: "full"; or "quick": few prompts, few steps, small pictures, where they are not given.
+        probes: prompts that sensitivity is measured on, each at its first, middle and last step.
 
     Raises:
         InvalidInput: a value out of range, or one that needs the calibration that is turned off.
@@ -43,7 +50,9 @@ class Settings:
     keep: int | Literal["auto", "none"] = "auto"
     activations: Activations = "token"
     calibrate: bool = True
-    pictures: int = PICTURES
+    pictures: int | None = None
+    preset: Literal["full", "quick"] = "full"
+    probes: int = 4
 
     def __post_init__(self) -> None:
         # the same limits as for a picture
@@ -59,12 +68,37 @@ class Settings:
         self._check_keep()
         if self.activations not in ("token", "tensor"):
             raise InvalidInput(f"activations is {self.activations!r}", "choose token or tensor")
-        if type(self.pictures) is not int or not 0 <= self.pictures <= MAX_PICTURES:
+        if self.preset not in PRESETS:
+            raise InvalidInput(f"preset is {self.preset!r}", f"choose {' or '.join(PRESETS)}")
+        pictures = PICTURES if self.pictures is None else self.pictures
+        if type(pictures) is not int or not 0 <= pictures <= MAX_PICTURES:
             raise InvalidInput(
                 f"pictures is {self.pictures!r}", f"choose a whole number from 0 to {MAX_PICTURES}"
             )
         if not self.calibrate:
             self._check_uncalibrated()
+
+    def resolved(self, native_size: int, sampler: SamplerKind) -> Settings:
+        """With what the preset decides filled in, for a model of this native size and sampler."""
+        if self.preset == "full":
+            return replace(self, pictures=PICTURES if self.pictures is None else self.pictures)
+        side = min(native_size, _QUICK_SIDE)
+        return replace(
+            self,
+            # Sprint's are few anyway
+            steps=self.steps or (None if sampler == "scm" else _QUICK_STEPS),
+            size=self.size or (side, side),
+            pictures=_QUICK_PICTURES if self.pictures is None else self.pictures,
+            probes=_QUICK_PROBES,
+        )
+
+    def selected(self, prompts: PromptSet) -> PromptSet:
+        """The prompts that the preset takes, evenly over the set."""
+        total = len(prompts.prompts)
+        if self.preset == "full" or total <= _QUICK_PROMPTS:
+            return prompts
+        chosen = [prompts.prompts[i * total // _QUICK_PROMPTS] for i in range(_QUICK_PROMPTS)]
+        return replace(PromptSet.of(chosen, prompts.name), notes=prompts.notes)
 
     def _check_alpha(self) -> None:
         alpha = self.alpha

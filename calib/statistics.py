@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ VERSION = 1
 
 # exponents of limits whose products with BINS and its inverse are normal numbers of fp32
 _EXPONENTS = (-100, 127)
+_LATENT = "latent."
 _DAMAGED = "delete the file and calibrate again"
 
 
@@ -107,10 +108,12 @@ class Statistics:
     """`LayerStatistics` by target name, "denoiser.blocks.0.qkv" or "decoder.conv_in".
 
     ``info`` is JSON values that say what was observed: model, prompts, steps and so on (`observe`).
+    ``latents`` are those of the last observed prompts, (1, C, h, w), which the decoder has not seen yet.
     """
 
     layers: dict[str, LayerStatistics]
     info: dict[str, Any] = field(default_factory=dict)
+    latents: list[Tensor] = field(default_factory=list)
 
     def save(self, path: Path) -> None:
         """Write a safetensors file; until it is complete, ``path`` is not touched.
@@ -119,7 +122,8 @@ class Statistics:
             SanaError: the file cannot be written.
         """
         metadata = {"statistics_version": str(VERSION), "info": json.dumps(self.info, sort_keys=True)}
-        save_state(_tensors(self.layers), path, metadata)
+        waiting = {f"{_LATENT}{i}": latent for i, latent in enumerate(self.latents)}
+        save_state({**_tensors(self.layers), **waiting}, path, metadata)
 
     @classmethod
     def load(cls, path: Path) -> Statistics:
@@ -138,13 +142,15 @@ class Statistics:
         version = metadata.get("statistics_version")
         if version != str(VERSION):
             raise CheckpointError(f"{path} has statistics of version {version}, expected {VERSION}", _DAMAGED)
+        count = sum(key.startswith(_LATENT) for key in tensors)
         try:
+            latents = [tensors.pop(f"{_LATENT}{i}") for i in range(count)]
             names = sorted({key.rpartition(".")[0] for key in tensors})
             parts = [item.name for item in fields(LayerStatistics)]
             layers = {
                 name: LayerStatistics(**{part: tensors[f"{name}.{part}"] for part in parts}) for name in names
             }
-            return cls(layers, json.loads(metadata["info"]))
+            return cls(layers, json.loads(metadata["info"]), latents)
         except (KeyError, ValueError) as error:
             raise CheckpointError(f"{path} does not hold whole statistics: {error}", _DAMAGED) from error
 
@@ -155,9 +161,14 @@ class Statistics:
 
 def checksum(tensors: Mapping[str, Tensor], text: str = "") -> str:
     """sha256 of names, dtypes, shapes and values, whatever their order and memory layout, and of a text."""
+    return checksum_of(((name, tensors[name]) for name in sorted(tensors)), text)
+
+
+def checksum_of(named: Iterable[tuple[str, Tensor]], text: str = "") -> str:
+    """`checksum` of tensors that come one by one, sorted by name."""
     digest = hashlib.sha256(text.encode())
-    for name in sorted(tensors):
-        tensor = tensors[name].detach()
+    for name, tensor in named:
+        tensor = tensor.detach()
         digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         if tensor.numel():
             digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)

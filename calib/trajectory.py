@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -27,14 +27,14 @@ class Trajectory:
         latents: (S + 1, C, h, w) fp32 on the CPU: what the denoiser got at each step, and what was decoded.
         velocities: (S, C, h, w), guidance applied.
         timesteps: (S,), as the denoiser gets them.
-        pixels: (H, W, 3) uint8.
+        pixels: (H, W, 3) uint8; None until it is `decoded`.
     """
 
     plan: Plan
     latents: Tensor
     velocities: Tensor
     timesteps: Tensor
-    pixels: Pixels
+    pixels: Pixels | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,9 +61,22 @@ class Comparison:
     picture: Pixels
 
 
-@torch.inference_mode()
+@dataclass(frozen=True, eq=False)
+class Retraced:
+    """A quantized denoiser's own way, and its velocities' errors on another one's; see `Comparison`."""
+
+    own: Trajectory
+    velocity_errors: list[float]
+
+
 def follow(stages: Stages, plan: Plan, on_step: Callable[[], None] = lambda: None) -> Trajectory:
     """Make a picture from ``plan.seed`` as `sana_edge.Sana.stream` does, and keep what is on the way."""
+    return decoded(stages, denoised(stages, plan, on_step))
+
+
+@torch.inference_mode()
+def denoised(stages: Stages, plan: Plan, on_step: Callable[[], None] = lambda: None) -> Trajectory:
+    """`follow` up to the picture: needs the denoiser alone."""
     context, _ = stages.read(plan)
     sampler, tables = stages.schedule(plan)
     steps = []
@@ -75,13 +88,23 @@ def follow(stages: Stages, plan: Plan, on_step: Callable[[], None] = lambda: Non
         latents=torch.cat([*(step.given for step in steps), steps[-1].x]).cpu(),
         velocities=torch.cat([step.velocity for step in steps]).cpu(),
         timesteps=torch.from_numpy(sampler.timesteps),
-        pixels=stages.decode(steps[-1].x),
     )
 
 
 @torch.inference_mode()
+def decoded(stages: Stages, trajectory: Trajectory) -> Trajectory:
+    """With its picture: needs the decoder alone."""
+    return replace(trajectory, pixels=stages.decode(trajectory.latents[-1:].to(stages.device)))
+
+
 def compare(stages: Stages, reference: Trajectory, on_step: Callable[[], None] = lambda: None) -> Comparison:
     """Follow a float model's plan with a quantized one; ``on_step`` is called twice for each step."""
+    return judged(stages, reference, retraced(stages, reference, on_step))
+
+
+@torch.inference_mode()
+def retraced(stages: Stages, reference: Trajectory, on_step: Callable[[], None] = lambda: None) -> Retraced:
+    """`compare` up to the pictures: needs the denoiser alone."""
     plan = reference.plan
     context, _ = stages.read(plan)
     _, tables = stages.schedule(plan)
@@ -91,16 +114,22 @@ def compare(stages: Stages, reference: Trajectory, on_step: Callable[[], None] =
         found = velocity(latents[i : i + 1], i).cpu()
         errors.append(quant.relative_error(found, reference.velocities[i : i + 1]))
         on_step()
-    own = follow(stages, plan, on_step)
-    decoded = stages.decode(latents[-1:])
-    pairs = zip(own.latents[1:], reference.latents[1:], strict=True)
+    return Retraced(denoised(stages, plan, on_step), errors)
+
+
+@torch.inference_mode()
+def judged(stages: Stages, reference: Trajectory, found: Retraced) -> Comparison:
+    """The rest of `compare`: needs the quantized decoder alone."""
+    picture, expected = decoded(stages, found.own).pixels, reference.pixels
+    assert picture is not None and expected is not None
+    pairs = zip(found.own.latents[1:], reference.latents[1:], strict=True)
     return Comparison(
-        plan=plan,
-        velocity_errors=errors,
+        plan=reference.plan,
+        velocity_errors=found.velocity_errors,
         latent_errors=[quant.relative_error(*pair) for pair in pairs],
-        psnr=psnr(own.pixels, reference.pixels),
-        ssim=ssim(own.pixels, reference.pixels),
-        decoder_psnr=psnr(decoded, reference.pixels),
-        reference=reference.pixels,
-        picture=own.pixels,
+        psnr=psnr(picture, expected),
+        ssim=ssim(picture, expected),
+        decoder_psnr=psnr(stages.decode(reference.latents[-1:].to(stages.device)), expected),
+        reference=expected,
+        picture=picture,
     )

@@ -35,8 +35,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--activations", choices=("token", "tensor"), default="token", help=scales)
     skipped = "take the weights only: needs little memory and time, and compares no pictures"
     add("--no-calibration", action="store_true", help=skipped)
-    pictures = "that the report compares, INT8 beside float (default: %(default)s)"
-    add("--pictures", type=int, default=6, metavar="N", help=pictures)
+    pictures = "that the report compares, INT8 beside float (default: 6, or 2 when quick)"
+    add("--pictures", type=int, metavar="N", help=pictures)
+    presets = (
+        "few prompts, few steps and small pictures, where they are not given, or all (default: %(default)s)"
+    )
+    add("--preset", choices=("quick", "full"), default="full", help=presets)
     devices = "of calibration (default: %(default)s, cuda where it can be used)"
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help=devices)
     add("--force", action="store_true", help="replace a model folder at DIR")
@@ -47,7 +51,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Quantize; print the report's table and, last, the package's folder."""
     from sana_edge.calib.settings import Settings, parse_alpha, parse_keep
 
-    names = ("prompts", "steps", "size", "guidance", "seed", "activations", "pictures")
+    names = ("prompts", "steps", "size", "guidance", "seed", "activations", "pictures", "preset")
     options: dict[str, Any] = {name: getattr(arguments, name) for name in names}
     # what is wrong shows here, before torch is loaded
     settings = Settings(
@@ -68,6 +72,7 @@ def run(arguments: argparse.Namespace) -> None:
             offline=arguments.offline,
             force=arguments.force,
             progress=None if arguments.quiet else progress,
+            say=(lambda text: None) if arguments.quiet else (lambda text: print(text, file=sys.stderr)),
         )
     print(table(report), end="\n\n")
     print(arguments.output)

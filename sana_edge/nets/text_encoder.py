@@ -44,6 +44,28 @@ class _Prefix:
     layers: list[tuple[Tensor, Tensor]]
 
 
+class EncodedTexts:
+    """Features of some prompts, kept when the text encoder that made them has gone."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, bool], TextFeatures] = {}
+
+    def add(self, encoder: TextEncoder, prompt: str, *, instruction: Sequence[str] | None = CHI) -> None:
+        """Encode a prompt that is not among them."""
+        key = prompt, instruction is None
+        if key not in self._known:
+            self._known[key] = encoder.encode([prompt], instruction=instruction)
+
+    def encode(self, prompts: Sequence[str], *, instruction: Sequence[str] | None = CHI) -> TextFeatures:
+        """The features of a single prompt that was added, as `TextEncoder.encode` gives them."""
+        (prompt,) = prompts
+        return self._known[prompt, instruction is None]
+
+    def tokens_over_limit(self, prompt: str, *, instruction: Sequence[str] | None = CHI) -> int:
+        """Not known any more."""
+        return 0
+
+
 class TextEncoder:
     """A tokenizer and a frozen Gemma-2, with the instructions it has met."""
 
@@ -61,6 +83,7 @@ class TextEncoder:
         device: torch.device | str,
         variant: str | None = None,
         int8: bool = False,
+        resident: int | None = None,
     ) -> TextEncoder:
         """Read ``tokenizer/`` and ``text_encoder/`` of a model folder in diffusers layout.
 
@@ -70,13 +93,19 @@ class TextEncoder:
             device: where the model runs and the features are.
             variant: which of several weight files, as in `load_state`.
             int8: make float weights INT8 while they are loaded; a package is INT8 anyway.
+            resident: see `load_text_model`.
 
         Raises:
             CheckpointError: a file is missing or damaged, or is not of a Gemma-2.
         """
         tokenizer = _load_tokenizer(folder / "tokenizer")
         model = load_text_model(
-            folder / "text_encoder", dtype=dtype, device=device, variant=variant, int8=int8
+            folder / "text_encoder",
+            dtype=dtype,
+            device=device,
+            variant=variant,
+            int8=int8,
+            resident=resident,
         )
         return cls(tokenizer, model)
 
@@ -156,7 +185,9 @@ class TextEncoder:
                 "tokenizer/ and text_encoder/ are of different models; download the model again",
             )
         longest = max(len(row) for row in rows)
-        ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=self._model.device)
+        ids = torch.tensor(
+            [row + [0] * (longest - len(row)) for row in rows], device=self._model.norm.weight.device
+        )
         hidden: Tensor = self._model(ids, past_key_values=cache, use_cache=True).last_hidden_state
         return hidden
 

@@ -8,12 +8,12 @@ they are loaded, layer by layer; both give the same model.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sana_edge.errors import CheckpointError, InvalidInput, SanaError
 from sana_edge.int8.text_linear import WeightOnlyLinear, choose_product, quantize_weight, to_bitsandbytes
@@ -46,12 +46,15 @@ def load_text_model(
     device: torch.device | str,
     variant: str | None = None,
     int8: bool = False,
+    resident: int | None = None,
 ) -> Gemma2Model:
     """Read a ``text_encoder/``; the embedding stays in its file, see `MappedEmbedding`.
 
     Args:
         dtype: of the activations, and of all weights that are not INT8.
         int8: quantize float weights; a package is INT8 anyway.
+        resident: bytes of float layers that stay in memory; the others are read again whenever they compute.
+            None keeps all.
 
     Raises:
         CheckpointError: a file is missing or damaged, does not fit its config, or is not of a Gemma-2.
@@ -59,7 +62,8 @@ def load_text_model(
     model = _empty_model(folder)
     quantization, where = package.read(folder), str(folder)
     targets = text_targets(len(model.layers))
-    expected, state = model.state_dict(), _read(folder, variant, lasting=quantization is not None or not int8)
+    lasting = resident is None and (quantization is not None or not int8)
+    expected, state = model.state_dict(), _read(folder, variant, lasting=lasting)
     if quantization is not None:
         package.verify(folder, quantization)
         check_tensors(state, quantization, [(name,) for name in targets], where=where)
@@ -68,7 +72,8 @@ def load_text_model(
     elif not int8:
         targets = []
     check_state(expected, state, where=where)
-    _fill(model, state, targets, dtype, torch.device(device))
+    most = None if targets else resident
+    _fill(model, state, targets, dtype, torch.device(device), most)
     return model.requires_grad_(False).eval()
 
 
@@ -146,6 +151,7 @@ def _fill(
     targets: Collection[str],
     dtype: torch.dtype,
     device: torch.device,
+    resident: int | None = None,
 ) -> None:
     """Give an empty model its tensors, ``targets`` in INT8, one by one on ``device``."""
 
@@ -164,12 +170,42 @@ def _fill(
         bias = placed(f"{target}.bias") if f"{target}.bias" in names else None
         weight, scales = (tensor.to(device) for tensor in _int8_weight(state, target))
         model.set_submodule(target, WeightOnlyLinear(weight, scales, bias))
-    floats = {name: placed(name) for name in names if name not in weights and name != _TABLE}
-    model.load_state_dict(floats, strict=False, assign=True)
+    read_later = _streamed(model, placed, resident, dtype)
+    kept = [name for name in names if name not in weights | {_TABLE} and not name.startswith(read_later)]
+    model.load_state_dict({name: placed(name) for name in kept}, strict=False, assign=True)
+    if read_later:
+        # not the layers, which have no memory now
+        model.rotary_emb.to(device)
+        return
     model.to(device)
     if device.type == "cuda" and targets and choose_product("cuda").name == "bitsandbytes":
         for name in targets:
             model.set_submodule(name, to_bitsandbytes(model.get_submodule(name)))
+
+
+def _streamed(
+    model: Gemma2Model, placed: Callable[[str], Tensor], resident: int | None, dtype: torch.dtype
+) -> tuple[str, ...]:
+    """Prefixes of the layers behind ``resident`` bytes, which now get their weights while they compute."""
+    prefixes, size = [], 0
+    for index, layer in enumerate(model.layers):
+        names = list(layer.state_dict())
+        size += sum(tensor.numel() for tensor in layer.parameters()) * dtype.itemsize
+        if resident is None or size <= resident:
+            continue
+        prefix = f"layers.{index}."
+        prefixes.append(prefix)
+
+        def read(layer: nn.Module, _: object, prefix: str = prefix, names: list[str] = names) -> None:
+            layer.load_state_dict({name: placed(prefix + name) for name in names}, assign=True)
+            layer.requires_grad_(False)
+
+        def forget(layer: nn.Module, *_: object) -> None:
+            layer.to("meta")
+
+        layer.register_forward_pre_hook(read)
+        layer.register_forward_hook(forget)
+    return tuple(prefixes)
 
 
 def _int8_weight(state: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor]:

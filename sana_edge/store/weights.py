@@ -80,6 +80,12 @@ class StoredState(Mapping[str, Tensor]):
             tensor: Tensor = file.get_tensor(stored)
         return tensor
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape; nothing else of it is read."""
+        path, stored = self._places[name]
+        with _damage_named(path), safe_open(path, framework="pt") as file:
+            return tuple(file.get_slice(stored).get_shape())
+
     def __contains__(self, name: object) -> bool:
         return name in self._places
 

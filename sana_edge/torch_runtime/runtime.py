@@ -21,7 +21,7 @@ from sana_edge.fused.decoder import fuse_decoder
 from sana_edge.memory import HINT, available_memory, peak_memory
 from sana_edge.nets.autoencoder import Autoencoder
 from sana_edge.nets.denoiser import Denoiser, Modulation, TextContext
-from sana_edge.nets.text_encoder import TextEncoder
+from sana_edge.nets.text_encoder import EncodedTexts, TextEncoder
 from sana_edge.prompt import reading_notes
 from sana_edge.request import Plan
 from sana_edge.sampler import Sampler, guide, sampler_of
@@ -55,7 +55,7 @@ class Stages:
     name: str
     device: torch.device
     dtype: str
-    text_encoder: TextEncoder
+    text_encoder: TextEncoder | EncodedTexts
     denoiser: Denoiser
     autoencoder: Autoencoder
     sampler: SamplerConfig

@@ -202,9 +202,27 @@ def test_an_interrupted_observation_goes_on(
         **OPTIONS,
     )
     assert again.checksum() == whole.checksum()
-    assert taken == [("observe", done, 9) for done in range((prompt - 1) * 3 + 1, 10)]
+    pictures = [("observe the decoder", done, 3) for done in (1, 2, 3)]
+    assert taken == [*(("observe", done, 9) for done in range((prompt - 1) * 3 + 1, 10)), *pictures]
     assert [note for note in notes if f"{prompt - 1} of 3 prompts" in note] == notes
     assert len(notes) == (prompt > 1)
+
+
+def test_an_interrupted_observation_of_the_decoder_goes_on(
+    stages: Stages, whole: Statistics, tmp_path: Path
+) -> None:
+    """What the denoiser made is not made again."""
+
+    def stop(name: str, done: int, count: int) -> None:
+        if (name, done) == ("observe the decoder", 2):
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        observe(stages, PROMPTS, folder=tmp_path, progress=stop, **OPTIONS)
+    taken: list[tuple[str, int, int]] = []
+    again = observe(stages, PROMPTS, folder=tmp_path, progress=lambda *now: taken.append(now), **OPTIONS)
+    assert again.checksum() == whole.checksum() and not again.latents
+    assert taken == [("observe the decoder", done, 3) for done in (2, 3)]
 
 
 def test_what_is_finished_is_not_observed_again(

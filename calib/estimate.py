@@ -1,0 +1,80 @@
+"""About how long a calibration will take on this machine: products to compute over products a second."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import torch
+
+from sana_edge.calib.networks import RESIDENT
+from sana_edge.calib.settings import Settings
+from sana_edge.nets.autoencoder import Autoencoder
+from sana_edge.nets.quantize import decoder_targets, denoiser_targets
+from sana_edge.request import Plan
+from sana_edge.torch_runtime.runtime import Stages
+
+# tokens of a usual prompt, cells of what sensitivity is measured on, steps of it, and cells that are decoded
+_TOKENS, _CELLS, _PROBED, _DECODED = 60, 64, 3, 16
+# small products, convolutions and what lies between them, against one large product
+_EFFICIENCY = 0.4
+# bytes a second of float weights that are read again
+_READING = 1e9
+_STAGE = re.compile(r"decoder\.up_blocks\.(\d+)\.")
+
+
+def estimated_seconds(
+    stages: Stages, text_weights: int, settings: Settings, compared: int, plan: Plan, prompts: int
+) -> float:
+    """Seconds of a calibration with the report's pictures, within a factor of about two.
+
+    Args:
+        stages: without weights.
+        text_weights: how many the text encoder's layers have.
+        compared: pictures that both models make.
+        plan: of any picture.
+        prompts: that are observed.
+    """
+    cells = plan.width * plan.height // stages.autoencoder.config.spatial_compression**2
+    # a compared picture is made by the float and the INT8 model, which also takes the float one's steps
+    pictures, texts = prompts + 3 * compared, prompts + 2 * compared + 1
+    weights = sum(weight.numel() for weight in stages.denoiser.parameters())
+    layers = len(denoiser_targets(stages.denoiser))
+    rows = 2 if plan.guided else 1
+    steps = pictures * plan.steps * rows * cells + settings.probes * plan.steps * rows * _CELLS
+    # a layer's trial starts at its block
+    trials = layers * settings.probes * _PROBED * _CELLS / 2
+    decoded = pictures * cells
+    decoded += len(decoder_targets(stages.autoencoder)) * settings.probes * _DECODED
+    products = texts * _TOKENS * text_weights + (steps + trials) * weights
+    products += decoded * _products_of_a_cell(stages.autoencoder)
+    read = texts * max(4 * text_weights - RESIDENT, 0)
+    return products / _products_a_second() + read / _READING
+
+
+def shown_time(seconds: float) -> str:
+    """For people: "half a minute", "12 minutes", "3.5 hours"."""
+    if seconds < 45:
+        return "half a minute"
+    return f"{max(round(seconds / 60), 1)} min" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
+
+
+def _products_of_a_cell(autoencoder: Autoencoder) -> float:
+    """Of the decoder for each latent cell: a weight of stage i is used at every place of its map."""
+    highest = len(autoencoder.config.decoder_block_out_channels) - 1
+    total = 0.0
+    for name, weight in autoencoder.named_parameters():
+        stage = _STAGE.match(name)
+        scale = highest - int(stage[1]) if stage else (highest if "conv_out" in name else 0)
+        total += weight.numel() * 4.0**scale
+    return total
+
+
+def _products_a_second() -> float:
+    a, b = torch.ones(512, 2048), torch.ones(2048, 2048)
+    best = float("inf")
+    for _ in range(3):
+        start = time.perf_counter()
+        torch.mm(a, b)
+        best = min(best, time.perf_counter() - start)
+    return _EFFICIENCY * 512 * 2048 * 2048 / best

@@ -1,0 +1,101 @@
+"""A model folder's networks, one in memory at a time: text encoder, denoiser, decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sana_edge.calib.observe import named_weights
+from sana_edge.calib.statistics import checksum_of
+from sana_edge.config import AutoencoderConfig, DenoiserConfig, SamplerConfig
+from sana_edge.fused import backends
+from sana_edge.nets.autoencoder import Autoencoder
+from sana_edge.nets.denoiser import Denoiser
+from sana_edge.nets.text_encoder import EncodedTexts, TextEncoder
+from sana_edge.progress import Progress
+from sana_edge.request import Plan
+from sana_edge.store import package
+from sana_edge.store.folder import read_json
+from sana_edge.store.hub import ResolvedModel
+from sana_edge.torch_runtime.load import load_decoder, load_denoiser
+from sana_edge.torch_runtime.runtime import Stages
+from sana_edge.torch_runtime.steps import make_predictor
+
+# bytes of a float text encoder's layers that stay in memory while prompts are read; see `load_text_model`
+RESIDENT = 3 << 30
+
+
+@dataclass(frozen=True)
+class Networks:
+    """A float model or a package, computed in fp32; what a method returns goes with the last reference."""
+
+    model: ResolvedModel
+    device: torch.device
+
+    def texts(self, plans: Iterable[Plan], progress: Progress) -> EncodedTexts:
+        """What the plans' prompts say to a denoiser, by a text encoder that is gone afterwards."""
+        encoder = TextEncoder.load(
+            self.model.path,
+            dtype=torch.float32,
+            device=self.device,
+            variant=self.model.component_variant("text_encoder"),
+            resident=RESIDENT,
+        )
+        texts, plans = EncodedTexts(), list(plans)
+        for number, plan in enumerate(plans, start=1):
+            texts.add(encoder, plan.prompt)
+            if plan.guided:
+                texts.add(encoder, plan.negative_prompt, instruction=None)
+            progress("read prompts", number, len(plans))
+        return texts
+
+    def empty(self, texts: EncodedTexts | None = None) -> Stages:
+        """Stages that know what the networks are like; none has weights."""
+        configs = (package.describe(self.model.path / name).values for name in ("transformer", "vae"))
+        with torch.device("meta"):
+            denoiser = Denoiser(DenoiserConfig.from_dict(next(configs)))
+            autoencoder = Autoencoder(AutoencoderConfig.from_dict(next(configs)), encoder=False)
+        return self._stages(denoiser, autoencoder, texts)
+
+    def denoising(self, texts: EncodedTexts) -> Stages:
+        """Stages whose denoiser has its weights."""
+        denoiser, _ = load_denoiser(self.model, device=self.device, dtype="fp32")
+        return self._stages(denoiser, self.empty().autoencoder, texts)
+
+    def decoding(self) -> Stages:
+        """Stages whose decoder has its weights."""
+        decoder = load_decoder(self.model, device=self.device, dtype=torch.float32)
+        return self._stages(self.empty().denoiser, decoder)
+
+    def checksum(self) -> str:
+        """`sana_edge.calib.observe.weights_checksum` of both networks."""
+
+        def named() -> Iterator[tuple[str, Tensor]]:
+            # in the order of the names, "decoder..." and "denoiser..."
+            yield from sorted(named_weights(self.decoding().autoencoder), key=_name)
+            yield from sorted(named_weights(self.denoising(EncodedTexts()).denoiser), key=_name)
+
+        return checksum_of(named())
+
+    def _stages(
+        self, denoiser: Denoiser, autoencoder: Autoencoder, texts: EncodedTexts | None = None
+    ) -> Stages:
+        path = self.model.path
+        return Stages(
+            name=self.model.name,
+            device=self.device,
+            dtype="fp32",
+            text_encoder=texts or EncodedTexts(),
+            denoiser=denoiser.requires_grad_(False).eval(),
+            autoencoder=autoencoder.requires_grad_(False).eval(),
+            sampler=SamplerConfig.from_dict(read_json(path / "scheduler" / "scheduler_config.json")),
+            backend=backends.choose("torch", self.device, "fp32", False, denoiser.config),
+            predictor=make_predictor(denoiser, "torch", self.device),
+        )
+
+
+def _name(item: tuple[str, Tensor]) -> str:
+    return item[0]
