@@ -2,11 +2,14 @@
 
     python benchmarks/random_model.py random-0.6b --shapes 0.6b
     python benchmarks/bench_quantize.py random-0.6b --generate 256x256
+    python benchmarks/bench_quantize.py random-0.6b --preset quick
     python benchmarks/bench_quantize.py --error 0.6b
 
 The first quantizes a folder without calibration and makes a first picture from the package. Each command runs
 in a process of its own, whose peak memory the system tells when it ends. The folder should have been read
-once before, so that the disk is not what is measured.
+once before, so that the disk is not what is measured. With --preset it is calibrated, and the result has what
+the report says of layers, steps and pictures. The memory is that of the largest process: the command's own,
+or the one that it makes pictures in from the package, while its own networks are gone.
 
 --error measures what INT8 brings into the velocity of a denoiser whose weights are those that diffusers'
 class starts with: no checkpoint can be had on a machine without a network. Weights of unit gain with large
@@ -34,6 +37,7 @@ from safetensors import safe_open
 from harness import sections
 from harness.process import run
 from harness.results import ended, header, positive, write_json
+from sana_edge.calib.settings import PRESETS
 from sana_edge.config import LATENT_CELL
 from sana_edge.errors import InvalidInput
 from sana_edge.int8 import quant
@@ -41,6 +45,7 @@ from sana_edge.nets.denoiser import Denoiser
 from sana_edge.nets.quantize import quantize_denoiser
 from sana_edge.nets.text_encoder import TextFeatures
 from sana_edge.sampler import make_sampler
+from sana_edge.store.folder import read_json
 from works.shapes import DENOISERS
 
 COMPONENTS = ("transformer", "vae", "text_encoder")
@@ -59,6 +64,8 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> None:
     if options.model is None:
         raise InvalidInput("no model folder", "name one, or measure the error with --error 0.6b")
     model = options.model.resolve()
+    if options.preset:
+        return _calibrated(model, options, given)
     with tempfile.TemporaryDirectory(prefix=".bench-", dir=model.parent) as name:
         folder = Path(name)
         package = folder / "int8"
@@ -73,6 +80,28 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> None:
             data["generate"] = command("generate", "--model", str(package), *made)
     write_json(options.output or RESULTS / "bench_quantize.json", data)
     print(sections.quantize(data).text())
+
+
+def _calibrated(model: Path, options: argparse.Namespace, given: Sequence[str]) -> None:
+    with tempfile.TemporaryDirectory(prefix=".bench-", dir=model.parent) as name:
+        package = Path(name) / "int8"
+        made = ("quantize", str(model), "--preset", options.preset, "--output", str(package))
+        data: dict[str, Any] = {
+            **header("benchmarks/bench_quantize.py", given),
+            "quantize": command(*made),
+            "bytes": {"float": sizes(model), "int8": sizes(package)},
+        }
+        report = read_json(package / "report.json")
+    kept = sum(layer["kept"] for layer in report["layers"])
+    data["report"] = {
+        **{name: report[name] for name in ("settings", "notes", "steps", "runs", "seconds")},
+        "layers": {"all": len(report["layers"]), "kept": kept},
+        "pictures": {key: report["pictures"].get(key) for key in ("psnr", "ssim", "decoder_psnr")},
+    }
+    name = f"quantize_calibrated-{model.name.removeprefix('random-')}.json"
+    write_json(options.output or RESULTS / name, data)
+    taken = data["quantize"]
+    print(f"{taken['seconds']:.0f} s, {taken['peak_memory'] / 1e9:.2f} GB, {kept} layers in 16 bit")
 
 
 def command(*arguments: str) -> dict[str, float]:
@@ -150,6 +179,7 @@ def _options(given: Sequence[str]) -> argparse.Namespace:
     what = "a float model folder; the package is made beside it"
     add("model", type=Path, metavar="DIR", nargs="?", help=what)
     add("--generate", metavar="WxH", help="also make a picture in one step from the package")
+    add("--preset", choices=PRESETS, help="calibrate, by this preset")
     add("--error", choices=DENOISERS, help="the error of the velocity instead, of these shapes")
     add(
         "--size", type=positive, default=1024, metavar="PX", help="side of the picture (default: %(default)s)"

@@ -28,10 +28,10 @@ from sana_edge.store import manifest, manifest_files
 from sana_edge.store.domain import read_domain
 from sana_edge.store.manifest import Manifest
 
-# The text encoder is needed once for a prompt. It makes room for denoising and decoding where its files are
-# larger than a quarter of what is free beside it; a prompt then waits some seconds for each GB of them. One
-# that is small for the machine stays.
-_TEXT, _TEXT_SHARE = "text_encoder", 4
+# Text encoder, denoiser and decoder are needed one after the other. Each makes room for the next where its
+# files are larger than a quarter of what is free beside it; a picture then waits some seconds for each GB of
+# them. One that is small for the machine stays.
+_TEXT, _DENOISER, _DECODER, _SHARE = "text_encoder", "denoiser", "decoder", 4
 
 
 class EngineStages:
@@ -136,12 +136,14 @@ class EngineStages:
 
     def read(self, plan: Plan) -> tuple[Context, tuple[str, ...]]:
         """Encode the prompt, and the negative one where it is used; say what was cut or ignored."""
+        if _TEXT not in self.graphs.loaded:
+            self._make_room(_DENOISER, _DECODER, for_graph=_TEXT)
         prompt = self._project(self._text.encode(plan.prompt))
         negative = None
         if plan.guided:
             negative = self._project(self._text.encode(plan.negative_prompt, instruction=None))
         notes = reading_notes(plan, self._text, self._domain, self.name)
-        self._make_room()
+        self._make_room(_TEXT)
         return Context(prompt, negative), (*self.notes, *notes)
 
     def schedule(self, plan: Plan) -> tuple[Sampler, Floats]:
@@ -166,10 +168,12 @@ class EngineStages:
         fixed |= {"keys": text.keys, "values": text.values, "guidance": scale}
         for array in fixed.values():
             array.setflags(write=False)
-        self.graphs.load(name)
+        self._load_denoiser(name)
         paired = name == "denoiser" and negative is not None
 
         def velocity(x: Floats, i: int) -> Floats:
+            # a picture may have been decoded meanwhile
+            self._load_denoiser(name)
             latent = np.concatenate([x, x]) if paired else x
             found = self.graphs.run(name, latent=latent, timestep=tables[i : i + 1], **fixed)["velocity"]
             return guide((found[:1], found[1:]), scale) if paired else found
@@ -187,6 +191,10 @@ class EngineStages:
         Raises:
             SanaError: the latent, or what the decoder makes of it, has NaN or infinite values.
         """
+        self._make_room(_DENOISER)
+        return self._picture(latent, size)
+
+    def _picture(self, latent: Floats, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
         check_finite("latent", float(latent.min()), float(latent.max()))
         pixels = self._decoder.decode(latent)
         check_finite("decoded picture", float(pixels.min()), float(pixels.max()))
@@ -198,8 +206,8 @@ class EngineStages:
         """Decode a latent shrunk to at most 8 cells a side."""
         if not isinstance(self._manifest.graphs["decoder"].inputs["latent"][1][2], str):
             # the graph knows only the height of the whole picture
-            return self.decode(latent)
-        return self.decode(shrink(latent, -(-max(latent.shape[-2:]) // PREVIEW_CELLS)))
+            return self._picture(latent)
+        return self._picture(shrink(latent, -(-max(latent.shape[-2:]) // PREVIEW_CELLS)))
 
     def load_decoder(self) -> None:
         """Load what decodes pictures of the native size, where it stays in memory."""
@@ -217,11 +225,27 @@ class EngineStages:
         cell = self._manifest.cell
         return 1, self._manifest.latent_channels, plan.height // cell, plan.width // cell
 
-    def _make_room(self) -> None:
-        """Free the text encoder if that helps; of a GPU's memory nothing is known."""
-        free = available_memory() if self.backend.device == "cpu" else None
-        if free is not None and _TEXT_SHARE * self.graphs.bytes_of(_TEXT) > free:
-            self.graphs.close(_TEXT)
+    def _load_denoiser(self, name: str) -> None:
+        if name not in self.graphs.loaded:
+            self._make_room(_TEXT, _DECODER)
+            self.graphs.load(name)
+
+    def fits(self) -> bool:
+        """Whether all engines of a usual picture can be in memory, and each stays there."""
+        sizes = [self.graphs.bytes_of(name) for name in (_TEXT, _DENOISER, _DECODER)]
+        free = self._free()
+        return free is None or sum(sizes) + _SHARE * max(sizes) <= free
+
+    def _free(self) -> int | None:
+        """Bytes of the CPU's memory; of a GPU's nothing is known."""
+        return available_memory() if self.backend.device == "cpu" else None
+
+    def _make_room(self, *names: str, for_graph: str | None = None) -> None:
+        """Free some engines if that helps: each by its own size, or all by what a graph will need."""
+        for name in names:
+            free = self._free()
+            if free is not None and _SHARE * self.graphs.bytes_of(for_graph or name) > free:
+                self.graphs.close(*(DENOISERS if name == _DENOISER else (name,)))
 
     def _project(self, embeddings: Floats) -> ProjectedText:
         return ProjectedText(**self.graphs.run("text_projection", embeddings=embeddings))
@@ -238,7 +262,7 @@ def load_stages(
     trust_engine: bool = False,
     threads: int | None = None,
 ) -> EngineStages:
-    """Read an exported folder and load the graphs that a usual picture needs.
+    """Read an exported folder and load the graphs of a usual picture; only the text where memory is short.
 
     Args:
         device: one of `choose.DEVICES`.
@@ -265,9 +289,11 @@ def load_stages(
     # Sprint models never are guided
     usual = "denoiser" if described.sampler.kind == "scm" else "denoiser_folded"
     try:
-        for name in (_TEXT, "text_projection", usual):
+        everything = stages.fits()
+        for name in (_TEXT, "text_projection", *([usual] if everything else [])):
             stages.graphs.load(name)
-        stages.load_decoder()
+        if everything:
+            stages.load_decoder()
     except BaseException:
         # the error's traceback would keep those that were loaded
         stages.close()

@@ -231,6 +231,45 @@ def test_a_large_text_encoder_makes_room(exported: Path, monkeypatch: pytest.Mon
     assert "text_encoder" in stages.graphs.loaded
 
 
+def test_one_engine_at_a_time_where_memory_is_short(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the same numbers; previews leave the denoiser where it is."""
+    plan, x = planned(guidance=1.0), np.ones((1, 32, 2, 3), np.float32)
+
+    def picture(*loaded: set[str]) -> tuple[Any, ...]:
+        stages, found, seen = load_stages(exported, backend="onnxruntime", device="cpu"), [], []
+        for _ in range(2):
+            context, _ = stages.read(plan)
+            seen.append(set(stages.graphs.loaded))
+            _, tables = stages.schedule(plan)
+            predict, _ = stages.predict(plan, tables, context)
+            for _ in range(2):
+                found += [predict(x, 0), stages.preview(x)]
+                seen.append(set(stages.graphs.loaded))
+                found.append(stages.decode(x))
+                seen.append(set(stages.graphs.loaded))
+        if loaded:
+            assert [graphs & {"text_encoder", "denoiser", "decoder"} for graphs in seen] == [*loaded] * 2
+        return tuple(found)
+
+    monkeypatch.setattr(runtime, "available_memory", lambda: None)
+    plenty = picture()
+    monkeypatch.setattr(runtime, "available_memory", lambda: 1)
+    # the preview's decoder goes when the text encoder or the denoiser is loaded
+    steps = [{"denoiser", "decoder"}, {"decoder"}] * 2
+    short = picture(set(), *steps)
+    assert all(np.array_equal(*pair) for pair in zip(plenty, short, strict=True))
+
+
+def test_little_is_loaded_where_memory_is_short(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = [load_stages(exported, backend="onnxruntime", device="cpu").graphs.bytes_of(name)
+             for name in ("text_encoder", "denoiser", "decoder")]  # fmt: skip
+    enough = sum(sizes) + 4 * max(sizes)
+    for free, loaded in ((enough, 4), (enough - 1, 2)):
+        monkeypatch.setattr(runtime, "available_memory", lambda free=free: free)
+        stages = load_stages(exported, backend="onnxruntime", device="cpu")
+        assert len(stages.graphs.loaded) == loaded
+
+
 def test_a_folder_for_one_size(fixed: Path) -> None:
     stages = load_stages(fixed, backend="onnxruntime", device="cpu")
     assert stages.native_size == (96, 64)
