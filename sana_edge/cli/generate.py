@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import sana_edge
 from sana_edge.cli.arguments import size
+from sana_edge.cli.fastest import fastest, on_stderr, quiet
 from sana_edge.errors import InvalidInput
 from sana_edge.progress import bar
 from sana_edge.request import BACKENDS, DEVICES, SAMPLERS, LoadOptions, Request, random_seed
@@ -96,7 +97,11 @@ def run(arguments: argparse.Namespace) -> None:
 def _load(arguments: argparse.Namespace) -> Sana:
     names = (field.name for field in dataclasses.fields(LoadOptions) if field.name != "progress")
     options: dict[str, Any] = {name: getattr(arguments, name) for name in names}
-    return sana_edge.Sana.load(arguments.model, progress=not arguments.quiet, **options)
+    options["progress"] = not arguments.quiet
+    with bar(arguments.quiet) as progress:
+        say = quiet if arguments.quiet else on_stderr
+        model = fastest(arguments.model, LoadOptions(**options), say, progress)
+    return sana_edge.Sana.load(model, **options)
 
 
 def _output_paths(output: str, seed: int, images: int) -> list[Path]:
