@@ -10,19 +10,16 @@ from torch import Tensor
 
 from sana_edge.calib.observe import named_weights
 from sana_edge.calib.statistics import checksum_of
-from sana_edge.config import AutoencoderConfig, DenoiserConfig, SamplerConfig
-from sana_edge.fused import backends
+from sana_edge.config import AutoencoderConfig, DenoiserConfig
 from sana_edge.nets.autoencoder import Autoencoder
 from sana_edge.nets.denoiser import Denoiser
 from sana_edge.nets.text_encoder import EncodedTexts, TextEncoder
 from sana_edge.progress import Progress
 from sana_edge.request import Plan
 from sana_edge.store import package
-from sana_edge.store.folder import read_json
 from sana_edge.store.hub import ResolvedModel
 from sana_edge.torch_runtime.load import load_decoder, load_denoiser
-from sana_edge.torch_runtime.runtime import Stages
-from sana_edge.torch_runtime.steps import make_predictor
+from sana_edge.torch_runtime.runtime import Stages, plain_stages
 
 # bytes of a float text encoder's layers that stay in memory while prompts are read; see `load_text_model`
 RESIDENT = 3 << 30
@@ -83,18 +80,7 @@ class Networks:
     def _stages(
         self, denoiser: Denoiser, autoencoder: Autoencoder, texts: EncodedTexts | None = None
     ) -> Stages:
-        path = self.model.path
-        return Stages(
-            name=self.model.name,
-            device=self.device,
-            dtype="fp32",
-            text_encoder=texts or EncodedTexts(),
-            denoiser=denoiser.requires_grad_(False).eval(),
-            autoencoder=autoencoder.requires_grad_(False).eval(),
-            sampler=SamplerConfig.from_dict(read_json(path / "scheduler" / "scheduler_config.json")),
-            backend=backends.choose("torch", self.device, "fp32", False, denoiser.config),
-            predictor=make_predictor(denoiser, "torch", self.device),
-        )
+        return plain_stages(self.model, texts or EncodedTexts(), denoiser, autoencoder, self.device)
 
 
 def _name(item: tuple[str, Tensor]) -> str:

@@ -284,6 +284,27 @@ def load_stages(
     )
 
 
+def plain_stages(
+    model: ResolvedModel,
+    text_encoder: TextEncoder | EncodedTexts,
+    denoiser: Denoiser,
+    autoencoder: Autoencoder,
+    device: torch.device,
+) -> Stages:
+    """Stages of networks in fp32 that were loaded one by one, some perhaps without weights."""
+    return Stages(
+        name=model.name,
+        device=device,
+        dtype="fp32",
+        text_encoder=text_encoder,
+        denoiser=denoiser.requires_grad_(False).eval(),
+        autoencoder=autoencoder.requires_grad_(False).eval(),
+        sampler=SamplerConfig.from_dict(read_json(model.path / "scheduler" / "scheduler_config.json")),
+        backend=backends.choose("torch", device, "fp32", False, denoiser.config),
+        predictor=make_predictor(denoiser, "torch", device),
+    )
+
+
 @contextmanager
 def torch_threads(count: int | None) -> Iterator[None]:
     """Inside torch computes on the CPU with so many threads; None: its own number, within a quota.

@@ -1,4 +1,4 @@
-"""Large INT8 models on a CPU are drawn by OpenVINO, from an export that is made once; others are left alone."""
+"""Large INT8 models on a CPU are drawn by OpenVINO, from an export that is made once; others by torch."""
 
 from __future__ import annotations
 
