@@ -5,6 +5,9 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import os
+import shutil
+import sys
 import threading
 import weakref
 from collections.abc import Iterator
@@ -484,3 +487,17 @@ def test_cuda_draws_the_same_noise(sana: Sana, tiny_folder: Path, dtype: str) ->
         again = other.generate(PROMPT, seed=7, steps=4)
     assert image.png() == again.png()
     assert np.abs(image.pixels - exact).mean() < (0.1 if dtype == "fp32" else 12)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="mapped files cannot be replaced")
+def test_files_may_be_replaced_under_a_loaded_model(tiny_folder: Path, tmp_path: Path) -> None:
+    """By renaming: what is mapped is the file that was there."""
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+    options: dict[str, Any] = {"steps": 1, "seed": 3, "size": (64, 64), "exact_size": True}
+    with Sana.load(str(folder)) as sana:
+        for file in folder.rglob("*.safetensors"):
+            (tmp_path / "other").write_bytes(b"something else")
+            os.replace(tmp_path / "other", file)
+        drawn = sana.generate(PROMPT, **options).pixels
+    with Sana.load(str(tiny_folder)) as sana:
+        assert (drawn == sana.generate(PROMPT, **options).pixels).all()
