@@ -84,7 +84,7 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> None:
 
 def _calibrated(model: Path, options: argparse.Namespace, given: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory(prefix=".bench-", dir=model.parent) as name:
-        package = Path(name) / "int8"
+        package = (options.work or Path(name)) / "int8"
         made = ("quantize", str(model), "--preset", options.preset, "--output", str(package))
         data: dict[str, Any] = {
             **header("benchmarks/bench_quantize.py", given),
@@ -180,6 +180,7 @@ def _options(given: Sequence[str]) -> argparse.Namespace:
     add("model", type=Path, metavar="DIR", nargs="?", help=what)
     add("--generate", metavar="WxH", help="also make a picture in one step from the package")
     add("--preset", choices=PRESETS, help="calibrate, by this preset")
+    add("--work", type=Path, metavar="DIR", help="where a calibrated package is made and stays, and goes on")
     add("--error", choices=DENOISERS, help="the error of the velocity instead, of these shapes")
     add(
         "--size", type=positive, default=1024, metavar="PX", help="side of the picture (default: %(default)s)"

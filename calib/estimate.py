@@ -14,8 +14,8 @@ from sana_edge.nets.quantize import decoder_targets, denoiser_targets
 from sana_edge.request import Plan
 from sana_edge.torch_runtime.runtime import Stages
 
-# tokens of a usual prompt, cells of what sensitivity is measured on, steps of it, and cells that are decoded
-_TOKENS, _CELLS, _PROBED, _DECODED = 60, 64, 3, 16
+# tokens of a usual prompt, steps that sensitivity is measured on, and cells that it decodes
+_TOKENS, _PROBED, _DECODED = 60, 3, 16
 # small products, convolutions and what lies between them, against one large product
 _EFFICIENCY = 0.4
 # bytes a second of float weights that are read again
@@ -41,9 +41,9 @@ def estimated_seconds(
     weights = sum(weight.numel() for weight in stages.denoiser.parameters())
     layers = len(denoiser_targets(stages.denoiser))
     rows = 2 if plan.guided else 1
-    steps = pictures * plan.steps * rows * cells + settings.probes * plan.steps * rows * _CELLS
+    steps = pictures * plan.steps * rows * cells + settings.probes * plan.steps * rows * settings.cells**2
     # a layer's trial starts at its block
-    trials = layers * settings.probes * _PROBED * _CELLS / 2
+    trials = layers * settings.probes * _PROBED * settings.cells**2 / 2
     decoded = pictures * cells
     decoded += len(decoder_targets(stages.autoencoder)) * settings.probes * _DECODED
     products = texts * _TOKENS * text_weights + (steps + trials) * weights

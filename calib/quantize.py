@@ -188,7 +188,7 @@ def _networks(
             stages, prompts, weights, size=settings.size, folder=observed, **options, **told
         )
         observation.denoise(stages)
-        given = probe(stages, prompts.prompts[: settings.probes], **options)
+        given = probe(stages, prompts.prompts[: settings.probes], cells=settings.cells, **options)
         # the denoiser makes room
         del stages
         stages = networks.decoding()

@@ -14,8 +14,9 @@ from sana_edge.store.package import Activations
 
 # compared side by side in the report
 PICTURES = 6
-# of the preset "quick": prompts, steps, side of a picture, compared pictures, prompts of sensitivity
-_QUICK_PROMPTS, _QUICK_STEPS, _QUICK_SIDE, _QUICK_PICTURES, _QUICK_PROBES = 8, 6, 256, 2, 1
+# of the preset "quick": prompts, steps, side of a picture, compared pictures; prompts and cells of sensitivity
+_QUICK_PROMPTS, _QUICK_STEPS, _QUICK_SIDE, _QUICK_PICTURES = 8, 6, 256, 2
+_QUICK_PROBES, _QUICK_CELLS = 1, 4
 MAX_PICTURES = 100
 PRESETS = ("full", "quick")
 SEED = 0
@@ -36,6 +37,7 @@ class Settings:
         pictures: made with both models and compared in the report, 0 to 100; 6, or 2 when it is quick.
         preset: "full"; or "quick": few prompts, few steps, small pictures, where they are not given.
         probes: prompts that sensitivity is measured on, each at its first, middle and last step.
+        cells: side of the latents that it is measured on.
 
     Raises:
         InvalidInput: a value out of range, or one that needs the calibration that is turned off.
@@ -53,6 +55,7 @@ class Settings:
     pictures: int | None = None
     preset: Literal["full", "quick"] = "full"
     probes: int = 4
+    cells: int = 8
 
     def __post_init__(self) -> None:
         # the same limits as for a picture
@@ -90,6 +93,7 @@ class Settings:
             size=self.size or (side, side),
             pictures=_QUICK_PICTURES if self.pictures is None else self.pictures,
             probes=_QUICK_PROBES,
+            cells=_QUICK_CELLS,
         )
 
     def selected(self, prompts: PromptSet) -> PromptSet:

@@ -79,7 +79,8 @@ def test_only_one_network_has_weights(networks: Networks, whole: Stages) -> None
 
 def test_presets() -> None:
     quick = Settings(preset="quick").resolved(1024, "flow-dpm")
-    assert (quick.steps, quick.size, quick.pictures, quick.probes) == (6, (256, 256), 2, 1)
+    assert (quick.steps, quick.size, quick.pictures) == (6, (256, 256), 2)
+    assert (quick.probes, quick.cells) == (1, 4)
     assert Settings(preset="quick").resolved(128, "scm").steps is None
     given = Settings(preset="quick", steps=3, size=(64, 96), pictures=0).resolved(1024, "flow-dpm")
     assert (given.steps, given.size, given.pictures) == (3, (64, 96), 0)
