@@ -14,7 +14,7 @@ from sana_edge.store.package import Activations
 
 # compared side by side in the report
 PICTURES = 6
-# of the preset "quick": prompts, steps, side of a picture, compared pictures; prompts and cells of sensitivity
+# of the preset "quick": prompts, steps, side and number of pictures; prompts and cells of sensitivity
 _QUICK_PROMPTS, _QUICK_STEPS, _QUICK_SIDE, _QUICK_PICTURES = 8, 6, 256, 2
 _QUICK_PROBES, _QUICK_CELLS = 1, 4
 MAX_PICTURES = 100
