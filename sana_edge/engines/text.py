@@ -16,7 +16,8 @@ from tokenizers import Tokenizer
 
 from sana_edge.errors import CheckpointError
 from sana_edge.prompt import CHI, known_tokens, token_limit, tokenized_text
-from sana_edge.store.folder import read_json
+from sana_edge.store.folder import read_json, read_text
+from sana_edge.store.identify import explain
 from sana_edge.store.manifest import DAMAGED, INSTRUCTION, TOKENIZER, TextShape
 
 Floats = NDArray[np.float32]
@@ -120,12 +121,13 @@ def _load_tokenizer(path: Path) -> tuple[Tokenizer, str]:
     config = path.with_name("tokenizer_config.json")
     side = read_json(config).get("truncation_side", "right") if config.is_file() else "right"
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_str(read_text(path))
         # what is stored says how training was batched
         tokenizer.no_padding()
         tokenizer.no_truncation()
     except Exception as error:  # the library raises plain Exception
-        raise CheckpointError(f"{path} cannot be read: {_one_line(error)}", DAMAGED) from error
+        known, hint = explain(path, DAMAGED)
+        raise CheckpointError(f"{path} cannot be read{known or f': {_one_line(error)}'}", hint) from error
     return tokenizer, side if side == "left" else "right"
 
 

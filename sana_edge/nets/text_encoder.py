@@ -7,7 +7,9 @@ valid tokens never looks, and is dropped.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,8 @@ from torch import Tensor
 from sana_edge.errors import CheckpointError
 from sana_edge.nets.text_weights import load_text_model
 from sana_edge.prompt import CHI, known_tokens, token_limit, tokenized_text
+from sana_edge.store.folder import read_text
+from sana_edge.store.identify import explain
 
 if TYPE_CHECKING:
     from transformers import Gemma2Model, PreTrainedTokenizerBase
@@ -173,13 +177,38 @@ def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     if not path.is_file():
         raise CheckpointError(f"{path} is missing", "the model folder is incomplete; download it again")
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        with _without_marks(folder) as readable:
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                readable, local_files_only=True
+            )
     except Exception as error:  # the library raises whatever its parser meets, plain Exception included
+        damaged = "the files are damaged or of another format; download the model again"
+        for file in (path, folder / "tokenizer_config.json"):
+            known, hint = explain(file, damaged)
+            if known:
+                raise CheckpointError(f"{file} cannot be read{known}", hint) from error
         raise CheckpointError(
-            f"{path} or tokenizer_config.json beside it cannot be read: {_one_line(error)}",
-            "the files are damaged or of another format; download the model again",
+            f"{path} or tokenizer_config.json beside it cannot be read: {_one_line(error)}", damaged
         ) from error
     return tokenizer
+
+
+@contextmanager
+def _without_marks(folder: Path) -> Iterator[Path]:
+    """The folder, or a copy of its JSON files where one begins with a mark that the library cannot read."""
+    files = [path for path in folder.iterdir() if path.suffix == ".json"]
+    if not any(_begin(path) in (b"\xef\xbb", b"\xff\xfe", b"\xfe\xff") for path in files):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as copy:
+        for path in files:
+            Path(copy, path.name).write_text(read_text(path), encoding="utf-8")
+        yield Path(copy)
+
+
+def _begin(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(2)
 
 
 def _one_line(error: Exception) -> str:

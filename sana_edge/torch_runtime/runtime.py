@@ -28,9 +28,9 @@ from sana_edge.sampler import Sampler, guide, sampler_of
 from sana_edge.sizes import resized
 from sana_edge.store import package
 from sana_edge.store.domain import Domain, read_domain
-from sana_edge.store.folder import read_json
 from sana_edge.store.hub import ResolvedModel
 from sana_edge.store.package import Quantization
+from sana_edge.store.pairing import read_sampler
 from sana_edge.torch_runtime import tiling
 from sana_edge.torch_runtime.load import DTYPES, load_decoder, load_denoiser
 from sana_edge.torch_runtime.precision import full_precision
@@ -246,6 +246,7 @@ def load_stages(
     denoiser, dtype = load_denoiser(
         model, device=device, dtype=dtype, int8=quantize, fused=chosen.fused, description=transformer
     )
+    sampler, sampler_notes = read_sampler(model.path, config)
     others = DTYPES[dtype] if dtype != "fp16" else _without_fp16(device)
     decoder = load_decoder(model, device=device, dtype=others, int8=quantize, description=vae)
     if chosen.name == "cuda" and others.itemsize == 2:
@@ -263,11 +264,11 @@ def load_stages(
         ),
         denoiser=denoiser,
         autoencoder=decoder,
-        sampler=SamplerConfig.from_dict(read_json(model.path / "scheduler" / "scheduler_config.json")),
+        sampler=sampler,
         backend=chosen,
         predictor=make_predictor(denoiser, chosen.name, device),
         quantization=quantization.summary if quantization else None,
-        notes=(WHILE_LOADING,) if quantize else (),
+        notes=(*((WHILE_LOADING,) if quantize else ()), *sampler_notes),
         domain=read_domain(model.path),
     )
 
