@@ -13,10 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from sana_edge.errors import CheckpointError, ModelNotFound
-from sana_edge.store.identify import explain, identify
+from sana_edge.store.identify import explain, identify, lora_files
 
 WEIGHT_COMPONENTS = ("transformer", "vae", "text_encoder")
-PIPELINES = ("SanaPipeline", "SanaPAGPipeline", "SanaSprintPipeline")
+# diffusers' pipelines whose parts are read, and what of them is not done
+PIPELINES = {
+    "SanaPipeline": "",
+    "SanaSprintPipeline": "",
+    "SanaPAGPipeline": "perturbed-attention guidance is not done, only plain guidance",
+    "SanaSprintImg2ImgPipeline": "pictures are drawn from the prompt alone, not from another picture",
+    "SanaControlNetPipeline": "its ControlNet is not used",
+}
 
 _CONFIGS = (
     "scheduler/scheduler_config.json",
@@ -135,6 +142,23 @@ def needed_files(names: Iterable[str], variant: str | None) -> list[str]:
     return files
 
 
+def foreign_parts(folder: Path) -> tuple[str, ...]:
+    """Sentences about what a model folder has, or was made for, that has no effect here."""
+    pipeline = read_json(folder / "model_index.json").get("_class_name")
+    missing = PIPELINES.get(str(pipeline), "")
+    notes = [f"the model was made for {pipeline}: {missing}"] if missing else []
+    lora = [path.relative_to(folder).as_posix() for path in lora_files(folder)]
+    if lora:
+        notes.append(f"{', '.join(lora)} is a LoRA, which is not applied: merge it into the weights")
+    return tuple(notes)
+
+
+def component_files(names: Iterable[str]) -> list[str]:
+    """`needed_files` of a repository that holds one component alone."""
+    inside = needed_files((f"vae/{name}" for name in names if "/" not in name), None)
+    return [name.removeprefix("vae/") for name in inside]
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file.
 
@@ -176,6 +200,18 @@ def shard_names(index: Path) -> list[str]:
     return names
 
 
+def check_component(folder: Path) -> None:
+    """Check that a folder holds the config and weights of one component.
+
+    Raises:
+        CheckpointError: a file is missing.
+    """
+    if not (folder / "config.json").is_file():
+        found = identify(folder)
+        raise CheckpointError(f"{folder} has no config.json: it is {found.words}", found.hint)
+    _check_weights(folder, None)
+
+
 def check_folder(folder: Path, variant: str | None = None) -> None:
     """Check that a folder holds a whole SANA pipeline with weights for ``variant``; reads no weights.
 
@@ -195,11 +231,13 @@ def check_folder(folder: Path, variant: str | None = None) -> None:
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder} has no {name}", "download the model again")
     for component in WEIGHT_COMPONENTS:
-        here = [path.name for path in (folder / component).iterdir()]
-        entry = choose_entry(here, component_variant(here, variant), str(folder / component))
-        shards = shard_names(folder / component / entry) if entry.endswith(".json") else []
-        missing = [name for name in shards if name not in here]
-        if missing:
-            raise CheckpointError(
-                f"{folder / component} lacks the shard {missing[0]}", "download the model again"
-            )
+        _check_weights(folder / component, variant)
+
+
+def _check_weights(component: Path, variant: str | None) -> None:
+    here = [path.name for path in component.iterdir()]
+    entry = choose_entry(here, component_variant(here, variant), str(component))
+    shards = shard_names(component / entry) if entry.endswith(".json") else []
+    missing = [name for name in shards if name not in here]
+    if missing:
+        raise CheckpointError(f"{component} lacks the shard {missing[0]}", "download the model again")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import errno
 import glob
@@ -13,9 +14,17 @@ from typing import cast
 
 from sana_edge.errors import CheckpointError, InvalidInput, ModelNotFound, SanaError
 from sana_edge.store import pairing
-from sana_edge.store.folder import PIPELINES, check_folder, component_variant, needed_files, read_json
+from sana_edge.store.folder import (
+    PIPELINES,
+    check_component,
+    check_folder,
+    component_files,
+    component_variant,
+    needed_files,
+    read_json,
+)
 from sana_edge.store.identify import identify
-from sana_edge.store.known_models import BUNDLED, KNOWN, KnownModel
+from sana_edge.store.known_models import BUNDLED, DECODERS, KNOWN, KnownModel
 from sana_edge.store.manifest import FILE as MANIFEST
 from sana_edge.store.manifest import REMAKE, is_exported
 
@@ -37,17 +46,24 @@ class ResolvedModel:
     """A model that is on this machine.
 
     ``name`` is what to show and to store in a picture, ``variant`` which of several weight files to prefer,
-    ``info`` the table's entry where the model is a public one.
+    ``info`` the table's entry where the model is a public one. ``decoder`` is the folder of an autoencoder
+    that takes the place of the model's own, ``decoder_name`` what to call it.
     """
 
     path: Path
     name: str
     info: KnownModel | None = None
     variant: str | None = None
+    decoder: Path | None = None
+    decoder_name: str | None = None
+
+    def component(self, name: str) -> Path:
+        """The folder of ``transformer``, ``vae`` or ``text_encoder``."""
+        return self.decoder if name == "vae" and self.decoder is not None else self.path / name
 
     def component_variant(self, component: str) -> str | None:
         """What to pass as ``variant`` to `load_state` for ``transformer``, ``vae`` or ``text_encoder``."""
-        return component_variant((path.name for path in (self.path / component).iterdir()), self.variant)
+        return component_variant((path.name for path in self.component(component).iterdir()), self.variant)
 
 
 @dataclass(frozen=True)
@@ -69,6 +85,7 @@ def resolve(
     refresh: bool = False,
     progress: bool = True,
     revision: str | None = None,
+    decoder: str | None = None,
 ) -> ResolvedModel:
     """Find a model and check that it is whole and of one piece, downloading what is missing.
 
@@ -81,6 +98,8 @@ def resolve(
         progress: show the download on stderr.
         revision: of a repository, a branch, a tag or a commit; None takes its main branch, or of a cache that
             has none its only snapshot.
+        decoder: an autoencoder in place of the model's own: "dc-ae-lite", a folder with its config.json or a
+            model's, or a repository.
 
     Raises:
         ModelNotFound: nothing has this name or revision, or the repository is closed to the caller.
@@ -90,7 +109,34 @@ def resolve(
     """
     found = _find(model, int8, offline=offline, refresh=refresh, progress=progress, revision=revision)
     pairing.check_model(found.path)
-    return found
+    if decoder is None:
+        return found
+    place = resolve_decoder(decoder, offline=offline, progress=progress)
+    pairing.check_decoder(found.path, place)
+    name = decoder.lower() if decoder.lower() in DECODERS else Path(decoder).name
+    return dataclasses.replace(found, decoder=place, decoder_name=name)
+
+
+def resolve_decoder(
+    decoder: str, *, offline: bool = False, refresh: bool = False, progress: bool = True
+) -> Path:
+    """The folder of an autoencoder; arguments and errors are those of `resolve`."""
+    info, folder = DECODERS.get(decoder.lower()), Path(os.path.expanduser(decoder))
+    if info is None and decoder and os.path.isdir(folder):
+        place = folder / "vae" if os.path.isdir(folder / "vae") else folder
+        check_component(place)
+        return place
+    if info is None:
+        _refuse_file(decoder)
+    if info is None and not _REPOSITORY.fullmatch(decoder):
+        hint = f"choose {', '.join(DECODERS)}, the folder of an autoencoder, or a repository"
+        raise ModelNotFound(f"unknown decoder {decoder!r}", hint)
+    repository = info.repository if info else decoder
+    path = None if refresh and not offline else _cached(repository, None, component=True)
+    if path is None:
+        path = _download(repository, None, None, offline=offline, progress=progress, component=True)
+        check_component(path)
+    return path
 
 
 def _find(
@@ -149,19 +195,23 @@ def exported(model: str) -> Path | None:
 
 
 def list_models() -> list[ListedModel]:
-    """Every model that has a name here: bundled, the public table, and other SANA models in the cache."""
+    """What has a name here: bundled models, the public table, decoders, and other SANAs in the cache."""
     bundled = [ListedModel(name, "bundled", BUNDLED / name, _size(BUNDLED / name)) for name in _bundled()]
     known = []
     for info in KNOWN.values():
         path = _cached(info.repository, info.variant)
         known.append(ListedModel(info.name, "public", path, _size(path) if path else None, info))
+    decoders = []
+    for info in DECODERS.values():
+        path = _cached(info.repository, None, component=True)
+        decoders.append(ListedModel(info.name, "decoder", path, _size(path) if path else None, info))
     table = {info.repository for info in KNOWN.values()}
     others = [
         ListedModel(repository, "cached", path, _size(path))
         for repository in _cached_repositories()
         if repository not in table and (path := _cached(repository, None))
     ]
-    return [*bundled, *known, *others]
+    return [*bundled, *known, *decoders, *others]
 
 
 def cache_folder() -> Path:
@@ -176,6 +226,8 @@ def _bundled() -> list[str]:
 
 
 def _unknown(model: str) -> ModelNotFound:
+    if model in DECODERS:
+        return ModelNotFound(f"{model} is a decoder, no whole model", f"add `--decoder {model}` to a model")
     close = difflib.get_close_matches(model.lower(), [*_bundled(), *KNOWN], n=1, cutoff=0.5)
     if os.sep in model or model.startswith((".", "~")):
         return ModelNotFound(f"no folder {model}", "give a folder in diffusers layout, or a model's name")
@@ -221,12 +273,14 @@ def _snapshots(repository: str, revision: str | None) -> list[Path]:
     return found if revision is None or len(commit) >= 7 else []
 
 
-def _cached(repository: str, variant: str | None, revision: str | None = None) -> Path | None:
+def _cached(
+    repository: str, variant: str | None, revision: str | None = None, *, component: bool = False
+) -> Path | None:
     """A complete snapshot of a repository in the download cache; None where there is none, or a choice."""
     complete = []
     for path in _snapshots(repository, revision):
         try:
-            check_folder(path, variant)
+            check_component(path) if component else check_folder(path, variant)
         except (OSError, SanaError):
             continue
         complete.append(path)
@@ -251,9 +305,15 @@ def _size(folder: Path) -> int:
 
 
 def _download(
-    repository: str, variant: str | None, revision: str | None, *, offline: bool, progress: bool
+    repository: str,
+    variant: str | None,
+    revision: str | None,
+    *,
+    offline: bool,
+    progress: bool,
+    component: bool = False,
 ) -> Path:
-    """Fetch the files of one variant into the download cache, going on where an earlier attempt broke off."""
+    """Fetch a variant's files, or a component's repository, going on where an earlier attempt broke off."""
     from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -275,10 +335,12 @@ def _download(
     network_errors = cast(tuple[type[Exception], ...], (OSError, RuntimeError, *HfHubHTTPError.__bases__))
     try:
         siblings = HfApi().model_info(repository, revision=revision).siblings or []
-        files = needed_files((file.rfilename for file in siblings), variant)
-        if "model_index.json" not in files:
+        names = [file.rfilename for file in siblings]
+        files = component_files(names) if component else needed_files(names, variant)
+        index = "config.json" if component else "model_index.json"
+        if index not in files:
             raise CheckpointError(
-                f"{repository} has no model_index.json", "only repositories in diffusers layout can be used"
+                f"{repository} has no {index}", "only repositories in diffusers layout can be used"
             )
         return Path(
             snapshot_download(

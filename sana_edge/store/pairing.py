@@ -55,6 +55,30 @@ def check_model(folder: Path) -> None:
     )
 
 
+def check_decoder(folder: Path, decoder: Path) -> None:
+    """See that another autoencoder decodes the latents of a model folder.
+
+    Raises:
+        CheckpointError: it does not; says which number differs.
+    """
+    own = AutoencoderConfig.from_dict(read_json(folder / "vae" / "config.json"))
+    described = read_json(decoder / "config.json")
+    if described.get("_class_name", "AutoencoderDC") != "AutoencoderDC":
+        hint = "give an AutoencoderDC, such as dc-ae-lite"
+        raise CheckpointError(f"the decoder {decoder} is a {described['_class_name']}", hint)
+    other = AutoencoderConfig.from_dict(described)
+    for name, what in (
+        ("latent_channels", "channels"),
+        ("spatial_compression", "pixels for a cell"),
+    ):
+        found, wanted = getattr(other, name), getattr(own, name)
+        if found != wanted:
+            raise CheckpointError(
+                f"the decoder {decoder} has {found} {what}, the model's latents are of {wanted}",
+                "give a decoder of the same latents",
+            )
+
+
 def scheduler_of(denoiser: DenoiserConfig) -> dict[str, Any]:
     """The ``scheduler_config.json`` that suits a denoiser: SCM for Sprint, Flow-DPM-Solver++ for others.
 
