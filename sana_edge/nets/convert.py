@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import shutil
 from collections.abc import Callable
@@ -66,7 +67,7 @@ def convert(
     read = read_checkpoint(file, weights)
     component, config, state = _translate(file, read, size, cross_attention_heads)
     if base is not None:
-        _check_base(base, config)
+        config = _fitted(config, base)
     for note in read.notes:
         tell(note)
     names = [component] if base is None else [component, *_PIPELINE]
@@ -118,19 +119,25 @@ def _described(file: Path) -> dict[str, object]:
     return read_json(path) if path.is_file() else {}
 
 
-def _check_base(base: Path, config: DenoiserConfig | AutoencoderConfig) -> None:
-    """See that a base's other components belong to a converted one."""
+def _fitted(config: DenoiserConfig | AutoencoderConfig, base: Path) -> DenoiserConfig | AutoencoderConfig:
+    """A converted component's config beside a base's others, of whose latents an autoencoder takes the scale.
+
+    Raises:
+        CheckpointError: they are of different models.
+    """
     parts = [read_json(base / name / "config.json") for name in ("transformer", "vae", "text_encoder")]
     denoiser, autoencoder = DenoiserConfig.from_dict(parts[0]), AutoencoderConfig.from_dict(parts[1])
     if isinstance(config, DenoiserConfig):
         denoiser = config
     else:
+        config = dataclasses.replace(config, scaling_factor=autoencoder.scaling_factor)
         autoencoder = config
     try:
         pairing.check_parts(denoiser, autoencoder, parts[2])
     except CheckpointError as error:
         hint = "choose another --base, or leave it out to convert this part alone"
         raise CheckpointError(f"--base {base} does not fit: {error.message}", hint) from error
+    return config
 
 
 def _write_sampler(folder: Path, config: DenoiserConfig, base: Path) -> None:

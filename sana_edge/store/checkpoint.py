@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sana_edge.errors import CheckpointError, InvalidInput
 from sana_edge.store import tensor_names
-from sana_edge.store.identify import explain, identify, pickled_objects
+from sana_edge.store.identify import SAFETENSORS, explain, identify, pickled_objects
 from sana_edge.store.tensor_names import DENOISER, Network
 from sana_edge.store.weights import is_float8, load_file, weight_files
 
@@ -24,7 +24,7 @@ Weights = Literal["ema", "raw"]
 # what trainings save beside weights: never needed, and stood in for by `_Ignored`, so that none of it is run
 _IGNORED = re.compile(
     r"builtins\.(?:bool|bytes|complex|dict|float|frozenset|int|list|object|range|slice|str|tuple)|"
-    r"(?:accelerate|addict|antlr4|argparse|_codecs|collections|datetime|diffusers|diffusion|easydict|"
+    r"(?:accelerate|addict|antlr4|argparse|_codecs|collections|datetime|deepspeed|diffusers|diffusion|easydict|"
     r"(?:pytorch_)?lightning(?:_fabric)?|mmcv|mmengine|numpy|omegaconf|pathlib|torch\.(?:distributed|optim)|"
     r"transformers|types)\..*"
 )
@@ -125,7 +125,7 @@ def _tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
             yield from load_file(path).items()
     elif not file.is_file():
         raise CheckpointError(f"{file} is no file", "give a .pth or .safetensors, or a component's folder")
-    elif file.suffix == ".safetensors":
+    elif identify(file).words.startswith(SAFETENSORS):
         yield from load_file(file).items()
     else:
         yield from _walk(_unpickled(file), "", _DEPTH)
@@ -146,6 +146,10 @@ def _unpickled(file: Path) -> Any:
         asked = pickled_objects(file)
         stand_ins: list[Any] = [(_stand_in(name), name) for name in asked if _IGNORED.fullmatch(name)]
         with torch.serialization.safe_globals(stand_ins):
+            if file.suffix == ".safetensors":
+                # a name that torch believes
+                with open(file, "rb") as content:
+                    return torch.load(content, map_location="cpu", weights_only=True)
             return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     # on damaged bytes the unpickler fails with whatever the step it is at raises
     except Exception as error:

@@ -22,6 +22,7 @@ from sana_edge.store import tensor_names
 
 _AGAIN = "download it again"
 _HEAD = 512
+SAFETENSORS = "a safetensors file"
 # before the first letter of a text, a byte order mark among it
 _BLANK = b"\xef\xbb\xbf \r\n\t"
 # bytes of a pickle or a header that are looked at
@@ -96,7 +97,8 @@ def explain(path: Path, otherwise: str) -> tuple[str, str]:
         otherwise: the hint where a look at the file tells no more.
     """
     found = identify(path)
-    if found.whole or found.words == "missing":
+    renamed = path.suffix == ".safetensors" and "safetensors" not in found.words
+    if found.words == "missing" or (found.whole and not renamed):
         return "", otherwise
     return f": it is {found.words}", otherwise if found.hint in ("", _AGAIN) else found.hint
 
@@ -171,7 +173,7 @@ def _safetensors(path: Path, file: IO[bytes], size: int) -> Identified:
     expected = 8 + struct.unpack("<Q", file.read(8))[0] + max(ends, default=0)
     if size < expected:
         return Identified(f"a safetensors file that is cut off at {size} of {expected} bytes", _AGAIN)
-    return _weights(path, "a safetensors file", list(entries))
+    return _weights(path, SAFETENSORS, list(entries))
 
 
 def _header_length(head: bytes, size: int) -> int | None:

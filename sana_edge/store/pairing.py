@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sana_edge.config import AutoencoderConfig, DenoiserConfig, SamplerConfig
+from sana_edge.config import LATENT_CELL, AutoencoderConfig, DenoiserConfig, SamplerConfig
 from sana_edge.errors import CheckpointError
 from sana_edge.store.folder import read_json
 
@@ -35,6 +35,11 @@ def check_parts(denoiser: DenoiserConfig, autoencoder: AutoencoderConfig, text: 
             f"the denoiser draws latents of {latents} channels, the autoencoder decodes {channels}: they are"
             " of different models",
             _HINT,
+        )
+    cell = autoencoder.spatial_compression
+    if cell != LATENT_CELL:
+        raise CheckpointError(
+            f"the autoencoder's cells are {cell} pixels wide, SANA's are {LATENT_CELL}", _HINT
         )
     if denoiser.out_channels != latents:
         raise CheckpointError(

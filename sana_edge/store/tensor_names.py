@@ -27,7 +27,7 @@ _NETWORKS = tuple(
 _WRAPPERS = re.compile(
     r"(?<![^.])(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\."
 )
-_AVERAGED = re.compile(r"(?:^|[._])(?:ema|shadow|averaged)\d*(?:[._]|$)", re.IGNORECASE)
+_AVERAGED = re.compile(r"(?:^|[._])(?:ema|shadow|averaged|swa)\d*(?:[._]|$)", re.IGNORECASE)
 _HELPER = re.compile(r"(?:^|[._])(?:teacher|discriminator|critic|fake|real|guidance|target)(?:[._]|$)")
 _LORA = re.compile(r"(?:^|[._])lora(?:[._]?(?:A|B|up|down|mid))?(?:[._]|$)|\.(?:hada|lokr|dora)_")
 _FOREIGN_INT = re.compile(r"\.(?:qweight|wscales|absmax|quant_map|qzeros)(?:\.|$)|\.quant_state\.")
@@ -67,6 +67,16 @@ def networks(names: Iterable[str]) -> list[Network]:
         if (match := pattern.fullmatch(name))
     }
     return sorted(found, key=lambda n: (order.index(n.network), n.helper, len(n.prefix), n.prefix))
+
+
+def own_names(names: Iterable[str]) -> dict[str, str]:
+    """Stored names of one component to its own: without wrappers, and without the prefix that all have."""
+    plain = {name: plain_name(name) for name in names}
+    found = networks(plain.values())
+    prefix = found[0].prefix if found else ""
+    if not all(name.startswith(prefix) for name in plain.values()):
+        prefix = ""
+    return {stored: name.removeprefix(prefix) for stored, name in plain.items()}
 
 
 def is_lora(names: Iterable[str]) -> bool:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sana_edge import atomic
 from sana_edge.config import DenoiserConfig
 from sana_edge.errors import CheckpointError
+from sana_edge.store import tensor_names
 from sana_edge.store.folder import choose_entry, shard_names
 from sana_edge.store.identify import explain
 
@@ -25,7 +26,7 @@ def load_state(folder: Path, *, variant: str | None = None) -> dict[str, Tensor]
     """Read the weights of one component (``transformer/``, ``vae/`` or ``text_encoder/``) onto the CPU.
 
     The tensors are mapped from the file: pages are read when they are first used. FP8 tensors become fp32,
-    which nothing else here has to know of.
+    which nothing else here has to know of; prefixes that a training put before all names are left out.
 
     Args:
         folder: holds one ``*.safetensors``, or shards and their index.
@@ -38,7 +39,7 @@ def load_state(folder: Path, *, variant: str | None = None) -> dict[str, Tensor]
     state: dict[str, Tensor] = {}
     for path in weight_files(folder, variant=variant):
         state.update((name, _widened(tensor)) for name, tensor in load_file(path).items())
-    return state
+    return {name: state[stored] for stored, name in _own_names(folder, state).items()}
 
 
 def weight_files(folder: Path, *, variant: str | None = None) -> list[Path]:
@@ -68,14 +69,15 @@ class StoredState(Mapping[str, Tensor]):
         """Read the names; arguments and errors are those of `load_state`.
 
         Args:
-            name: gives a tensor another name than the stored one, or None to leave it out.
+            name: gives a tensor another name than its own, or None to leave it out.
         """
-        # the file and the stored name
-        self._places: dict[str, tuple[Path, str]] = {}
+        paths: dict[str, Path] = {}
         for path in weight_files(folder, variant=variant):
             with _damage_named(path), safe_open(path, framework="pt") as file:
-                found = ((name(stored), (path, stored)) for stored in file.keys())  # noqa: SIM118
-                self._places.update((known, place) for known, place in found if known is not None)
+                paths |= dict.fromkeys(file.keys(), path)
+        found = ((name(own), (paths[stored], stored)) for stored, own in _own_names(folder, paths).items())
+        # the file and the stored name
+        self._places = {known: place for known, place in found if known is not None}
 
     def __getitem__(self, name: str) -> Tensor:
         path, stored = self._places[name]
@@ -164,6 +166,22 @@ def load_file(path: Path) -> dict[str, Tensor]:
 def is_float8(tensor: Tensor) -> bool:
     """Whether a tensor is in one of the FP8 formats, in which nothing can be computed."""
     return tensor.is_floating_point() and tensor.itemsize == 1
+
+
+def _own_names(folder: Path, stored: Iterable[str]) -> dict[str, str]:
+    """`tensor_names.own_names` of a component, which are diffusers' or transformers'.
+
+    Raises:
+        CheckpointError: they are those of a checkpoint that has to be converted.
+    """
+    names = tensor_names.own_names(stored)
+    found = tensor_names.networks(names.values())
+    if found and not found[0].published:
+        raise CheckpointError(
+            f"{folder} holds a SANA {found[0].network} in its authors' names",
+            f"`sana-edge convert {folder} --output DIR --base MODEL` makes a model folder of it",
+        )
+    return names
 
 
 def _widened(tensor: Tensor) -> Tensor:

@@ -225,3 +225,10 @@ def test_no_sana(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="LoRA layers that are not merged") as caught:
         read_checkpoint(write(tmp_path, lora))
     assert "merge it" in caught.value.hint
+
+
+def test_the_content_tells_the_container(tmp_path: Path) -> None:
+    torch.save(network(), tmp_path / "a.safetensors")
+    save_file(network(), tmp_path / "b.ckpt")
+    for name in ("a.safetensors", "b.ckpt"):
+        assert_state(read_checkpoint(tmp_path / name).state, network())

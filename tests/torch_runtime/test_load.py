@@ -132,6 +132,9 @@ def test_a_decoder_in_place_of_the_models(folder: Path, lite: Path, tmp_path: Pa
     shutil.copytree(lite, folder / "vae")
     edit(folder / "vae/config.json", scaling_factor=0.41407)
     assert np.array_equal(found, draw(folder, int8=int8))
+    # as a converted folder, which can be quantized and exported
+    assert main(["convert", str(lite), "--output", str(tmp_path / "new"), "--base", str(folder)]) == 0
+    assert np.array_equal(found, draw(tmp_path / "new", int8=int8))
     # a model's folder gives its vae
     assert np.array_equal(draw(folder, decoder=folder, int8=int8), found)
 
