@@ -15,6 +15,7 @@ from sana_edge.nets.autoencoder import Autoencoder
 from sana_edge.nets.denoiser import Denoiser
 from sana_edge.nets.text_encoder import EncodedTexts, TextEncoder
 from sana_edge.progress import Progress
+from sana_edge.prompt import instruction_of
 from sana_edge.request import Plan
 from sana_edge.store import package
 from sana_edge.store.hub import ResolvedModel
@@ -43,7 +44,7 @@ class Networks:
         )
         texts, plans = EncodedTexts(), list(plans)
         for number, plan in enumerate(plans, start=1):
-            texts.add(encoder, plan.prompt)
+            texts.add(encoder, plan.prompt, instruction=instruction_of(plan))
             if plan.guided:
                 texts.add(encoder, plan.negative_prompt, instruction=None)
             progress("read prompts", number, len(plans))

@@ -85,6 +85,8 @@ class Sana:
         trust_engine: bool = False,
         offline: bool = False,
         progress: bool = False,
+        revision: str | None = None,
+        decoder: str | os.PathLike[str] | None = None,
         threads: int | None = None,
     ) -> Sana:
         """Load a model; downloads it if it is a public one that is not on this machine.
@@ -110,6 +112,9 @@ class Sana:
                 code in it.
             offline: never use the network.
             progress: show a download on stderr.
+            revision: of a repository, a branch, a tag or a commit; its main branch if left out.
+            decoder: an autoencoder in place of the model's own: "dc-ae-lite", which is smaller, a folder in
+                diffusers layout, or a repository. Exported folders have theirs in them.
             threads: that compute on a CPU; left out, ``OMP_NUM_THREADS`` or the cores, within a container's
                 quota.
 
@@ -118,7 +123,19 @@ class Sana:
                 OutOfMemory.
         """
         place = None if engines is None else Path(engines)
-        options = LoadOptions(device, dtype, int8, backend, place, trust_engine, offline, progress, threads)
+        options = LoadOptions(
+            device,
+            dtype,
+            int8,
+            backend,
+            place,
+            trust_engine,
+            offline,
+            progress,
+            revision,
+            None if decoder is None else os.fspath(decoder),
+            threads,
+        )
         stages, folder = load_stages(os.fspath(model), options)
         kinds = f"{stages.dtype}, {stages.quantization}" if stages.quantization else stages.dtype
         used = f"{stages.place}, backend {stages.backend.name}"
@@ -204,6 +221,9 @@ class Sana:
             seed: 0 to 2**63 - 1; random if left out. A seed draws the same noise on every device, and a
                 picture does not depend on how many are made with it.
             sampler: "flow-dpm", "flow-euler" or "scm"; what the model was made for if left out.
+            flow_shift: of the flow samplers' noise levels, above 0 to 100; the model's own if left out.
+            instruction: the text right before the prompt, as it is; SANA's own if left out, none if empty. An
+                exported folder has SANA's computed, and reads another anew with every prompt.
 
         Raises:
             InvalidInput: an argument cannot be served; nothing was computed.
@@ -354,6 +374,8 @@ def _image(
         "backend": stages.backend.name,
         "version": __version__,
     }
+    if stages.decoder is not None:
+        metadata["decoder"] = stages.decoder
     if stages.quantization is not None:
         metadata["quantization"] = stages.quantization
     return Image(pixels, seed, metadata, timings, notes)

@@ -46,6 +46,8 @@ class Stages(Protocol):
     @property
     def quantization(self) -> str | None: ...
     @property
+    def decoder(self) -> str | None: ...
+    @property
     def notes(self) -> tuple[str, ...]: ...
     @property
     def backend(self) -> Backend: ...
@@ -119,7 +121,14 @@ def _load_torch(model: str, options: LoadOptions) -> tuple[Stages, Path]:
     # what can be said before the model is found
     place = runtime.check_target(options.device, dtype, backend)
     with torch_extra():
-        found = hub.resolve(model, int8=int8, offline=options.offline, progress=options.progress)
+        found = hub.resolve(
+            model,
+            int8=int8,
+            offline=options.offline,
+            progress=options.progress,
+            revision=options.revision,
+            decoder=options.decoder,
+        )
     needed = sum(file.stat().st_size for file in found.path.rglob("*.safetensors") if file.is_file())
     with torch_extra(), memory_errors(model, needed):
         loaded = runtime.load_stages(
@@ -135,6 +144,12 @@ def _load_engines(folder: Path, options: LoadOptions) -> Stages:
     if backend != "auto" and backend in TORCH_BACKENDS:
         hint = f"choose {', '.join(name for name in BACKENDS if name not in TORCH_BACKENDS)} or auto"
         raise InvalidInput(f"backend {backend} runs models, {folder} is an exported folder", hint)
+    if options.decoder is not None:
+        hint = "`sana-edge convert DECODER --output NEW --base MODEL`, then export NEW"
+        raise InvalidInput(f"{folder} is an exported folder, which has its decoder in it", hint)
+    if options.revision is not None:
+        found = f"revision {options.revision!r} is of a repository, {folder} is none"
+        raise InvalidInput(found, "leave out the revision")
     with memory_errors(str(folder)):
         return runtime.load_stages(
             folder,

@@ -33,9 +33,16 @@ def fastest(model: str, options: LoadOptions, say: Callable[[str], None], progre
     """
     if options.backend != "auto" or options.device not in ("auto", "cpu") or options.engines is not None:
         return model
-    if options.dtype == "fp16" or hub.exported(model) is not None:
+    # an export has its own decoder
+    if options.dtype == "fp16" or options.decoder is not None or hub.exported(model) is not None:
         return model
-    found = hub.resolve(model, int8=options.int8, offline=options.offline, progress=options.progress)
+    found = hub.resolve(
+        model,
+        int8=options.int8,
+        offline=options.offline,
+        progress=options.progress,
+        revision=options.revision,
+    )
     if _size(found.path) < _small() or not _openvino_suits(options):
         return model
     made = [package.read(found.path / name) for name in _COMPONENTS]

@@ -19,10 +19,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """List, or download and print the folder."""
     from sana_edge.store import hub
+    from sana_edge.store.known_models import DECODERS
 
     if arguments.action == "pull":
         if arguments.name is None:
             raise InvalidInput("no model to pull", "`sana-edge models list` shows the names")
+        if arguments.name in DECODERS:
+            print(hub.resolve_decoder(arguments.name, refresh=True, progress=not arguments.quiet))
+            return
         print(hub.resolve(arguments.name, refresh=True, progress=not arguments.quiet).path)
         return
     if arguments.name is not None:

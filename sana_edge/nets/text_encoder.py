@@ -49,18 +49,19 @@ class EncodedTexts:
     """Features of some prompts, kept when the text encoder that made them has gone."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[str, bool], TextFeatures] = {}
+        # by prompt and instruction
+        self._known: dict[tuple[str, tuple[str, ...]], TextFeatures] = {}
 
     def add(self, encoder: TextEncoder, prompt: str, *, instruction: Sequence[str] | None = CHI) -> None:
         """Encode a prompt that is not among them."""
-        key = prompt, instruction is None
+        key = prompt, tuple(instruction or ())
         if key not in self._known:
             self._known[key] = encoder.encode([prompt], instruction=instruction)
 
     def encode(self, prompts: Sequence[str], *, instruction: Sequence[str] | None = CHI) -> TextFeatures:
         """The features of a single prompt that was added, as `TextEncoder.encode` gives them."""
         (prompt,) = prompts
-        return self._known[prompt, instruction is None]
+        return self._known[prompt, tuple(instruction or ())]
 
     def tokens_over_limit(self, prompt: str, *, instruction: Sequence[str] | None = CHI) -> int:
         """Not known any more."""
@@ -152,6 +153,9 @@ class TextEncoder:
         from transformers import DynamicCache
 
         if text not in self._prefixes:
+            # of others than SANA's own the last is kept
+            for old in [other for other in self._prefixes if other != "\n".join(CHI)]:
+                del self._prefixes[old]
             ids = self._tokenizer.encode(text)
             # without a config the cache keeps all tokens of sliding layers too; masks still slide
             cache = DynamicCache()

@@ -98,6 +98,7 @@ def test_a_float_folder_with_int8(tiny_folder: Path) -> None:
         {"device": "cuda"},
         {"engines": Path("e")},
         {"dtype": "fp16"},
+        {"decoder": "dc-ae-lite"},
     ],
     ids=str,
 )
