@@ -20,6 +20,7 @@ from sana_edge.engines.engine import EngineKind, Settings
 from sana_edge.engines.ports import ANY, Arrays
 from sana_edge.engines.telemetry import silent_openvino
 from sana_edge.errors import InvalidInput, MissingDependency, SanaError, UnsupportedDevice
+from sana_edge.memory import available_memory, is_memory, out_of_memory
 from sana_edge.store.cache import user_cache
 from sana_edge.store.manifest import Port
 from sana_edge.threads import cpu_threads, shown_threads
@@ -44,6 +45,8 @@ _SATURATES = (
 # Compiled products of the CPU that are kept, for prompts of all lengths: 64 are more than the layers of one
 # length have. OpenVINO keeps 5000 of each kind by itself. A property without a public name.
 _KEPT_PRODUCTS = {"CPU_RUNTIME_CACHE_CAPACITY": 64}
+# about what a plugin's library takes; where it cannot be loaded for want of memory, not all errors say so
+_PLUGIN_BYTES = 128 << 20
 # what Linux says where a plugin of OpenVINO needs a library
 _MISSING_LIBRARY = re.compile(r"(\S+): cannot open shared object file")
 
@@ -66,6 +69,9 @@ class OpenVino(EngineKind):
         try:
             processor = str(core.get_property(place, "FULL_DEVICE_NAME")).strip()
         except RuntimeError as error:
+            free = available_memory()
+            if is_memory(error) or (there and free is not None and free < _PLUGIN_BYTES):
+                raise out_of_memory(f"openvino on {device}", error, needed=_PLUGIN_BYTES) from error
             raise UnsupportedDevice(_refusal(device, there, error), hint) from error
         if not there:
             raise UnsupportedDevice(f"openvino finds no {device}", hint)
