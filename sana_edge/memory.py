@@ -95,10 +95,17 @@ def out_of_memory(
         return error
     text = str(error or "")
     asked, left = _bytes(_NEEDED.search(text)), _bytes(_FREE.search(text))
-    free = available_memory() if left is None else left
+    try:
+        # the CPU's is not what a GPU lacks
+        free = available_memory() if left is None and "cuda" not in text.lower() else left
+    except MemoryError:
+        # not even enough to ask
+        free = 0
     needed = needed if asked is None else asked
     parts = [
-        f"{shown(count)} {word}" for count, word in ((needed, "more are needed"), (free, "are free")) if count
+        f"{shown(count)} {word}"
+        for count, word in ((needed, "more are needed"), (free, "are free"))
+        if count is not None
     ]
     return OutOfMemory(
         f"not enough memory for {what}{': ' if parts else ''}{', '.join(parts)}",

@@ -133,6 +133,19 @@ def test_errors_of_memory(
     assert caught.value.hint and "\n" not in caught.value.message
 
 
+def test_not_even_enough_to_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(memory, "available_memory", fail)
+    with pytest.raises(OutOfMemory, match="for m: 0.0 MB are free") as caught, memory.memory_errors("m"):
+        raise MemoryError
+    assert (caught.value.needed, caught.value.free) == (None, 0)
+    # the CPU's memory is not asked for where a GPU's ran out
+    with pytest.raises(OutOfMemory, match="for m$"), memory.memory_errors("m"):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
 @pytest.mark.parametrize(
     "error",
     [
