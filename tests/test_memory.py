@@ -138,11 +138,11 @@ def test_not_even_enough_to_ask(monkeypatch: pytest.MonkeyPatch) -> None:
         raise MemoryError
 
     monkeypatch.setattr(memory, "available_memory", fail)
-    with pytest.raises(OutOfMemory, match="for m: 0.0 MB are free") as caught, memory.memory_errors("m"):
+    with pytest.raises(OutOfMemory, match=r"for m: 0\.0 MB are free") as caught, memory.memory_errors("m"):
         raise MemoryError
     assert (caught.value.needed, caught.value.free) == (None, 0)
     # the CPU's memory is not asked for where a GPU's ran out
-    with pytest.raises(OutOfMemory, match="for m$"), memory.memory_errors("m"):
+    with pytest.raises(OutOfMemory, match=r"for m$"), memory.memory_errors("m"):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
 
