@@ -7,9 +7,7 @@ valid tokens never looks, and is dropped.
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,11 +18,10 @@ from torch import Tensor
 from sana_edge.errors import CheckpointError
 from sana_edge.nets.text_weights import load_text_model
 from sana_edge.prompt import CHI, known_tokens, token_limit, tokenized_text
-from sana_edge.store.folder import read_text
-from sana_edge.store.identify import explain
+from sana_edge.store.tokenizer import PromptTokenizer
 
 if TYPE_CHECKING:
-    from transformers import Gemma2Model, PreTrainedTokenizerBase
+    from transformers import Gemma2Model
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,7 @@ class _Prefix:
 class TextEncoder:
     """A tokenizer and a frozen Gemma-2, with the instructions it has met."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, model: Gemma2Model) -> None:
+    def __init__(self, tokenizer: PromptTokenizer, model: Gemma2Model) -> None:
         self._tokenizer = tokenizer
         self._model = model
         self._prefixes: dict[str, _Prefix] = {}
@@ -78,7 +75,7 @@ class TextEncoder:
         Raises:
             CheckpointError: a file is missing or damaged, or is not of a Gemma-2.
         """
-        tokenizer = _load_tokenizer(folder / "tokenizer")
+        tokenizer = PromptTokenizer(folder / "tokenizer")
         model = load_text_model(
             folder / "text_encoder", dtype=dtype, device=device, variant=variant, int8=int8
         )
@@ -117,12 +114,9 @@ class TextEncoder:
         self, prompts: Sequence[str], instruction: Sequence[str] | None, *, truncation: bool
     ) -> list[list[int]]:
         """Return the token ids of each prompt behind the instruction, without padding."""
-        texts = [tokenized_text(prompt, instruction) for prompt in prompts]
         limit = self._limit(instruction) if truncation else None
-        rows: list[list[int]] = self._tokenizer(
-            texts, truncation=truncation, max_length=limit, verbose=False
-        ).input_ids
-        return rows
+        texts = [tokenized_text(prompt, instruction) for prompt in prompts]
+        return [self._tokenizer.encode(text, limit=limit) for text in texts]
 
     def _prefix(self, text: str) -> _Prefix:
         """Return the encoded instruction, computed at its first use."""
@@ -132,7 +126,7 @@ class TextEncoder:
             # of others than SANA's own the last is kept
             for old in [other for other in self._prefixes if other != "\n".join(CHI)]:
                 del self._prefixes[old]
-            ids: list[int] = self._tokenizer.encode(text)
+            ids = self._tokenizer.encode(text)
             # without a config the cache keeps all tokens of sliding layers too; masks still slide
             cache = DynamicCache()
             hidden = self._run([ids], cache)
@@ -157,62 +151,12 @@ class TextEncoder:
     def _run(self, rows: list[list[int]], cache: Any) -> Tensor:
         """Run the model on token ids behind what ``cache`` holds, and add their keys and values to it."""
         vocabulary = self._model.config.vocab_size
-        if any(not row or max(row) >= vocabulary for row in rows):
+        if any(max(row) >= vocabulary for row in rows):
             raise CheckpointError(
-                f"the tokenizer gives no tokens, or some that a vocabulary of {vocabulary} lacks",
+                f"the tokenizer gives tokens that a vocabulary of {vocabulary} lacks",
                 "tokenizer/ and text_encoder/ are of different models; download the model again",
             )
         longest = max(len(row) for row in rows)
         ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=self._model.device)
         hidden: Tensor = self._model(ids, past_key_values=cache, use_cache=True).last_hidden_state
         return hidden
-
-
-def _well_formed(text: str) -> str:
-    """Replace lone surrogates, which undecodable command line arguments bring and tokenizers refuse."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    from transformers import AutoTokenizer
-
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing", "the model folder is incomplete; download it again")
-    try:
-        with _without_marks(folder) as readable:
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                readable, local_files_only=True
-            )
-    except Exception as error:  # the library raises whatever its parser meets, plain Exception included
-        damaged = "the files are damaged or of another format; download the model again"
-        for file in (path, folder / "tokenizer_config.json"):
-            known, hint = explain(file, damaged)
-            if known:
-                raise CheckpointError(f"{file} cannot be read{known}", hint) from error
-        raise CheckpointError(
-            f"{path} or tokenizer_config.json beside it cannot be read: {_one_line(error)}", damaged
-        ) from error
-    return tokenizer
-
-
-@contextmanager
-def _without_marks(folder: Path) -> Iterator[Path]:
-    """The folder, or a copy of its JSON files where one begins with a mark that the library cannot read."""
-    files = [path for path in folder.iterdir() if path.suffix == ".json"]
-    if not any(_begin(path) in (b"\xef\xbb", b"\xff\xfe", b"\xfe\xff") for path in files):
-        yield folder
-        return
-    with tempfile.TemporaryDirectory() as copy:
-        for path in files:
-            Path(copy, path.name).write_text(read_text(path), encoding="utf-8")
-        yield Path(copy)
-
-
-def _begin(path: Path) -> bytes:
-    with open(path, "rb") as file:
-        return file.read(2)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
