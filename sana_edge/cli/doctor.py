@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import sana_edge
-from sana_edge.store import hub
+from sana_edge.store import hub, snapshots
 
 HELP = "show what this machine can run, and why not"
 
@@ -219,7 +219,7 @@ def _models() -> Iterator[str]:
     for model in hub.list_models():
         if model.path is not None:
             yield f"{model.name}: {(model.size or 0) / 1e6:.0f} MB in {model.path}"
-    cache = hub.cache_folder()
+    cache = snapshots.cache_folder()
     existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
     yield f"downloads go to {cache}, {_gigabytes(shutil.disk_usage(existing).free)} free"
 
