@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -86,6 +87,7 @@ def _calibrated(model: Path, options: argparse.Namespace, given: Sequence[str]) 
     with tempfile.TemporaryDirectory(prefix=".bench-", dir=model.parent) as name:
         package = (options.work or Path(name)) / "int8"
         made = ("quantize", str(model), "--preset", options.preset, "--output", str(package))
+        made += tuple(shlex.split(options.also))
         data: dict[str, Any] = {
             **header("benchmarks/bench_quantize.py", given),
             "quantize": command(*made),
@@ -181,6 +183,7 @@ def _options(given: Sequence[str]) -> argparse.Namespace:
     add("--generate", metavar="WxH", help="also make a picture in one step from the package")
     add("--preset", choices=PRESETS, help="calibrate, by this preset")
     add("--work", type=Path, metavar="DIR", help="where a calibrated package is made and stays, and goes on")
+    add("--also", default="", metavar="OPTIONS", help="more of quantize's, such as '--keep-fp16 none'")
     add("--error", choices=DENOISERS, help="the error of the velocity instead, of these shapes")
     add(
         "--size", type=positive, default=1024, metavar="PX", help="side of the picture (default: %(default)s)"

@@ -67,7 +67,8 @@ def calibrate_denoiser(
     )
     scales = _scales(statistics, lambda name: target_weight(denoiser, name), denoiser=True)
     mode: dict[str, Any] = {"input_scales": scales, "static": settings.activations == "tensor"}
-    found = denoiser_sensitivity(denoiser, probe, progress=progress, **mode)
+    measured = settings.keep != "none"
+    found = denoiser_sensitivity(denoiser, probe, progress=progress, **mode) if measured else []
     kept = _chosen(found, settings, "denoiser's velocity", note)
     quantize_denoiser(denoiser, keep={_short(name) for name in kept}, **mode)
     return _calibration(
@@ -87,7 +88,9 @@ def calibrate_decoder(
     """The same for a decoder."""
     smoothed = smooth_decoder(autoencoder, statistics, alpha=settings.alpha, progress=progress)
     scales = _scales(statistics, lambda name: target_weight(autoencoder, name), denoiser=False)
-    found = decoder_sensitivity(autoencoder, probe, input_scales=scales, progress=progress)
+    measured = settings.keep != "none"
+    options: dict[str, Any] = {"input_scales": scales, "progress": progress}
+    found = decoder_sensitivity(autoencoder, probe, **options) if measured else []
     kept = _chosen(found, settings, "decoder's picture", note)
     quantize_decoder(autoencoder, keep=set(kept), input_scales=scales)
     return _calibration(smoothed, scales, kept, settings)

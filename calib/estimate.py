@@ -14,8 +14,8 @@ from sana_edge.nets.quantize import decoder_targets, denoiser_targets
 from sana_edge.request import Plan
 from sana_edge.torch_runtime.runtime import Stages
 
-# tokens of a usual prompt, steps that sensitivity is measured on, and cells that it decodes
-_TOKENS, _PROBED, _DECODED = 60, 3, 16
+# tokens of a usual prompt, steps that sensitivity is measured on
+_TOKENS, _PROBED = 60, 3
 # small products, convolutions and what lies between them, against one large product
 _EFFICIENCY = 0.4
 # bytes a second of float weights that are read again
@@ -45,7 +45,7 @@ def estimated_seconds(
     # a layer's trial starts at its block
     trials = layers * settings.probes * _PROBED * settings.cells**2 / 2
     decoded = pictures * cells
-    decoded += len(decoder_targets(stages.autoencoder)) * settings.probes * _DECODED
+    decoded += len(decoder_targets(stages.autoencoder)) * settings.probes * (settings.cells // 2) ** 2
     products = texts * _TOKENS * text_weights + (steps + trials) * weights
     products += decoded * _products_of_a_cell(stages.autoencoder)
     read = texts * max(4 * text_weights - RESIDENT, 0)

@@ -11,6 +11,7 @@ from torch import Tensor
 from sana_edge.calib.observe import named_weights
 from sana_edge.calib.statistics import checksum_of
 from sana_edge.config import AutoencoderConfig, DenoiserConfig
+from sana_edge.memory import give_back
 from sana_edge.nets.autoencoder import Autoencoder
 from sana_edge.nets.denoiser import Denoiser
 from sana_edge.nets.text_encoder import EncodedTexts, TextEncoder
@@ -60,11 +61,13 @@ class Networks:
 
     def denoising(self, texts: EncodedTexts) -> Stages:
         """Stages whose denoiser has its weights."""
+        give_back()
         denoiser, _ = load_denoiser(self.model, device=self.device, dtype="fp32")
         return self._stages(denoiser, self.empty().autoencoder, texts)
 
     def decoding(self) -> Stages:
         """Stages whose decoder has its weights."""
+        give_back()
         decoder = load_decoder(self.model, device=self.device, dtype=torch.float32)
         return self._stages(self.empty().denoiser, decoder)
 

@@ -29,7 +29,7 @@ from sana_edge.calib.settings import Settings, calibration_folder
 from sana_edge.calib.trajectory import Comparison, Trajectory, decoded, denoised, judged, retraced
 from sana_edge.config import AutoencoderConfig
 from sana_edge.errors import InvalidInput
-from sana_edge.memory import memory_errors, shown
+from sana_edge.memory import give_back, memory_errors, shown
 from sana_edge.nets.text_encoder import EncodedTexts
 from sana_edge.progress import Progress, unseen
 from sana_edge.request import MAX_SEED, Plan, Request
@@ -188,7 +188,8 @@ def _networks(
             stages, prompts, weights, size=settings.size, folder=observed, **options, **told
         )
         observation.denoise(stages)
-        given = probe(stages, prompts.prompts[: settings.probes], cells=settings.cells, **options)
+        cells, few = settings.cells, prompts.prompts[: settings.probes]
+        given = probe(stages, few, cells=cells, crop=cells // 2, **options)
         # the denoiser makes room
         del stages
         stages = networks.decoding()
@@ -266,6 +267,8 @@ def _runs(job: Job, plans: list[Plan], notes: list[str]) -> dict[str, Run]:
     if not plans:
         return {}
     with job.part("measure"):
+        # to the processes that are measured
+        give_back()
         models = {"float": job.model.path, "int8": job.folder}
         runs: dict[str, Run | None] = {}
         for name, path in models.items():

@@ -34,9 +34,6 @@ TARGET = 0.01
 
 _LARGEST_SHARE = 0.1
 
-# side of what is decoded: a pass of the decoder costs as much as several of the denoiser
-_CROP = 4
-
 # pixels are -1 to 1
 _PEAK = 2.0
 
@@ -62,7 +59,7 @@ class Probe:
         timesteps: (K,) of these rows, as the sampler gives them.
         guidance: for models that embed it.
         texts: a group for each prompt; the rows of a prompt follow each other.
-        clean: (prompts, C, h, w), finished latents as `Autoencoder.decode` takes them, cropped to 4x4 cells.
+        clean: (prompts, C, h, w), finished latents as `Autoencoder.decode` takes them, cropped in the middle.
     """
 
     latents: Tensor
@@ -78,6 +75,7 @@ def probe(
     prompts: Sequence[str],
     *,
     cells: int = 8,
+    crop: int = 4,
     steps: int | None = None,
     guidance: float | None = None,
     seed: int = 0,
@@ -86,6 +84,7 @@ def probe(
 
     Args:
         cells: side of the latents: every layer costs a forward pass, and 8 make these affordable on a CPU.
+        crop: side of what is decoded: a pass of the decoder costs as much as several of the denoiser.
         steps, guidance: of the schedule; the model's default if left out. The n-th prompt's seed is seed + n.
 
     Raises:
@@ -108,7 +107,7 @@ def probe(
             if i in (0, plan.steps // 2, plan.steps - 1):
                 latents.append(step.given)
                 timesteps.append(float(sampler.timesteps[i]))
-        clean.append(_cropped(step.x) / stages.autoencoder.config.scaling_factor)
+        clean.append(_cropped(step.x, crop) / stages.autoencoder.config.scaling_factor)
         embedded = plan.guidance if stages.denoiser.config.guidance_embeds else None
     return Probe(
         torch.cat(latents),
@@ -222,9 +221,9 @@ def choose_kept(sensitivities: Sequence[Sensitivity], budget: Budget, *, target:
     return [item.name for item in sensitivities if item.name in kept]
 
 
-def _cropped(latent: Tensor) -> Tensor:
-    top, left = (max(side - _CROP, 0) // 2 for side in latent.shape[2:])
-    return latent[:, :, top : top + _CROP, left : left + _CROP]
+def _cropped(latent: Tensor, size: int) -> Tensor:
+    top, left = (max(side - size, 0) // 2 for side in latent.shape[2:])
+    return latent[:, :, top : top + size, left : left + size]
 
 
 class _Given(nn.Module):

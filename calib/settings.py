@@ -37,7 +37,7 @@ class Settings:
         pictures: made with both models and compared in the report, 0 to 100; 6, or 2 when it is quick.
         preset: "full"; or "quick": few prompts, few steps, small pictures, where they are not given.
         probes: prompts that sensitivity is measured on, each at its first, middle and last step.
-        cells: side of the latents that it is measured on.
+        cells: side of the latents that it is measured on; the decoder's are half as wide.
 
     Raises:
         InvalidInput: a value out of range, or one that needs the calibration that is turned off.
