@@ -139,3 +139,14 @@ def test_the_time_is_said_before_anything_is_computed(
     assert re.fullmatch(
         r"calibrating with 8 prompts, 6 steps, 128x128, and comparing 2 pictures: about .* here", line
     )
+
+
+def test_nothing_is_tried_where_nothing_is_kept(tiny_folder: Path, tmp_path: Path) -> None:
+    """Which layers suffer most is only asked to keep them."""
+    parts: set[str] = set()
+    settings = Settings(preset="quick", keep="none", alpha=0, steps=1, size=(64, 64), pictures=0)
+    report = quantizing.quantize(
+        str(tiny_folder), tmp_path / "p", settings, progress=lambda name, *_: parts.add(name)
+    )
+    assert "observe" in parts and not any("try layers" in name for name in parts)
+    assert not any(layer.kept for layer in report.layers)
