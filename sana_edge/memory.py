@@ -12,8 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psutil
-
 from sana_edge.errors import OutOfMemory, SanaError
 
 if TYPE_CHECKING:
@@ -188,6 +186,9 @@ def available_memory(device: torch.device | None = None) -> int | None:
 
 def _system() -> list[int]:
     """What the whole machine has; nothing where it does not tell."""
+    # commands that need no packages import this module
+    import psutil
+
     try:
         return [psutil.virtual_memory().available]
     except (OSError, RuntimeError, KeyError, psutil.Error):
@@ -251,6 +252,8 @@ def peak_memory(device: torch.device | None = None) -> int | None:
     try:
         import resource
     except ModuleNotFoundError:
+        import psutil
+
         return int(psutil.Process().memory_info().peak_wset)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
