@@ -230,7 +230,7 @@ class Sana:
         thread that took the last step, which would wait for itself, they are an error.
         """
         stages = self._open()
-        request = Request(prompt, images=images, **options)
+        request = Request.of(prompt, images=images, **options)
         plan = request.plan(stages.trained_side, stages.sampler.kind, stages.fixed_size)
         stages.check_plan(plan)
         return _inside(stages.computing, self._steps(stages, plan, cancel or threading.Event()))

@@ -88,7 +88,11 @@ def load_stages(model: str, options: LoadOptions) -> tuple[Stages, Path]:
     exported = hub.exported(model)
     if exported is not None:
         return _load_engines(exported, options), exported
-    if backend not in TORCH_BACKENDS or engines is not None:
+    engine = backend not in TORCH_BACKENDS or engines is not None
+    graphs = hub.bundled_graphs(model, int8=options.int8)
+    if graphs is not None and (engine or device not in TORCH_DEVICES):
+        return _load_engines(graphs, options), graphs
+    if engine:
         build = ", `sana-edge build onnx`" if backend == "tensorrt" or engines is not None else ""
         made = f"`sana-edge export {model}{' --int8' if options.int8 else ''} --output onnx`{build}"
         hint = f"{made}, then give the folder onnx as the model"
@@ -106,6 +110,10 @@ def _load_torch(model: str, options: LoadOptions) -> tuple[Stages, Path]:
         with torch_extra():
             from sana_edge.torch_runtime import runtime
     except MissingDependency as error:
+        graphs = hub.bundled_graphs(model, int8=True)
+        if graphs is not None and options.backend == "auto":
+            note = f"{graphs.name}, its exported INT8 package, stands in for {model}: {error.message}"
+            return _load_engines(graphs, options, (note,)), graphs
         # where there is no torch, an exported folder was meant
         hint = f"give a folder that `sana-edge export` made, or {error.hint}"
         raise MissingDependency(f"{model} is no exported folder, and {error.message}", hint) from error
@@ -118,7 +126,7 @@ def _load_torch(model: str, options: LoadOptions) -> tuple[Stages, Path]:
     return loaded, found.path
 
 
-def _load_engines(folder: Path, options: LoadOptions) -> Stages:
+def _load_engines(folder: Path, options: LoadOptions, notes: tuple[str, ...] = ()) -> Stages:
     from sana_edge.engines import runtime
 
     backend = options.backend
@@ -135,4 +143,5 @@ def _load_engines(folder: Path, options: LoadOptions) -> Stages:
             backend=backend if options.engines is None else "tensorrt",
             engine_folder=options.engines,
             trust_engine=options.trust_engine,
+            notes=notes,
         )

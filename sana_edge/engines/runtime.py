@@ -37,10 +37,12 @@ _TEXT, _TEXT_SHARE = "text_encoder", 4
 class EngineStages:
     """What `sana_edge.runtime.Stages` promises, of an exported folder. Latents are (1, C, h, w) fp32."""
 
-    def __init__(self, folder: Path, described: Manifest, kind: EngineKind) -> None:
+    def __init__(
+        self, folder: Path, described: Manifest, kind: EngineKind, notes: tuple[str, ...] = ()
+    ) -> None:
         self.graphs = Graphs(folder, described, kind)
         self.backend = kind
-        self._manifest = described
+        self._manifest, self._notes = described, notes
         self._domain = read_domain(folder)
         self._decoder = EngineDecoder(self.graphs)
         # a method of this object would keep it, and with it the engines, until a garbage collection
@@ -64,7 +66,7 @@ class EngineStages:
     @property
     def notes(self) -> tuple[str, ...]:
         """What happened while loading."""
-        return self.graphs.notes
+        return (*self._notes, *self.graphs.notes)
 
     @property
     def sampler(self) -> SamplerConfig:
@@ -234,6 +236,7 @@ def load_stages(
     backend: str = "auto",
     engine_folder: Path | None = None,
     trust_engine: bool = False,
+    notes: tuple[str, ...] = (),
 ) -> EngineStages:
     """Read an exported folder and load the graphs that a usual picture needs.
 
@@ -243,6 +246,7 @@ def load_stages(
         int8: refuse a float model.
         backend: "auto" or one of `choose.NAMES`.
         engine_folder, trust_engine: see `choose.Settings`.
+        notes: why this folder was taken.
 
     Raises:
         CheckpointError: a file is missing or damaged.
@@ -256,7 +260,7 @@ def load_stages(
     settings = Settings(precision=dtype, engine_folder=engine_folder, trust_engine=trust_engine)
     kind = choose.choose(backend, device, folder, settings)
     manifest_files.verify(folder, described)
-    stages = EngineStages(folder, described, kind)
+    stages = EngineStages(folder, described, kind, notes)
     # Sprint models never are guided
     usual = "denoiser" if described.sampler.kind == "scm" else "denoiser_folded"
     try:

@@ -17,8 +17,8 @@ from sana_edge.store.known_models import BUNDLED, KNOWN, KnownModel
 from sana_edge.store.manifest import FILE as MANIFEST
 from sana_edge.store.manifest import REMAKE, is_exported
 
-# ends the name of a bundled model's quantized package
-_PACKAGE = "-int8"
+# end the names of a bundled model's quantized package, and of that as graphs
+_PACKAGE, _GRAPHS = "-int8", "-onnx"
 
 # a full disk, a file system without large files, a cache folder that cannot be one
 _STORAGE = (
@@ -107,6 +107,8 @@ def exported(model: str) -> Path | None:
         CheckpointError: the folder has ONNX graphs, but neither a manifest nor a model.
     """
     folder = Path(os.path.expanduser(model))
+    if model in _bundled_graphs():
+        return BUNDLED / model
     if not model or model in _bundled() or model.lower() in KNOWN:
         return None
     if is_exported(folder):
@@ -124,9 +126,16 @@ def exported(model: str) -> Path | None:
     return None
 
 
+def bundled_graphs(model: str, *, int8: bool = False) -> Path | None:
+    """The exported folder that comes with a bundled model; with ``int8`` that of its package."""
+    name = f"{model}{_PACKAGE}" if int8 and not model.endswith(_PACKAGE) else model
+    return BUNDLED / f"{name}{_GRAPHS}" if f"{name}{_GRAPHS}" in _bundled_graphs() else None
+
+
 def list_models() -> list[ListedModel]:
     """Every model that has a name here: bundled, the public table, and other SANA models in the cache."""
-    bundled = [ListedModel(name, "bundled", BUNDLED / name, _size(BUNDLED / name)) for name in _bundled()]
+    names = [*_bundled(), *_bundled_graphs()]
+    bundled = [ListedModel(name, "bundled", BUNDLED / name, _size(BUNDLED / name)) for name in names]
     known = []
     for info in KNOWN.values():
         path = _cached(info.repository, info.variant)
@@ -149,6 +158,10 @@ def cache_folder() -> Path:
 
 def _bundled() -> list[str]:
     return sorted(index.parent.name for index in BUNDLED.glob("*/model_index.json"))
+
+
+def _bundled_graphs() -> list[str]:
+    return sorted(path.name for path in BUNDLED.glob(f"*{_GRAPHS}") if is_exported(path))
 
 
 def _unknown(model: str) -> ModelNotFound:

@@ -146,6 +146,30 @@ def test_every_engine_without_torch(exported: Path, sana: Sana, tmp_path: Path, 
     assert read_metadata(tmp_path / "a.png") == {**expected.metadata, "backend": name}
 
 
+@pytest.mark.parametrize("options", [(), ("--int8",), ("--model", "sana-tiny-int8-onnx")], ids=str)
+def test_the_bundled_model_without_torch(tmp_path: Path, options: tuple[str, ...]) -> None:
+    """What `pip install 'sana-edge[onnx]'` draws: the graphs in the package, and it says so."""
+    output = ["--seed", "7", "--steps", "2", "--output", str(tmp_path / "a.png"), *options]
+    done = without(*TORCH, arguments=["generate", "--prompt", PROMPT, *output])
+    assert done.returncode == 0, done.stderr
+    metadata = read_metadata(tmp_path / "a.png")
+    assert (metadata["model"], metadata["backend"]) == ("sana-tiny-int8", "onnxruntime")
+    said = "note:  sana-tiny-int8-onnx, its exported INT8 package, stands in for sana-tiny: this needs torch"
+    assert (said in done.stderr) == ("--model" not in options)
+    with Sana.load("sana-tiny-int8-onnx", device="cpu", backend="onnxruntime") as graphs:
+        expected = graphs.generate(PROMPT, seed=7, steps=2)
+    assert np.array_equal(np.asarray(PILImage.open(tmp_path / "a.png")), expected.pixels)
+
+
+def test_the_bundled_model_on_an_engine(tmp_path: Path) -> None:
+    """Who asks for an engine and INT8 gets the graphs; for torch's backends torch is missing."""
+    with Sana.load("sana-tiny", int8=True, backend="onnxruntime") as sana:
+        assert sana.generate(PROMPT, steps=1).metadata["backend"] == "onnxruntime"
+    output = ["--prompt", PROMPT, "--output", str(tmp_path / "a.png"), "--backend", "torch"]
+    done = without(*TORCH, arguments=["generate", *output])
+    assert done.returncode == 1 and "pip install 'sana-edge[torch]'" in done.stderr
+
+
 CASES: dict[str, dict[str, Any]] = {
     "defaults": {},
     "negative prompt": {"negative_prompt": "a blurred green fish"},
