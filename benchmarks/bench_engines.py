@@ -14,7 +14,7 @@ A whole picture has 2 steps of a Sprint model, text encoder included, and each c
 own. The model's folders stay in --scratch, 16 GB for the 0.6B, and are made where they are missing, by
 
     python benchmarks/random_model.py sprint/0.6b/float --shapes 0.6b --sprint
-    python benchmarks/random_package.py sprint/0.6b/float sprint/0.6b/int8
+    python benchmarks/random_model.py sprint/0.6b/int8 --package-of sprint/0.6b/float
     sana-edge export sprint/0.6b/int8 --int8 --no-verify --output sprint/0.6b/onnx
 
 each whole or not at all.
@@ -23,8 +23,6 @@ each whole or not at all.
 from __future__ import annotations
 
 import argparse
-import os
-import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -32,27 +30,39 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from harness import needs
+
+needs("torch", "transformers", "onnx")
+
 import torch
-from bench_table import table
-from cold_start import measure_cold
-from contenders import BASELINE
-from decoder_work import DecoderWork
-from denoiser_work import DenoiserWork
-from engine_work import CONTENDERS, HALF, NAIVE_INT8, NAIVE_INT8_BF16, NAIVES, EngineWork, limit
-from measuring import Row, measure
-from record import ended, header, positive, write_json
-from shapes import DENOISERS
-from whole_pictures import WAYS, measure_pictures
 
-from sana_edge.atomic import check_writable
+from harness import sections
+from harness.machine import versions
+from harness.measure import Row, measure, ratios_to, table
+from harness.results import (
+    REFERENCES,
+    ended,
+    header,
+    load,
+    output_for,
+    positive,
+    say,
+    sizes,
+    words,
+    write_json,
+)
 from sana_edge.engines.tiles import DEFAULT_TILE
-from sana_edge.errors import InvalidInput, SanaError
+from sana_edge.errors import InvalidInput
+from works.decoder import DecoderWork
+from works.denoiser import DenoiserWork
+from works.engines import CONTENDERS, NAIVES, EngineWork, check_installed
+from works.pictures import WAYS, measure_cold, measure_pictures
+from works.shapes import DENOISERS
 
-RESULTS = Path(__file__).parent / "results"
 STAGES = ("step", "decode", "picture", "cold")
 # what the naive decoder needs beyond is not to be had: 42 GB in one piece for 1024 px
 NAIVE_SIDE = 512
-REFERENCES = (BASELINE, HALF, NAIVE_INT8, NAIVE_INT8_BF16)
+PACKAGES = ("onnx", "onnxruntime", "openvino", "nncf", "onnxscript", "diffusers", "torch")
 TOKENS = 30
 
 
@@ -73,27 +83,31 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> None:
         raise InvalidInput("no exported folders", "give --exported; `sana-edge export` makes them")
     if options.stage == "picture" and options.scratch is None:
         raise InvalidInput("no folder for whole models", "give --scratch, with room for them")
-    output = options.output or RESULTS / f"bench_engines-{_name(options)}.json"
-    output.parent.mkdir(parents=True, exist_ok=True)
-    check_writable(output)
+    asked = _works(options) if options.stage in ("step", "decode") else []
+    if options.stage != "cold":
+        check_installed(options.contenders)
+    output = output_for(options, f"bench_engines-{_name(options)}")
     data = {
         **header("benchmarks/bench_engines.py", given),
-        "packages": _versions(),
-        "load_before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "packages": {name: found for name, found in versions(*PACKAGES).items() if found},
+        "load_before": load(),
         "repeat": options.repeat,
         "threads": options.threads,
     }
 
-    def keep(found: Mapping[str, Any]) -> None:
-        write_json(output, {**data, **found})
+    def keep(found: Mapping[str, Any]) -> dict[str, Any]:
+        whole = {**data, **found}
+        write_json(output, whole)
+        return whole
 
     if options.stage == "cold":
-        keep({"cold": measure_cold(options, partial(_say, "cold"))})
+        print(sections.cold(keep({"cold": measure_cold(options, partial(say, "cold"))})).text())
     elif options.stage == "picture":
-        measure_pictures(options, partial(_say, "picture"), lambda found: keep({"picture": found}))
+        found = measure_pictures(options, partial(say, "picture"), lambda found: keep({"picture": found}))
+        print(sections.pictures({**data, "picture": found}).text())
     else:
         works: list[dict[str, Any]] = []
-        for work in _works(options):
+        for work in asked:
             works.append(_measured(work, options, lambda facts: keep({"works": [*works, facts]})))
 
 
@@ -117,7 +131,7 @@ def _works(options: argparse.Namespace) -> list[DenoiserWork | DecoderWork]:
 
 
 def _measured(
-    work: DenoiserWork | DecoderWork, options: argparse.Namespace, keep: Callable[[dict[str, Any]], None]
+    work: DenoiserWork | DecoderWork, options: argparse.Namespace, keep: Callable[[dict[str, Any]], object]
 ) -> dict[str, Any]:
     """The JSON of a work. ``keep`` is given it twice: before and after memory is measured."""
     names = list(options.contenders)
@@ -127,18 +141,15 @@ def _measured(
         wrapped = EngineWork(
             dtype="fp32", device="cpu", threads=options.threads, work=work, folder=f"{folder}/graphs"
         )
-        say = partial(_say, wrapped.title)
-        say("making graphs")
+        told = partial(say, wrapped.title)
+        told("making graphs")
         wrapped.prepare(names)
-
-        def timed(rows: list[Row]) -> None:
-            _check(rows)
-            keep(_facts(wrapped, rows))
-
-        rows = measure(wrapped, wrapped.stages, options.repeat, say, names, timed)
+        rows = measure(
+            wrapped, wrapped.stages, options.repeat, told, names, lambda rows: keep(_facts(wrapped, rows))
+        )
     facts = _facts(wrapped, rows)
     keep(facts)
-    print(table(wrapped.title, rows), end="\n\n", flush=True)
+    print(wrapped.title, table(rows), "", sep="\n", flush=True)
     for reference, found in facts["ratios"].items():
         if found:
             shown = ", ".join(f"{name} {value['median']:.3f}" for name, value in found.items())
@@ -147,53 +158,8 @@ def _measured(
 
 
 def _facts(work: EngineWork, rows: Sequence[Row]) -> dict[str, Any]:
-    ratios = {reference: _ratios(rows, reference) for reference in REFERENCES}
+    ratios = {reference: ratios_to(rows, reference) for reference in REFERENCES}
     return {"title": work.title, **work.facts, "rows": [row.facts() for row in rows], "ratios": ratios}
-
-
-def _check(rows: Sequence[Row]) -> None:
-    """That every output is as close to the baseline's as its numbers allow.
-
-    Raises: SanaError, since times of unequal work say nothing.
-    """
-    for row in rows:
-        allowed = limit(row.stage, row.name)
-        # NaN is not close
-        if row.difference is not None and allowed is not None and not row.difference <= allowed:
-            names = f"the output of {row.name} is not {row.reference}'s"
-            raise SanaError(
-                f"{row.stage}: {names}, relative L2 {row.difference:.2g}, allowed {allowed:.2g}",
-                "times of unequal work say nothing; run the tests first",
-            )
-
-
-def _ratios(rows: Sequence[Row], reference: str) -> dict[str, dict[str, float]]:
-    """Times of the others to a reference's of the same turn; below 1 is faster."""
-    base = next((row.seconds for row in rows if row.name == reference), None)
-    if base is None:
-        return {}
-    found = {}
-    for row in rows:
-        if row.name != reference:
-            shares = [a / b for a, b in zip(row.seconds, base, strict=True)]
-            found[row.name] = {
-                "median": statistics.median(shares),
-                "least": min(shares),
-                "most": max(shares),
-            }
-    return found
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {}
-    for package in ("onnx", "onnxruntime", "openvino", "nncf", "onnxscript", "diffusers", "torch"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _name(options: argparse.Namespace) -> str:
@@ -204,10 +170,6 @@ def _name(options: argparse.Namespace) -> str:
     return "-".join([*parts, *(f"{size}px" for size in options.sizes)])
 
 
-def _say(title: str, line: str) -> None:
-    print(f"{title}: {line}", file=sys.stderr, flush=True)
-
-
 def _options(given: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="bench_engines.py", description="Time engines without torch.", allow_abbrev=False
@@ -215,27 +177,23 @@ def _options(given: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("--stage", choices=STAGES, required=True)
     add("--shapes", choices=DENOISERS, default="0.6b", help="(default: %(default)s)")
-    add("--sizes", type=_sizes, default=[1024], metavar="PX,PX", help="sides of pictures (default: 1024)")
+    add("--sizes", type=sizes, default=[1024], metavar="PX,PX", help="sides of pictures (default: 1024)")
     add("--layers", type=positive, metavar="N", help="of the denoiser's (default: all)")
     add(
         "--contenders",
-        type=lambda text: text.split(","),
+        type=words,
         metavar="A,B",
         help=f"only these (default: {','.join(CONTENDERS)}; of pictures {','.join(WAYS)})",
     )
     threads = torch.get_num_threads()
     add("--threads", type=positive, default=threads, metavar="N", help="(default: %(default)s)")
     add("--repeat", type=positive, default=5, metavar="N", help="samples (default: %(default)s)")
-    add("--exported", type=lambda text: text.split(","), metavar="A,B", help="folders, for --stage cold")
+    add("--exported", type=words, metavar="A,B", help="folders, for --stage cold")
     add("--model", default="sana-tiny", help="beside them in torch, for cold (default: %(default)s)")
     add("--steps", type=positive, default=20, metavar="N", help="for cold (default: %(default)s)")
     add("--scratch", type=Path, metavar="DIR", help="for graphs (default: the system's), and models")
     add("--output", type=Path, metavar="PATH", help="the JSON (default: results/bench_engines-*.json)")
     return parser.parse_args(given)
-
-
-def _sizes(text: str) -> list[int]:
-    return [positive(part) for part in text.split(",")]
 
 
 if __name__ == "__main__":

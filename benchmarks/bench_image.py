@@ -12,24 +12,37 @@ Prints a table and writes JSON with every sample.
 from __future__ import annotations
 
 import argparse
-import os
+import io
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from bench_table import chart, table
-from contenders import BASELINE, COMPILED, CONTENDERS, Work
-from decoder_work import DecoderWork
-from denoiser_work import DenoiserWork
-from measuring import Row, measure, with_context
-from model_work import ModelWork
-from record import ended, header, positive, write_bytes, write_json
-from shapes import DENOISERS
+from harness import needs
 
-from sana_edge.atomic import check_writable
+needs("torch", "transformers")
+
+import torch
+
+from harness.measure import Row, measure, table, with_context
+from harness.results import (
+    BASELINE,
+    COMPILED,
+    INT8,
+    OURS,
+    ended,
+    header,
+    load,
+    output_for,
+    positive,
+    say,
+    sizes,
+    words,
+    write_bytes,
+    write_json,
+)
+from harness.work import Work
 from sana_edge.errors import InvalidInput
 from sana_edge.fused import backends
 from sana_edge.int8 import matmul
@@ -37,8 +50,12 @@ from sana_edge.prompt import MAX_TOKENS
 from sana_edge.request import Request
 from sana_edge.torch_runtime.load import DTYPES
 from sana_edge.torch_runtime.runtime import check_dtype, choose_device
+from works.decoder import DecoderWork
+from works.denoiser import DenoiserWork
+from works.model import ModelWork
+from works.shapes import DENOISERS
 
-RESULTS = Path(__file__).parent / "results"
+CONTENDERS = (OURS, INT8, BASELINE, COMPILED)
 NATIVE_SIZE = 1024
 TOKENS = 30
 # takes as long as a picture: only where it is asked for
@@ -54,12 +71,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace, given: Sequence[str]) -> None:
     works = choose(options)
-    output = options.output or RESULTS / f"bench_image-{_name(options, works)}.json"
-    output.parent.mkdir(parents=True, exist_ok=True)
-    check_writable(output)
+    if {BASELINE, COMPILED} & {*options.contenders}:
+        needs("diffusers")
+    if options.chart:
+        needs("matplotlib")
+    output = output_for(options, f"bench_image-{_name(options, works)}")
     data = {
         **header("benchmarks/bench_image.py", given),
-        "load_before": _load(),
+        "load_before": load(),
         "repeat": options.repeat,
         # a fallback would be measured too
         "int8_products": matmul.describe(choose_device(options.device).type)[1],
@@ -70,7 +89,6 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> None:
     }
     results: dict[str, list[Row]] = {}
     for work, stages in works.items():
-        say = partial(_say, work.title)
 
         def written(rows: list[Row], work: Work = work) -> None:
             results[work.title] = rows
@@ -79,11 +97,13 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> None:
             )
 
         memory = not options.no_memory
-        rows = measure(work, stages, options.repeat, say, options.contenders, written, memory)
+        rows = measure(
+            work, stages, options.repeat, partial(say, work.title), options.contenders, written, memory
+        )
         rows += with_context(rows, options.steps)
         written(rows)
         layers = work.layers if isinstance(work, DenoiserWork) else None
-        print(table(work.title, rows, layers), end="\n\n", flush=True)
+        print(work.title, table(rows, layers), "", sep="\n", flush=True)
     if options.chart:
         write_bytes(output.with_suffix(".png"), chart(results))
 
@@ -145,7 +165,7 @@ def _shapes_works(options: argparse.Namespace, common: dict[str, Any]) -> list[W
     if tokens > MAX_TOKENS:
         raise InvalidInput(f"{tokens} tokens are more than a prompt has", f"choose up to {MAX_TOKENS}")
     for side in (size, *decoded):
-        Request("a size that is checked", size=(side, side), steps=options.steps)
+        Request("a size that is checked", size=(side, side), exact_size=True, steps=options.steps)
     shapes = {"shapes": options.shapes, **common}
     denoiser = DenoiserWork(layers=layers, size=size, tokens=tokens, steps=options.steps, **shapes)
     return [denoiser, *(DecoderWork(size=side, tiled=options.tiled, **shapes) for side in decoded)]
@@ -164,13 +184,39 @@ def _name(options: argparse.Namespace, works: Iterable[Work]) -> str:
     return "-".join(parts)
 
 
-def _say(title: str, line: str) -> None:
-    print(f"{title}: {line}", file=sys.stderr, flush=True)
+def chart(results: Mapping[str, Sequence[Row]]) -> bytes:
+    """A PNG of each stage's time as a share of the baseline's, the works by title one below the other."""
+    import matplotlib
 
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
 
-def _load() -> float | None:
-    """Processes that were running in the last minute, on average: a number near 0 means a quiet machine."""
-    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+    counted = {title: [row for row in rows if row.ratio is not None] for title, rows in results.items()}
+    heights = [len(rows) + 1.2 for rows in counted.values()]
+    figure, axes = pyplot.subplots(
+        len(counted), figsize=(9, 0.4 * sum(heights) + 0.6), height_ratios=heights, squeeze=False, sharex=True
+    )
+    for panel, (title, rows) in zip(axes[:, 0], counted.items(), strict=True):
+        shares = [row.ratio or 0.0 for row in rows]
+        reach = [
+            [share - min(row.ratios) for share, row in zip(shares, rows, strict=True)],
+            [max(row.ratios) - share for share, row in zip(shares, rows, strict=True)],
+        ]
+        panel.barh(
+            [f"{row.stage}, {row.name}" for row in rows], shares, xerr=reach, color="#4c8c6b", ecolor="#888"
+        )
+        for position, (share, row) in enumerate(zip(shares, rows, strict=True)):
+            panel.text(0.01, position, f"{share:.2f}  ({row.median:.3g} s)", va="center", color="white")
+        panel.axvline(1, color="#444", linestyle=":")
+        panel.invert_yaxis()
+        panel.set_title(title, fontsize=10, loc="left")
+        panel.spines[["top", "right"]].set_visible(False)
+    axes[-1, 0].set_xlabel(f"time, {BASELINE} = 1")
+    figure.tight_layout()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    pyplot.close(figure)
+    return buffer.getvalue()
 
 
 def _options(given: Sequence[str]) -> argparse.Namespace:
@@ -181,12 +227,12 @@ def _options(given: Sequence[str]) -> argparse.Namespace:
     what.add_argument("--model", metavar="NAME", help="a bundled name, or a folder in diffusers layout")
     what.add_argument("--shapes", choices=DENOISERS, help="full-size networks with random weights")
     add = parser.add_argument
-    add("--dtype", type=_words, default=["fp32", "bf16"], metavar="A,B", help="(default: fp32,bf16)")
+    add("--dtype", type=words, default=["fp32", "bf16"], metavar="A,B", help="(default: fp32,bf16)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: %(default)s)")
     threads = torch.get_num_threads()
     add(
         "--contenders",
-        type=_words,
+        type=words,
         metavar="A,B",
         help=f"only these (default: {','.join(CONTENDERS)}, the last on a GPU only)",
     )
@@ -200,7 +246,7 @@ def _options(given: Sequence[str]) -> argparse.Namespace:
     )
     add(
         "--stage",
-        type=_words,
+        type=words,
         metavar="A,B",
         help="only these: text-first, text, context, step, decode, picture",
     )
@@ -209,20 +255,12 @@ def _options(given: Sequence[str]) -> argparse.Namespace:
     add("--prompt", default="a red house left of a yellow star", metavar="TEXT", help="for --model")
     add("--layers", type=positive, metavar="N", help="of the denoiser's, for --shapes (default: all)")
     add("--tokens", type=positive, metavar="N", help=f"of the prompt, for --shapes (default: {TOKENS})")
-    add("--decode-size", type=_sizes, metavar="PX,PX", help="for --shapes, where it is not --size")
+    add("--decode-size", type=sizes, metavar="PX,PX", help="for --shapes, where it is not --size")
     add("--tiled", action="store_true", help="let diffusers decode in its tiles, for --shapes")
     add("--no-memory", action="store_true", help="only times: memory takes loading everything again")
     add("--output", type=Path, metavar="PATH", help="the JSON (default: results/bench_image-*.json)")
     add("--chart", action="store_true", help="write a PNG beside it")
     return parser.parse_args(given)
-
-
-def _words(text: str) -> list[str]:
-    return text.split(",")
-
-
-def _sizes(text: str) -> list[int]:
-    return [positive(part) for part in text.split(",")]
 
 
 if __name__ == "__main__":

@@ -17,16 +17,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from kernel_cases import Case, Sizes, cases
-from record import ended, header, positive, write_json
-from shapes import DENOISERS
+from harness import RESULTS, needs
 
+needs("torch")
+
+import torch
+
+from harness.measure import ratios
+from harness.results import ended, header, positive, write_json
+from harness.table import Table
 from sana_edge.errors import UnsupportedDevice
 from sana_edge.kernels.cuda import library
 from sana_edge.torch_runtime.load import DTYPES
+from works.kernel_cases import Case, Sizes, cases
+from works.shapes import DENOISERS
 
-RESULTS = Path(__file__).parent / "results"
+TITLES = ("kernel", "size", "px", "pictures", "us", "of INT8 peak", "of bandwidth", "replaced us", "ratio")
 TURNS = 20
 # written between two samples, so that no input is in L2 any more
 FLUSHED_BYTES = 256 << 20
@@ -107,7 +113,7 @@ def measured(case: Case, device: torch.device, peaks: Peaks, turns: int = TURNS)
         "share_of_int8_peak": case.operations / seconds / peaks.operations if case.operations else None,
         "share_of_bandwidth": case.moved / seconds / peaks.bandwidth,
         "replaced_seconds": statistics.median(theirs) if theirs else None,
-        "ratio": statistics.median(a / b for a, b in zip(mine, theirs, strict=True)) if theirs else None,
+        "ratio": statistics.median(ratios(mine, theirs)) if theirs else None,
         "samples": mine,
     }
 
@@ -168,25 +174,7 @@ def _wall(call: Callable[[], object]) -> float:
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """One aligned line per kernel and size."""
-    titles = (
-        "kernel",
-        "size",
-        "px",
-        "pictures",
-        "us",
-        "of INT8 peak",
-        "of bandwidth",
-        "replaced us",
-        "ratio",
-    )
-    cells = [titles, *map(_cells, rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = []
-    for row in cells:
-        named = [text.ljust(width) for text, width in zip(row[:2], widths[:2], strict=True)]
-        numbers = [text.rjust(width) for text, width in zip(row[2:], widths[2:], strict=True)]
-        lines.append("  ".join([*named, *numbers]))
-    return "\n".join(lines)
+    return Table(TITLES, [_cells(row) for row in rows], named=2).text()
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:

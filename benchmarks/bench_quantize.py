@@ -1,43 +1,63 @@
-"""Time, memory and sizes of `sana-edge quantize --no-calibration`, and a first picture from what it made.
+"""What INT8 takes and costs in full size: time, memory and sizes of `sana-edge quantize`, and its error.
 
     python benchmarks/random_model.py random-0.6b --shapes 0.6b
-    python benchmarks/bench_quantize.py random-0.6b
+    python benchmarks/bench_quantize.py random-0.6b --generate 256x256
+    python benchmarks/bench_quantize.py --error 0.6b
 
-Each command runs in a process of its own, whose peak memory the system tells when it ends. The folder that is
-quantized should have been read once before, so that the disk is not what is measured.
+The first quantizes a folder without calibration and makes a first picture from the package. Each command runs
+in a process of its own, whose peak memory the system tells when it ends. The folder should have been read
+once before, so that the disk is not what is measured.
+
+--error measures what INT8 brings into the velocity of a denoiser whose weights are those that diffusers'
+class starts with: no checkpoint can be had on a machine without a network. Weights of unit gain with large
+gates, as `bench_image.py` draws them, let more rounding through; its results have their error.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-import os
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from record import ended, header, write_json
+from harness import RESULTS, needs
+
+needs("torch", "transformers", "safetensors")
+
+import torch
 from safetensors import safe_open
 
-from sana_edge.errors import SanaError
+from harness import sections
+from harness.process import run
+from harness.results import ended, header, positive, write_json
+from sana_edge.config import LATENT_CELL
+from sana_edge.errors import InvalidInput
+from sana_edge.int8 import quant
+from sana_edge.nets.denoiser import Denoiser
+from sana_edge.nets.quantize import quantize_denoiser
+from sana_edge.nets.text_encoder import TextFeatures
+from sana_edge.sampler import make_sampler
+from works.shapes import DENOISERS
 
-RESULTS = Path(__file__).parent / "results"
 COMPONENTS = ("transformer", "vae", "text_encoder")
 BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I8": 1}
+TOKENS = 30
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the benchmark: 0, 1 for an error, 130 for Ctrl-C."""
+    """Runs the benchmark: 0, 1 for an error, 2 for usage, 130 for Ctrl-C."""
     given = list(sys.argv[1:] if argv is None else argv)
     options = _options(given)
-    return ended(lambda: _run(options, given))
+    return ended(lambda: (_error if options.error else _run)(options, given))
 
 
 def _run(options: argparse.Namespace, given: Sequence[str]) -> None:
+    if options.model is None:
+        raise InvalidInput("no model folder", "name one, or measure the error with --error 0.6b")
     model = options.model.resolve()
     with tempfile.TemporaryDirectory(prefix=".bench-", dir=model.parent) as name:
         folder = Path(name)
@@ -51,8 +71,8 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> None:
             place = ("--size", options.generate, "--steps", "1", "--output", str(folder / "picture.png"))
             made = ("--prompt", "a fox in the snow", "--seed", "0", *place)
             data["generate"] = command("generate", "--model", str(package), *made)
-    write_json(options.output, data)
-    print(table(data))
+    write_json(options.output or RESULTS / "bench_quantize.json", data)
+    print(sections.quantize(data).text())
 
 
 def command(*arguments: str) -> dict[str, float]:
@@ -60,20 +80,8 @@ def command(*arguments: str) -> dict[str, float]:
 
     Raises: SanaError with what it wrote, if it fails.
     """
-    with tempfile.TemporaryFile() as said:
-        start = time.perf_counter()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "sana_edge", *arguments, "--quiet"], stdout=subprocess.DEVNULL, stderr=said
-        )
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - start
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            said.seek(0)
-            raise SanaError(f"sana-edge {arguments[0]} failed: {said.read().decode().strip()}")
-    # bytes on macOS, else KiB
-    unit = 1 if sys.platform == "darwin" else 1024
-    return {"seconds": round(seconds, 2), "peak_memory": usage.ru_maxrss * unit}
+    done = run([sys.executable, "-m", "sana_edge", *arguments, "--quiet"], f"sana-edge {arguments[0]}")
+    return {"seconds": round(done.seconds, 2), "peak_memory": done.peak or 0}
 
 
 def sizes(folder: Path) -> dict[str, dict[str, int]]:
@@ -95,33 +103,60 @@ def sizes(folder: Path) -> dict[str, dict[str, int]]:
     return found
 
 
-def table(data: dict[str, Any]) -> str:
-    """The result as text."""
-    lines = [f"{'':14}{'fp32':>10}{'stored':>10}{'INT8':>10}{'of fp32':>9}"]
-    for name, after in data["bytes"]["int8"].items():
-        before = data["bytes"]["float"][name]
-        shown = (before["fp32"], before["stored"], after["stored"])
-        ratio = after["stored"] / before["fp32"]
-        lines.append(f"{name:14}{''.join(f'{size / 1e6:>7.0f} MB' for size in shown)}{ratio:>9.3f}")
-    for name in ("quantize", "generate"):
-        if name in data:
-            seconds, memory = data[name]["seconds"], data[name]["peak_memory"]
-            lines.append(f"{name}: {seconds:.1f} s, {memory / 1e9:.2f} GB")
-    return "\n".join(lines)
+@torch.inference_mode()
+def _error(options: argparse.Namespace, given: Sequence[str]) -> None:
+    needs("diffusers")
+    from diffusers import SanaTransformer2DModel
+
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(options.seed)
+    config = DENOISERS[options.error]
+    state = SanaTransformer2DModel(**asdict(config)).state_dict()
+    denoiser = Denoiser.from_diffusers(config, state).requires_grad_(False).eval()
+    denoiser.clamp = True
+    side = options.size // LATENT_CELL
+    latent = torch.randn(1, config.in_channels, side, side).expand(2, -1, -1, -1)
+    captions = torch.randn(2, TOKENS, config.caption_channels)
+    groups = [
+        TextFeatures(captions[:1, :1], torch.ones(1, 1)),
+        TextFeatures(captions[1:], torch.ones(1, TOKENS)),
+    ]
+    times = torch.from_numpy(make_sampler("flow-dpm", steps=20).timesteps[[0, 10, 19]])
+
+    def velocities() -> list[torch.Tensor]:
+        texts, tables = denoiser.text_context(groups), denoiser.modulation(times)
+        return [denoiser(latent, tables[step], texts) for step in range(len(times))]
+
+    expected = velocities()
+    quantize_denoiser(denoiser)
+    errors = [quant.relative_error(*pair) for pair in zip(velocities(), expected, strict=True)]
+    data = {
+        **header("benchmarks/bench_quantize.py", given),
+        "shapes": options.error,
+        "layers": config.num_layers,
+        "activations": "token",
+        "errors": {f"{int(time)}": round(error, 5) for time, error in zip(times, errors, strict=True)},
+    }
+    write_json(options.output or RESULTS / f"velocity_error-{options.error}.json", data)
+    for time, error in data["errors"].items():
+        print(f"timestep {time:>3}: relative L2 error of the velocity {100 * error:.2f} %")
 
 
 def _options(given: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="bench_quantize.py", description="Time quantizing a folder.")
-    add = parser.add_argument
-    add("model", type=Path, metavar="DIR", help="a float model folder; the package is made beside it")
-    add("--generate", metavar="WxH", help="also make a picture in one step from the package")
-    add(
-        "--output",
-        type=Path,
-        default=RESULTS / "bench_quantize.json",
-        metavar="PATH",
-        help="(default: results/)",
+    parser = argparse.ArgumentParser(
+        prog="bench_quantize.py", description="Measure what INT8 takes and costs."
     )
+    add = parser.add_argument
+    what = "a float model folder; the package is made beside it"
+    add("model", type=Path, metavar="DIR", nargs="?", help=what)
+    add("--generate", metavar="WxH", help="also make a picture in one step from the package")
+    add("--error", choices=DENOISERS, help="the error of the velocity instead, of these shapes")
+    add(
+        "--size", type=positive, default=1024, metavar="PX", help="side of the picture (default: %(default)s)"
+    )
+    add("--threads", type=positive, default=2, metavar="N", help="of torch (default: %(default)s)")
+    add("--seed", type=int, default=0, metavar="N", help="of weights and inputs (default: %(default)s)")
+    add("--output", type=Path, metavar="PATH", help="the JSON (default: results/)")
     return parser.parse_args(given)
 
 

@@ -6,7 +6,7 @@
 Needs no network, no installation and no make: Python with torch is enough, and diffusers for the tests and
 what is compared with it, which may be a carried wheel. Each step is a process with a time limit; the results
 file <gpu>-<date>.json is written after every step, and a step that fails is recorded and passed over.
-gpu_steps.py has the steps, their estimates and limits; --dry-run runs all of them without a GPU, with the
+gpu/steps.py has the steps, their estimates and limits; --dry-run runs all of them without a GPU, with the
 emulated library.
 """
 
@@ -31,14 +31,13 @@ ROOT = Path(__file__).resolve().parents[1]
 # the checkout, installed or not
 sys.path.insert(0, str(ROOT))
 
-import step_process  # noqa: E402
-from gpu_results import Outcome, Results, scrubbed, tail  # noqa: E402
-from gpu_steps import NAMES, SETS, STEPS, Setting, Step  # noqa: E402
-from record import ended, header, positive  # noqa: E402
+from gpu.results import Outcome, Results, scrubbed, tail
+from gpu.steps import NAMES, SETS, STEPS, Setting, Step
+from harness import RESULTS
+from harness.process import run_step
+from harness.results import ended, header, positive
+from sana_edge.errors import InvalidInput, SanaError, UnsupportedDevice
 
-from sana_edge.errors import InvalidInput, SanaError, UnsupportedDevice  # noqa: E402
-
-RESULTS = ROOT / "benchmarks" / "results"
 # how long the machine may take to say what it is
 ASKING = 90.0
 
@@ -164,9 +163,7 @@ class Runner:
         status, spent = "passed", 0.0
         for command in step.commands(self.setting):
             left = max(limit - spent, 0.1)
-            done = step_process.run(
-                _python(command), limit=left, log=log, environment=self.environment, folder=ROOT
-            )
+            done = run_step(_python(command), limit=left, log=log, environment=self.environment, folder=ROOT)
             spent += done.seconds
             status = done.status if done.status != "passed" else status
             # tests of the second run even where those of the first fail
@@ -205,7 +202,11 @@ def _read(path: Path) -> Any:
 
 def _environment(setting: Setting, wheels: Path | None) -> dict[str, str]:
     """What every step sees: the checkout and carried wheels on the path, no network, Triton that compiles."""
-    paths = [str(ROOT), *([str(_unpacked(wheels, setting.scratch / "wheels"))] if wheels else [])]
+    paths = [
+        str(ROOT),
+        str(ROOT / "benchmarks"),
+        *([str(_unpacked(wheels, setting.scratch / "wheels"))] if wheels else []),
+    ]
     # only what exists: an empty entry would be the folder where a step runs
     paths += [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     return {
@@ -240,8 +241,10 @@ def _facts(setting: Setting, environment: Mapping[str, str], given: Sequence[str
     """The circumstances, asked for in a process of its own."""
     written, log = setting.scratch / "machine.json", setting.out / "machine.log"
     log.unlink(missing_ok=True)
-    command = _python(["benchmarks/gpu_machine.py", "--output", str(written), "--", *given])
-    done = step_process.run(command, limit=ASKING, log=log, environment=environment, folder=ROOT)
+    asked = json.dumps({"output": str(written), "arguments": list(given)})
+    done = run_step(
+        _python(["-m", "gpu", "machine", asked]), limit=ASKING, log=log, environment=environment, folder=ROOT
+    )
     found = _read(written)
     if found is None:
         lines = tail(log, (ROOT, setting.scratch))

@@ -2,12 +2,14 @@
 
     python benchmarks/quality.py --steps 20 --threads 2
     python benchmarks/quality.py --int8
+    python benchmarks/quality.py --world art --model runs/model --clip runs/clip-model
 
-makes one picture for each prompt of `prompts.py`, looks at it with `judge.py`, prints a table and writes it
+makes one picture for each prompt of a world, looks at it with the world's judge, prints a table and writes it
 as JSON with every verdict, and a PNG contact sheet. Beside the score stand the judge's ceiling (true scenes
-of the same prompts) and the shuffled control. With --int8 the model draws every prompt also in INT8, from the
-same seed: the scores are tested against each other, the pictures compared, and a second sheet shows pairs.
-Interrupted, the same command goes on where it was.
+of the same prompts) and the shuffled control; with --clip the mean CLIP score of pictures and prompts. With
+--int8 the model draws every prompt also in INT8, from the same seed: the scores are tested against each
+other, the pictures compared, and a second sheet shows pairs. With --judge-only nothing is drawn: the judge
+alone is measured, on the true scenes and on blurred ones. Interrupted, the same command goes on where it was.
 """
 
 from __future__ import annotations
@@ -17,75 +19,122 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+from harness import RESULTS, needs
+
+needs("torch", "transformers", "tqdm")
+
 import numpy as np
-import paired
-from diary import Diary, digest
-from evaluation import (
+from PIL import Image
+
+from harness import sections
+from harness.results import Diary, digest, ended, header, write_bytes, write_json
+from judge import paired
+from judge.evaluation import (
     CEILING,
     COLUMNS,
     INT8,
     MODEL,
     PICTURES,
+    Outcomes,
     Pixels,
     Source,
+    World,
+    add_options,
     asking,
-    choose,
+    code,
     evaluate,
     likenesses,
     made,
     making,
     on_sheet,
+    pairs_on_sheet,
     pictures,
+    world,
     worst,
 )
-from prompts import Prompt, prompts
-from record import ended, header, positive, write_bytes, write_json
-from scores import Outcome, categories, overall, summary, table
-from sheet import AMPLIFIED, Pair, PairRow, pair_sheet, sheet
-
-from sana_edge import image_metrics
+from judge.prompts import Prompt
+from judge.scores import Outcome, categories, overall, summary
+from judge.sheet import AMPLIFIED, Pair, PairRow, pair_sheet, sheet
 from sana_edge.errors import InvalidInput
-from sana_edge.training import captions, layout, scenes
 
-RESULTS = Path(__file__).parent / "results"
-CODE = [
-    *(Path(module.__file__ or "") for module in (captions, layout, scenes, image_metrics)),
-    *(
-        Path(__file__).with_name(f"{name}.py")
-        for name in ("evaluation", "fitting", "judge", "prompts", "scores", "stamps")
-    ),
-]
-"""What decides a verdict and how it is written down: an interrupted run does not go on after a change."""
 PAIRS = 2
 """Pairs in each row of the second sheet."""
 COMPARED = (INT8, MODEL)
 """What --int8 compares."""
-Outcomes = Mapping[str, Mapping[int, Outcome]]
-"""By source and number of the prompt."""
+BLUR = 4
+"""A blurred scene has this share of the sharpness, as a young autoencoder would show it."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the benchmark: 0, 1 for an error, 130 for Ctrl-C."""
     given = list(sys.argv[1:] if argv is None else argv)
     options = _options(given)
-    return ended(lambda: _run(options, given), "interrupted: the same command goes on from here")
+    run = _judge_only if options.judge_only else _run
+    return ended(lambda: run(options, given), "interrupted: the same command goes on from here")
 
 
 def _run(options: argparse.Namespace, given: Sequence[str]) -> None:
-    chosen = choose(options.limit)
+    place = world(options.world)
+    chosen = place.choose(options.limit)
     with models(options) as (sources, files):
         run = {
             "sources": [*sources, files],
-            "benchmark": digest(CODE),
-            **{name: getattr(options, name) for name in ("steps", "guidance", "seed", "limit")},
+            "benchmark": code(),
+            **{name: getattr(options, name) for name in ("steps", "guidance", "seed", "limit", "world")},
+            "clip": str(options.clip),
         }
+        truth = {CEILING: place.truth}
+        if options.clip:
+            sources, truth = (_scored(found, options.clip) for found in (sources, truth))
         with Diary(options.output, run) as diary:
-            outcomes = evaluate(PICTURES, sources, chosen, diary, [COMPARED] if options.int8 else [])
-            (ceiling,) = evaluate(CEILING, {CEILING: truth}, chosen, diary).values()
+            compared = [COMPARED] if options.int8 else []
+            outcomes = evaluate(place, PICTURES, sources, chosen, diary, compared)
+            (ceiling,) = evaluate(place, CEILING, truth, chosen, diary).values()
             report(options, given, diary, outcomes, list(ceiling.values()))
             diary.finish()
+
+
+def _judge_only(options: argparse.Namespace, given: Sequence[str]) -> None:
+    """How many true scenes the judge finds right."""
+    place = world(options.world)
+    sources = {"true scenes": place.truth, "true scenes, blurred": _blurred(place)}
+    run = {"sources": [*sources], "benchmark": code(), "limit": options.limit, "world": options.world}
+    with Diary(options.output, run) as diary:
+        outcomes = evaluate(place, CEILING, sources, place.choose(options.limit), diary)
+        found = {name: summary(list(of.values())) for name, of in outcomes.items()}
+        write_json(options.output, {**header("benchmarks/quality.py", given), **found})
+        diary.finish()
+    for name, numbers in found.items():
+        scores = {**numbers["categories"], "overall": numbers["overall"]}
+        print(f"{name}:", ", ".join(f"{title} {score['score']:.3f}" for title, score in scores.items()))
+
+
+def _blurred(place: World) -> Source:
+    def source(number: int, prompt: Prompt) -> tuple[Pixels, dict[str, Any]]:
+        image = place.render(prompt.scene)
+        small = image.resize((image.width // BLUR, image.height // BLUR), Image.Resampling.BOX)
+        return np.asarray(small.resize(image.size, Image.Resampling.BILINEAR)), {}
+
+    return source
+
+
+def _scored(sources: Mapping[str, Source], folder: Path) -> dict[str, Source]:
+    """Each also says 100 cos of its picture and the prompt, by a CLIP."""
+    from sana_edge.training.score import Scorer
+
+    scorer = Scorer(folder, device="cpu")
+
+    def scored(source: Source) -> Source:
+        def call(number: int, prompt: Prompt) -> tuple[Pixels, dict[str, Any]]:
+            pixels, how = source(number, prompt)
+            return pixels, {**how, "clip": scorer.score([Image.fromarray(pixels)], [[prompt.text]])[0][0]}
+
+        return call
+
+    return {name: scored(source) for name, source in sources.items()}
 
 
 def report(
@@ -97,7 +146,7 @@ def report(
 ) -> None:
     """Prints the table; writes the JSON and the contact sheets."""
     settings = {**made(diary, MODEL)[0], "seed": options.seed, "threads": options.threads}
-    settings.pop("seconds")
+    settings = {name: value for name, value in settings.items() if name not in ("seconds", "clip")}
     names = _names(diary, outcomes)
     best = {name: round(score.share, 4) for name, score in categories(ceiling).items()}
     data = {
@@ -109,6 +158,10 @@ def report(
             for key, found in outcomes.items()
         },
     }
+    if options.clip:
+        clip = {names[key]: made(diary, key) for key in outcomes} | {CEILING: made(diary, CEILING, CEILING)}
+        data["clip"] = {name: round(fmean(how["clip"] for how in of), 3) for name, of in clip.items()}
+        print("CLIP score:", ", ".join(f"{name} {value:.2f}" for name, value in data["clip"].items()))
     note = f"{len(ceiling)} held-out prompts, {settings['steps']} steps, guidance {settings['guidance']}"
     if INT8 in outcomes:
         data["paired"] = _compare(diary, outcomes, names)
@@ -117,18 +170,13 @@ def report(
         write_bytes(second_sheet(options), pair_sheet(title, note, rows))
     write_json(options.output, data)
     write_bytes(options.sheet, sheet(names[MODEL], note, *_shown(diary, outcomes[MODEL]), COLUMNS))
-    print(_printed(outcomes, ceiling, data.get("paired")))
+    print(sections.quality(data).text())
 
 
 def second_sheet(options: argparse.Namespace) -> Path:
     """The PNG of pairs: `quality-int8.png` beside `quality.png`."""
     path: Path = options.sheet
     return path.with_name(f"{path.stem}-int8{path.suffix}")
-
-
-def truth(number: int, prompt: Prompt) -> tuple[Pixels, dict[str, Any]]:
-    """The source of the judge's ceiling: the prompt's scene as it is drawn."""
-    return np.asarray(scenes.render(prompt.scene)), {}
 
 
 @contextmanager
@@ -165,7 +213,8 @@ def _names(diary: Diary, keys: Iterable[str]) -> dict[str, str]:
 def _compare(diary: Diary, outcomes: Outcomes, names: Mapping[str, str]) -> dict[str, Any]:
     """What the JSON says of the pairs."""
     first, second = (list(outcomes[key].values()) for key in (MODEL, INT8))
-    alike = {prompts()[number].text: like for number, like in likenesses(diary, COMPARED).items()}
+    prompts = {number: outcome.prompt.text for number, outcome in outcomes[MODEL].items()}
+    alike = {prompts[number]: like for number, like in likenesses(diary, COMPARED).items()}
     return {
         "float": names[MODEL],
         "int8": names[INT8],
@@ -176,11 +225,10 @@ def _compare(diary: Diary, outcomes: Outcomes, names: Mapping[str, str]) -> dict
 
 def _rows(diary: Diary, outcomes: Outcomes, compared: Mapping[str, Any]) -> list[PairRow]:
     """The second sheet: pairs of every category, whatever the verdict, and those of the lowest PSNR."""
-    kept, alike = pictures(diary), likenesses(diary, COMPARED)
-    first, second = outcomes[MODEL], outcomes[INT8]
+    alike, first = likenesses(diary, COMPARED), outcomes[MODEL]
 
     def pairs(numbers: Iterable[int]) -> list[Pair]:
-        return [Pair(first[i], second[i], (kept[i][MODEL], kept[i][INT8]), alike[i].text) for i in numbers]
+        return pairs_on_sheet(diary, outcomes, COMPARED, numbers)
 
     rows = []
     for name, found in compared["categories"].items():
@@ -198,34 +246,23 @@ def _shown(diary: Diary, outcomes: Mapping[int, Outcome]) -> tuple[list[Outcome]
     return list(outcomes.values()), {outcomes[i].prompt.text: kept[i][MODEL] for i in numbers}
 
 
-def _printed(outcomes: Outcomes, ceiling: Sequence[Outcome], compared: Mapping[str, Any] | None) -> str:
-    if compared is None:
-        return table(list(outcomes[MODEL].values()), ceiling)
-    both = (list(outcomes[key].values()) for key in (MODEL, INT8))
-    return "\n".join(
-        [paired.table(*both, ceiling), "", paired.verdict(compared), paired.likeness_text(compared)]
-    )
-
-
 def _options(given: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="quality.py", description="Score a model on held-out prompts.")
     add = parser.add_argument
+    add("--world", choices=("shapes", "art"), default="shapes", help="whose prompts (default: %(default)s)")
     add("--model", default="sana-tiny", help="bundled name, folder or repository (default: %(default)s)")
     add("--int8", action="store_true", help="the same prompts in INT8 too, and what differs")
-    add("--steps", type=int, default=20, metavar="N", help="denoising steps (default: %(default)s)")
-    add("--guidance", type=float, default=4.5, metavar="F", help="(default: %(default)s)")
-    add("--limit", type=positive, metavar="N", help="only the first N prompts of each category")
-    add("--seed", type=int, default=0, metavar="N", help="of the first prompt, counting up (default: 0)")
-    add("--output", type=Path, default=RESULTS / "quality.json", metavar="PATH", help="(default: results/)")
-    add(
-        "--sheet",
-        type=Path,
-        default=RESULTS / "quality.png",
-        metavar="PATH",
-        help="of --int8's pairs: PATH with -int8 before its suffix (default: results/quality.png)",
-    )
-    add("--threads", type=positive, default=2, metavar="N", help="of torch (default: %(default)s)")
-    return parser.parse_args(given)
+    add("--clip", type=Path, metavar="DIR", help="folder of a CLIP, for the mean of its scores")
+    add("--judge-only", action="store_true", help="measure the judge alone")
+    add("--output", type=Path, metavar="PATH", help="(default: results/quality.json, quality-art.json)")
+    pairs = "of --int8's pairs: PATH with -int8 before its suffix (default: beside the output)"
+    add("--sheet", type=Path, metavar="PATH", help=pairs)
+    add_options(parser, "torch")
+    options = parser.parse_args(given)
+    name = "quality" if options.world == "shapes" else f"quality-{options.world}"
+    options.output = options.output or RESULTS / f"{name}.json"
+    options.sheet = options.sheet or options.output.with_suffix(".png")
+    return options
 
 
 if __name__ == "__main__":

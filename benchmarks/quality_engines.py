@@ -3,8 +3,8 @@
     sana-edge export sana-tiny --int8 --output onnx-int8
     python benchmarks/quality_engines.py --exported onnx-int8 --engines onnxruntime,openvino,openvino:fp32
 
-draws each prompt of `prompts.py` from the same seed in torch and through every engine, prints tables, and
-writes them as JSON with every verdict, and a PNG of pairs. Graphs have calibrated scales of whole tensors
+draws each prompt of `quality.py` from the same seed in torch and through every engine, prints a table, and
+writes all as JSON with every verdict, and a PNG of pairs. Graphs have calibrated scales of whole tensors
 where torch has one for each token, but in Mix-FFN's last layer. So torch draws also with the graphs' scales:
 an engine's distance from that is its own, and the rest of the way comes from the scales. The yardstick is how
 far rounding takes torch from itself: bf16 beside fp32, of the first prompts. Interrupted, the same command
@@ -23,32 +23,34 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import paired
-from diary import Diary, digest
-from engine_tables import likeness_table, score_table
-from evaluation import (
+from harness import RESULTS, needs
+
+needs("torch", "transformers", "onnx", "onnxruntime", "tqdm")
+
+from harness import sections
+from harness.results import Diary, digest, ended, header, positive, words, write_bytes, write_json
+from judge import paired
+from judge.evaluation import (
     PICTURES,
     WORST,
+    Outcomes,
     Pair,
     Source,
+    add_options,
     asking,
-    choose,
+    code,
     evaluate,
     likenesses,
     made,
     making,
     on_sheet,
-    pictures,
+    pairs_on_sheet,
     recorded,
+    world,
     worst,
 )
-from prompts import prompts
-from quality import CODE, RESULTS, Outcomes
-from record import ended, header, positive, write_bytes, write_json
-from scores import summary
-from sheet import AMPLIFIED, PairRow, pair_sheet
-from sheet import Pair as Shown
-
+from judge.scores import summary
+from judge.sheet import AMPLIFIED, PairRow, pair_sheet
 from sana_edge.engines import choose as engines
 from sana_edge.engines.engine import Settings
 from sana_edge.errors import InvalidInput
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
     from sana_edge import Sana
     from sana_edge.store.hub import ResolvedModel
 
+SHAPES = world("shapes")
 TORCH, STATIC = "torch", "torch static"
 """INT8 in torch: as it is, with activation scales per token, and with those of the graphs."""
 YARDSTICK = "yardstick"
@@ -82,13 +85,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace, given: Sequence[str]) -> None:
+    if any(name.startswith("openvino") for name in options.engines):
+        needs("openvino")
     with _threads(options.threads):
         model = _source(options)
         how = {name: getattr(options, name) for name in ("steps", "guidance", "seed")}
         files = [path for folder in (model.path, options.exported) for path in folder.rglob("*")]
         run = {
             "sources": [model.name, *options.engines, digest(files)],
-            "benchmark": digest(CODE),
+            "benchmark": code(),
             **{name: getattr(options, name) for name in ("limit", "yardstick", "threads")},
             **how,
         }
@@ -96,10 +101,12 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> None:
         torch = {name: partial(_torch, options, **settings) for name, settings in YARDSTICKS.items()}
         with Diary(options.output, run) as diary:
             with _asking({TORCH: torch[TORCH], STATIC: torch[STATIC], **engine}, how) as sources:
-                outcomes = evaluate(PICTURES, sources, choose(options.limit), diary, _pairs(sources))
-            few = choose(min(options.yardstick, options.limit or options.yardstick))
+                outcomes = evaluate(
+                    SHAPES, PICTURES, sources, SHAPES.choose(options.limit), diary, _pairs(sources)
+                )
+            few = SHAPES.choose(min(options.yardstick, options.limit or options.yardstick))
             with _asking(torch, how) as sources:
-                evaluate(YARDSTICK, sources, few, diary, _yardstick_pairs())
+                evaluate(SHAPES, YARDSTICK, sources, few, diary, _yardstick_pairs())
             report(options, given, diary, outcomes)
             diary.finish()
 
@@ -136,7 +143,7 @@ def report(options: argparse.Namespace, given: Sequence[str], diary: Diary, outc
     note = f"{len(found[TORCH])} held-out prompts, {settings['steps']} steps, guidance {settings['guidance']}"
     write_bytes(options.sheet, pair_sheet(title, note, _rows(diary, outcomes, alike)))
     write_json(options.output, data)
-    print(score_table(models, data["to_torch"]), "", likeness_table(data), sep="\n")
+    print(sections.engines_quality(data).text())
 
 
 def _pairs(names: Iterable[str]) -> list[Pair]:
@@ -152,7 +159,7 @@ def _yardstick_pairs() -> list[Pair]:
 
 def _alike(diary: Diary, pair: Pair, run: str = PICTURES) -> dict[str, Any]:
     """What the JSON says of a pair of sources."""
-    found = {prompts()[number].text: like for number, like in likenesses(diary, pair, run).items()}
+    found = {SHAPES.prompts()[number].text: like for number, like in likenesses(diary, pair, run).items()}
     return {"pictures": pair[0], "to": pair[1], **paired.likeness_spread(found)}
 
 
@@ -174,15 +181,12 @@ def _results(diary: Diary, outcomes: Outcomes) -> list[dict[str, Any]]:
 
 def _rows(diary: Diary, outcomes: Outcomes, alike: Sequence[Mapping[str, Any]]) -> list[PairRow]:
     """The PNG, of torch beside each other source: the same prompts, whatever the verdict, and the worst."""
-    kept, rows = pictures(diary), []
+    rows = []
     chosen = {number: outcome.prompt for number, outcome in outcomes[TORCH].items()}
     same = sorted(on_sheet(chosen, 1))[: 2 * PAIRS : 2]
     for name, spread in ((like["pictures"], like["psnr"]) for like in alike if like["to"] == TORCH):
         found = likenesses(diary, (name, TORCH))
-        shown = [
-            Shown(outcomes[TORCH][i], outcomes[name][i], (kept[i][TORCH], kept[i][name]), found[i].text)
-            for i in (*same, *worst(found))
-        ]
+        shown = pairs_on_sheet(diary, outcomes, (name, TORCH), [*same, *worst(found)])
         remark = "median {median} dB, 5 % below {p5} dB".format(**spread)
         rows.append(PairRow(f"{TORCH} and {name}", f"{remark}; the last {WORST} are the worst", shown))
     return rows
@@ -264,22 +268,16 @@ def _options(given: Sequence[str]) -> argparse.Namespace:
     add("--model", default="sana-tiny", help="what it was made from (default: %(default)s)")
     add(
         "--engines",
-        type=lambda text: text.split(","),
+        type=words,
         default=["onnxruntime", "openvino", "openvino:fp32"],
         metavar="NAMES",
         help="with a precision if not their own (default: onnxruntime,openvino,openvino:fp32)",
     )
-    add("--steps", type=int, default=20, metavar="N", help="denoising steps (default: %(default)s)")
-    add("--guidance", type=float, default=4.5, metavar="F", help="(default: %(default)s)")
-    add("--limit", type=positive, metavar="N", help="only the first N prompts of each category")
     add("--yardstick", type=positive, default=10, metavar="N", help="of them for the yardstick (default: 10)")
-    add("--seed", type=int, default=0, metavar="N", help="of the first prompt, counting up (default: 0)")
     for name, ending, what in (("--output", "json", "numbers"), ("--sheet", "png", "pairs")):
         place = RESULTS / f"quality_engines.{ending}"
         add(name, type=Path, default=place, metavar="PATH", help=f"of the {what} (default: results/)")
-    add(
-        "--threads", type=positive, default=2, metavar="N", help="of torch and engines (default: %(default)s)"
-    )
+    add_options(parser, "torch and engines")
     return parser.parse_args(given)
 
 

@@ -2,29 +2,48 @@
 
     python benchmarks/random_model.py random-0.6b --shapes 0.6b
     python benchmarks/random_model.py random-sprint-0.6b --shapes 0.6b --sprint
+    python benchmarks/random_model.py random-0.6b-int8 --package-of random-0.6b
 
-Pictures from it are noise. Weights are streamed to the disk: memory stays below 3 GB.
+Pictures from it are noise. Weights are streamed to the disk: memory stays below 3 GB, and for a package below
+5. A package has its scales from one small picture: `sana-edge quantize` looks for the best factors and tries
+every layer, which takes long in full size and tells nothing of random weights.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from harness import needs
+
+needs("torch", "transformers", "safetensors")
+
 import torch
-from shapes import AUTOENCODERS, DENOISERS
 from torch import Tensor
 
+from harness.results import ended
 from sana_edge.atomic import write_json
+from sana_edge.calib import package_component
+from sana_edge.calib.calibrate import Calibration
+from sana_edge.calib.job import Job
 from sana_edge.calib.package_writer import copy_files, new_folder, write_shards
+from sana_edge.calib.settings import Settings
+from sana_edge.config import SamplerConfig
 from sana_edge.nets.autoencoder import Autoencoder
 from sana_edge.nets.denoiser import Denoiser
+from sana_edge.nets.quantize import decoder_targets, denoiser_targets, quantize_decoder, quantize_denoiser
+from sana_edge.nets.text_encoder import TextFeatures
+from sana_edge.sampler import denoise, sampler_of
+from sana_edge.store import hub
 from sana_edge.store.folder import read_json
+from sana_edge.store.hub import ResolvedModel
 from sana_edge.store.known_models import BUNDLED
-from sana_edge.torch_runtime.load import DTYPES
+from sana_edge.torch_runtime.load import DTYPES, load_decoder, load_denoiser
+from works.shapes import AUTOENCODERS, DENOISERS, static_scales, weights
 
 # the text encoder of all public SANA models
 GEMMA_2_2B = {
@@ -55,6 +74,11 @@ SCM = {
     "sigma_data": 0.5,
 }
 
+_CPU = torch.device("cpu")
+_INFO = {"prompt_set": "none, one random text", "observed": 1}
+# side of the latent, tokens of the text, steps of the picture, and the guidance where it is embedded
+_CELLS, _TOKENS, _STEPS, _GUIDANCE = 8, 30, 2, 4.5
+
 
 def write_model(
     output: Path,
@@ -70,7 +94,7 @@ def write_model(
     """Write the folder.
 
     Args:
-        shapes: a name of `shapes.DENOISERS`.
+        shapes: a name of `works.shapes.DENOISERS`.
         dtype: of the denoiser and the autoencoder; the text encoder is bf16, as the public ones.
         text_layers, text_width: Gemma-2-2B has 26 and 2304; the denoiser must read as many channels.
         device: where the weights are drawn; each kind draws its own.
@@ -128,49 +152,95 @@ def _component(
 ) -> None:
     folder.mkdir()
     write_json(folder / "config.json", dict(config))
-    write_shards(random_weights(shapes, dtype, device), folder, stem=stem)
+    write_shards(weights(shapes, dtype, device), folder, stem=stem)
 
 
-def random_weights(
-    shapes: Mapping[str, Tensor], dtype: torch.dtype, device: str = "cpu"
-) -> Iterator[tuple[str, Tensor]]:
-    """Normal weights that keep activations near 1, the same in every process, one tensor at a time."""
-    generator = torch.Generator(device).manual_seed(0)
-    for name, like in shapes.items():
-        fan_in = like[0].numel() if like.ndim > 1 else 4
-        if "embed_tokens" in name:
-            fan_in = 1
-        tensor = torch.randn(like.shape, generator=generator, dtype=torch.float32, device=device)
-        tensor *= 0.5 if "table" in name else fan_in**-0.5
-        if "norm" in name and name.endswith("weight") and "layernorm" not in name:
-            tensor += 1
-        yield name, tensor.to("cpu", dtype)
+def write_package(model: Path, output: Path, *, force: bool = False) -> None:
+    """Write the package of a float model folder, whole or not at all."""
+    found = hub.resolve(str(model), offline=True)
+    with new_folder(output.absolute(), force=force) as folder:
+        job = Job(found, folder, Settings(), _CPU, lambda name, done, count: None)
+        latent = _write_denoiser(job, found)
+        _write_decoder(job, found, latent)
+        job.write_rest()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="write a model folder with random weights")
-    parser.add_argument("output", type=Path)
-    parser.add_argument("--shapes", choices=sorted(DENOISERS), default="0.6b")
-    parser.add_argument("--sprint", action="store_true", help="a Sprint model: 2 steps without guidance")
-    parser.add_argument("--dtype", choices=sorted(DTYPES), help="(default: fp16, bf16 with --sprint)")
-    parser.add_argument("--text-layers", type=int, default=GEMMA_2_2B["num_hidden_layers"])
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where weights are drawn")
-    parser.add_argument("--force", action="store_true", help="replace the folder")
-    args = parser.parse_args()
-    width = DENOISERS[args.shapes].caption_channels
-    write_model(
-        args.output,
-        args.shapes,
-        # as most public ones
-        dtype=DTYPES[args.dtype or ("bf16" if args.sprint else "fp16")],
-        text_layers=args.text_layers,
-        text_width=width,
-        force=args.force,
-        sprint=args.sprint,
-        device=args.device,
-    )
-    print(args.output)
+def _write_denoiser(job: Job, model: ResolvedModel) -> Tensor:
+    """Returns the latent (1, C, h, w) that the float denoiser draws."""
+    denoiser, _ = load_denoiser(model, device=_CPU, dtype="fp32")
+    latents: list[Tensor] = []
+    targets = denoiser_targets(denoiser)
+    scales = static_scales(denoiser, targets, lambda: latents.append(_draw(denoiser, model)))
+    quantize_denoiser(denoiser, input_scales=scales)
+    half = package_component.common_dtype(job.state("transformer"))
+    tensors = package_component.stored(denoiser.to_diffusers(), half)
+    job.write("transformer", tensors, Calibration(scales, [], [], _INFO))
+    return latents[0]
+
+
+def _draw(denoiser: Denoiser, model: ResolvedModel) -> Tensor:
+    """A picture's latent without guidance, of a random text."""
+    generator, config = torch.Generator().manual_seed(0), denoiser.config
+    captions = torch.randn(1, _TOKENS, config.caption_channels, generator=generator)
+    text = denoiser.text_context([TextFeatures(captions, torch.ones(1, _TOKENS, dtype=torch.bool))])
+    made_for = SamplerConfig.from_dict(read_json(model.path / "scheduler" / "scheduler_config.json"))
+    sampler = sampler_of(made_for, made_for.kind, _STEPS)
+    guidance = _GUIDANCE if config.guidance_embeds else None
+    tables = denoiser.modulation(torch.from_numpy(sampler.timesteps), guidance)
+
+    def noise() -> Tensor:
+        return torch.randn(1, config.in_channels, _CELLS, _CELLS, generator=generator)
+
+    *_, last = denoise(sampler, lambda x, i: denoiser(x, tables[i], text), noise)
+    return last.x
+
+
+def _write_decoder(job: Job, model: ResolvedModel, latent: Tensor) -> None:
+    decoder = load_decoder(model, device=_CPU, dtype=torch.float32)
+    scaled = latent / decoder.config.scaling_factor
+    scales = static_scales(decoder, decoder_targets(decoder), lambda: decoder.decode(scaled))
+    quantize_decoder(decoder, input_scales=scales)
+    half = package_component.common_dtype(job.state("vae"))
+    job.write("vae", package_component.stored(decoder.state_dict(), half), Calibration(scales, [], [], _INFO))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Writes the folder: 0, 1 for an error, 2 for usage, 130 for Ctrl-C."""
+    options = _options(sys.argv[1:] if argv is None else argv)
+    return ended(lambda: _write(options))
+
+
+def _write(options: argparse.Namespace) -> None:
+    if options.package_of:
+        write_package(options.package_of, options.output, force=options.force)
+    else:
+        write_model(
+            options.output,
+            options.shapes,
+            # as most public ones
+            dtype=DTYPES[options.dtype or ("bf16" if options.sprint else "fp16")],
+            text_layers=options.text_layers,
+            text_width=DENOISERS[options.shapes].caption_channels,
+            force=options.force,
+            sprint=options.sprint,
+            device=options.device,
+        )
+    print(options.output)
+
+
+def _options(given: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="random_model.py", description="Write a model with random weights.")
+    add = parser.add_argument
+    add("output", type=Path)
+    add("--package-of", type=Path, metavar="DIR", help="the INT8 package of this float folder instead")
+    add("--shapes", choices=sorted(DENOISERS), default="0.6b")
+    add("--sprint", action="store_true", help="a Sprint model: 2 steps without guidance")
+    add("--dtype", choices=sorted(DTYPES), help="(default: fp16, bf16 with --sprint)")
+    add("--text-layers", type=int, default=GEMMA_2_2B["num_hidden_layers"])
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="where weights are drawn")
+    add("--force", action="store_true", help="replace the folder")
+    return parser.parse_args(given)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

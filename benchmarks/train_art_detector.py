@@ -9,11 +9,16 @@ from __future__ import annotations
 
 import argparse
 import random
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+
+from harness import needs
+
+needs("torch", "accelerate", "safetensors", "tqdm")
 
 import numpy as np
 import torch
-from art_detector import SIDE, Detector, detector_loss, targets
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save_file
@@ -21,12 +26,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from judge.art import SIDE, WEIGHTS, Detector, detector_loss, targets
 from sana_edge.atomic import new_file
 from sana_edge.training.art.layout import draw_scene
 from sana_edge.training.art.scenes import Scene, render
 from sana_edge.training.loop import Loop, ema_state
-
-WEIGHTS = Path(__file__).with_name("art_detector.safetensors")
 
 
 def judged_scene(number: int) -> Scene:
@@ -60,14 +64,7 @@ def spoilt(pixels: Tensor) -> Tensor:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="train the detector that judges pictures of sana-tiny")
-    parser.add_argument("--folder", type=Path, default=Path("runs/detector"))
-    parser.add_argument("--count", type=int, default=12288, help="scenes, where none are kept yet")
-    parser.add_argument("--minutes", type=float, default=40)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--rate", type=float, default=2e-3)
-    parser.add_argument("--output", type=Path, default=WEIGHTS)
-    args = parser.parse_args()
+    args = _options(sys.argv[1:])
 
     torch.manual_seed(0)
     model = Detector()
@@ -88,6 +85,17 @@ def main() -> None:
     state = {k: v.half() if v.is_floating_point() else v for k, v in ema_state(args.folder).items()}
     with new_file(args.output) as partial:
         save_file(state, partial)
+
+
+def _options(given: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="train the detector that judges pictures of sana-tiny")
+    parser.add_argument("--folder", type=Path, default=Path("runs/detector"))
+    parser.add_argument("--count", type=int, default=12288, help="scenes, where none are kept yet")
+    parser.add_argument("--minutes", type=float, default=40)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--output", type=Path, default=WEIGHTS)
+    return parser.parse_args(given)
 
 
 if __name__ == "__main__":

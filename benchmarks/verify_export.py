@@ -18,15 +18,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from engine_report import verification_table
-from record import ended, header, write_json
+from harness import RESULTS, needs
 
+needs("torch", "transformers", "onnx", "onnxruntime")
+
+from harness import sections
+from harness.results import ended, header, write_json
 from sana_edge.errors import SanaError
 from sana_edge.export.onnx import export
 from sana_edge.export.settings import Settings
 from sana_edge.store.manifest import Manifest
 
-RESULTS = Path(__file__).parent / "results"
 EXPORTS = {
     "fp32": Settings(),
     "fp16": Settings(dtype="fp16"),
@@ -48,7 +50,7 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> None:
     exports = [exported(options.model, name, settings) for name, settings in EXPORTS.items()]
     data = {**header("benchmarks/verify_export.py", given), "exports": exports}
     write_json(options.output, data)
-    print(verification_table(data))
+    print(sections.verification(data).text())
     failed = [found["name"] for found in exports if found["failure"] is not None]
     if failed:
         raise SanaError(f"not exported: {', '.join(failed)}", f"the reasons are in {options.output}")

@@ -37,4 +37,4 @@ class Settings:
             raise InvalidInput(f"unknown dtype {self.dtype!r}", f"choose {', '.join(DTYPES)}")
         if self.size is not None:
             # which knows what a size may be
-            Request("a picture", size=self.size)
+            Request("a picture", size=self.size, exact_size=True)

@@ -80,7 +80,7 @@ def _launch(name: str, *arguments: Any, **named: Any) -> Any:
     """Check the arguments of an operation, make its results, and start it on the current stream."""
     names, defaults = _parameters(name)
     given = {**defaults, **dict(zip(names, arguments, strict=False)), **named}
-    if len(arguments) > len(names) or len(given) != len(names):
+    if len(arguments) > len(names) or given.keys() != set(names):
         raise TypeError(f"{name} takes {', '.join(names)}")
     forms = (
         Form(v.shape, v.stride(), v.dtype) if isinstance(v, Tensor) else v

@@ -10,9 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from sana_edge.engines.engine import Engine as Engine
-from sana_edge.engines.engine import EngineKind as EngineKind
-from sana_edge.engines.engine import Settings as Settings
+from sana_edge.engines.engine import EngineKind, Settings
 from sana_edge.engines.onnxruntime import OnnxRuntime
 from sana_edge.engines.openvino import OpenVino
 from sana_edge.engines.tensorrt.backend import TensorRT

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from sana_edge.config import SamplerConfig
 from sana_edge.decoding import PREVIEW_CELLS, check_finite, resize_and_crop
 from sana_edge.engines import choose
-from sana_edge.engines.choose import EngineKind, Settings
 from sana_edge.engines.decoder import EngineDecoder
+from sana_edge.engines.engine import EngineKind, Settings
 from sana_edge.engines.noise import NoiseSource
 from sana_edge.engines.projected_text import Context, ProjectedText, padding_mask, side_by_side
 from sana_edge.engines.sessions import DENOISERS, Graphs
@@ -245,7 +245,7 @@ def load_stages(
         dtype: one of `choose.PRECISIONS`.
         int8: refuse a float model.
         backend: "auto" or one of `choose.NAMES`.
-        engine_folder, trust_engine: see `choose.Settings`.
+        engine_folder, trust_engine: see `engine.Settings`.
         notes: why this folder was taken.
 
     Raises:

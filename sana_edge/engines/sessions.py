@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from sana_edge.engines.choose import Engine, EngineKind
+from sana_edge.engines.engine import Engine, EngineKind
 from sana_edge.engines.text import Floats
 from sana_edge.store.manifest import Manifest
 

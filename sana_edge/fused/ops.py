@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sana_edge.kernels.cuda import library
+from sana_edge.kernels.cuda import launch
 
 # the module of sana_edge.kernels.triton that has an operation
 _TRITON = {
@@ -36,10 +36,7 @@ OPERATIONS = (*_TRITON, "w8a8_linear_add_", *CUDA_ONLY)
 
 def workspace(backend: str, images: int, tokens: int, heads: int, device: torch.device) -> Tensor | None:
     """What `qkv_linear_attention` and `qk_norm_linear_attention` need on a backend; not for two at once."""
-    if backend != "cuda":
-        return None
-    size = library.load().workspace(images, tokens, heads)
-    return torch.zeros(size, dtype=torch.uint8, device=device)
+    return launch.workspace(images, tokens, heads, device) if backend == "cuda" else None
 
 
 @functools.cache

@@ -17,27 +17,20 @@ from PIL import Image
 for package in ("onnx", "onnxruntime", "openvino"):
     pytest.importorskip(package, reason=f"{package} is not installed")
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-# scripts there import each other by their plain names
+import openvino
 
-import bench_engines  # noqa: E402
-import cold_start  # noqa: E402
-import engine_work  # noqa: E402
-import measuring  # noqa: E402
-import openvino  # noqa: E402
-import peaks  # noqa: E402
-import processes  # noqa: E402
-import sprint_folders  # noqa: E402
-import whole_pictures  # noqa: E402
-from contenders import BASELINE  # noqa: E402
-from contenders import INT8 as TORCH_INT8  # noqa: E402
-
-from sana_edge.errors import SanaError  # noqa: E402
+import bench_engines
+from harness import ROOT, measure, process
+from harness.results import BASELINE, NAIVE_INT8
+from harness.results import INT8 as TORCH_INT8
+from sana_edge.errors import SanaError
+from works import engines, pictures
+from works.denoiser import DenoiserWork
 
 SHAPES = ["--shapes", "tiny", "--repeat", "2", "--threads", "1"]
 # older CPUs have no bf16
 BF16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-OURS = [BASELINE, TORCH_INT8, *(name for name in engine_work.ENGINES if BF16 or "bf16" not in name)]
+OURS = [BASELINE, TORCH_INT8, *(name for name in engines.ENGINES if BF16 or "bf16" not in name)]
 
 
 @pytest.fixture
@@ -45,8 +38,8 @@ def run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., dict[str, Any]]:
     """Run the script and return its JSON; memory is measured here, processes cost seconds."""
-    monkeypatch.setattr(measuring, "peaks", peaks._measure)
-    monkeypatch.setattr(measuring, "SAMPLE_SECONDS", 0.001)
+    monkeypatch.setattr(measure, "peaks", process._measure)
+    monkeypatch.setattr(measure, "SAMPLE_SECONDS", 0.001)
 
     def run(*arguments: str) -> dict[str, Any]:
         output = tmp_path / "out.json"
@@ -72,7 +65,7 @@ def test_a_step(run: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     found = work["ratios"][BASELINE]["openvino int8"]
     pairs = zip(rows["openvino int8"]["seconds"], rows[BASELINE]["seconds"], strict=True)
     assert [found["least"], found["most"]] == sorted(a / b for a, b in pairs)
-    assert work["ratios"][engine_work.NAIVE_INT8] == {}
+    assert work["ratios"][NAIVE_INT8] == {}
     assert str(tmp_path) not in json.dumps(data) and "folder" not in work
 
 
@@ -90,13 +83,13 @@ def test_a_decoder(run: Callable[..., dict[str, Any]]) -> None:
 def test_the_naive_graph(run: Callable[..., dict[str, Any]]) -> None:
     pytest.importorskip("nncf", reason="nncf is not installed")
     pytest.importorskip("onnxscript", reason="onnxscript is not installed")
-    names = [BASELINE, engine_work.NAIVE_INT8]
+    names = [BASELINE, NAIVE_INT8]
     data = run(
         *(*SHAPES, "--stage", "step", "--sizes", "96", "--layers", "1"), *("--contenders", ",".join(names))
     )
     rows = {row["name"]: row for row in data["works"][0]["rows"]}
-    assert 1e-4 < rows[engine_work.NAIVE_INT8]["difference"] < 0.5
-    assert data["works"][0]["ratios"][engine_work.NAIVE_INT8]
+    assert 1e-4 < rows[NAIVE_INT8]["difference"] < 0.5
+    assert data["works"][0]["ratios"][NAIVE_INT8]
 
 
 @pytest.mark.parametrize(
@@ -118,12 +111,20 @@ def test_refusals(
 
 
 def test_unequal_outputs() -> None:
-    row = measuring.Row("step", "openvino", [1.0], [1.0], reference=BASELINE, difference=0.01)
+    common: dict[str, Any] = {"dtype": "fp32", "device": "cpu", "threads": 1}
+    step = DenoiserWork(shapes="tiny", layers=1, size=96, tokens=30, steps=20, **common)
+    work = engines.EngineWork(work=step, folder="", **common)
+
+    def check(name: str, difference: float) -> None:
+        row = measure.Row("step", name, [1.0], [1.0], reference=BASELINE, difference=difference)
+        measure.check(row, work)
+
     with pytest.raises(SanaError, match=r"openvino is not diffusers's, relative L2 0\.01, allowed 0\.001"):
-        bench_engines._check([row])
+        check("openvino", 0.01)
     with pytest.raises(SanaError, match="relative L2 nan"):
-        bench_engines._check([measuring.Row("step", "openvino int8", [1.0], [1.0], difference=float("nan"))])
-    bench_engines._check([measuring.Row("step", engine_work.NAIVE_INT8, [1.0], [1.0], difference=0.9)])
+        check("openvino int8", float("nan"))
+    check("openvino int8 bf16", 0.19)
+    check(NAIVE_INT8, 0.9)
 
 
 def test_cold(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -136,9 +137,9 @@ def test_cold(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         "torch": [sys.executable, "-c", write.format(100)],
         "openvino fp32": [sys.executable, "-c", write.format(101)],
     }
-    monkeypatch.setattr(cold_start, "_commands", lambda options: commands)
+    monkeypatch.setattr(pictures, "_commands", lambda options: commands)
     options = argparse.Namespace(repeat=1, threads=1, model="sana-tiny", steps=2)
-    rows = cold_start.measure_cold(options, lambda line: None)["rows"]
+    rows = pictures.measure_cold(options, lambda line: None)["rows"]
     assert [row["name"] for row in rows] == list(commands)
     assert rows[0]["psnr"] is None and rows[0]["peak"] == 5_000_000 and len(rows[0]["seconds"]) == 1
     # Image.new gives red only: a third of the values differ by 1
@@ -155,22 +156,22 @@ def test_cold(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 )
 def test_a_command_that_fails(code: str, message: str) -> None:
     with pytest.raises(SanaError, match=message):
-        processes.run([sys.executable, "-c", code], 1, "torch")
+        process.run([sys.executable, "-c", code], "torch", threads=1)
 
 
 def test_torch_is_blocked() -> None:
     """Not by what is printed, which a missing package would print too."""
-    script = str(BENCHMARKS / "without_torch.py")
+    command = [sys.executable, str(ROOT / "benchmarks" / "works" / "picture_process.py"), "cli"]
     with pytest.raises(SanaError, match=r"engine failed: error: .*this needs torch"):
-        processes.run([sys.executable, script, "generate", "--prompt", "a cat"], 1, "engine")
-    assert processes.run([sys.executable, script, "--version"], 1, "engine").printed
+        process.run([*command, "generate", "--prompt", "a cat"], "engine")
+    assert process.run([*command, "--version"], "engine").printed
 
 
 @pytest.fixture(scope="module")
 def sprint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folders of a tiny random Sprint model."""
     scratch = tmp_path_factory.mktemp("sprint")
-    made = sprint_folders.prepare(scratch, "tiny", 1, lambda line: None)
+    made = pictures.prepare(scratch, "tiny", 1, lambda line: None)
     assert [entry["folder"] for entry in made] == ["float", "int8", "onnx"]
     return scratch
 
@@ -180,13 +181,16 @@ def test_whole_pictures(
     run: Callable[..., dict[str, Any]], sprint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """All of them draw the same picture of noise, and folders are made once."""
+    names = [name for name in pictures.WAYS if BF16 or name != "openvino int8 bf16"]
     options = ["--stage", "picture", "--sizes", "64", "--scratch", str(sprint)]
+    options += ["--contenders", ",".join(names)]
     data = run("--shapes", "tiny", "--repeat", "1", "--threads", "1", *options)["picture"]
     rows = {row["name"]: row for row in data["rows"]}
-    assert list(rows) == list(whole_pictures.WAYS) and data["prepared"] == []
+    assert list(rows) == names and data["prepared"] == []
     for name, row in rows.items():
+        assert row["failure"] is None, name
         (found,) = row["runs"]
-        assert row["failure"] is None and row["median"]["first"] == found["first"], name
+        assert row["median"]["first"] == found["first"]
         assert 0 < found["load"] < found["first"] and found["peak"] > 50e6
         for picture in ("first", "second"):
             parts = [found[f"{picture} {part}"] for part in ("text", "denoise", "decode")]
@@ -194,7 +198,7 @@ def test_whole_pictures(
     assert rows[BASELINE]["psnr"] is None
     for name in ("sana-edge bf16", TORCH_INT8, "onnxruntime int8", "openvino int8"):
         assert rows[name]["reference"] == BASELINE and rows[name]["psnr"] > 20, name
-    assert "second decode" in capsys.readouterr().out
+    assert "first picture" in capsys.readouterr().out
     assert str(sprint) not in json.dumps(data)
 
 
@@ -212,10 +216,10 @@ def test_a_whole_picture_that_fails(
         "if 'openvino' in sys.argv: sys.exit('no memory')\n"
         "red = 100 + ('torch' in sys.argv)\n"
         "Image.new('RGB', (8, 8), red).save(sys.argv[2] + '/first.png')\n"
-        f"print(json.dumps(dict.fromkeys({whole_pictures.COLUMNS!r}, 2.0) | {{'peak': 3000000}}))\n"
+        f"print(json.dumps(dict.fromkeys({pictures.COLUMNS!r}, 2.0) | {{'peak': 3000000}}))\n"
     )
-    monkeypatch.setattr(whole_pictures, "_SCRIPT", script)
-    monkeypatch.setattr(sprint_folders, "prepare", lambda *arguments: [])
+    monkeypatch.setattr(pictures, "_SCRIPT", script)
+    monkeypatch.setattr(pictures, "prepare", lambda *arguments: [])
     names = f"openvino int8,{BASELINE},sana-edge bf16"
     options = ["--stage", "picture", "--scratch", str(tmp_path), "--contenders", names]
     data = run("--shapes", "tiny", "--repeat", "2", "--threads", "1", *options)["picture"]
@@ -229,7 +233,7 @@ def test_a_whole_picture_that_fails(
     assert rows["sana-edge bf16"]["median"]["second decode"] == 2
     printed = capsys.readouterr()
     assert "openvino int8 failed: no memory" in printed.err
-    assert [line.split()[-2:] for line in printed.out.splitlines()[3:4]] == [["3", "52.9"]]
+    assert printed.out.splitlines()[3].split()[-4:] == ["0.0", "GB", "52.9", "dB"]
 
 
 def test_times_are_kept_when_memory_is_not_measured(
@@ -242,8 +246,8 @@ def test_times_are_kept_when_memory_is_not_measured(
     # a module that new processes find
     (tmp_path / "killed_process.py").write_text(_KILLED)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(measuring, "peaks", peaks.peaks)
-    monkeypatch.setattr(peaks, "_measure", importlib.import_module("killed_process").measure)
+    monkeypatch.setattr(measure, "peaks", process.peaks)
+    monkeypatch.setattr(process, "_measure", importlib.import_module("killed_process").measure)
     options = ["--stage", "decode", "--sizes", "64", "--contenders", f"{BASELINE},onnxruntime"]
     rows = {row["name"]: row for row in run(*SHAPES, *options)["works"][0]["rows"]}
     assert rows["onnxruntime"]["memory"] is None and rows["onnxruntime"]["median"] > 0
@@ -252,11 +256,12 @@ def test_times_are_kept_when_memory_is_not_measured(
 
 
 _KILLED = f"""
-import os, peaks, signal
+import os, signal
+from harness import process
 def measure(work, name, stages):
     if name != {BASELINE!r}:
         os.kill(os.getpid(), signal.SIGKILL)
-    return dict.fromkeys(stages, peaks.Peak(7, None))
+    return dict.fromkeys(stages, process.Peak(7, None))
 """
 
 
@@ -268,8 +273,8 @@ def test_ctrl_c_keeps_what_was_measured(
     def interrupted(*arguments: Any) -> dict[str, Any]:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(measuring, "peaks", interrupted)
-    monkeypatch.setattr(measuring, "SAMPLE_SECONDS", 0.001)
+    monkeypatch.setattr(measure, "peaks", interrupted)
+    monkeypatch.setattr(measure, "SAMPLE_SECONDS", 0.001)
     output = tmp_path / "out.json"
     options = ["--stage", "decode", "--sizes", "64", "--contenders", f"{BASELINE},onnxruntime"]
     assert bench_engines.main([*SHAPES, *options, "--output", str(output)]) == 130

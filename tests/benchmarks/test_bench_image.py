@@ -14,17 +14,12 @@ import numpy as np
 import pytest
 import torch
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-# scripts there import each other by their plain names
-
-import measuring  # noqa: E402
-import peaks  # noqa: E402
-import report  # noqa: E402
-from bench_image import main  # noqa: E402
-from contenders import BASELINE, INT8, OURS, Loader, Output, Stage, Work  # noqa: E402
-from decoder_work import DecoderWork  # noqa: E402
-
-from sana_edge.errors import SanaError  # noqa: E402
+from bench_image import main
+from harness import measure, process, sections
+from harness.results import BASELINE, INT8, OURS
+from harness.work import Loader, Output, Stage, Work
+from sana_edge.errors import SanaError
+from works.decoder import DecoderWork
 
 SHAPES = ["--shapes", "tiny", "--size", "96", "--dtype", "fp32", "--steps", "4", "--repeat", "2"]
 
@@ -34,8 +29,8 @@ def run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[dict[str, Any], str]]:
     """Run the script and return its JSON and its table; memory is measured here, processes cost seconds."""
-    monkeypatch.setattr(measuring, "peaks", peaks._measure)
-    monkeypatch.setattr(measuring, "SAMPLE_SECONDS", 0.001)
+    monkeypatch.setattr(measure, "peaks", process._measure)
+    monkeypatch.setattr(measure, "SAMPLE_SECONDS", 0.001)
 
     def run(*arguments: str) -> tuple[dict[str, Any], str]:
         output = tmp_path / "new" / "out.json"
@@ -128,7 +123,7 @@ class Fake(Work):
     """Work with the given outputs."""
 
     outputs: dict[str, Output]
-    free: tuple[str, ...] = ()
+    free: bool = False
     allowed: dict[str, float] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
     dtype: str = "fp32"
@@ -140,12 +135,11 @@ class Fake(Work):
         return "fake"
 
     @property
-    def unequal(self) -> tuple[str, ...]:
-        return self.free
-
-    @property
     def int8_tolerance(self) -> dict[str, float]:
         return self.allowed
+
+    def limit(self, stage: str, name: str) -> float | None:
+        return None if self.free else super().limit(stage, name)
 
     def loaders(self) -> dict[str, Loader]:
         return {name: lambda name=name: {"work": self._stage(name)} for name in self.outputs}  # type: ignore[misc]
@@ -159,12 +153,12 @@ class Fake(Work):
         return Stage(call)
 
 
-def measured(monkeypatch: pytest.MonkeyPatch, work: Work, repeat: int = 3) -> list[measuring.Row]:
-    monkeypatch.setattr(measuring, "peaks", peaks._measure)
-    monkeypatch.setattr(measuring, "SAMPLE_SECONDS", 0.001)
+def measured(monkeypatch: pytest.MonkeyPatch, work: Work, repeat: int = 3) -> list[measure.Row]:
+    monkeypatch.setattr(measure, "peaks", process._measure)
+    monkeypatch.setattr(measure, "SAMPLE_SECONDS", 0.001)
     threads = torch.get_num_threads()
     try:
-        return measuring.measure(work, ("work",), repeat, lambda line: None)
+        return measure.measure(work, ("work",), repeat, lambda line: None)
     finally:
         torch.set_num_threads(threads)
 
@@ -189,7 +183,7 @@ def test_unequal_work_is_refused(monkeypatch: pytest.MonkeyPatch, output: Output
     outputs: dict[str, Output] = {OURS: output, BASELINE: expected}
     with pytest.raises(SanaError, match="work: the output of sana-edge is not diffusers's"):
         measured(monkeypatch, Fake(outputs=outputs), repeat=1)
-    assert len(measured(monkeypatch, Fake(outputs=outputs, free=("work",)), repeat=1)) == 2
+    assert len(measured(monkeypatch, Fake(outputs=outputs, free=True), repeat=1)) == 2
 
 
 def test_int8_may_differ_by_its_tolerance(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,8 +211,7 @@ def test_without_the_baseline(run: Callable[..., tuple[dict[str, Any], str]]) ->
     assert len(small["ratios_to_float"]) == 2 and 1e-3 < small["difference"] < 0.01
     assert found["step", OURS]["reference"] is None and found["step", OURS]["difference"] is None
     assert found["step+context/4", INT8]["ratio_to_float"] > 0
-    lines = report.speed_rows(data["works"][0], int8=True)
-    assert [line.split(" | ")[1] for line in lines[:1]] == ["text keys and values, once per picture"]
+    assert sections.speed([data]).rows[0][1] == "text keys and values, once per picture"
 
 
 def test_one_contender(run: Callable[..., tuple[dict[str, Any], str]]) -> None:
@@ -227,31 +220,25 @@ def test_one_contender(run: Callable[..., tuple[dict[str, Any], str]]) -> None:
     assert (row["ratio"], row["ratio_to_float"], row["difference"]) == (None, None, None)
 
 
-def test_tables_of_readme(run: Callable[..., tuple[dict[str, Any], str]]) -> None:
+def test_tables(run: Callable[..., tuple[dict[str, Any], str]]) -> None:
     """A row for each stage that diffusers has too; without INT8's columns where none was measured."""
     data, _ = run(*SHAPES, "--stage", "context,step,decode")
-    denoiser, decoder = data["works"]
-    (line,) = report.speed_rows(denoiser, int8=True)
-    found = rows(denoiser)
-    cells = line.strip("| ").split(" | ")
-    assert cells[1:4] == [
-        "denoising step",
-        *(f"{found['step', n]['median']:.3g} s" for n in (BASELINE, OURS)),
-    ]
-    assert cells[4] == f"{found['step', OURS]['ratio']:.2f}"
-    small = found["step", INT8]
-    assert cells[5:8] == [
+    found = rows(data["works"][0])
+    step, _ = sections.speed([data]).rows
+    medians = [f"{found['step', name]['median']:.3g} s" for name in (BASELINE, OURS)]
+    small, whole = found["step", INT8], found["step", OURS]
+    assert step[1:5] == ["denoising step", *medians, f"{whole['ratio']:.2f}"]
+    assert step[5:8] == [
         f"{small['median']:.3g} s",
         f"{small['ratio']:.2f}",
         f"{small['ratio_to_float']:.2f}",
     ]
-    share = small["weights"] / found["step", OURS]["weights"]
-    assert cells[8].endswith(f"MB ({share:.2f})") and cells[9].count("/") == 2
-    decoder["rows"] = [row for row in decoder["rows"] if row["name"] != INT8]
-    (line,) = report.speed_rows(decoder, int8=False)
-    assert line.count("|") == 7 and line.count(" / ") == 1
-    (line,) = report.speed_rows(decoder, int8=True)
-    assert line.count("|") == 11
+    assert str(step[8]).endswith(f"MB ({small['weights'] / whole['weights']:.2f})")
+    assert str(step[9]).count("/") == 2
+    for work in data["works"]:
+        work["rows"] = [row for row in work["rows"] if row["name"] != INT8]
+    table = sections.speed([data])
+    assert {len(table.titles), *map(len, table.rows)} == {6}
 
 
 def test_pictures_may_differ_by_one_level(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,8 +248,8 @@ def test_pictures_may_differ_by_one_level(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_peak_is_that_of_the_stage() -> None:
-    large = peaks._peak(lambda: torch.ones(16 << 20), "cpu")
-    small = peaks._peak(lambda: torch.ones(1 << 20), "cpu")
+    large = process._peak(lambda: torch.ones(16 << 20), "cpu")
+    small = process._peak(lambda: torch.ones(1 << 20), "cpu")
     if large.before is None or small.before is None:
         pytest.skip("this system keeps one peak for the whole process")
     assert large.most is not None and 60e6 < large.most - large.before < 100e6
@@ -271,7 +258,7 @@ def test_the_peak_is_that_of_the_stage() -> None:
 
 def test_memory_in_a_process_of_its_own() -> None:
     work = DecoderWork(shapes="tiny", size=64, tiled=False, dtype="fp32", device="cpu", threads=1)
-    (peak,) = peaks.peaks(work, OURS, ("decode",)).values()
+    (peak,) = process.peaks(work, OURS, ("decode",)).values()
     assert peak.most is not None and 50e6 < (peak.before or 0) <= peak.most
 
 

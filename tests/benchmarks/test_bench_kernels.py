@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import bench_kernels
-import contenders
-import decoder_work
 import pytest
-import roofline
 import torch
-from bench_kernels import Peaks
-from kernel_cases import Case, Sizes, cases
 
+import bench_kernels
+from bench_kernels import Peaks
+from harness.results import INT8, OURS
 from sana_edge.fused.decoder import fuse_decoder
+from works import decoder
+from works.kernel_cases import Case, Sizes, cases
 
 CPU = torch.device("cpu")
 
@@ -52,25 +51,6 @@ def test_shares_are_of_the_peaks() -> None:
     assert "one" in bench_kernels.table([{"side": 64, "pictures": 1, **row}])
 
 
-def test_a_laptop_takes_its_share_of_what_was_measured() -> None:
-    """A product at half of the peak here is at half of the laptop's peak there; so is a copy."""
-    rows = [
-        {"kernel": "product", "seconds": 2e-3, "share_of_int8_peak": 0.5, "share_of_bandwidth": 0.01},
-        {"kernel": "rows", "seconds": 1e-3, "share_of_int8_peak": None, "share_of_bandwidth": 0.8},
-    ]
-    data = {
-        "peaks": {"int8_tops": 1000.0, "copy_gb_per_s": 4000.0},
-        "kernels": [{**row, "side": 1024, "pictures": 1, "calls_per_step": 10} for row in rows],
-    }
-    laptop = roofline.Laptop("half", 100e12, 400e9)
-    product = 1e-3 * 10 / 0.5
-    copy = 0.8e-3 * 10 / 0.8
-    assert roofline.projected(laptop, data, 1024) == pytest.approx(10 * (product + copy))
-    assert "(projection)" in roofline.table(data, 1024, 20)
-    with pytest.raises(SystemExit, match="512 px"):
-        roofline.projected(laptop, data, 512)
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_without_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
     assert bench_kernels.main([]) == 1
@@ -82,16 +62,12 @@ def test_without_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.usefixtures("emulated")
 def test_the_decoder_that_is_timed_is_the_fused_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the runtime would fuse it; here it is told that it would."""
-    work = decoder_work.DecoderWork(
-        dtype="bf16", device="cpu", threads=1, shapes="tiny", size=64, tiled=False
-    )
+    work = decoder.DecoderWork(dtype="bf16", device="cpu", threads=1, shapes="tiny", size=64, tiled=False)
     loaders = work.loaders()
-    expected = loaders[contenders.OURS]()["decode"]()
-    monkeypatch.setattr(decoder_work, "_fuses", lambda work: True)
+    expected = loaders[OURS]()["decode"]()
+    monkeypatch.setattr(decoder, "_fuses", lambda work: True)
     fused = []
-    monkeypatch.setattr(
-        decoder_work, "fuse_decoder", lambda decoder: fused.append(fuse_decoder(decoder)) or fused[0]
-    )
-    found = loaders[contenders.INT8]()["decode"]()
+    monkeypatch.setattr(decoder, "fuse_decoder", lambda model: fused.append(fuse_decoder(model)) or fused[0])
+    found = loaders[INT8]()["decode"]()
     assert len(fused) == 1
     assert float((found - expected).norm() / expected.norm()) < work.int8_tolerance["decode"] + 0.1

@@ -15,19 +15,14 @@ from typing import Any
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[2]
-
-import check_operations  # noqa: E402
-import gpu_check  # noqa: E402
-import gpu_figures  # noqa: E402
-import gpu_results  # noqa: E402
-import gpu_steps  # noqa: E402
-import step_process  # noqa: E402
-from gpu_check import Runner  # noqa: E402
-from gpu_results import Results  # noqa: E402
-from gpu_steps import Setting, Step  # noqa: E402
-
-from sana_edge.errors import InvalidInput  # noqa: E402
+import gpu_check
+from gpu import operations
+from gpu import steps as gpu_steps
+from gpu.results import Outcome, Results
+from gpu.steps import Setting, Step, figure_own, figure_tests
+from gpu_check import Runner
+from harness import ROOT, process
+from sana_edge.errors import InvalidInput
 
 WRITES = "import json, sys; json.dump({'figure': 'right'}, open(sys.argv[1], 'w'))"
 # a child that would go on, as the workers of pytest do
@@ -41,7 +36,7 @@ def step(name: str, code: str, limit: float = 60.0, estimate: float = 1.0, **opt
     def commands(setting: Setting) -> list[list[str]]:
         return [["-c", code, setting.json(name)]]
 
-    return Step(name, estimate, limit, commands, gpu_figures.own, options.get("needs", ()))
+    return Step(name, estimate, limit, commands, figure_own, options.get("needs", ()))
 
 
 @pytest.fixture
@@ -95,7 +90,7 @@ def test_a_hanging_step_is_killed_with_its_children(run: Any, tmp_path: Path) ->
 def test_what_a_step_leaves_behind_is_ended(tmp_path: Path) -> None:
     log = tmp_path / "log"
     code = HANGS.replace("time.sleep(600)\n", "").rsplit("\n", 1)[0]
-    done = step_process.run(
+    done = process.run_step(
         [sys.executable, "-c", code], limit=60, log=log, environment=os.environ, folder=tmp_path
     )
     assert done.status == "passed"
@@ -132,7 +127,7 @@ def test_tests_that_all_skip_themselves_have_not_passed(said: str, status: str, 
     """As they do where torch sees no GPU."""
     tests = Step(
         *("tests", 1, 60, lambda setting: [["-c", f"print('{said} in 0.1s')"]]),
-        *(gpu_figures.tests, ("pytest",)),
+        *(figure_tests, ("pytest",)),
     )
     found = Runner(Setting(tmp_path, tmp_path), dict(os.environ), ("pytest",), {}).run(tests, 60)
     assert found.status == status
@@ -143,7 +138,7 @@ def test_a_later_call_continues_the_file(tmp_path: Path) -> None:
     path = tmp_path / "gpu.json"
     for number in range(2):
         results = Results(path, {"number": number}, path)
-        results.add(gpu_results.Outcome("one", "passed", 1.0, 2.0, 1.0, "right"))
+        results.add(Outcome("one", "passed", 1.0, 2.0, 1.0, "right"))
     assert [call["number"] for call in json.loads(path.read_text())["calls"]] == [0, 1]
     path.write_text("{")
     Results(path, {"number": 2}, path).write()
@@ -196,7 +191,7 @@ def test_without_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     ids=["equal", "two per cent off", "NaN", "short", "another dtype"],
 )
 def test_a_wrong_result_is_seen(found: torch.Tensor, right: bool) -> None:
-    assert (check_operations.compare([found], [torch.ones(50)], 2**-8) <= 1) == right
+    assert (operations.compare([found], [torch.ones(50)], 2**-8) <= 1) == right
 
 
 @pytest.mark.parametrize(("change", "right"), [((0, 1), True), ((0, 2), False), ((slice(None), 1), False)])
@@ -205,7 +200,7 @@ def test_wrong_levels_are_seen(change: tuple[Any, int], right: bool) -> None:
     wanted = torch.full((50,), 40, dtype=torch.int8)
     found = wanted.clone()
     found[change[0]] += change[1]
-    assert (check_operations.compare([found], [wanted], 2**-11) <= 1) == right
+    assert (operations.compare([found], [wanted], 2**-11) <= 1) == right
 
 
 def test_the_library_comes_first() -> None:

@@ -11,10 +11,8 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-
-import gpu_steps  # noqa: E402
-import roofline  # noqa: E402
+from gpu import steps as gpu_steps
+from harness import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +55,6 @@ def test_the_checks(packages: Path, emulated_library: Path, tmp_path: Path) -> N
     assert figures["kernels"].startswith("13 kernels")
     # a line for each, and how many passed
     assert len(printed.strip().splitlines()) == len(steps) + 2
-    (path,) = tmp_path.glob("dry-run-*.json")
-    assert len(roofline.measured(path)["kernels"]) == 13
 
 
 @pytest.mark.slow

@@ -10,11 +10,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from judge import Detection, judge
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
-from prompts import relations
 
+from judge.prompts import Detection, relations
+from judge.shapes import judge
 from sana_edge.training.layout import RADII, SLOTS, arrange, draw_scene, held_out
 from sana_edge.training.scenes import (
     BACKGROUNDS,

@@ -12,12 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-
-# scripts there import each other by their plain names
-from random_model import write_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+# scripts there import each other by their plain names
+from random_model import write_model
 from sana_edge.calib import package_component
 from sana_edge.calib.quantize import quantize
 from sana_edge.calib.settings import Settings, calibration_folder

@@ -143,6 +143,13 @@ def test_a_workspace_is_used_again() -> None:
     assert ops.workspace("torch", B, N, HEADS, torch.device("cpu")) is None
 
 
+@pytest.mark.usefixtures("emulated")
+@pytest.mark.parametrize("backend", ["torch", "cuda"])
+def test_no_operation_has_a_gradient(backend: str) -> None:
+    latent, *given = arguments()["patch_embed"]
+    assert not ops.patch_embed(latent.requires_grad_(), *given, backend).requires_grad
+
+
 def test_triton_is_imported_when_it_is_needed() -> None:
     code = "import sys, sana_edge.pipeline; sys.exit('sana_edge.kernels.triton.quantize_rows' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

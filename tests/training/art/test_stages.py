@@ -7,17 +7,15 @@ import shutil
 import sys
 from pathlib import Path
 
-import art_judge
-import art_prompts
 import numpy as np
 import pytest
 import torch
-from art_detector import CELLS, SIDE, Detector, detector_loss, targets
-from prompts import COUNTS
 from safetensors.torch import save_file
-from train_art_detector import spoilt
 from transformers import CLIPModel, CLIPProcessor
 
+from judge import art_prompts
+from judge.art import CELLS, SIDE, Detector, decode, detector_loss, targets
+from judge.prompts import COUNTS, Detection, Judgement
 from sana_edge import Sana
 from sana_edge.config import AutoencoderConfig
 from sana_edge.nets.text_encoder import TextEncoder
@@ -27,6 +25,7 @@ from sana_edge.training.art import assemble, latents, layout, train_clip, train_
 from sana_edge.training.art.pictures import HELD_OUT, SHARD, Pictures
 from sana_edge.training.art.scenes import Scene, Thing
 from sana_edge.training.art.train_autoencoder import as_pixels, crops, held_out_psnr, liveliness
+from train_art_detector import spoilt
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +72,7 @@ def test_psnr_is_of_8_bit_values(stored: Path) -> None:
     errors = (np.minimum(pictures + 2, 255) - pictures) ** 2
     expected = np.mean([10 * np.log10(255**2 / e.mean()) for e in errors])
     # the means of fp32 squares
-    assert held_out_psnr(Off(), stored, 3) == pytest.approx(expected, abs=1e-3)  # type: ignore[arg-type]
+    assert held_out_psnr(Off(), stored, 3) == pytest.approx(expected, abs=1e-3)
 
 
 def test_facts_count_from_the_top_left() -> None:
@@ -222,7 +221,7 @@ def test_a_detector_learns_a_scene_and_the_judge_reads_it() -> None:
         optimizer.step()
     assert right == 1
     # with the statistics of the one batch that there is
-    found = art_judge.decode(model, picture)
+    found = decode(model, picture)
     assert sorted(d.kind for d in found.detections) == sorted(t.kind for t in scene.things)
     assert found.background == scene.background
     for thing in scene.things:
@@ -237,13 +236,13 @@ def test_spoilt_pictures_stay_in_range() -> None:
 def test_prompts_are_held_out_and_checked_by_their_own_scene() -> None:
     made = art_prompts.prompts()
     assert len(made) == len({p.text for p in made}) == sum(COUNTS.values()) == 553
-    assert all(layout.holds(p.scene) for p in made)  # type: ignore[arg-type]
+    assert all(layout.holds(p.scene) for p in made)
     rng = random.Random(0)
     for prompt in rng.sample(made, 100):
         things = prompt.scene.things
         found = tuple(
-            art_judge.Detection(t.kind, t.colour, t.x, t.y, (t.x - 0.1, t.y - 0.1, t.x + 0.1, t.y + 0.1), 0.9)
+            Detection(t.kind, t.colour, t.x, t.y, (t.x - 0.1, t.y - 0.1, t.x + 0.1, t.y + 0.1), 0.9)
             for t in things
         )
-        assert prompt.check(art_judge.Judgement("plain", found)) == ""
-        assert prompt.check(art_judge.Judgement("plain", found[1:])) != ""
+        assert prompt.check(Judgement("plain", found)) == ""
+        assert prompt.check(Judgement("plain", found[1:])) != ""

@@ -1,0 +1,195 @@
+"""Every fused operation of a backend against its definition in torch, at a model's widths, twice.
+
+What torch allocates is NaN before it is written. An operation that fails is recorded, and
+the others go on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gpu.steps import Setting
+from harness.results import write_json
+from sana_edge.errors import SanaError
+from sana_edge.fused import ops
+from works.shapes import DENOISERS
+
+# images, and a latent whose tokens are a multiple of no tile
+IMAGES = 2
+ROUNDING = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
+# an emulator takes its time
+DTYPES = {"cuda": tuple(ROUNDING), "cpu": (torch.float16,)}
+SIZES = {"cuda": (24, 41), "cpu": (3, 5)}
+
+
+def compare(found: list[Tensor], wanted: list[Tensor], unit: float) -> float:
+    """The largest error in shares of what is allowed; at most 1 is right, infinite where shapes differ.
+
+    Of 16-bit and fp32 results the relative L2, allowed two roundings: one of a factor on the way, one of the
+    result. Of INT8 a level, where a number lies in the middle of two; a factor rounded on the way moves a
+    number at 40 levels, the mean of normal numbers, by 40 roundings of a level, and so many numbers change:
+    25 % more is allowed, and one number in 1000, for the order of sums in fp32.
+    """
+    worst = 0.0
+    for result, expected in zip(found, wanted, strict=True):
+        if result.shape != expected.shape or result.dtype != expected.dtype:
+            return float("inf")
+        if result.dtype == torch.int8:
+            levels = (result.int() - expected.int()).abs()
+            share = float(levels.float().mean()) / (50 * unit + 1e-3)
+            error = max(share, float(levels.max() > 1) * 2)
+        else:
+            distance = (result.double() - expected.double()).norm() / expected.double().norm()
+            error = float(distance) / (2 * unit)
+        # NaN is the largest
+        worst = error if not error <= worst else worst
+    return worst
+
+
+def checked(make: Maker, name: str, backend: str) -> dict[str, Any]:
+    """One operation in one dtype: its error, and whether a second call gives the same bytes."""
+    row: dict[str, Any] = {"operation": name, "dtype": str(make.dtype).removeprefix("torch.")}
+    try:
+        found = results(make, name, backend)
+        again = results(make, name, backend)
+        error = compare(found, results(make, name, "torch"), ROUNDING[make.dtype])
+        same = all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
+    # Triton raises what it likes, and the next operation is worth a try
+    except Exception as problem:
+        reason = str(problem).strip().partition("\n")[0] or type(problem).__name__
+        return {**row, "passed": False, "reason": f"{type(problem).__name__}: {reason}"[:300]}
+    reason = "" if error <= 1 else f"error of {error:.3g} times what is allowed"
+    reason = reason or ("" if same else "a second call gives other bytes")
+    return {**row, "passed": not reason, "error": round(error, 4), "same": same, "reason": reason}
+
+
+def check(setting: Setting, output: Path, backend: str) -> None:
+    """All operations; writes as it goes.
+
+    Raises:
+        SanaError: one is wrong.
+    """
+    device, shapes = torch.device(setting.device), setting.shapes
+    # torch.empty gives NaN, and the definitions are in fp32
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    rows: list[dict[str, Any]] = []
+    for dtype in DTYPES[device.type]:
+        make = Maker(shapes, dtype, device, SIZES[device.type])
+        for name in ops.OPERATIONS:
+            if backend == "triton" and name in ops.CUDA_ONLY:
+                continue
+            rows.append(checked(make, name, backend))
+            print(rows[-1], flush=True)
+            wrong = [row for row in rows if not row["passed"]]
+            figure = f"{len(rows) - len(wrong)} of {len(rows)} right"
+            figure += "".join(
+                f"; {row['operation']} {row['dtype']}: {row['reason'][:80]}" for row in wrong[:2]
+            )
+            write_json(output, {"figure": figure, "backend": backend, "operations": rows})
+    if wrong:
+        raise SanaError(figure, "the first that is wrong comes first")
+
+
+@dataclass(frozen=True)
+class Maker:
+    """Random tensors of a dtype on a device; ``size``: the latent's height and width."""
+
+    shapes: str
+    dtype: torch.dtype
+    device: torch.device
+    size: tuple[int, int]
+
+    def randn(self, *shape: int) -> Tensor:
+        return torch.randn(shape).to(self.device)
+
+    def half(self, *shape: int) -> Tensor:
+        return self.randn(*shape).to(self.dtype)
+
+    def uniform(self, *shape: int) -> Tensor:
+        """0.5 to 1.5."""
+        return (torch.rand(shape) + 0.5).to(self.device)
+
+    def int8(self, *shape: int) -> Tensor:
+        return torch.randint(-127, 128, shape, dtype=torch.int8).to(self.device)
+
+    def product(self, depth: int, columns: int) -> tuple[Tensor, ...]:
+        """Values, scales, weight, its scales and bias; results are near 1."""
+        rows = (IMAGES, self.size[0] * self.size[1])
+        # uniform integers have a standard deviation of 73
+        scales, weight_scales = self.uniform(*rows) / 73, self.uniform(columns) / (73 * depth**0.5)
+        return self.int8(*rows, depth), scales, self.int8(columns, depth), weight_scales, self.randn(columns)
+
+    def convolution(self, depth: int, *outer: int) -> tuple[Tensor, ...]:
+        """The same of a map, with one scale; outer: the weight's shape but for the depth."""
+        taps = outer[-1] * outer[-2] * depth
+        columns = int(torch.tensor(outer[:-2]).prod())
+        values = self.int8(IMAGES, *self.size, depth)
+        scale = torch.tensor(1 / 73, device=self.device)
+        bias = self.randn(outer[-3])
+        return values, scale, self.int8(*outer, depth), self.uniform(columns) / (73 * taps**0.5), bias
+
+    def arguments(self) -> dict[str, tuple[Any, ...]]:
+        """Of `ops.OPERATIONS`, but for the backend."""
+        config = DENOISERS[self.shapes]
+        C, heads, hidden = config.dim, config.num_attention_heads, config.ffn_dim
+        height, width = self.size
+        B, N = IMAGES, height * width
+        x, scale = self.half(B, N, C), torch.tensor(0.03, device=self.device)
+        table = self.randn(B, 2, C).unsqueeze(2).unbind(1)
+        return {
+            "quantize_rows": (x, None),
+            "norm_modulate_quantize": (x, *table, 1e-6, scale),
+            "dwconv_glu_quantize": (
+                *(self.half(B, N, 2 * hidden), self.randn(3, 3, 2 * hidden) / 3, self.randn(2 * hidden)),
+                *(height, width, None),
+            ),
+            "w8a8_linear": (*self.product(C, 2 * hidden), self.dtype, True),
+            "w8a8_linear_add_": (
+                *(x, *self.product(hidden, C), 60000.0, self.randn(C), self.randn(B, 1, C)),
+            ),
+            "qkv_linear_attention": (*self.product(C, 3 * C), self.dtype, heads, None),
+            "qk_norm_linear_attention": (self.half(B, N, 3 * C), self.uniform(C), heads, 1e-5, None),
+            "linear_attention_finish": (
+                *(x, self.uniform(B, heads, 33, 32), 1e-15, self.uniform(B, N, 2), self.uniform(C), scale),
+            ),
+            "cross_attention_quantize": self._cross(),
+            "patch_embed": (
+                *(self.randn(B, config.in_channels, height, width), self.randn(config.in_channels, C) / 6),
+                *(self.randn(C), self.randn(N, C), 2, self.dtype),
+            ),
+            "velocity_head": (
+                *(x, *table, 1e-6, self.randn(config.out_channels, C) / C**0.5),
+                *(self.randn(config.out_channels), torch.tensor(4.5, device=self.device), height, width),
+            ),
+            "w8a8_conv2d": (
+                *(*self.convolution(64, 4, 32, 2, 2), self.dtype, "phases", "silu", None, 1, scale),
+            ),
+            "w8a8_conv2d_add_": (
+                *(self.half(B, height, width, 128), *self.convolution(128, 128, 3, 3)),
+                *(self.uniform(128), self.randn(128), 1e-5),
+            ),
+        }
+
+    def _cross(self) -> tuple[Any, ...]:
+        config, N = DENOISERS[self.shapes], self.size[0] * self.size[1]
+        heads, d = config.num_cross_attention_heads, config.cross_attention_head_dim
+        keys, values = self.half(2, IMAGES, heads, 304, d).unbind(0)
+        lengths = torch.tensor([7, 300], dtype=torch.int32, device=self.device)
+        transposed = values.transpose(2, 3).contiguous()
+        q = self.half(IMAGES, N, heads * d)
+        return q, keys, transposed, lengths, self.uniform(heads * d), 1e-5, None
+
+
+def results(make: Maker, name: str, backend: str) -> list[Tensor]:
+    """What a backend computes of an operation, with what it wrote in place; the same arguments every time."""
+    torch.manual_seed(0)
+    given = make.arguments()[name]
+    result = getattr(ops, name)(*given, backend)
+    result = given[0] if result is None else result
+    return [result] if isinstance(result, Tensor) else list(result)

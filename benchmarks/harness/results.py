@@ -1,0 +1,178 @@
+"""The results file of a command: its circumstances, its writing, what is kept of a long run, and the end."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import re
+import shlex
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from harness import RESULTS
+from harness.machine import PACKAGES, commit, machine, versions
+from sana_edge.atomic import check_writable, write_bytes
+from sana_edge.errors import SanaError
+
+# takes a line of progress
+Say = Callable[[str], None]
+# what results files call the implementations
+OURS = "sana-edge"
+INT8 = "sana-edge int8"
+BASELINE = "diffusers"
+HALF = "diffusers bf16"
+# its network under torch.compile, on a GPU
+COMPILED = "diffusers compiled"
+NAIVE_INT8 = "naive openvino int8"
+NAIVE_INT8_BF16 = "naive openvino int8 bf16"
+FASTEST = "openvino int8 bf16"
+REFERENCES = (BASELINE, HALF, NAIVE_INT8, NAIVE_INT8_BF16)
+# PSNR in dB from which on pictures count as near
+NEAR = 35.0
+
+
+def ended(run: Callable[[], None], interrupted: str = "interrupted") -> int:
+    """Runs a command: 0, 1 for an error, 130 for Ctrl-C, which `interrupted` is said to."""
+    try:
+        run()
+    except KeyboardInterrupt:
+        print(interrupted, file=sys.stderr)
+        return 130
+    except (SanaError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        if isinstance(error, SanaError) and error.hint:
+            print(f"hint:  {error.hint}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def positive(text: str) -> int:
+    """The argument of an option that counts something."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return number
+
+
+def words(text: str) -> list[str]:
+    """The argument of an option that lists names."""
+    return text.split(",")
+
+
+def sizes(text: str) -> list[int]:
+    """The argument of an option that lists sizes in pixels."""
+    return [positive(part) for part in text.split(",")]
+
+
+def output_for(options: argparse.Namespace, name: str) -> Path:
+    """Where the results go, `--output` or a file of `RESULTS`.
+
+    Raises:
+        SanaError: nothing can be written there, said before anything is measured.
+    """
+    path: Path = options.output or RESULTS / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(path)
+    return path
+
+
+def say(title: str, line: str) -> None:
+    """A line of progress."""
+    print(f"{title}: {line}", file=sys.stderr, flush=True)
+
+
+def load() -> float | None:
+    """Processes that were running in the last minute, on average: a number near 0 means a quiet machine."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
+
+def header(script: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """The circumstances of a run as JSON values; no host name and no folder of this machine.
+
+    script: the command's file, such as "benchmarks/quality.py"; arguments: what followed it.
+    """
+    return {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": shlex.join(["python", script, *map(_without_folder, arguments)]),
+        "commit": commit(),
+        "machine": machine(),
+        "versions": {"python": platform.python_version(), **versions(*PACKAGES)},
+    }
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Writes the whole file or nothing; an object or a list without others inside takes one line."""
+    text = json.dumps(data, indent=1, ensure_ascii=False)
+    flat = re.sub(r"[\[{][^\[\]{}]*[\]}]", lambda match: re.sub(r"\n *", " ", match[0]), text)
+    write_bytes(path, (flat + "\n").encode())
+
+
+def _without_folder(argument: str) -> str:
+    """`--output=/a/b.json` to `--output=b.json`: an absolute path keeps its name only."""
+    name, equals, value = argument.rpartition("=")
+    return f"{name}{equals}{Path(value).name if Path(value).is_absolute() else value}"
+
+
+class Diary:
+    """Rows of JSON beside the output, the first one saying which run they belong to.
+
+    Rows of another run (other settings, model or benchmark code) are thrown away when the diary is opened.
+    """
+
+    def __init__(self, output: Path, run: dict[str, Any]) -> None:
+        self.path = output.with_name(f"{output.name}.partial")
+        self.rows = _earlier(self.path, run)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        # written again without a line that an interruption may have cut
+        self._file = self.path.open("w", encoding="utf-8")
+        for row in (run, *self.rows):
+            self._write(row)
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+        self._write(row)
+
+    def finish(self) -> None:
+        """Removes the file: the results are written."""
+        self._file.close()
+        self.path.unlink()
+
+    def __enter__(self) -> Diary:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def _write(self, row: dict[str, Any]) -> None:
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+
+
+def digest(paths: Iterable[Path]) -> str:
+    """Changes when a file is written again, without reading models of gigabytes."""
+    known = hashlib.sha256()
+    for path in sorted(path for path in paths if path.is_file()):
+        stat = path.stat()
+        known.update(f"{path.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return known.hexdigest()
+
+
+def _earlier(path: Path, run: dict[str, Any]) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    rows: list[dict[str, Any]] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows[1:] if rows and rows[0] == run else []

@@ -1,0 +1,329 @@
+"""The tables of results files: commands print them, and `report.py` writes them into Markdown files."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.results import BASELINE, FASTEST, HALF, INT8, NEAR, OURS, REFERENCES
+from harness.table import Table, circumstances, decibels, gigabytes, interval, seconds
+
+Numbers = Mapping[str, Any]
+
+STAGES = {
+    "text": "text",
+    "context": "text keys and values, once per picture",
+    "step": "denoising step",
+    "step+context/20": "denoising step with its share of that",
+    "decode": "decode",
+    "picture": "whole picture, 20 steps",
+}
+PARTS = {
+    "transformer": "denoiser",
+    "vae": "decoder",
+    "text_encoder": "text encoder, its embedding table on disk only",
+}
+GRAPHS = {
+    "text_encoder": "text encoder",
+    "text_projection": "text keys and values",
+    "denoiser": "denoiser step",
+    "denoiser_folded": "guided step",
+    "decoder": "decoder",
+}
+
+
+def files(results: Path, *patterns: str) -> list[dict[str, Any]]:
+    """What files of these names hold, in order."""
+    paths = [path for pattern in patterns for path in sorted(results.glob(f"{pattern}.json"))]
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+
+
+def sections(results: Path) -> Iterator[tuple[str, str]]:
+    """The name and the Markdown of every section whose files are there."""
+    engines = ("bench_engines-step-*", "bench_engines-decode-*")
+    made: dict[str, tuple[Callable[..., Table], list[Any]]] = {
+        "summary": (summary, [results]),
+        "quality": (quality, files(results, "quality")),
+        "speed": (speed, [files(results, "bench_image-*")]),
+        "quantize": (quantize, files(results, "bench_quantize")),
+        "verification": (verification, files(results, "verify_export")),
+        "engines": (engines_speed, [files(results, *engines)]),
+        "pictures": (pictures, files(results, "bench_engines-picture-*")),
+        "cold": (cold, files(results, "bench_engines-cold")),
+        "engines-quality": (engines_quality, files(results, "quality_engines")),
+    }
+    for name, (table, found) in made.items():
+        tables = [made for made in map(table, found) if made.rows]
+        if tables:
+            yield name, "\n\n".join(table.markdown() for table in tables)
+
+
+def summary(results: Path) -> Table:
+    """Float and INT8 of each backend, at most six rows: a step in full size, and pictures of sana-tiny."""
+    titles = ("model and work", "backend", "float", "INT8", "memory", "quality of INT8")
+    table = Table(titles, named=2)
+    notes: list[str] = []
+    for data in files(results, "bench_engines-step-0.6b-1024px"):
+        rows = {row["name"]: row for row in data["works"][0]["rows"]}
+        pairs = {
+            "torch": (HALF, "diffusers in bf16", INT8),
+            "onnxruntime": ("onnxruntime", "fp32", "onnxruntime int8"),
+            "OpenVINO": ("openvino bf16", "bf16", FASTEST),
+        }
+        for backend, (large, kind, small) in pairs.items():
+            a, b = rows.get(large), rows.get(small)
+            if a is None or b is None:
+                continue
+            cells = [f"{_median(a)}, {kind}", _median(b), f"{_most(a) / 1e9:.2f} / {gigabytes(_most(b))}"]
+            table.add(
+                "0.6B, a step at 1024x1024", backend, *cells, f"velocity off by {100 * b['difference']:.1f} %"
+            )
+        notes.append(circumstances(data))
+    scores = [data["models"] for data in files(results, "quality") if "paired" in data]
+    right = [f"{model['overall']['score']:.3f}" for model in (scores[0].values() if scores else ())]
+    for data in files(results, "bench_image-sana-tiny-*"):
+        work = next(work for work in data["works"] if work["dtype"] == "bf16")
+        rows = {row["name"]: row for row in work["rows"] if row["stage"] == "picture"}
+        a, b = rows[OURS], rows[INT8]
+        cells = [f"{_median(a)}, bf16", _median(b), f"{_most(a) / 1e9:.2f} / {gigabytes(_most(b))}"]
+        table.add("sana-tiny, a picture", "torch", *cells, f"{' and '.join(right)} of prompts right")
+        notes.append(circumstances(data))
+    judged = [data["models"] for data in files(results, "quality_engines")]
+    for data in files(results, "bench_engines-cold"):
+        rows = {row["name"]: row for row in data["cold"]["rows"]}
+        for backend, name in (("onnxruntime", "onnxruntime"), ("OpenVINO", "openvino")):
+            a, b = rows.get(f"{name} fp32"), rows.get(f"{name} int8")
+            if a is None or b is None:
+                continue
+            cells = [_median(a), _median(b), f"{a['peak'] / 1e9:.2f} / {gigabytes(b['peak'])}"]
+            score = f"{judged[0][name]['overall']['score']:.3f} of prompts right" if judged else ""
+            table.add("sana-tiny, process start to PNG", backend, *cells, score)
+        notes.append(circumstances(data))
+    table.notes = notes
+    return table
+
+
+def quality(data: Numbers) -> Table:
+    """One row for each category, of both models where two ran; with the judge's ceiling and the control."""
+    name, *_ = data["models"]
+    compared, best = data.get("paired"), data["ceiling"]
+    controls = ("judge's ceiling", "shuffled prompts")
+    if compared:
+        models = [data["models"][compared[key]] for key in ("float", "int8")]
+        titles = ("prompts", "float", "95 % interval", "INT8", "95 % interval")
+        table = Table(("category", *titles, "right only as float", "only as INT8", *controls))
+    else:
+        models = list(data["models"].values())
+        table = Table(("category", "prompts", "score", "95 % interval", *controls))
+    for (title, first), *others in zip(*map(_with_overall, models), strict=True):
+        scores = [
+            cell for c in (first, *(o for _, o in others)) for cell in (f"{c['score']:.3f}", interval(c))
+        ]
+        counts = compared["categories"].get(title, compared) if compared else {}
+        only = [counts["only_float"], counts["only_int8"]] if compared else []
+        top = best["categories"].get(title, best["overall"])
+        table.add(title, first["n"], *scores, *only, f"{top:.3f}", f"{first['shuffled']:.3f}")
+    settings = data["settings"]
+    note = f"{name}, {settings['steps']} steps, guidance {settings['guidance']}. {circumstances(data)}"
+    table.notes = [*(_verdict(compared) if compared else []), note]
+    return table
+
+
+def _with_overall(numbers: Numbers) -> list[tuple[str, dict[str, Any]]]:
+    """A model's categories, and the overall score with the mean of their controls."""
+    control = statistics.fmean(c["shuffled"] for c in numbers["categories"].values())
+    return [*numbers["categories"].items(), ("**overall**", {**numbers["overall"], "shuffled": control})]
+
+
+def _verdict(compared: Numbers) -> list[str]:
+    """How the scores of two models differ, and how near their pictures are."""
+    points, *ends = (100 * share for share in (compared["difference"], *compared["interval_95"]))
+    psnr, ssim = compared["psnr"], compared["ssim"]
+    return [
+        f"INT8 less float: {points:+.1f} points, 95 % interval {ends[0]:+.1f} to {ends[1]:+.1f}.",
+        f"{compared['only_float']} prompts right only as float, {compared['only_int8']} only as INT8: "
+        f"p {compared['mcnemar_p']:.2g} (exact McNemar test).",
+        f"PSNR of INT8 to float pictures: {_spread(psnr, ' dB')}.",
+        f'The worst of them: "{psnr["worst_prompt"]}".',
+        f"SSIM of INT8 to float pictures: {_spread(ssim, '')}.",
+    ]
+
+
+def _spread(spread: Numbers, unit: str) -> str:
+    values = {word: spread[word] for word in ("mean", "median", "worst")}
+    return ", ".join(
+        f"{w} {'infinite' if value is None else f'{value}{unit}'}" for w, value in values.items()
+    )
+
+
+def quantize(data: Numbers) -> Table:
+    """What a model weighs before and after, and what quantizing it took."""
+    table = Table(("weights", "fp32", "as stored", "INT8 package", "of fp32"))
+    for name, before in data["bytes"]["float"].items():
+        after = data["bytes"]["int8"][name]["stored"]
+        sizes = (f"{size / 1e6:,.0f} MB" for size in (before["fp32"], before["stored"], after))
+        table.add(PARTS[name], *sizes, f"{after / before['fp32']:.3f}")
+    took, made = data["quantize"], data.get("generate")
+    text = f"Quantizing took {took['seconds']:.0f} s and at most {gigabytes(took['peak_memory'], 1)}"
+    if made:
+        text += f"; loading the package and making a picture in one step {made['seconds']:.0f} s and "
+        text += gigabytes(made["peak_memory"], 1)
+    table.notes = [f"{text}.", circumstances(data)]
+    return table
+
+
+def speed(found: Sequence[Numbers]) -> Table:
+    """One row for each stage that was measured side by side, of all files of `bench_image.py`."""
+    works = [work for data in found for work in data["works"]]
+    int8 = any(row["name"] == INT8 for work in works for row in work["rows"])
+    columns = ("INT8", "to diffusers", "to our float", "INT8's weights") if int8 else ()
+    titles = ("work", "stage", "diffusers", "sana-edge", "ratio", *columns, "peak memory of each")
+    rows: list[Sequence[object]] = [row for work in works for row in _speed_rows(work, int8)]
+    return Table(titles, rows, dict.fromkeys(circumstances(data) for data in found), 2)
+
+
+def _speed_rows(work: Numbers, int8: bool) -> Iterator[list[str]]:
+    """Of stages that more than one implementation has, and diffusers where it took part."""
+    by_stage: dict[str, dict[str, Any]] = {}
+    for row in work["rows"]:
+        by_stage.setdefault(row["stage"], {})[row["name"]] = row
+    against = any(BASELINE in names for names in by_stage.values())
+    for stage, names in by_stage.items():
+        theirs, ours, small = (names.get(name) for name in (BASELINE, OURS, INT8))
+        if stage not in STAGES or len(names) < 2 or (against and theirs is None):
+            continue
+        cells = [work["title"], STAGES[stage], _median(theirs), _median(ours), _share(ours, "ratio")]
+        if int8:
+            cells += [_median(small), _share(small, "ratio"), _share(small, "ratio_to_float")]
+            cells.append(_weights(small, ours))
+        most = [_most(row) for row in (theirs, ours, small) if row is not None]
+        memory = "" if None in most else " / ".join(f"{value / 1e9:.2f}" for value in most if value) + " GB"
+        yield [*cells, memory]
+
+
+def _median(row: Numbers | None) -> str:
+    return "" if row is None else seconds(row["median"])
+
+
+def _share(row: Numbers | None, name: str) -> str:
+    return "" if row is None or row.get(name) is None else f"{row[name]:.2f}"
+
+
+def _weights(row: Numbers | None, whole: Numbers | None) -> str:
+    """The size of the weights in memory, and as a share of the float ones."""
+    if row is None or row.get("weights") is None:
+        return ""
+    part = f" ({row['weights'] / whole['weights']:.2f})" if whole and whole.get("weights") else ""
+    return f"{row['weights'] / 1e6:.3g} MB{part}"
+
+
+def _most(row: Numbers) -> float | None:
+    """Bytes at most; None where they were not measured."""
+    return (row.get("memory") or {}).get("most")
+
+
+def verification(data: Numbers) -> Table:
+    """Exported graphs beside the torch modules: of each the relative error in L2, with its limit."""
+    titles = ("decoder's parts, at most", "picture's PSNR", "size")
+    table = Table(("export", *GRAPHS.values(), *titles))
+    for export in data["exports"]:
+        if export["failure"] is not None:
+            table.add(export["name"], export["failure"])
+            continue
+        found = export["verification"]
+        picture = f"{found['picture']['psnr']:.1f} dB ({found['picture']['limit']:.0f})"
+        size = f"{sum(export['bytes'].values()) / 1e6:.0f} MB"
+        table.add(export["name"], *_errors(found["graphs"]), picture, size)
+        if "unrounded" in found:
+            table.add(f"{export['name']}, activations not rounded", *_errors(found["unrounded"]))
+    text = "Relative error in L2 of what graphs in onnxruntime give beside the torch modules in fp32, and in "
+    text += "brackets what is allowed; of pictures of a few steps, the PSNR."
+    notes = [f"{e['name']}: {e['note']}." for e in data["exports"] if e.get("note")]
+    table.notes = [text, *notes, circumstances(data)]
+    return table
+
+
+def _errors(graphs: Numbers) -> list[str]:
+    parts = [found for name, found in graphs.items() if name.startswith("decoder_")]
+    worst = max(parts, key=lambda found: float(found["error"]), default=None)
+    cells = [*(graphs.get(name) for name in GRAPHS), worst]
+    return ["" if cell is None else f"{cell['error']:.1e} ({cell['limit']:.1e})" for cell in cells]
+
+
+def engines_speed(found: Sequence[Numbers]) -> Table:
+    """One row for each contender; of each work the seconds, and the peak memory of the process."""
+    works = [work for data in found for work in data["works"]]
+    table = Table(["", *(title for work in works for title in (work["title"], "peak memory"))])
+    for name in dict.fromkeys(row["name"] for work in works for row in work["rows"]):
+        rows = [next((row for row in work["rows"] if row["name"] == name), None) for work in works]
+        table.add(name, *(cell for r in rows for cell in (_median(r), gigabytes(_most(r)) if r else "")))
+    said = [text for work in works for text in _times_as_fast(work)]
+    table.notes = [*said, *dict.fromkeys(circumstances(data) for data in found)]
+    return table
+
+
+def _times_as_fast(work: Numbers) -> list[str]:
+    """How many times as fast the fastest engine is as the references, medians over turns."""
+    taken = {row["name"]: row["seconds"] for row in work["rows"]}
+    said = []
+    for name in (name for name in REFERENCES if name in taken and FASTEST in taken):
+        times = statistics.median(a / b for a, b in zip(taken[name], taken[FASTEST], strict=True))
+        said.append(f"{times:.2f} times as fast as {name}")
+    return [f"{work['title']}: {FASTEST} is {', '.join(said)}."] if said else []
+
+
+def pictures(data: Numbers) -> Table:
+    """Whole pictures of a Sprint model, each contender in a process of its own."""
+    found = data["picture"]
+    titles = ("whole picture", "loading", "first picture", "second", "its text", "steps", "decoding")
+    near = next((row["reference"] for row in found["rows"] if row["reference"]), "the first")
+    table = Table((*titles, "peak memory", f"PSNR to {near}"))
+    for row in found["rows"]:
+        median = row["median"]
+        if median is None:
+            table.add(row["name"], row["failure"])
+            continue
+        columns = ("load", "first", "second", "second text", "second denoise", "second decode")
+        peak = gigabytes(max(run["peak"] for run in row["runs"]), 1)
+        psnr = "" if row["reference"] is None else f"{decibels(row['psnr'])} dB"
+        table.add(row["name"], *(seconds(median[column]) for column in columns), peak, psnr)
+    size = f"{found['size']}x{found['size']} pixels in {found['steps']} Sprint steps"
+    note = f"{found['shapes']} shapes with their text encoder, random weights, {size}; the first picture "
+    table.notes = [f"{note}counts from the start of the process.", circumstances(data)]
+    return table
+
+
+def cold(data: Numbers) -> Table:
+    """From the start of a process to the PNG, with and without torch."""
+    found = data["cold"]
+    table = Table((found["model"], "process start to PNG", "peak memory", "PSNR to torch"))
+    for row in found["rows"]:
+        near = "" if row["psnr"] is None else f"{row['psnr']:.1f} dB"
+        table.add(row["name"], f"{row['median']:.2f} s", f"{row['peak'] / 1e6:.0f} MB", near)
+    note = "fp32 and int8 are what the folders hold: OpenVINO computes floats in bf16 where the CPU can."
+    table.notes = [note, circumstances(data)]
+    return table
+
+
+def engines_quality(data: Numbers) -> Table:
+    """Scores beside the torch INT8 path, and how near pictures are to its."""
+    titles = ("INT8", "score", "95 % interval", "points to torch", "right only in torch", "only in it")
+    table = Table((*titles, "PSNR to torch: median", "5 % are below", f"at least {NEAR:.0f} dB"))
+    near = {like["pictures"]: like for like in data["likeness"] if like["to"] == "torch"}
+    for name, numbers in data["models"].items():
+        cells = [name, f"{numbers['overall']['score']:.3f}", interval(numbers["overall"])]
+        compared, like = data["to_torch"].get(name), near.get(name)
+        if compared is not None and like is not None:
+            cells += [f"{100 * compared['difference']:+.1f}", compared["only_torch"], compared["only_engine"]]
+            cells += [f"{decibels(like['psnr'][word])} dB" for word in ("median", "p5")]
+            cells.append(f"{100 * like['near']:.0f} %")
+        table.add(*cells)
+    bf16 = next(like for like in data["yardstick"]["likeness"] if like["to"] == "torch")["psnr"]
+    note = "torch static: torch with the scales of the graphs. "
+    note += "Rounding alone, torch INT8 with the rest in bf16 beside itself with the rest in fp32: median "
+    note += f"{decibels(bf16['median'])} dB, 5 % below {decibels(bf16['p5'])} dB"
+    table.notes = [f"{note}, of {data['yardstick']['prompts']} prompts.", circumstances(data)]
+    return table
