@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import difflib
 import errno
 import glob
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import cast
 
 from sana_edge.errors import CheckpointError, ModelNotFound, SanaError
+from sana_edge.progress import Progress, bar, both, unseen
 from sana_edge.store.folder import PIPELINES, check_folder, component_variant, needed_files, read_json
 from sana_edge.store.known_models import BUNDLED, KNOWN, KnownModel
 from sana_edge.store.manifest import FILE as MANIFEST
 from sana_edge.store.manifest import REMAKE, is_exported
+from sana_edge.store.spelling import close_model
 
 # end the names of a bundled model's quantized package, and of that as graphs
 _PACKAGE, _GRAPHS = "-int8", "-onnx"
@@ -58,7 +61,13 @@ class ListedModel:
 
 
 def resolve(
-    model: str, *, int8: bool = False, offline: bool = False, refresh: bool = False, progress: bool = True
+    model: str,
+    *,
+    int8: bool = False,
+    offline: bool = False,
+    refresh: bool = False,
+    progress: bool = True,
+    on_progress: Progress = unseen,
 ) -> ResolvedModel:
     """Find a model and check that it is whole, downloading what is missing.
 
@@ -69,6 +78,7 @@ def resolve(
         offline: use only what is on this machine; HF_HUB_OFFLINE=1 says the same.
         refresh: ask the hub for a newer revision even if the cache has the model.
         progress: show the download on stderr.
+        on_progress: told of a download, in bytes, also from other threads; what it raises ends the download.
 
     Raises:
         ModelNotFound: nothing has this name, or the repository is closed to the caller.
@@ -87,16 +97,28 @@ def resolve(
     if info is None and model and os.path.isdir(folder):
         check_folder(folder)
         return ResolvedModel(folder, folder.resolve().name)
-    if info is None and not _REPOSITORY.fullmatch(model):
+    if info is None and not is_repository(model):
         raise _unknown(model)
     repository = info.repository if info else model
     info = info or next((known for known in KNOWN.values() if known.repository == model), None)
     name, variant = (info.name, info.variant) if info else (model, None)
     path = None if refresh and not offline else _cached(repository, variant)
     if path is None:
-        path = _download(repository, variant, offline=offline, progress=progress)
+        with bar(not progress, "B") as shown:
+            path = _download(repository, variant, offline=offline, on_progress=both(on_progress, shown))
         check_folder(path, variant)
     return ResolvedModel(path, name, info, variant)
+
+
+def check_name(model: str) -> None:
+    """See that something can have this name; looks at no files but the folder's name.
+
+    Raises:
+        ModelNotFound: it is no name, no folder and no repository's; says what may be meant.
+    """
+    named = model in _bundled() or model.lower() in KNOWN or is_repository(model)
+    if not named and not (model and os.path.isdir(os.path.expanduser(model))):
+        raise _unknown(model)
 
 
 def exported(model: str) -> Path | None:
@@ -134,8 +156,9 @@ def bundled_graphs(model: str, *, int8: bool = False) -> Path | None:
 
 def list_models() -> list[ListedModel]:
     """Every model that has a name here: bundled, the public table, and other SANA models in the cache."""
-    names = [*_bundled(), *_bundled_graphs()]
-    bundled = [ListedModel(name, "bundled", BUNDLED / name, _size(BUNDLED / name)) for name in names]
+    bundled = [
+        ListedModel(name, "bundled", BUNDLED / name, _size(BUNDLED / name)) for name in bundled_names()
+    ]
     known = []
     for info in KNOWN.values():
         path = _cached(info.repository, info.variant)
@@ -143,7 +166,7 @@ def list_models() -> list[ListedModel]:
     table = {info.repository for info in KNOWN.values()}
     others = [
         ListedModel(repository, "cached", path, _size(path))
-        for repository in _cached_repositories()
+        for repository in cached_repositories()
         if repository not in table and (path := _cached(repository, None))
     ]
     return [*bundled, *known, *others]
@@ -156,6 +179,16 @@ def cache_folder() -> Path:
     return Path(constants.HF_HUB_CACHE)
 
 
+def bundled_names() -> list[str]:
+    """The models that come with the package, and the exported ones."""
+    return [*_bundled(), *_bundled_graphs()]
+
+
+def is_repository(model: str) -> bool:
+    """Whether it is written as a repository, "owner/name"."""
+    return _REPOSITORY.fullmatch(model) is not None
+
+
 def _bundled() -> list[str]:
     return sorted(index.parent.name for index in BUNDLED.glob("*/model_index.json"))
 
@@ -165,10 +198,10 @@ def _bundled_graphs() -> list[str]:
 
 
 def _unknown(model: str) -> ModelNotFound:
-    close = difflib.get_close_matches(model.lower(), [*_bundled(), *KNOWN], n=1, cutoff=0.5)
+    close = close_model(model, _bundled())
     if os.sep in model or model.startswith((".", "~")):
         return ModelNotFound(f"no folder {model}", "give a folder in diffusers layout, or a model's name")
-    hint = f"did you mean {close[0]}? " if close else ""
+    hint = f"did you mean {close}? " if close else ""
     return ModelNotFound(f"unknown model {model!r}", f"{hint}`sana-edge models list` shows all")
 
 
@@ -184,7 +217,8 @@ def _cached(repository: str, variant: str | None) -> Path | None:
     return path
 
 
-def _cached_repositories() -> list[str]:
+def cached_repositories() -> list[str]:
+    """The repositories in the download cache that hold a SANA pipeline, whole or not."""
     indexes = glob.glob(str(cache_folder() / "models--*--*" / "snapshots" / "*" / "model_index.json"))
     found = set()
     for index in map(Path, indexes):
@@ -201,7 +235,7 @@ def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def _download(repository: str, variant: str | None, *, offline: bool, progress: bool) -> Path:
+def _download(repository: str, variant: str | None, *, offline: bool, on_progress: Progress) -> Path:
     """Fetch the files of one variant into the download cache, going on where an earlier attempt broke off."""
     from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import (
@@ -210,11 +244,6 @@ def _download(repository: str, variant: str | None, *, offline: bool, progress: 
         HFValidationError,
         RepositoryNotFoundError,
     )
-    from tqdm import tqdm
-
-    class _Silent(tqdm):  # type: ignore[misc]
-        def __init__(self, *args: object, **kwargs: object) -> None:
-            super().__init__(*args, **{**kwargs, "disable": True})
 
     if offline or constants.HF_HUB_OFFLINE:
         raise ModelNotFound(
@@ -228,14 +257,15 @@ def _download(repository: str, variant: str | None, *, offline: bool, progress: 
         siblings = HfApi().model_info(repository).siblings or []
         files = needed_files((file.rfilename for file in siblings), variant)
         if "model_index.json" not in files:
-            raise CheckpointError(
-                f"{repository} has no model_index.json", "only repositories in diffusers layout can be used"
-            )
+            close = close_model(repository, ())
+            hint = "only repositories in diffusers layout can be used"
+            meant = f"; did you mean {close}?" if close else ""
+            raise CheckpointError(f"{repository} has no model_index.json", f"{hint}{meant}")
         return Path(
             snapshot_download(
                 repository,
                 allow_patterns=[glob.escape(name) for name in files],
-                tqdm_class=None if progress else _Silent,
+                tqdm_class=_told(partial(on_progress, repository)),
             )
         )
     except GatedRepoError as error:
@@ -244,11 +274,33 @@ def _download(repository: str, variant: str | None, *, offline: bool, progress: 
             "accept its terms on its page, then set HF_TOKEN or run `hf auth login`",
         ) from error
     except (RepositoryNotFoundError, HFValidationError) as error:
-        close = difflib.get_close_matches(repository, [info.repository for info in KNOWN.values()], n=1)
-        hint = f"did you mean {close[0]}?" if close else "check the spelling; private ones need HF_TOKEN"
+        close = close_model(repository, ())
+        hint = f"did you mean {KNOWN[close].repository}?" if close else "check the spelling"
+        hint += "" if close else "; private ones need HF_TOKEN"
         raise ModelNotFound(f"no folder and no repository {repository}", hint) from error
     except network_errors as error:
         raise _broken_download(repository, error) from error
+
+
+def _told(on_bytes: Callable[[int, int], None]) -> type:
+    """A class of bars for huggingface_hub, the first of which that counts bytes calls ``on_bytes``."""
+    from tqdm import tqdm
+
+    counting: list[object] = []
+
+    class _Told(tqdm):  # type: ignore[misc]
+        def __init__(self, *args: object, **kwargs: object) -> None:
+            super().__init__(*args, **{**kwargs, "disable": True})
+            if kwargs.get("unit") == "B" and not counting:
+                counting.append(self)
+
+        def update(self, n: float | None = 1) -> None:
+            # a disabled bar does not count
+            self.n += n or 0
+            if counting and counting[0] is self:
+                on_bytes(int(self.n), int(self.total or 0))
+
+    return _Told
 
 
 def _broken_download(repository: str, error: Exception) -> SanaError:
