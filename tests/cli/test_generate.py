@@ -1,4 +1,4 @@
-"""What `sana-edge generate` takes and gives: prompts, formats, pictures made again, errors as JSON, streams."""
+"""What `sana-edge generate` takes and gives: prompts, formats, pictures made again, errors as JSON."""
 
 from __future__ import annotations
 

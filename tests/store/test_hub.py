@@ -21,8 +21,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from sana_edge.cli.main import main
 from sana_edge import progress
+from sana_edge.cli.main import main
 from sana_edge.errors import Cancelled, CheckpointError, InvalidInput, ModelNotFound, SanaError
 from sana_edge.store import downloads, hub
 from sana_edge.store.known_models import KNOWN
