@@ -82,7 +82,8 @@ def report(found: dict[str, Any] | None = None) -> str:
     free = "this system does not tell"
     if memory is not None:
         free = f"{_gigabytes(memory['available'])} of {_gigabytes(memory['total'])} available"
-    packages = (f"{name} {version or 'is not installed'}" for name, version in found["packages"].items())
+    missing = "is not part of this program" if getattr(sys, "frozen", False) else "is not installed"
+    packages = (f"{name} {version or missing}" for name, version in found["packages"].items())
     downloads = found["downloads"]
     models = [f"{m['name']}: {(m['bytes'] or 0) / 1e6:.0f} MB in {m['path']}" for m in found["models"]]
     cores = f"{found['usable_cores']} of {found['cores']} cores"
