@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-import sana_edge
+from sana_edge import __version__
 from sana_edge.atomic import new_folder
 from sana_edge.errors import InvalidInput, SanaError, export_extra
 from sana_edge.export.graph.builder import GraphBuilder
@@ -191,7 +191,7 @@ class _Export:
     def _manifest(self, text: TextShape, parts: tuple[DecoderPart, ...]) -> Manifest:
         source, names = self._source, [*manifest.GRAPHS, *(part.graph for part in parts)]
         return Manifest(
-            sana_edge=sana_edge.__version__,
+            sana_edge=__version__,
             name=source.model.name,
             source=manifest.Source(model=source.model.name, checksums=source.checksums()),
             dtype=self._settings.dtype,
@@ -238,7 +238,7 @@ def _readme(source: Source, settings: Settings) -> str:
     terms = f"; they are in {', '.join(source.terms())}" if source.terms() else ""
     return f"""# {source.model.name} as ONNX graphs
 
-Made by sana-edge {sana_edge.__version__} from {source.origin()}: {source.quantization or settings.dtype}, \
+Made by sana-edge {__version__} from {source.origin()}: {source.quantization or settings.dtype}, \
 pictures of {size}. manifest.json says what goes in and out.
 
     sana-edge generate --model THIS_FOLDER --prompt TEXT

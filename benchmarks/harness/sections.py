@@ -35,6 +35,9 @@ GRAPHS = {
 }
 
 
+ATTENTIONS = ("linear", "softmax")
+
+
 def files(results: Path, *patterns: str) -> list[dict[str, Any]]:
     """What files of these names hold, in order."""
     paths = [path for pattern in patterns for path in sorted(results.glob(f"{pattern}.json"))]
@@ -48,6 +51,7 @@ def sections(results: Path) -> Iterator[tuple[str, str]]:
         "summary": (summary, [results]),
         "quality": (quality, files(results, "quality")),
         "speed": (speed, [files(results, "bench_image-*")]),
+        "growth": (growth, files(results, "bench_growth-*")),
         "quantize": (quantize, files(results, "bench_quantize")),
         "verification": (verification, files(results, "verify_export")),
         "engines": (engines_speed, [files(results, *engines)]),
@@ -59,6 +63,19 @@ def sections(results: Path) -> Iterator[tuple[str, str]]:
         tables = [made for made in map(table, found) if made.rows]
         if tables:
             yield name, "\n\n".join(table.markdown() for table in tables)
+
+
+def growth(data: Mapping[str, Any]) -> Table:
+    """Seconds of a layer at each size, by its attention."""
+    found = Table(["size", "tokens", "linear attention", "softmax attention", "ratio"])
+    for row in data["rows"]:
+        seconds = [f"{row[kind]:.3g} s" for kind in ATTENTIONS]
+        found.add(
+            f"{row['size']} px", f"{row['tokens']:,}", *seconds, f"{row['softmax'] / row['linear']:.2f}"
+        )
+    shown = ", ".join(f"{kind} {value:.2f}" for kind, value in data["exponents"].items())
+    found.notes = [f"Exponents of growth: {shown}.", circumstances(data)]
+    return found
 
 
 def summary(results: Path) -> Table:

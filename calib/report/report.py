@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import sana_edge
+from sana_edge import __version__
 from sana_edge.calib.report.measure import Run
 from sana_edge.calib.trajectory import Comparison
 
@@ -130,7 +130,7 @@ class Report:
         ]
         content = {
             "version": VERSION,
-            "sana_edge": sana_edge.__version__,
+            "sana_edge": __version__,
             "model": self.model,
             "settings": self.settings,
             "notes": self.notes,

@@ -11,12 +11,12 @@ import functools
 import os
 import struct
 import sys
+from importlib import resources
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-import sana_edge
 from sana_edge.errors import InvalidInput, OutOfMemory, SanaError, UnsupportedDevice
 from sana_edge.kernels.cuda.operations import OPERATIONS
 
@@ -131,7 +131,7 @@ def load() -> Library:
         UnsupportedDevice: there is none, it does not load, or it is of another version.
     """
     named = os.environ.get(VARIABLE)
-    path = Path(named) if named else Path(sana_edge.__file__).parent / _NAME
+    path = Path(named) if named else Path(str(resources.files("sana_edge"))) / _NAME
     if not path.exists():
         hint = f"correct {VARIABLE}, or unset it" if named else "install with nvcc 12.8 or later on PATH"
         raise UnsupportedDevice(f"the CUDA library was not built: no {named or path.name}", hint)

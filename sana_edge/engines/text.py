@@ -12,12 +12,11 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
 from sana_edge.errors import CheckpointError
 from sana_edge.prompt import CHI, known_tokens, token_limit, tokenized_text
-from sana_edge.store.folder import read_json
 from sana_edge.store.manifest import DAMAGED, INSTRUCTION, TOKENIZER, TextShape
+from sana_edge.store.tokenizer import PromptTokenizer
 
 Floats = NDArray[np.float32]
 
@@ -72,9 +71,9 @@ class EngineText:
 
     def __init__(self, folder: Path, shape: TextShape, run: RunText) -> None:
         self._run = run
-        self._tokenizer, self._side = _load_tokenizer(folder / TOKENIZER)
+        self._tokenizer = PromptTokenizer((folder / TOKENIZER).parent, DAMAGED)
         self._instruction = Instruction.read(folder / INSTRUCTION, shape)
-        if self._tokenizer.encode("\n".join(CHI)).ids != self._instruction.ids:
+        if self._tokenizer.encode("\n".join(CHI)) != self._instruction.ids:
             raise CheckpointError(
                 f"{folder}: {INSTRUCTION} is of another tokenizer than {TOKENIZER}", DAMAGED
             )
@@ -102,31 +101,8 @@ class EngineText:
         return token_limit(len(self._instruction.ids) if instruction else 0)
 
     def _tokenize(self, prompt: str, instruction: Sequence[str] | None, *, truncation: bool) -> list[int]:
-        text = tokenized_text(prompt, instruction)
-        if truncation:
-            self._tokenizer.enable_truncation(self._limit(instruction), direction=self._side)
-        else:
-            self._tokenizer.no_truncation()
-        row: list[int] = self._tokenizer.encode(text).ids
-        if not row:
-            raise CheckpointError("the tokenizer gives no tokens", DAMAGED)
-        return row
-
-
-def _load_tokenizer(path: Path) -> tuple[Tokenizer, str]:
-    """The tokenizer, and the side on which it cuts."""
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing", DAMAGED)
-    config = path.with_name("tokenizer_config.json")
-    side = read_json(config).get("truncation_side", "right") if config.is_file() else "right"
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-        # what is stored says how training was batched
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-    except Exception as error:  # the library raises plain Exception
-        raise CheckpointError(f"{path} cannot be read: {_one_line(error)}", DAMAGED) from error
-    return tokenizer, side if side == "left" else "right"
+        limit = self._limit(instruction) if truncation else None
+        return self._tokenizer.encode(tokenized_text(prompt, instruction), limit=limit)
 
 
 def _one_line(error: Exception) -> str:

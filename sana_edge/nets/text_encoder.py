@@ -18,9 +18,10 @@ from torch import Tensor
 from sana_edge.errors import CheckpointError
 from sana_edge.nets.text_weights import load_text_model
 from sana_edge.prompt import CHI, known_tokens, token_limit, tokenized_text
+from sana_edge.store.tokenizer import PromptTokenizer
 
 if TYPE_CHECKING:
-    from transformers import Gemma2Model, PreTrainedTokenizerBase
+    from transformers import Gemma2Model
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class _Prefix:
 class TextEncoder:
     """A tokenizer and a frozen Gemma-2, with the instructions it has met."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, model: Gemma2Model) -> None:
+    def __init__(self, tokenizer: PromptTokenizer, model: Gemma2Model) -> None:
         self._tokenizer = tokenizer
         self._model = model
         self._prefixes: dict[str, _Prefix] = {}
@@ -74,7 +75,7 @@ class TextEncoder:
         Raises:
             CheckpointError: a file is missing or damaged, or is not of a Gemma-2.
         """
-        tokenizer = _load_tokenizer(folder / "tokenizer")
+        tokenizer = PromptTokenizer(folder / "tokenizer")
         model = load_text_model(
             folder / "text_encoder", dtype=dtype, device=device, variant=variant, int8=int8
         )
@@ -113,19 +114,16 @@ class TextEncoder:
         self, prompts: Sequence[str], instruction: Sequence[str] | None, *, truncation: bool
     ) -> list[list[int]]:
         """Return the token ids of each prompt behind the instruction, without padding."""
-        texts = [tokenized_text(prompt, instruction) for prompt in prompts]
         limit = self._limit(instruction) if truncation else None
-        rows: list[list[int]] = self._tokenizer(
-            texts, truncation=truncation, max_length=limit, verbose=False
-        ).input_ids
-        return rows
+        texts = [tokenized_text(prompt, instruction) for prompt in prompts]
+        return [self._tokenizer.encode(text, limit=limit) for text in texts]
 
     def _prefix(self, text: str) -> _Prefix:
         """Return the encoded instruction, computed at its first use."""
         from transformers import DynamicCache
 
         if text not in self._prefixes:
-            ids: list[int] = self._tokenizer.encode(text)
+            ids = self._tokenizer.encode(text)
             # without a config the cache keeps all tokens of sliding layers too; masks still slide
             cache = DynamicCache()
             hidden = self._run([ids], cache)
@@ -150,37 +148,12 @@ class TextEncoder:
     def _run(self, rows: list[list[int]], cache: Any) -> Tensor:
         """Run the model on token ids behind what ``cache`` holds, and add their keys and values to it."""
         vocabulary = self._model.config.vocab_size
-        if any(not row or max(row) >= vocabulary for row in rows):
+        if any(max(row) >= vocabulary for row in rows):
             raise CheckpointError(
-                f"the tokenizer gives no tokens, or some that a vocabulary of {vocabulary} lacks",
+                f"the tokenizer gives tokens that a vocabulary of {vocabulary} lacks",
                 "tokenizer/ and text_encoder/ are of different models; download the model again",
             )
         longest = max(len(row) for row in rows)
         ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=self._model.device)
         hidden: Tensor = self._model(ids, past_key_values=cache, use_cache=True).last_hidden_state
         return hidden
-
-
-def _well_formed(text: str) -> str:
-    """Replace lone surrogates, which undecodable command line arguments bring and tokenizers refuse."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    from transformers import AutoTokenizer
-
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing", "the model folder is incomplete; download it again")
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except Exception as error:  # the library raises whatever its parser meets, plain Exception included
-        raise CheckpointError(
-            f"{path} or tokenizer_config.json beside it cannot be read: {_one_line(error)}",
-            "the files are damaged or of another format; download the model again",
-        ) from error
-    return tokenizer
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -29,6 +29,14 @@ if TYPE_CHECKING:
 _ATTENTION = tuple(f"self_attn.{name}_proj" for name in "qkvo")
 _FFN = tuple(f"mlp.{name}_proj" for name in ("gate", "up", "down"))
 _TABLE = "embed_tokens.weight"
+# what a Gemma-2 is made of; everything else in a config.json is left out
+_CONFIG = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "head_dim", "hidden_activation", "max_position_embeddings", "rms_norm_eps"),
+    *("rope_theta", "rope_parameters", "attention_bias", "query_pre_attn_scalar", "sliding_window"),
+    *("layer_types", "final_logit_softcapping", "attn_logit_softcapping", "use_bidirectional_attention"),
+    *("initializer_range", "pad_token_id", "eos_token_id", "bos_token_id"),
+)
 
 # looked at in one go; the embedding of Gemma-2-2B has 256000
 _ROWS = 4096
@@ -116,10 +124,11 @@ def _empty_model(folder: Path) -> Gemma2Model:
             f"{path} has model_type {description.get('model_type')!r}, expected 'gemma2'",
             "only SANA models with a Gemma-2 text encoder are supported",
         )
-    description.pop(package.KEY, None)
+    # what else a config says may choose attention kernels, which the library fetches from the hub
+    known = {key: value for key, value in description.items() if key in _CONFIG}
     try:
         with torch.device("meta"):
-            return Gemma2Model(Gemma2Config.from_dict(description))
+            return Gemma2Model(Gemma2Config(**known))
     except Exception as error:  # the library's checks of the values raise several kinds
         raise CheckpointError(
             f"{path} does not describe a Gemma-2: {' '.join(str(error).split()) or type(error).__name__}",

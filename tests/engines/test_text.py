@@ -20,7 +20,7 @@ from sana_edge.engines.text import EngineText
 from sana_edge.errors import CheckpointError
 from sana_edge.export.settings import Settings
 from sana_edge.nets.text_encoder import TextEncoder
-from sana_edge.prompt import CHI
+from sana_edge.prompt import CHI, token_limit, tokenized_text
 from sana_edge.store import manifest
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
@@ -165,13 +165,16 @@ def test_tokenizers_of_other_kinds(
     content = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<bos>", "eos_token": "<eos>"}
     content |= {"pad_token": "<pad>", "unk_token": "<unk>", **config}
     (damaged / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(content))
-    wanted = TextEncoder(AutoTokenizer.from_pretrained(damaged / "tokenizer"), torch.nn.Module())
-    rewrite_instruction(damaged, wanted._tokenizer.encode("\n".join(CHI)))
+    wanted = AutoTokenizer.from_pretrained(damaged / "tokenizer")
+    before = wanted.encode("\n".join(CHI))
+    rewrite_instruction(damaged, before)
     text = EngineText(damaged, shape, lambda ids, keys, values: np.zeros((1, ids.shape[1], 1), np.float32))
     for prompt in PROMPTS:
         for instruction in (CHI, None):
             for truncation in (True, False):
-                (row,) = wanted._tokenize([prompt], instruction, truncation=truncation)
+                limit = token_limit(len(before) if instruction else 0) if truncation else None
+                text_of = tokenized_text(prompt, instruction)
+                row = wanted(text_of, truncation=truncation, max_length=limit, verbose=False).input_ids
                 if row:
                     assert text._tokenize(prompt, instruction, truncation=truncation) == row, (
                         prompt,
