@@ -359,6 +359,9 @@ def test_errors_without_torch_name_the_extra(exported: Path, tiny_folder: Path, 
     output = ["--prompt", PROMPT, "--output", str(tmp_path / "a.png")]
     done = without(*TORCH, arguments=["generate", "--model", str(tiny_folder), *output])
     assert done.returncode == 1 and done.stderr.endswith("or pip install 'sana-edge[torch]'\n")
+    # a name that there is not is said before torch is missed
+    done = without(*TORCH, arguments=["generate", "--model", "Sana_600M_512px", *output])
+    assert done.returncode == 1 and "did you mean sana-0.6b-512?" in done.stderr
     command = ["generate", "--model", str(exported), *output]
     done = without(*TORCH, "onnxruntime", "openvino", arguments=command)
     assert done.returncode == 1 and "is not installed" in done.stderr, done.stderr
