@@ -12,6 +12,7 @@ import torch
 
 from sana_edge import __version__
 from sana_edge.atomic import new_folder
+from sana_edge.engines.telemetry import silence_onnxruntime
 from sana_edge.errors import InvalidInput, SanaError, export_extra
 from sana_edge.export.graph.builder import GraphBuilder
 from sana_edge.export.graph.decoder import Size, add_decoder
@@ -213,6 +214,7 @@ class _Export:
 
 def _comparison() -> _Compare:
     """Needs onnxruntime, which nothing else here does."""
+    silence_onnxruntime()
     with export_extra():
         from sana_edge.export.verify import compare
     return compare.compare

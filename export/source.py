@@ -14,6 +14,7 @@ from sana_edge.store.folder import WEIGHT_COMPONENTS, needed_files, read_json
 from sana_edge.store.hub import ResolvedModel
 from sana_edge.store.known_models import BUNDLED, KNOWN
 from sana_edge.store.package import Quantization
+from sana_edge.store.pairing import read_sampler
 from sana_edge.store.weights import StoredState, weight_files
 from sana_edge.torch_runtime.load import DTYPES
 
@@ -132,10 +133,11 @@ def describe(model: ResolvedModel, *, int8: bool) -> Source:
                 f"{folder / name} has no calibrated scales, which INT8 graphs need",
                 "make it again: `sana-edge quantize MODEL --output DIR --force`, without --no-calibration",
             )
+    denoiser = DenoiserConfig.from_dict(read_json(folder / "transformer" / "config.json"))
     return Source(
         model=model,
-        denoiser=DenoiserConfig.from_dict(read_json(folder / "transformer" / "config.json")),
+        denoiser=denoiser,
         autoencoder=AutoencoderConfig.from_dict(read_json(folder / "vae" / "config.json")),
-        sampler=SamplerConfig.from_dict(read_json(folder / "scheduler" / "scheduler_config.json")),
+        sampler=read_sampler(folder, denoiser)[0],
         quantizations=given,
     )

@@ -85,6 +85,8 @@ class Sana:
         trust_engine: bool = False,
         offline: bool = False,
         progress: bool = False,
+        revision: str | None = None,
+        decoder: str | os.PathLike[str] | None = None,
         on_progress: Progress | None = None,
         cancel: threading.Event | None = None,
     ) -> Sana:
@@ -111,6 +113,9 @@ class Sana:
                 code in it.
             offline: never use the network.
             progress: show on stderr what is downloaded and loaded.
+            revision: of a repository, a branch, a tag or a commit; its main branch if left out.
+            decoder: an autoencoder in place of the model's own: "dc-ae-lite", which is smaller, a folder in
+                diffusers layout, or a repository. Exported folders have theirs in them.
             on_progress: called with what is downloaded (the repository; bytes done, all bytes) or loaded
                 ("loading NAME"; parts done, all parts), also from other threads.
             cancel: set it from another thread to end a download, or the loading before the next part; what
@@ -121,7 +126,18 @@ class Sana:
                 OutOfMemory, or Cancelled.
         """
         place = None if engines is None else Path(engines)
-        options = LoadOptions(device, dtype, int8, backend, place, trust_engine, offline, progress)
+        options = LoadOptions(
+            device,
+            dtype,
+            int8,
+            backend,
+            place,
+            trust_engine,
+            offline,
+            progress,
+            revision,
+            None if decoder is None else os.fspath(decoder),
+        )
         told = watched(on_progress, cancel, "loading")
         stages, folder = load_stages(os.fspath(model), options, told)
         kinds = f"{stages.dtype}, {stages.quantization}" if stages.quantization else stages.dtype
@@ -210,6 +226,9 @@ class Sana:
             seed: 0 to 2**63 - 1; random if left out. A seed draws the same noise on every device, and a
                 picture does not depend on how many are made with it.
             sampler: "flow-dpm", "flow-euler" or "scm"; what the model was made for if left out.
+            flow_shift: of the flow samplers' noise levels, above 0 to 100; the model's own if left out.
+            instruction: the text right before the prompt, as it is; SANA's own if left out, none if empty. An
+                exported folder has SANA's computed, and reads another anew with every prompt.
 
         It also takes a picture's ``**metadata``, whose "version" tells it from other arguments, and leaves
         out what was the model's part.
@@ -375,6 +394,8 @@ def _image(
         "backend": stages.backend.name,
         "version": __version__,
     }
+    if stages.decoder is not None:
+        metadata["decoder"] = stages.decoder
     if stages.quantization is not None:
         metadata["quantization"] = stages.quantization
     return Image(pixels, seed, metadata, timings, notes)

@@ -40,6 +40,13 @@ def tokenized_text(prompt: str, instruction: Sequence[str] | None) -> str:
     return ("\n".join(instruction) if instruction else "") + well_formed.lower().strip()
 
 
+def instruction_of(plan: Plan) -> Sequence[str] | None:
+    """The lines before a plan's prompt: SANA's own, those asked for, or None for an empty text."""
+    if plan.instruction is None:
+        return CHI
+    return (plan.instruction,) if plan.instruction else None
+
+
 def token_limit(instruction_tokens: int) -> int:
     """How many tokens are read; ``instruction_tokens`` is 0 without an instruction.
 
@@ -76,7 +83,8 @@ def reading_notes(
     plan: Plan, encoder: Limited, domain: Known | None = None, model: str = ""
 ) -> tuple[str, ...]:
     """Say, and log, what of a plan's prompts is cut or ignored, and what is foreign to the model."""
-    notes = [_cut("prompt", encoder.tokens_over_limit(plan.prompt))]
+    excess = encoder.tokens_over_limit(plan.prompt, instruction=instruction_of(plan))
+    notes = [_cut("prompt", excess)]
     if plan.guided:
         excess = encoder.tokens_over_limit(plan.negative_prompt, instruction=None)
         notes.append(_cut("negative prompt", excess))

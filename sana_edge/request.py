@@ -18,6 +18,8 @@ MAX_SIDE = 8192
 MAX_STEPS = 1000
 MAX_IMAGES = 10_000
 MAX_GUIDANCE = 1000
+MAX_SHIFT = 100
+MAX_INSTRUCTION = 20_000
 MAX_SEED = 2**63 - 1
 SAMPLERS: tuple[SamplerKind, ...] = typing.get_args(SamplerKind)
 # what can be asked for, of models (`sana_edge.fused.backends`) and of exported folders (`sana_edge.engines`)
@@ -37,6 +39,8 @@ class Options(TypedDict, total=False):
     seed: int | None
     sampler: SamplerKind | None
     exact_size: bool
+    flow_shift: float | None
+    instruction: str | None
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,8 @@ class Request:
     sampler: SamplerKind | None = None
     images: int = 1
     exact_size: bool = False
+    flow_shift: float | None = None
+    instruction: str | None = None
 
     def __post_init__(self) -> None:
         _check_text(self.prompt, "prompt")
@@ -75,6 +81,13 @@ class Request:
             _check_whole(self.seed, "seed", 0, MAX_SEED - self.images + 1)
         if self.sampler is not None and self.sampler not in SAMPLERS:
             raise InvalidInput(f"unknown sampler {self.sampler!r}", f"choose {', '.join(SAMPLERS)}")
+        if self.flow_shift is not None:
+            _check_shift(self.flow_shift)
+        if self.instruction is not None:
+            _check_text(self.instruction, "instruction")
+            if len(self.instruction) > MAX_INSTRUCTION:
+                found = f"the instruction has {len(self.instruction)} characters"
+                raise InvalidInput(found, f"give at most {MAX_INSTRUCTION}")
 
     @classmethod
     def of(cls, prompt: str, **options: Any) -> Request:
@@ -105,6 +118,9 @@ class Request:
         if (sampler == "scm") != (made_for == "scm"):
             usable = "scm" if made_for == "scm" else "flow-dpm or flow-euler"
             raise InvalidInput(f"sampler {sampler} does not work with this model", f"choose {usable}")
+        if sampler == "scm" and self.flow_shift is not None:
+            hint = "leave it out: Sprint models have no shift"
+            raise InvalidInput(f"flow shift {self.flow_shift} does not work with this model", hint)
         asked = self.size or fixed or (native_size, native_size)
         exact = self.exact_size or asked == fixed
         width, height = asked if exact else sizes.bucket(*asked, native_size)
@@ -121,6 +137,8 @@ class Request:
             seed=random_seed() if self.seed is None else self.seed,
             sampler=sampler,
             images=self.images,
+            flow_shift=None if self.flow_shift is None else float(self.flow_shift),
+            instruction=self.instruction,
         )
 
 
@@ -136,6 +154,8 @@ class LoadOptions:
     trust_engine: bool = False
     offline: bool = False
     progress: bool = False
+    revision: str | None = None
+    decoder: str | None = None
 
 
 @dataclass(frozen=True)
@@ -157,6 +177,8 @@ class Plan:
     seed: int
     sampler: SamplerKind
     images: int
+    flow_shift: float | None = None
+    instruction: str | None = None
 
     @property
     def guided(self) -> bool:
@@ -187,6 +209,8 @@ class Plan:
             "steps": self.steps,
             "guidance": self.guidance,
             "sampler": self.sampler,
+            **({} if self.flow_shift is None else {"flow_shift": self.flow_shift}),
+            **({} if self.instruction is None else {"instruction": self.instruction}),
         }
 
 
@@ -225,6 +249,12 @@ def _check_guidance(value: Any) -> None:
             f"guidance is {_shown(value)}",
             f"choose a number from 0 to {MAX_GUIDANCE}; 4.5 is usual, 1 turns guidance off",
         )
+
+
+def _check_shift(value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MAX_SHIFT:
+        hint = f"choose a number above 0, at most {MAX_SHIFT}; 3 is usual, 4 for the 0.6B at 1024 px"
+        raise InvalidInput(f"flow shift is {_shown(value)}", hint)
 
 
 def _check_size(size: Any, *, exact: bool) -> None:

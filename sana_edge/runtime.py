@@ -46,6 +46,8 @@ class Stages(Protocol):
     @property
     def quantization(self) -> str | None: ...
     @property
+    def decoder(self) -> str | None: ...
+    @property
     def notes(self) -> tuple[str, ...]: ...
     @property
     def backend(self) -> Backend: ...
@@ -129,7 +131,13 @@ def _load_torch(model: str, options: LoadOptions, on_progress: Progress) -> tupl
     place = runtime.check_target(options.device, dtype, backend)
     with torch_extra(), memory_errors(model):
         found = hub.resolve(
-            model, int8=int8, offline=options.offline, progress=options.progress, on_progress=on_progress
+            model,
+            int8=int8,
+            offline=options.offline,
+            progress=options.progress,
+            revision=options.revision,
+            decoder=options.decoder,
+            on_progress=on_progress,
         )
         with bar(not options.progress, "part") as shown:
             loaded = runtime.load_stages(
@@ -152,6 +160,12 @@ def _load_engines(
     if backend != "auto" and backend in TORCH_BACKENDS:
         hint = f"choose {', '.join(name for name in BACKENDS if name not in TORCH_BACKENDS)} or auto"
         raise InvalidInput(f"backend {backend} runs models, {folder} is an exported folder", hint)
+    if options.decoder is not None:
+        hint = "`sana-edge convert DECODER --output NEW --base MODEL`, then export NEW"
+        raise InvalidInput(f"{folder} is an exported folder, which has its decoder in it", hint)
+    if options.revision is not None:
+        found = f"revision {options.revision!r} is of a repository, {folder} is none"
+        raise InvalidInput(found, "leave out the revision")
     with memory_errors(str(folder)), bar(not options.progress, "part") as shown:
         return runtime.load_stages(
             folder,

@@ -194,12 +194,14 @@ def make_sampler(
     raise InvalidInput(f"unknown sampler {kind!r}", "choose flow-dpm, flow-euler or scm")
 
 
-def sampler_of(config: SamplerConfig, kind: SamplerKind, steps: int) -> Sampler:
-    """`make_sampler` with a model's numbers."""
+def sampler_of(
+    config: SamplerConfig, kind: SamplerKind, steps: int, flow_shift: float | None = None
+) -> Sampler:
+    """`make_sampler` with a model's numbers, or another shift than the model's."""
     return make_sampler(
         kind,
         steps=steps,
-        flow_shift=config.flow_shift,
+        flow_shift=flow_shift or config.flow_shift,
         num_train_timesteps=config.num_train_timesteps,
         sigma_data=config.sigma_data,
     )

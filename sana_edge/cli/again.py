@@ -32,7 +32,7 @@ def fill(arguments: argparse.Namespace) -> dict[str, Any]:
             metadata["int8"] = True
         known = {name for name, value in vars(arguments).items() if value is None}
         taken = {name: value for name, value in metadata.items() if name in known and value is not None}
-        for name in ("model", "dtype", "backend"):
+        for name in ("model", "dtype", "backend", "decoder"):
             if not isinstance(taken.get(name, ""), str):
                 raise InvalidInput(
                     f"{arguments.made} has the {name} {taken[name]!r}", f"give --{name} yourself"

@@ -1,19 +1,21 @@
-"""``sana-edge convert``: NVlabs' checkpoints become model folders."""
+"""``sana-edge convert``: checkpoints become model folders."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from sana_edge.errors import torch_extra
 
-HELP = "turn an NVlabs .pth into a diffusers model folder"
+HELP = "turn a checkpoint, such as an NVlabs .pth, into a diffusers model folder"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     add = parser.add_argument
-    add("file", type=Path, metavar="FILE", help="the checkpoint of a denoiser or an autoencoder")
+    files = "a denoiser or an autoencoder: a .pth or .safetensors, published or of a training"
+    add("file", type=Path, metavar="FILE", help=files)
     add("--output", type=Path, required=True, metavar="DIR", help="the model folder to write into")
     sizes = "side of the pictures it was trained on, where the file does not tell (default: read from it)"
     add("--size", type=int, choices=(512, 1024, 2048, 4096), help=sizes)
@@ -21,6 +23,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--cross-attention-heads", type=int, metavar="N", help=heads)
     base = "a model to take the other components from (default: none, only this component is written)"
     add("--base", metavar="NAME", help=base)
+    weights = "of a training's checkpoint its moving average or the weights themselves"
+    add("--weights", choices=("ema", "raw"), help=f"{weights} (default: ema where there is one)")
     add("--force", action="store_true", help="replace existing files")
 
 
@@ -36,7 +40,9 @@ def run(arguments: argparse.Namespace) -> None:
         size=arguments.size,
         cross_attention_heads=arguments.cross_attention_heads,
         base=hub.resolve(arguments.base).path if arguments.base else None,
+        weights=arguments.weights,
         force=arguments.force,
+        tell=lambda note: None if arguments.quiet else print(f"note:  {note}", file=sys.stderr),
     )
     for path in written:
         print(path)

@@ -69,6 +69,24 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--force", action="store_true", help="replace existing files")
     add("--offline", action="store_true", help="never use the network")
+    _add_model_options(parser)
+
+
+def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    """What differs from how the model was made."""
+    add = parser.add_argument
+    revision = "of a repository: a branch, a tag or a commit (default: main, or the only one that is cached)"
+    add("--revision", metavar="NAME", help=revision)
+    decoder = "an autoencoder in place of the model's own: dc-ae-lite, a folder or a repository"
+    add("--decoder", metavar="NAME|DIR", help=f"{decoder} (default: its own)")
+    shift = "of the noise levels, in place of the model's (default: the model's, usually 3)"
+    add("--flow-shift", type=float, metavar="F", help=shift)
+    instruction = "right before the prompt, as it is, or none (default: SANA's own)"
+    add("--instruction", type=_instruction, metavar="TEXT|none", help=instruction)
+
+
+def _instruction(text: str) -> str:
+    return "" if text == "none" else text
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -76,7 +94,8 @@ def run(arguments: argparse.Namespace) -> None:
     taken = again.fill(arguments)
     prompt = _prompt(arguments, taken)
     seed = random_seed() if arguments.seed is None else arguments.seed
-    names = ("negative_prompt", "size", "exact_size", "steps", "guidance", "sampler", "images")
+    names = ["negative_prompt", "size", "exact_size", "steps", "guidance", "sampler", "images"]
+    names += ["flow_shift", "instruction"]
     options: dict[str, Any] = {name: getattr(arguments, name) for name in names}
     # what is wrong shows here, before torch is loaded and anything is computed
     Request(prompt, seed=seed, **options)

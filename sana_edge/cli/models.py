@@ -23,6 +23,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """List, or download or remove and print the folder."""
     from sana_edge.store import hub
+    from sana_edge.store.known_models import DECODERS
 
     action, name = arguments.action, arguments.name
     if action == "list":
@@ -35,6 +36,8 @@ def run(arguments: argparse.Namespace) -> None:
         raise InvalidInput(f"no model to {what}", "`sana-edge models list` shows the names")
     if action == "rm":
         _remove(name, arguments.force)
+    elif name in DECODERS:
+        print(hub.resolve_decoder(name, refresh=True, progress=not arguments.quiet))
     else:
         print(hub.resolve(name, refresh=True, progress=not arguments.quiet).path)
 

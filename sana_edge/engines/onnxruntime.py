@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from sana_edge.engines import ports
 from sana_edge.engines.engine import EngineKind, Settings
 from sana_edge.engines.ports import ANY, Arrays
+from sana_edge.engines.telemetry import silence_onnxruntime
 from sana_edge.engines.threads import cpu_threads, shown_threads
 from sana_edge.errors import InvalidInput, MissingDependency, SanaError, UnsupportedDevice
 from sana_edge.store.manifest import Port, export_command
@@ -179,6 +180,7 @@ class OnnxRuntimeEngine:
 
 
 def _runtime() -> ModuleType:
+    silence_onnxruntime()
     try:
         import onnxruntime
     except ModuleNotFoundError as error:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from sana_edge.engines import ports as engine_ports
 from sana_edge.engines.engine import EngineKind, Settings
 from sana_edge.engines.ports import ANY, Arrays
+from sana_edge.engines.telemetry import silent_openvino
 from sana_edge.engines.threads import cpu_threads, shown_threads
 from sana_edge.errors import InvalidInput, MissingDependency, SanaError, UnsupportedDevice
 from sana_edge.store.cache import user_cache
@@ -216,8 +217,9 @@ class OpenVinoEngine:
 
 def _runtime() -> ModuleType:
     try:
-        import openvino
-        import openvino.frontend
+        with silent_openvino():
+            import openvino
+            import openvino.frontend
     except ModuleNotFoundError as error:
         raise MissingDependency("openvino is not installed", "pip install 'sana-edge[openvino]'") from error
     except (ImportError, OSError) as error:

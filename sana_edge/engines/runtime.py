@@ -22,7 +22,7 @@ from sana_edge.engines.text import EngineText, Floats
 from sana_edge.errors import InvalidInput, OutOfMemory
 from sana_edge.memory import available_memory, peak_memory
 from sana_edge.progress import Progress, unseen
-from sana_edge.prompt import reading_notes
+from sana_edge.prompt import instruction_of, reading_notes
 from sana_edge.request import Plan
 from sana_edge.sampler import Sampler, guide, sampler_of
 from sana_edge.store import manifest, manifest_files
@@ -63,6 +63,10 @@ class EngineStages:
     def quantization(self) -> str | None:
         """An INT8 model's scheme."""
         return self._manifest.quantization
+
+    @property
+    def decoder(self) -> None:
+        """Its own."""
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -137,7 +141,7 @@ class EngineStages:
 
     def read(self, plan: Plan) -> tuple[Context, tuple[str, ...]]:
         """Encode the prompt, and the negative one where it is used; say what was cut or ignored."""
-        prompt = self._project(self._text.encode(plan.prompt))
+        prompt = self._project(self._text.encode(plan.prompt, instruction=instruction_of(plan)))
         negative = None
         if plan.guided:
             negative = self._project(self._text.encode(plan.negative_prompt, instruction=None))
@@ -147,7 +151,7 @@ class EngineStages:
 
     def schedule(self, plan: Plan) -> tuple[Sampler, Floats]:
         """Make the sampler; its timesteps (S,) are what the denoiser gets."""
-        sampler = sampler_of(self.sampler, plan.sampler, plan.steps)
+        sampler = sampler_of(self.sampler, plan.sampler, plan.steps, plan.flow_shift)
         return sampler, sampler.timesteps
 
     def predict(

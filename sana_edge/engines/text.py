@@ -82,15 +82,17 @@ class EngineText:
         """Return the (1, L, C) features of a prompt as `sana_edge.nets.text_encoder.TextEncoder.encode` does.
 
         Args:
-            instruction: None for negative prompts, which have none.
+            instruction: None for negative prompts, which have none. Another than the folder's own is run with
+                every prompt.
         """
         row = self._tokenize(prompt, instruction, truncation=True)
         before = self._instruction
-        known = known_tokens(row, before.ids) if instruction else 0
+        # exported with SANA's own instruction
+        known = known_tokens(row, before.ids) if instruction is CHI else 0
         ids = np.array([row[known:]], np.int64)
         keys, values = (np.ascontiguousarray(past[:, :, :known]) for past in (before.keys, before.values))
         hidden = np.concatenate([before.hidden[:, :known], self._run(ids, keys, values)], axis=1)
-        first = len(before.ids) - 1 if instruction else 1
+        first = self._length(instruction) - 1 if instruction else 1
         return np.concatenate([hidden[:, :1], hidden[:, first:]], axis=1)
 
     def tokens_over_limit(self, prompt: str, *, instruction: Sequence[str] | None = CHI) -> int:
@@ -98,7 +100,12 @@ class EngineText:
         return max(0, len(self._tokenize(prompt, instruction, truncation=False)) - self._limit(instruction))
 
     def _limit(self, instruction: Sequence[str] | None) -> int:
-        return token_limit(len(self._instruction.ids) if instruction else 0)
+        return token_limit(self._length(instruction) if instruction else 0)
+
+    def _length(self, instruction: Sequence[str]) -> int:
+        if instruction is CHI:
+            return len(self._instruction.ids)
+        return len(self._tokenizer.encode("\n".join(instruction)))
 
     def _tokenize(self, prompt: str, instruction: Sequence[str] | None, *, truncation: bool) -> list[int]:
         limit = self._limit(instruction) if truncation else None

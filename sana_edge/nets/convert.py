@@ -1,16 +1,15 @@
-"""An NVlabs checkpoint file into a folder in diffusers layout."""
+"""A checkpoint file, of a training or published, into a folder in diffusers layout."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import shutil
-import zipfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from sana_edge.atomic import new_entries, write_json
@@ -18,8 +17,10 @@ from sana_edge.config import AutoencoderConfig, DenoiserConfig
 from sana_edge.errors import CheckpointError, InvalidInput
 from sana_edge.nets.autoencoder import Autoencoder
 from sana_edge.nets.denoiser import Denoiser
-from sana_edge.store import nvlabs
+from sana_edge.store import nvlabs, pairing
+from sana_edge.store.checkpoint import Checkpoint, Weights, read_checkpoint
 from sana_edge.store.folder import check_folder, needed_files, read_json
+from sana_edge.store.tensor_names import DENOISER
 from sana_edge.store.weights import check_state, save_state
 
 _PIPELINE = ("model_index.json", "scheduler", "tokenizer", "text_encoder", "transformer", "vae")
@@ -33,19 +34,24 @@ def convert(
     size: int | None = None,
     cross_attention_heads: int | None = None,
     base: Path | None = None,
+    weights: Weights | None = None,
     force: bool = False,
+    tell: Callable[[str], None] = lambda note: None,
 ) -> list[Path]:
     """Translate one checkpoint, tensors unchanged, into ``output/transformer`` or ``output/vae``.
 
-    Which of the two, and which SANA, is read from the tensors' names and shapes. A .pth is opened with
-    ``weights_only``: what else it holds is refused, not run.
+    Which of the two, and which SANA, is read from the tensors' names and shapes, whatever prefix a training
+    has put before them.
 
     Args:
-        file: a .pth of NVlabs (denoiser), or a .pth or .safetensors of the DC-AE authors (autoencoder).
+        file: a .pth or .safetensors, or a folder of one component's weights, in the names of NVlabs, of the
+            DC-AE authors or of diffusers.
         output: the model folder; made if needed.
         size: see `nvlabs.denoiser`; the 512 and 1024 px models do not tell.
         cross_attention_heads: see `nvlabs.denoiser`.
         base: a whole model folder that gives the other components, so that ``output`` is whole too.
+        weights: see `read_checkpoint`.
+        tell: is told what was chosen, and what is missing.
         force: replace what is there of the files to be written.
 
     Returns:
@@ -53,13 +59,17 @@ def convert(
 
     Raises:
         InvalidInput: something is there already, or an argument is needed.
-        CheckpointError: the file is damaged, holds more than tensors, or is of another model.
+        CheckpointError: the file is damaged, may run code, or is of another model than ``base``.
         SanaError: ``output`` cannot be written.
     """
     if base is not None:
         check_folder(base)
-    state = _read(file)
-    component, config, state = _translate(file, state, size, cross_attention_heads)
+    read = read_checkpoint(file, weights)
+    component, config, state = _translate(file, read, size, cross_attention_heads)
+    if base is not None:
+        config = _fitted(config, base)
+    for note in read.notes:
+        tell(note)
     names = [component] if base is None else [component, *_PIPELINE]
     for target in (output / name for name in names):
         if os.path.lexists(target) and not force:
@@ -73,58 +83,66 @@ def convert(
         if base is not None:
             _complete(folder, base)
         written = [path.name for path in folder.iterdir()]
+    if base is None and not (output / "model_index.json").is_file():
+        tell(f"{component}/ is one part of a model: --base MODEL adds the others, which `generate` needs")
     return [output / name for name in sorted(written, key=lambda name: (name != component, name))]
 
 
 def _translate(
-    file: Path, state: dict[str, Tensor], size: int | None, heads: int | None
+    file: Path, read: Checkpoint, size: int | None, heads: int | None
 ) -> tuple[str, DenoiserConfig | AutoencoderConfig, dict[str, Tensor]]:
     """The component's name, its config and its tensors, checked to be all that the config needs."""
-    if nvlabs.is_denoiser(state):
-        config, state = nvlabs.denoiser(state, size=size, cross_attention_heads=heads)
+    published = read.network.published
+    described = _described(file) if published and size is None and heads is None else {}
+    if read.network.network == DENOISER:
+        if described.get("_class_name") == "SanaTransformer2DModel":
+            config, state = DenoiserConfig.from_dict(described), read.state
+        else:
+            config, state = nvlabs.denoiser(
+                read.state, size=size, cross_attention_heads=heads, published=published
+            )
         with torch.device("meta"):
             check_state(Denoiser(config).to_diffusers(), state, where=str(file))
         return "transformer", config, state
-    if nvlabs.is_autoencoder(state):
-        vae_config, state = nvlabs.autoencoder(state)
-        with torch.device("meta"):
-            check_state(Autoencoder(vae_config).state_dict(), state, where=str(file))
-        return "vae", vae_config, state
-    first = next(iter(state), "none")
-    raise CheckpointError(f"{file} holds no SANA denoiser and no DC-AE (its first key is {first})")
+    if described.get("_class_name") == "AutoencoderDC":
+        vae_config, state = AutoencoderConfig.from_dict(described), read.state
+    else:
+        vae_config, state = nvlabs.autoencoder(read.state, published=published)
+    with torch.device("meta"):
+        check_state(Autoencoder(vae_config).state_dict(), state, where=str(file))
+    return "vae", vae_config, state
 
 
-def _read(file: Path) -> dict[str, Tensor]:
-    if not file.is_file():
-        raise CheckpointError(f"{file} is no file", "give a .pth that NVlabs published")
+def _described(file: Path) -> dict[str, object]:
+    """The config.json in a component's folder, or beside a file in it."""
+    path = (file if file.is_dir() else file.parent) / "config.json"
+    return read_json(path) if path.is_file() else {}
+
+
+def _fitted(config: DenoiserConfig | AutoencoderConfig, base: Path) -> DenoiserConfig | AutoencoderConfig:
+    """A converted component's config beside a base's others, of whose latents an autoencoder takes the scale.
+
+    Raises:
+        CheckpointError: they are of different models.
+    """
+    parts = [read_json(base / name / "config.json") for name in ("transformer", "vae", "text_encoder")]
+    denoiser, autoencoder = DenoiserConfig.from_dict(parts[0]), AutoencoderConfig.from_dict(parts[1])
+    if isinstance(config, DenoiserConfig):
+        denoiser = config
+    else:
+        config = dataclasses.replace(config, scaling_factor=autoencoder.scaling_factor)
+        autoencoder = config
     try:
-        data: Any
-        if file.suffix == ".safetensors":
-            data = load_file(file)
-        else:
-            data = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    # on damaged bytes the unpickler fails with whatever the step it is at raises
-    except Exception as error:
-        raise CheckpointError(
-            f"cannot read {file}: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
-            "it is damaged, or holds more than tensors, which may be unsafe; take it from its publisher",
-        ) from error
-    data = data.get("state_dict", data) if isinstance(data, dict) else data
-    if not isinstance(data, dict) or not all(isinstance(value, Tensor) for value in data.values()):
-        raise CheckpointError(f"{file} holds no state dict", "give a .pth that NVlabs published")
-    return data
+        pairing.check_parts(denoiser, autoencoder, parts[2])
+    except CheckpointError as error:
+        hint = "choose another --base, or leave it out to convert this part alone"
+        raise CheckpointError(f"--base {base} does not fit: {error.message}", hint) from error
+    return config
 
 
 def _write_sampler(folder: Path, config: DenoiserConfig, base: Path) -> None:
     """The sampler of a converted denoiser, and the index that names it, after the pattern of ``base``."""
-    scheduler: dict[str, Any] = {
-        "_class_name": "DPMSolverMultistepScheduler",
-        "prediction_type": "flow_prediction",
-        "use_flow_sigmas": True,
-        "flow_shift": 6.0 if config.native_size == 4096 else 3.0,
-    }
-    if config.guidance_embeds:
-        scheduler = {"_class_name": "SCMScheduler", "prediction_type": "trigflow", "sigma_data": 0.5}
+    scheduler = pairing.scheduler_of(config)
     (folder / "scheduler").mkdir()
     write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
     index = read_json(base / "model_index.json")

@@ -123,6 +123,9 @@ class TextEncoder:
         from transformers import DynamicCache
 
         if text not in self._prefixes:
+            # of others than SANA's own the last is kept
+            for old in [other for other in self._prefixes if other != "\n".join(CHI)]:
+                del self._prefixes[old]
             ids = self._tokenizer.encode(text)
             # without a config the cache keeps all tokens of sliding layers too; masks still slide
             cache = DynamicCache()

@@ -13,15 +13,24 @@ from pathlib import Path
 from typing import Any
 
 from sana_edge.errors import CheckpointError, ModelNotFound
+from sana_edge.store.identify import explain, identify, lora_files
 
 WEIGHT_COMPONENTS = ("transformer", "vae", "text_encoder")
-PIPELINES = ("SanaPipeline", "SanaPAGPipeline", "SanaSprintPipeline")
+# diffusers' pipelines whose parts are read, and what of them is not done
+PIPELINES = {
+    "SanaPipeline": "",
+    "SanaSprintPipeline": "",
+    "SanaPAGPipeline": "perturbed-attention guidance is not done, only plain guidance",
+    "SanaSprintImg2ImgPipeline": "pictures are drawn from the prompt alone, not from another picture",
+    "SanaControlNetPipeline": "its ControlNet is not used",
+}
 
 _CONFIGS = (
     "scheduler/scheduler_config.json",
     "tokenizer/tokenizer.json",
     *(f"{component}/config.json" for component in WEIGHT_COMPONENTS),
 )
+_ADAPTER = re.compile(r"lora|adapter")
 _PICKLES = (".bin", ".pth", ".pt", ".ckpt")
 
 _STEM = r"(?:diffusion_pytorch_model|model)"
@@ -38,11 +47,13 @@ _PREFERRED_VARIANTS = ("bf16", "fp16")
 def weight_entries(names: Iterable[str]) -> dict[str | None, str]:
     """The file to open for each variant among a component's file names: a shard index or a single file.
 
-    The key None is the weights without a variant name. Where both forms are there, the index is taken for
+    The key None is the weights without a variant name, or a single file of another name.
+    Where both forms are there, the index is taken for
     diffusers' stem and the single file for transformers', as the two libraries do.
     """
     entries: dict[str | None, str] = {}
-    for name in sorted(names):
+    names = sorted(names)
+    for name in names:
         single, index = _SINGLE.fullmatch(name), _INDEX.fullmatch(name)
         if single:
             variant = single.group(1)
@@ -52,7 +63,9 @@ def weight_entries(names: Iterable[str]) -> dict[str | None, str]:
             variant = index.group(1) or index.group(2)
             if variant not in entries or name.startswith("diffusion"):
                 entries[variant] = name
-    return entries
+    others = [name for name in names if name.endswith(".safetensors") and not _ADAPTER.search(name.lower())]
+    # fine-tunings go by names of their own
+    return entries or ({None: others[0]} if len(others) == 1 and not _SHARD.fullmatch(others[0]) else {})
 
 
 def choose_entry(names: Iterable[str], variant: str | None, where: str) -> str:
@@ -78,6 +91,13 @@ def choose_entry(names: Iterable[str], variant: str | None, where: str) -> str:
         raise CheckpointError(
             f"{where} has only pickled weights ({pickles[0]}), which may run code when they are loaded",
             "use safetensors; `sana-edge convert` translates an NVlabs .pth",
+        )
+    others = sorted(name for name in names if name.endswith(".safetensors") and not _ADAPTER.search(name))
+    if others:
+        stem = "model" if Path(where).name == "text_encoder" else "diffusion_pytorch_model"
+        raise CheckpointError(
+            f"{where} has several weights ({', '.join(others[:3])}), none of the name that is expected",
+            f"call the one that is meant {stem}.safetensors",
         )
     raise CheckpointError(f"{where} has no .safetensors weights", "download the model again")
 
@@ -122,6 +142,23 @@ def needed_files(names: Iterable[str], variant: str | None) -> list[str]:
     return files
 
 
+def foreign_parts(folder: Path) -> tuple[str, ...]:
+    """Sentences about what a model folder has, or was made for, that has no effect here."""
+    pipeline = read_json(folder / "model_index.json").get("_class_name")
+    missing = PIPELINES.get(str(pipeline), "")
+    notes = [f"the model was made for {pipeline}: {missing}"] if missing else []
+    lora = [path.relative_to(folder).as_posix() for path in lora_files(folder)]
+    if lora:
+        notes.append(f"{', '.join(lora)} is a LoRA, which is not applied: merge it into the weights")
+    return tuple(notes)
+
+
+def component_files(names: Iterable[str]) -> list[str]:
+    """`needed_files` of a repository that holds one component alone."""
+    inside = needed_files((f"vae/{name}" for name in names if "/" not in name), None)
+    return [name.removeprefix("vae/") for name in inside]
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file.
 
@@ -129,14 +166,22 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: the file is missing, unreadable or not a JSON object; the message names it.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        # bytes: json knows UTF-8, 16 and 32 with and without a byte order mark
+        data = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing", "download the model again") from None
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}", "download the model again") from error
+        known, hint = explain(path, "download the model again")
+        raise CheckpointError(f"cannot read {path}{known or f': {error}'}", hint) from error
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} is not a JSON object", "download the model again")
     return data
+
+
+def read_text(path: Path) -> str:
+    """A JSON file's text, in whichever encoding JSON may have, without a byte order mark."""
+    content = path.read_bytes()
+    return content.decode(json.detect_encoding(content))
 
 
 def shard_names(index: Path) -> list[str]:
@@ -155,6 +200,18 @@ def shard_names(index: Path) -> list[str]:
     return names
 
 
+def check_component(folder: Path) -> None:
+    """Check that a folder holds the config and weights of one component.
+
+    Raises:
+        CheckpointError: a file is missing.
+    """
+    if not (folder / "config.json").is_file():
+        found = identify(folder)
+        raise CheckpointError(f"{folder} has no config.json: it is {found.words}", found.hint)
+    _check_weights(folder, None)
+
+
 def check_folder(folder: Path, variant: str | None = None) -> None:
     """Check that a folder holds a whole SANA pipeline with weights for ``variant``; reads no weights.
 
@@ -165,7 +222,8 @@ def check_folder(folder: Path, variant: str | None = None) -> None:
     if not folder.is_dir():
         raise ModelNotFound(f"no folder {folder}")
     if not (folder / "model_index.json").is_file():
-        raise CheckpointError(f"{folder} has no model_index.json", _folder_hint(folder))
+        found = identify(folder)
+        raise CheckpointError(f"{folder} has no model_index.json: it is {found.words}", found.hint)
     pipeline = read_json(folder / "model_index.json").get("_class_name")
     if pipeline not in PIPELINES:
         raise CheckpointError(f"{folder} holds a {pipeline}, expected one of {', '.join(PIPELINES)}")
@@ -173,23 +231,13 @@ def check_folder(folder: Path, variant: str | None = None) -> None:
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder} has no {name}", "download the model again")
     for component in WEIGHT_COMPONENTS:
-        here = [path.name for path in (folder / component).iterdir()]
-        entry = choose_entry(here, component_variant(here, variant), str(folder / component))
-        shards = shard_names(folder / component / entry) if entry.endswith(".json") else []
-        missing = [name for name in shards if name not in here]
-        if missing:
-            raise CheckpointError(
-                f"{folder / component} lacks the shard {missing[0]}", "download the model again"
-            )
+        _check_weights(folder / component, variant)
 
 
-def _folder_hint(folder: Path) -> str:
-    if (folder / "manifest.json").is_file():
-        return "it is an exported folder, which `sana-edge generate` runs; give the model that it was made of"
-    if any(folder.glob("*.onnx")):
-        return "an exported folder needs its manifest.json; copy the whole folder"
-    if (folder / "config.json").is_file():
-        return f"{folder.name}/ is one component; give the folder above it"
-    if any(path.suffix in _PICKLES for path in folder.iterdir()):
-        return "an NVlabs .pth must go through `sana-edge convert` first"
-    return "give a folder in diffusers layout, with transformer/, vae/, text_encoder/ and so on"
+def _check_weights(component: Path, variant: str | None) -> None:
+    here = [path.name for path in component.iterdir()]
+    entry = choose_entry(here, component_variant(here, variant), str(component))
+    shards = shard_names(component / entry) if entry.endswith(".json") else []
+    missing = [name for name in shards if name not in here]
+    if missing:
+        raise CheckpointError(f"{component} lacks the shard {missing[0]}", "download the model again")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import glob
 import os
@@ -12,10 +13,20 @@ from functools import partial
 from pathlib import Path
 from typing import cast
 
-from sana_edge.errors import CheckpointError, ModelNotFound, SanaError
+from sana_edge.errors import CheckpointError, InvalidInput, ModelNotFound, SanaError
 from sana_edge.progress import Progress, bar, both, unseen
-from sana_edge.store.folder import PIPELINES, check_folder, component_variant, needed_files, read_json
-from sana_edge.store.known_models import BUNDLED, KNOWN, KnownModel
+from sana_edge.store import pairing
+from sana_edge.store.folder import (
+    PIPELINES,
+    check_component,
+    check_folder,
+    component_files,
+    component_variant,
+    needed_files,
+    read_json,
+)
+from sana_edge.store.identify import identify
+from sana_edge.store.known_models import BUNDLED, DECODERS, KNOWN, KnownModel
 from sana_edge.store.manifest import FILE as MANIFEST
 from sana_edge.store.manifest import REMAKE, is_exported
 from sana_edge.store.spelling import close_model
@@ -28,6 +39,8 @@ _STORAGE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR),
 )
+_WEIGHTS = (".pth", ".pt", ".ckpt", ".safetensors", ".gguf")
+_REVISION = re.compile(r"\w[\w.-]*(?:/\w[\w.-]*)*")
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -36,17 +49,24 @@ class ResolvedModel:
     """A model that is on this machine.
 
     ``name`` is what to show and to store in a picture, ``variant`` which of several weight files to prefer,
-    ``info`` the table's entry where the model is a public one.
+    ``info`` the table's entry where the model is a public one. ``decoder`` is the folder of an autoencoder
+    that takes the place of the model's own, ``decoder_name`` what to call it.
     """
 
     path: Path
     name: str
     info: KnownModel | None = None
     variant: str | None = None
+    decoder: Path | None = None
+    decoder_name: str | None = None
+
+    def component(self, name: str) -> Path:
+        """The folder of ``transformer``, ``vae`` or ``text_encoder``."""
+        return self.decoder if name == "vae" and self.decoder is not None else self.path / name
 
     def component_variant(self, component: str) -> str | None:
         """What to pass as ``variant`` to `load_state` for ``transformer``, ``vae`` or ``text_encoder``."""
-        return component_variant((path.name for path in (self.path / component).iterdir()), self.variant)
+        return component_variant((path.name for path in self.component(component).iterdir()), self.variant)
 
 
 @dataclass(frozen=True)
@@ -67,9 +87,11 @@ def resolve(
     offline: bool = False,
     refresh: bool = False,
     progress: bool = True,
+    revision: str | None = None,
+    decoder: str | None = None,
     on_progress: Progress = unseen,
 ) -> ResolvedModel:
-    """Find a model and check that it is whole, downloading what is missing.
+    """Find a model and check that it is whole and of one piece, downloading what is missing.
 
     Args:
         model: in this order a bundled name ("sana-tiny"), a name of the table ("sana-0.6b-1024"), a folder in
@@ -78,34 +100,108 @@ def resolve(
         offline: use only what is on this machine; HF_HUB_OFFLINE=1 says the same.
         refresh: ask the hub for a newer revision even if the cache has the model.
         progress: show the download on stderr.
+        revision: of a repository, a branch, a tag or a commit; None takes its main branch, or of a cache that
+            has none its only snapshot.
+        decoder: an autoencoder in place of the model's own: "dc-ae-lite", a folder with its config.json or a
+            model's, or a repository.
         on_progress: told of a download, in bytes, also from other threads; what it raises ends the download.
 
     Raises:
-        ModelNotFound: nothing has this name, or the repository is closed to the caller.
-        CheckpointError: the folder is no SANA pipeline, or a file is missing.
+        ModelNotFound: nothing has this name or revision, or the repository is closed to the caller.
+        CheckpointError: the folder is no SANA pipeline, a file is missing, or parts are of different models.
+        InvalidInput: a revision of what is no repository.
         SanaError: the hub cannot be reached, the download broke off, or the disk is full.
     """
+    found = _find(
+        model,
+        int8,
+        offline=offline,
+        refresh=refresh,
+        progress=progress,
+        on_progress=on_progress,
+        revision=revision,
+    )
+    pairing.check_model(found.path)
+    if decoder is None:
+        return found
+    place = resolve_decoder(decoder, offline=offline, progress=progress, on_progress=on_progress)
+    pairing.check_decoder(found.path, place)
+    name = decoder.lower() if decoder.lower() in DECODERS else Path(decoder).name
+    return dataclasses.replace(found, decoder=place, decoder_name=name)
+
+
+def resolve_decoder(
+    decoder: str,
+    *,
+    offline: bool = False,
+    refresh: bool = False,
+    progress: bool = True,
+    on_progress: Progress = unseen,
+) -> Path:
+    """The folder of an autoencoder; arguments and errors are those of `resolve`."""
+    info, folder = DECODERS.get(decoder.lower()), Path(os.path.expanduser(decoder))
+    if info is None and decoder and os.path.isdir(folder):
+        place = folder / "vae" if os.path.isdir(folder / "vae") else folder
+        check_component(place)
+        return place
+    if info is None:
+        _refuse_file(decoder)
+    if info is None and not is_repository(decoder):
+        hint = f"choose {', '.join(DECODERS)}, the folder of an autoencoder, or a repository"
+        raise ModelNotFound(f"unknown decoder {decoder!r}", hint)
+    repository = info.repository if info else decoder
+    path = None if refresh and not offline else _cached(repository, None, component=True)
+    if path is None:
+        path = _download(
+            repository,
+            None,
+            None,
+            offline=offline,
+            progress=progress,
+            on_progress=on_progress,
+            component=True,
+        )
+        check_component(path)
+    return path
+
+
+def _find(
+    model: str,
+    int8: bool,
+    *,
+    offline: bool,
+    refresh: bool,
+    progress: bool,
+    on_progress: Progress,
+    revision: str | None,
+) -> ResolvedModel:
     bundled = _bundled()
     if int8 and f"{model}{_PACKAGE}" in bundled:
         model = f"{model}{_PACKAGE}"
     if model in bundled:
+        _check_revision(revision, model)
         check_folder(BUNDLED / model)
         return ResolvedModel(BUNDLED / model, model)
     info = KNOWN.get(model.lower())
     folder = Path(os.path.expanduser(model))
     # os.path.isdir, unlike Path.is_dir, answers for names that no file system accepts
     if info is None and model and os.path.isdir(folder):
+        _check_revision(revision, model)
         check_folder(folder)
         return ResolvedModel(folder, folder.resolve().name)
+    if info is None:
+        _refuse_file(model)
     if info is None and not is_repository(model):
         raise _unknown(model)
+    _check_revision(revision)
     repository = info.repository if info else model
     info = info or next((known for known in KNOWN.values() if known.repository == model), None)
     name, variant = (info.name, info.variant) if info else (model, None)
-    path = None if refresh and not offline else _cached(repository, variant)
+    path = None if refresh and not offline else _cached(repository, variant, revision)
     if path is None:
-        with bar(not progress, "B") as shown:
-            path = _download(repository, variant, offline=offline, on_progress=both(on_progress, shown))
+        path = _download(
+            repository, variant, revision, offline=offline, progress=progress, on_progress=on_progress
+        )
         check_folder(path, variant)
     return ResolvedModel(path, name, info, variant)
 
@@ -125,7 +221,7 @@ def exported(model: str) -> Path | None:
     """The folder that `sana-edge export` made, if ``model`` is one and no name that `resolve` prefers.
 
     Raises:
-        ModelNotFound: ``model`` is a file of such a folder, or some ONNX file.
+        ModelNotFound: ``model`` is a file, of such a folder or any other; says what it is.
         CheckpointError: the folder has ONNX graphs, but neither a manifest nor a model.
     """
     folder = Path(os.path.expanduser(model))
@@ -138,9 +234,7 @@ def exported(model: str) -> Path | None:
     # os.path's functions answer for names that no file system accepts
     if os.path.isfile(folder) and is_exported(folder.parent):
         raise ModelNotFound(f"{model} is one file of an exported folder", f"give the folder: {folder.parent}")
-    if os.path.isfile(folder) and folder.suffix == ".onnx":
-        hint = "give a folder that `sana-edge export MODEL --output DIR` made"
-        raise ModelNotFound(f"{model} is no whole model", hint)
+    _refuse_file(model)
     is_model = os.path.isfile(folder / "model_index.json")
     if os.path.isdir(folder) and not is_model and any(folder.glob("*.onnx")):
         hint = f"copy the whole folder, or make it again: {REMAKE}"
@@ -155,7 +249,7 @@ def bundled_graphs(model: str, *, int8: bool = False) -> Path | None:
 
 
 def list_models() -> list[ListedModel]:
-    """Every model that has a name here: bundled, the public table, and other SANA models in the cache."""
+    """What has a name here: bundled models, the public table, decoders, and other SANAs in the cache."""
     bundled = [
         ListedModel(name, "bundled", BUNDLED / name, _size(BUNDLED / name)) for name in bundled_names()
     ]
@@ -163,13 +257,17 @@ def list_models() -> list[ListedModel]:
     for info in KNOWN.values():
         path = _cached(info.repository, info.variant)
         known.append(ListedModel(info.name, "public", path, _size(path) if path else None, info))
+    decoders = []
+    for info in DECODERS.values():
+        path = _cached(info.repository, None, component=True)
+        decoders.append(ListedModel(info.name, "decoder", path, _size(path) if path else None, info))
     table = {info.repository for info in KNOWN.values()}
     others = [
         ListedModel(repository, "cached", path, _size(path))
         for repository in cached_repositories()
         if repository not in table and (path := _cached(repository, None))
     ]
-    return [*bundled, *known, *others]
+    return [*bundled, *known, *decoders, *others]
 
 
 def cache_folder() -> Path:
@@ -198,6 +296,8 @@ def _bundled_graphs() -> list[str]:
 
 
 def _unknown(model: str) -> ModelNotFound:
+    if model in DECODERS:
+        return ModelNotFound(f"{model} is a decoder, no whole model", f"add `--decoder {model}` to a model")
     close = close_model(model, _bundled())
     if os.sep in model or model.startswith((".", "~")):
         return ModelNotFound(f"no folder {model}", "give a folder in diffusers layout, or a model's name")
@@ -205,16 +305,56 @@ def _unknown(model: str) -> ModelNotFound:
     return ModelNotFound(f"unknown model {model!r}", f"{hint}`sana-edge models list` shows all")
 
 
-def _cached(repository: str, variant: str | None) -> Path | None:
-    """The newest complete snapshot of a repository in the download cache."""
-    home = cache_folder() / f"models--{repository.replace('/', '--')}"
+def _refuse_file(model: str) -> None:
+    """Raise where a model's name is a file's, or can only be: models are folders."""
+    path = Path(os.path.expanduser(model))
+    if os.path.isdir(path) or not model or "\0" in model:
+        return
+    if os.path.exists(path):
+        found = identify(path)
+        hint = found.hint or "give a folder in diffusers layout, or a model's name"
+        raise ModelNotFound(f"{model} is no model folder: it is {found.words}", hint)
+    if path.suffix.lower() in _WEIGHTS:
+        raise ModelNotFound(f"no file {model}", "give a model's name or folder; convert makes one of a file")
+
+
+def _check_revision(revision: str | None, model: str | None = None) -> None:
+    """Raise where a revision is none, or ``model`` is what has none."""
+    if revision is not None and (model is not None or not _REVISION.fullmatch(revision)):
+        what = "is no branch, tag or commit" if model is None else f"is of a repository, {model} is none"
+        raise InvalidInput(f"revision {revision!r} {what}", "leave out the revision")
+
+
+def _home(repository: str) -> Path:
+    return cache_folder() / f"models--{repository.replace('/', '--')}"
+
+
+def _snapshots(repository: str, revision: str | None) -> list[Path]:
+    """The snapshots of a revision in the download cache, whole or not; without main's all that there are."""
+    home = _home(repository)
     try:
-        revision = (home / "refs" / "main").read_text(encoding="utf-8").strip()
-        path = home / "snapshots" / revision
-        check_folder(path, variant)
-    except (OSError, SanaError):
-        return None
-    return path
+        commit = (home / "refs" / (revision or "main")).read_text(encoding="utf-8").strip()
+    except OSError:
+        commit = revision or ""
+    if commit and os.path.isdir(home / "snapshots" / commit):
+        return [home / "snapshots" / commit]
+    # a commit may be shortened
+    found = sorted(home.glob(f"snapshots/{glob.escape(commit) if revision else ''}*"))
+    return found if revision is None or len(commit) >= 7 else []
+
+
+def _cached(
+    repository: str, variant: str | None, revision: str | None = None, *, component: bool = False
+) -> Path | None:
+    """A complete snapshot of a repository in the download cache; None where there is none, or a choice."""
+    complete = []
+    for path in _snapshots(repository, revision):
+        try:
+            check_component(path) if component else check_folder(path, variant)
+        except (OSError, SanaError):
+            continue
+        complete.append(path)
+    return complete[0] if len(complete) == 1 else None
 
 
 def cached_repositories() -> list[str]:
@@ -235,44 +375,59 @@ def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def _download(repository: str, variant: str | None, *, offline: bool, on_progress: Progress) -> Path:
-    """Fetch the files of one variant into the download cache, going on where an earlier attempt broke off."""
+def _download(
+    repository: str,
+    variant: str | None,
+    revision: str | None,
+    *,
+    offline: bool,
+    progress: bool,
+    on_progress: Progress,
+    component: bool = False,
+) -> Path:
+    """Fetch a variant's files, or a component's repository, going on where an earlier attempt broke off."""
     from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
         HFValidationError,
         RepositoryNotFoundError,
+        RevisionNotFoundError,
     )
 
     if offline or constants.HF_HUB_OFFLINE:
-        raise ModelNotFound(
-            f"{repository} is not on this machine, or not whole, and offline mode is on",
-            f"with a network, run `sana-edge models pull {repository}`",
-        )
+        raise _not_here(repository, revision)
     # the HTTP client under huggingface_hub depends on its version: the base of its error is that client's;
     # hf_xet, its other way to download, raises RuntimeError
     network_errors = cast(tuple[type[Exception], ...], (OSError, RuntimeError, *HfHubHTTPError.__bases__))
     try:
-        siblings = HfApi().model_info(repository).siblings or []
-        files = needed_files((file.rfilename for file in siblings), variant)
-        if "model_index.json" not in files:
-            close = close_model(repository, ())
+        siblings = HfApi().model_info(repository, revision=revision).siblings or []
+        names = [file.rfilename for file in siblings]
+        files = component_files(names) if component else needed_files(names, variant)
+        index = "config.json" if component else "model_index.json"
+        if index not in files:
+            close = None if component else close_model(repository, ())
             hint = "only repositories in diffusers layout can be used"
             meant = f"; did you mean {close}?" if close else ""
-            raise CheckpointError(f"{repository} has no model_index.json", f"{hint}{meant}")
-        return Path(
-            snapshot_download(
-                repository,
-                allow_patterns=[glob.escape(name) for name in files],
-                tqdm_class=_told(partial(on_progress, repository)),
+            raise CheckpointError(f"{repository} has no {index}", f"{hint}{meant}")
+        with bar(not progress, "B") as shown:
+            told = partial(both(on_progress, shown), repository)
+            return Path(
+                snapshot_download(
+                    repository,
+                    revision=revision,
+                    allow_patterns=[glob.escape(name) for name in files],
+                    tqdm_class=_told(told),
+                )
             )
-        )
     except GatedRepoError as error:
         raise ModelNotFound(
             f"{repository} is gated",
             "accept its terms on its page, then set HF_TOKEN or run `hf auth login`",
         ) from error
+    except RevisionNotFoundError as error:
+        hint = "give a branch, a tag or a whole commit that the repository has"
+        raise ModelNotFound(f"{repository} has no revision {revision}", hint) from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         close = close_model(repository, ())
         hint = f"did you mean {KNOWN[close].repository}?" if close else "check the spelling"
@@ -301,6 +456,15 @@ def _told(on_bytes: Callable[[int, int], None]) -> type:
                 on_bytes(int(self.n), int(self.total or 0))
 
     return _Told
+
+
+def _not_here(repository: str, revision: str | None) -> ModelNotFound:
+    what = repository if revision is None else f"{repository} at revision {revision}"
+    message = f"{what} is not on this machine, or not whole, and offline mode is on"
+    others = [path.name for path in _snapshots(repository, None)]
+    if revision is None and len(others) > 1:
+        return ModelNotFound(message, f"choose a revision that is here: {', '.join(others)}")
+    return ModelNotFound(message, f"with a network, run `sana-edge models pull {repository}`")
 
 
 def _broken_download(repository: str, error: Exception) -> SanaError:

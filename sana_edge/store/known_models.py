@@ -16,7 +16,7 @@ _SPRINT = (
 
 @dataclass(frozen=True)
 class KnownModel:
-    """A public model.
+    """A public model, or a decoder of one.
 
     ``trained`` is the precision its denoiser was trained in ("fp16" or "bf16"), ``variant`` the weight files
     to take, None for those without a variant name.
@@ -33,6 +33,16 @@ def _model(name: str, repository: str, trained: str, variant: str | None, licenc
     return KnownModel(name, f"{_OWNER}/{repository}_diffusers", trained, variant, licence)
 
 
+# autoencoders that decode the latents of the public models
+DECODERS: dict[str, KnownModel] = {
+    "dc-ae-lite": KnownModel(
+        "dc-ae-lite",
+        "mit-han-lab/dc-ae-lite-f32c32-sana-1.1-diffusers",
+        "bf16",
+        None,
+        "see the licence file of the repository",
+    )
+}
 KNOWN: dict[str, KnownModel] = {
     model.name: model
     for model in (

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from sana_edge import atomic
 from sana_edge.config import SamplerConfig
 from sana_edge.errors import CheckpointError
+from sana_edge.store.identify import explain
 from sana_edge.store.json_values import Reader
 from sana_edge.store.known_models import BUNDLED, KNOWN
 
@@ -208,11 +209,12 @@ def read(folder: Path) -> Manifest:
     if not os.path.isdir(folder):
         raise CheckpointError(f"{folder} is not a folder", _FOREIGN)
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise CheckpointError(f"{folder} has no {FILE}", _FOREIGN) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}", DAMAGED) from error
+        known, hint = explain(path, DAMAGED)
+        raise CheckpointError(f"cannot read {path}{known or f': {error}'}", hint) from error
     manifest = Manifest.from_dict(data, where=str(path))
     for name, stored in manifest.files.items():
         _check_size(folder / name, stored.bytes)
@@ -239,7 +241,8 @@ def _check_size(path: Path, size: int) -> None:
     if found is None:
         raise CheckpointError(f"{path} is missing", DAMAGED)
     if found != size:
-        raise CheckpointError(f"{path} has {found} bytes, {FILE} says {size}", DAMAGED)
+        known, hint = explain(path, DAMAGED)
+        raise CheckpointError(f"{path} has {found} bytes, {FILE} says {size}{known}", hint)
 
 
 def _check_values(manifest: Manifest, reader: Reader) -> None:

@@ -1,6 +1,7 @@
 """Checkpoints as NVlabs (denoiser) and MIT HAN Lab (autoencoder) publish them, in diffusers' names.
 
-Each function returns the config that the shapes tell and the renamed tensors, views of the old ones.
+Each function returns the config that the shapes tell and the renamed tensors, views of the old ones. A
+checkpoint in diffusers' names is taken as it is.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,10 +56,13 @@ _DENOISER_DROPPED = ("y_embedder.y_embedding", "pos_embed", "logvar_linear.weigh
 
 _AUTOENCODER = {
     "encoder.project_in.conv": "encoder.conv_in",
+    # with an empty first stage the projections resample
+    "encoder.project_in.conv.conv": "encoder.conv_in.conv",
     "encoder.project_out.0.conv": "encoder.conv_out",
     "decoder.project_in.conv": "decoder.conv_in",
     "decoder.project_out.0": "decoder.norm_out",
     "decoder.project_out.2.conv": "decoder.conv_out",
+    "decoder.project_out.2.conv.conv": "decoder.conv_out.conv",
 }
 _AUTOENCODER_BLOCK = {
     "conv1.conv": ("conv1",),
@@ -79,22 +84,17 @@ _AUTOENCODER_BLOCK = {
 _AUTOENCODER_LINEAR = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out")
 
 
-def is_denoiser(state: Mapping[str, Tensor]) -> bool:
-    """Whether these are NVlabs' names of a SANA denoiser's tensors."""
-    return "x_embedder.proj.weight" in state
-
-
-def is_autoencoder(state: Mapping[str, Tensor]) -> bool:
-    """Whether these are the DC-AE authors' names."""
-    return any(key.startswith("decoder.project_in.") for key in state)
-
-
 def denoiser(
-    state: Mapping[str, Tensor], *, size: int | None = None, cross_attention_heads: int | None = None
+    state: Mapping[str, Tensor],
+    *,
+    size: int | None = None,
+    cross_attention_heads: int | None = None,
+    published: bool = False,
 ) -> tuple[DenoiserConfig, dict[str, Tensor]]:
     """Read a SANA denoiser: 1.0, 1.5 or Sprint, any depth and width.
 
     Args:
+        published: the names are diffusers' already.
         size: side in pixels of the pictures it was trained on, one of 512, 1024, 2048 and 4096; None if the
             checkpoint has a position table that tells.
         cross_attention_heads: for a width other than the published 1152 and 2240.
@@ -115,12 +115,18 @@ def denoiser(
         return _in_block(f"transformer_blocks.{block[1]}", _DENOISER_BLOCK.get(block[2]))
 
     kept = {key: tensor for key, tensor in state.items() if key not in _DENOISER_DROPPED}
-    renamed = _rename(kept, rename, "denoiser")
-    return _denoiser_config(state, size, cross_attention_heads), renamed
+    renamed = kept if published else _rename(kept, rename, "denoiser")
+    positions = state.get("pos_embed")
+    return _denoiser_config(renamed, size or _size_of(positions), cross_attention_heads), renamed
 
 
-def autoencoder(state: Mapping[str, Tensor]) -> tuple[AutoencoderConfig, dict[str, Tensor]]:
-    """Read a DC-AE of the SANA family (first stage not empty, RMS norms, SiLU).
+def autoencoder(
+    state: Mapping[str, Tensor], *, published: bool = False
+) -> tuple[AutoencoderConfig, dict[str, Tensor]]:
+    """Read a DC-AE of the SANA family (RMS norms, SiLU), DC-AE-Lite with its empty first stage included.
+
+    Args:
+        published: the names are diffusers' already.
 
     Raises:
         CheckpointError: keys that such an autoencoder does not have, or lacks.
@@ -134,11 +140,18 @@ def autoencoder(state: Mapping[str, Tensor]) -> tuple[AutoencoderConfig, dict[st
         blocks = "down_blocks" if block[1] == "encoder" else "up_blocks"
         return _in_block(f"{block[1]}.{blocks}.{block[2]}", _AUTOENCODER_BLOCK.get(block[3]))
 
+    if published:
+        return _autoencoder_config(state), dict(state)
     plain = {re.sub(r"\b(main|op_list)\.", "", key): tensor for key, tensor in state.items()}
     renamed = _rename(plain, rename, "autoencoder")
     for key, tensor in renamed.items():
         if key.removesuffix(".weight").endswith(_AUTOENCODER_LINEAR):
             renamed[key] = tensor.flatten(1)
+    if not any(key.startswith("encoder.down_blocks.0.") for key in renamed):
+        # what projects into an empty first stage is a resampling, which has its convolution inside
+        for leaf in ("weight", "bias"):
+            if f"encoder.conv_in.{leaf}" in renamed:
+                renamed[f"encoder.conv_in.conv.{leaf}"] = renamed.pop(f"encoder.conv_in.{leaf}")
     return _autoencoder_config(renamed), renamed
 
 
@@ -188,8 +201,8 @@ def _count(state: Mapping[str, Tensor], pattern: str) -> int:
 
 
 def _denoiser_config(state: Mapping[str, Tensor], size: int | None, heads: int | None) -> DenoiserConfig:
-    dim, channels, patch = _shape(state, "x_embedder.proj.weight", 4)[:3]
-    ffn = _shape(state, "blocks.0.mlp.inverted_conv.conv.weight", 4)[0] // 2
+    dim, channels, patch = _shape(state, "patch_embed.proj.weight", 4)[:3]
+    ffn = _shape(state, "transformer_blocks.0.ff.conv_inverted.weight", 4)[0] // 2
     if dim % SELF_HEAD_DIM:
         raise CheckpointError(f"the denoiser's width is {dim}, not a multiple of {SELF_HEAD_DIM}")
     heads = heads or CROSS_ATTENTION_HEADS.get(dim)
@@ -198,7 +211,6 @@ def _denoiser_config(state: Mapping[str, Tensor], size: int | None, heads: int |
             f"a denoiser of width {dim} with {heads or 'an unknown number of'} cross-attention heads",
             f"only the widths {' and '.join(map(str, CROSS_ATTENTION_HEADS))} are published; give the heads",
         )
-    size = size or _size_of(state.get("pos_embed"))
     if size not in SIZES:
         raise InvalidInput(
             f"size {size} is none that SANA was trained on"
@@ -208,20 +220,21 @@ def _denoiser_config(state: Mapping[str, Tensor], size: int | None, heads: int |
         )
     return DenoiserConfig(
         in_channels=channels,
-        out_channels=_shape(state, "final_layer.linear.weight", 2)[0],
-        num_layers=_count(state, r"blocks\.(\d+)\."),
+        out_channels=_shape(state, "proj_out.weight", 2)[0],
+        num_layers=_count(state, r"transformer_blocks\.(\d+)\."),
         num_attention_heads=dim // SELF_HEAD_DIM,
         attention_head_dim=SELF_HEAD_DIM,
         num_cross_attention_heads=heads,
         cross_attention_head_dim=dim // heads,
         cross_attention_dim=dim,
-        caption_channels=_shape(state, "y_embedder.y_proj.fc1.weight", 2)[1],
+        caption_channels=_shape(state, "caption_projection.linear_1.weight", 2)[1],
         mlp_ratio=ffn / dim,
+        attention_bias="transformer_blocks.0.attn1.to_q.bias" in state,
         sample_size=size // LATENT_CELL,
         patch_size=patch,
         interpolation_scale=SIZES[size],
-        guidance_embeds="cfg_embedder.mlp.0.weight" in state,
-        qk_norm="rms_norm_across_heads" if "blocks.0.attn.q_norm.weight" in state else None,
+        guidance_embeds="time_embed.guidance_embedder.linear_1.weight" in state,
+        qk_norm="rms_norm_across_heads" if "transformer_blocks.0.attn1.norm_q.weight" in state else None,
     )
 
 
@@ -231,43 +244,65 @@ def _size_of(positions: Tensor | None) -> int | None:
 
 
 def _autoencoder_config(state: Mapping[str, Tensor]) -> AutoencoderConfig:
-    down, up = "encoder.down_blocks", "decoder.up_blocks"
-    stages = _count(state, r"encoder\.down_blocks\.(\d+)\.")
-    if stages < 2:
-        raise CheckpointError(f"the checkpoint has an encoder of {stages} stages")
-    head = next((tensor.shape[1] for key, tensor in state.items() if key.endswith(".proj_out.weight")), 32)
-    # every stage but the last has a resampling besides its blocks: the last entry of the encoder's, the
-    # first of the decoder's
-    layers = {
-        side: tuple(
-            _count(state, rf"{re.escape(side)}\.{i}\.(\d+)\.") - (i < stages - 1) for i in range(stages)
+    down, up = _Side(state, "encoder", "down_blocks"), _Side(state, "decoder", "up_blocks")
+    if down.stages < 2 or up.stages != down.stages:
+        raise CheckpointError(
+            f"the checkpoint has an encoder of {down.stages} stages and a decoder of {up.stages}"
         )
-        for side in (down, up)
-    }
-    blocks = {
-        side: [f"{side}.{i}.{int(side == up and i < stages - 1)}" for i in range(stages)] for side in layers
-    }
-    widths = {side: tuple(_width(state, block) for block in blocks[side]) for side in layers}
-    resampled = _shape(state, f"{down}.0.{layers[down][0]}.conv.weight", 4)[0]
-    upsampled = _shape(state, f"{up}.0.0.conv.weight", 4)[0]
+    head = next((tensor.shape[1] for key, tensor in state.items() if key.endswith(".proj_out.weight")), 32)
     return AutoencoderConfig(
-        in_channels=_shape(state, "encoder.conv_in.weight", 4)[1],
+        in_channels=_shape(state, f"encoder.conv_in.{'' if down.layers[0] else 'conv.'}weight", 4)[1],
         latent_channels=_shape(state, "decoder.conv_in.weight", 4)[1],
         attention_head_dim=head,
-        encoder_block_types=tuple(_block_type(state, block) for block in blocks[down]),
-        decoder_block_types=tuple(_block_type(state, block) for block in blocks[up]),
-        encoder_block_out_channels=widths[down],
-        decoder_block_out_channels=widths[up],
-        encoder_layers_per_block=layers[down],
-        decoder_layers_per_block=layers[up],
-        encoder_qkv_multiscales=tuple(_scales(state, block) for block in blocks[down]),
-        decoder_qkv_multiscales=tuple(_scales(state, block) for block in blocks[up]),
-        upsample_block_type="interpolate" if upsampled == widths[up][0] else "pixel_shuffle",
-        downsample_block_type="Conv" if resampled == widths[down][1] else "pixel_unshuffle",
-        decoder_norm_types=("rms_norm",) * stages,
-        decoder_act_fns=("silu",) * stages,
+        encoder_block_types=down.types,
+        decoder_block_types=up.types,
+        encoder_block_out_channels=down.widths,
+        decoder_block_out_channels=up.widths,
+        encoder_layers_per_block=down.layers,
+        decoder_layers_per_block=up.layers,
+        encoder_qkv_multiscales=down.scales,
+        decoder_qkv_multiscales=up.scales,
+        upsample_block_type="interpolate" if up.resampled == up.widths[up.first] else "pixel_shuffle",
+        downsample_block_type="Conv" if down.resampled == down.widths[down.first + 1] else "pixel_unshuffle",
+        decoder_norm_types=("rms_norm",) * up.stages,
+        decoder_act_fns=("silu",) * up.stages,
         scaling_factor=SCALING_FACTOR,
     )
+
+
+class _Side:
+    """What the shapes of an encoder or a decoder tell, one entry for each stage.
+
+    Attributes:
+        first: the first stage that has blocks; only stage 0 may have none.
+        resampled: output channels of that stage's resampling, which pixel (un)shuffling changes fourfold.
+    """
+
+    def __init__(self, state: Mapping[str, Tensor], side: str, name: str) -> None:
+        self._state, self._blocks = state, f"{side}.{name}"
+        numbers = [int(m[1]) for key in state if (m := re.match(rf"{side}\.{name}\.(\d+)\.", key))]
+        self.stages = max(numbers, default=-1) + 1
+        if self.stages < 2:
+            return
+        stages = range(self.stages)
+        self.first = min(numbers)
+        # every stage but the last has a resampling beside its blocks: the last entry of an encoder's, the
+        # first of a decoder's
+        entries = [_count(state, rf"{side}\.{name}\.{i}\.(\d+)\.") for i in stages]
+        self.layers = tuple(
+            max(count - (i < stages[-1]), 0) for i, count in zip(stages, entries, strict=True)
+        )
+        decoder = side == "decoder"
+        blocks = [f"{self._blocks}.{i}.{int(decoder and i < stages[-1])}" for i in stages[self.first :]]
+        self.types = self._padded([_block_type(state, block) for block in blocks])
+        # an empty stage has no width
+        self.widths = self._padded([_width(state, block) for block in blocks])
+        self.scales = ((),) * self.first + tuple(_scales(state, block) for block in blocks)
+        entry = 0 if decoder else self.layers[self.first]
+        self.resampled = _shape(state, f"{self._blocks}.{self.first}.{entry}.conv.weight", 4)[0]
+
+    def _padded(self, values: list[Any]) -> tuple[Any, ...]:
+        return tuple(values[:1] * self.first + values)
 
 
 def _block_type(state: Mapping[str, Tensor], block: str) -> str:

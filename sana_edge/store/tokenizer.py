@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from sana_edge.errors import CheckpointError
-from sana_edge.store.folder import read_json
+from sana_edge.store.folder import read_json, read_text
+from sana_edge.store.identify import explain
 
 FILE = "tokenizer.json"
 
@@ -31,7 +32,7 @@ class PromptTokenizer:
         side = read_json(config).get("truncation_side", "right") if config.is_file() else "right"
         self._side = side if side == "left" else "right"
         try:
-            self._tokenizer = Tokenizer.from_file(str(path))
+            self._tokenizer = Tokenizer.from_str(read_text(path))
             # what is stored says how training was batched
             self._tokenizer.no_padding()
             self._tokenizer.no_truncation()
@@ -39,7 +40,8 @@ class PromptTokenizer:
             if isinstance(error, KeyboardInterrupt | SystemExit):
                 raise
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise CheckpointError(f"{path} cannot be read: {reason}", hint) from error
+            known, hint = explain(path, hint)
+            raise CheckpointError(f"{path} cannot be read{known or f': {reason}'}", hint) from error
 
     def encode(self, text: str, *, limit: int | None = None, add_special_tokens: bool = True) -> list[int]:
         """The ids of ``text``, at most ``limit``.

@@ -8,13 +8,16 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file as _load_safetensors
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sana_edge import atomic
 from sana_edge.config import DenoiserConfig
 from sana_edge.errors import CheckpointError
+from sana_edge.store import tensor_names
 from sana_edge.store.folder import choose_entry, shard_names
+from sana_edge.store.identify import explain
 
 _DAMAGED = "the file is damaged or its download was interrupted; download it again"
 
@@ -22,7 +25,8 @@ _DAMAGED = "the file is damaged or its download was interrupted; download it aga
 def load_state(folder: Path, *, variant: str | None = None) -> dict[str, Tensor]:
     """Read the weights of one component (``transformer/``, ``vae/`` or ``text_encoder/``) onto the CPU.
 
-    The tensors are mapped from the file: pages are read when they are first used.
+    The tensors are mapped from the file: pages are read when they are first used. FP8 tensors become fp32,
+    which nothing else here has to know of; prefixes that a training put before all names are left out.
 
     Args:
         folder: holds one ``*.safetensors``, or shards and their index.
@@ -34,8 +38,8 @@ def load_state(folder: Path, *, variant: str | None = None) -> dict[str, Tensor]
     """
     state: dict[str, Tensor] = {}
     for path in weight_files(folder, variant=variant):
-        state.update(_load_file(path))
-    return state
+        state.update((name, _widened(tensor)) for name, tensor in load_file(path).items())
+    return {name: state[stored] for stored, name in _own_names(folder, state).items()}
 
 
 def weight_files(folder: Path, *, variant: str | None = None) -> list[Path]:
@@ -65,20 +69,20 @@ class StoredState(Mapping[str, Tensor]):
         """Read the names; arguments and errors are those of `load_state`.
 
         Args:
-            name: gives a tensor another name than the stored one, or None to leave it out.
+            name: gives a tensor another name than its own, or None to leave it out.
         """
-        # the file and the stored name
-        self._places: dict[str, tuple[Path, str]] = {}
+        paths: dict[str, Path] = {}
         for path in weight_files(folder, variant=variant):
             with _damage_named(path), safe_open(path, framework="pt") as file:
-                found = ((name(stored), (path, stored)) for stored in file.keys())  # noqa: SIM118
-                self._places.update((known, place) for known, place in found if known is not None)
+                paths |= dict.fromkeys(file.keys(), path)
+        found = ((name(own), (paths[stored], stored)) for stored, own in _own_names(folder, paths).items())
+        # the file and the stored name
+        self._places = {known: place for known, place in found if known is not None}
 
     def __getitem__(self, name: str) -> Tensor:
         path, stored = self._places[name]
         with _damage_named(path), safe_open(path, framework="pt") as file:
-            tensor: Tensor = file.get_tensor(stored)
-        return tensor
+            return _widened(file.get_tensor(stored))
 
     def __contains__(self, name: object) -> bool:
         return name in self._places
@@ -149,9 +153,39 @@ def needs_clamp(config: DenoiserConfig, state: Mapping[str, Tensor]) -> bool:
     return config.qk_norm is None and not bf16
 
 
-def _load_file(path: Path) -> dict[str, Tensor]:
+def load_file(path: Path) -> dict[str, Tensor]:
+    """The tensors of one safetensors file, mapped, in their stored dtypes.
+
+    Raises:
+        CheckpointError: it cannot be read; says what it is, if that is another thing.
+    """
     with _damage_named(path):
-        return load_file(path)
+        return _load_safetensors(path)
+
+
+def is_float8(tensor: Tensor) -> bool:
+    """Whether a tensor is in one of the FP8 formats, in which nothing can be computed."""
+    return tensor.is_floating_point() and tensor.itemsize == 1
+
+
+def _own_names(folder: Path, stored: Iterable[str]) -> dict[str, str]:
+    """`tensor_names.own_names` of a component, which are diffusers' or transformers'.
+
+    Raises:
+        CheckpointError: they are those of a checkpoint that has to be converted.
+    """
+    names = tensor_names.own_names(stored)
+    found = tensor_names.networks(names.values())
+    if found and not found[0].published:
+        raise CheckpointError(
+            f"{folder} holds a SANA {found[0].network} in its authors' names",
+            f"`sana-edge convert {folder} --output DIR --base MODEL` makes a model folder of it",
+        )
+    return names
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor.float() if is_float8(tensor) else tensor
 
 
 @contextmanager
@@ -160,7 +194,8 @@ def _damage_named(path: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         size = path.stat().st_size if path.exists() else 0
-        raise CheckpointError(f"cannot read {path} ({size} bytes): {error}", _DAMAGED) from error
+        known, hint = explain(path, _DAMAGED)
+        raise CheckpointError(f"cannot read {path} ({size} bytes){known or f': {error}'}", hint) from error
 
 
 def _storable(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

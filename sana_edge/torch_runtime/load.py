@@ -89,7 +89,7 @@ def load_decoder(
     description: Description | None = None,
 ) -> Autoencoder:
     """Read the decoder of ``vae/``; arguments and errors are those of `load_denoiser`."""
-    folder = model.path / "vae"
+    folder = model.component("vae")
     description = description or package.describe(folder)
     quantization, config = description.quantization, AutoencoderConfig.from_dict(description.values)
     state = decoder_state(_read(model, "vae", int8 or quantization is not None))
@@ -143,7 +143,7 @@ def clamps(
 
 def _read(model: ResolvedModel, component: str, int8: bool) -> dict[str, Tensor]:
     """A component's weights; for INT8 layers each is mapped on its own, to leave the memory once copied."""
-    folder, variant = model.path / component, model.component_variant(component)
+    folder, variant = model.component(component), model.component_variant(component)
     return dict(StoredState(folder, variant=variant)) if int8 else load_state(folder, variant=variant)
 
 

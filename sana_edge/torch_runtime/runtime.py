@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sana_edge.config import DenoiserConfig, SamplerConfig
+from sana_edge.config import AutoencoderConfig, DenoiserConfig, SamplerConfig
 from sana_edge.decoding import PREVIEW_CELLS, check_finite
 from sana_edge.errors import InvalidInput, OutOfMemory, UnsupportedDevice
 from sana_edge.fused import backends
@@ -24,15 +24,16 @@ from sana_edge.nets.autoencoder import Autoencoder
 from sana_edge.nets.denoiser import Denoiser, Modulation, TextContext
 from sana_edge.nets.text_encoder import TextEncoder
 from sana_edge.progress import Progress, unseen
-from sana_edge.prompt import reading_notes
+from sana_edge.prompt import instruction_of, reading_notes
 from sana_edge.request import Plan
 from sana_edge.sampler import Sampler, guide, sampler_of
 from sana_edge.sizes import resized
 from sana_edge.store import package
 from sana_edge.store.domain import Domain, read_domain
-from sana_edge.store.folder import read_json
+from sana_edge.store.folder import foreign_parts
 from sana_edge.store.hub import ResolvedModel
-from sana_edge.store.package import Quantization
+from sana_edge.store.package import Description, Quantization
+from sana_edge.store.pairing import read_sampler
 from sana_edge.torch_runtime import tiling
 from sana_edge.torch_runtime.load import DTYPES, load_decoder, load_denoiser
 from sana_edge.torch_runtime.precision import full_precision
@@ -49,8 +50,9 @@ class Stages:
     """What turns a prompt into a picture, one method for each part of the way.
 
     ``dtype`` is the denoiser's, by its short name, ``backend`` what its steps run on, ``quantization`` an
-    INT8 model's scheme; ``notes`` say what happened while loading, ``domain`` what a small model
-    knows. Latents are (1, C, h, w) fp32 on ``device``.
+    INT8 model's scheme, ``decoder`` one that was chosen in place of the model's; ``notes`` say what happened
+    while loading, ``domain`` what a small model knows. Latents are (1, C, h, w) fp32 on
+    ``device``.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Stages:
     quantization: str | None = None
     notes: tuple[str, ...] = ()
     domain: Domain | None = None
+    decoder: str | None = None
 
     @property
     def place(self) -> str:
@@ -131,7 +134,7 @@ class Stages:
 
     def read(self, plan: Plan) -> tuple[TextContext, tuple[str, ...]]:
         """Encode the prompt, and the negative one where it is used; say what was cut or ignored."""
-        groups = [self.text_encoder.encode([plan.prompt])]
+        groups = [self.text_encoder.encode([plan.prompt], instruction=instruction_of(plan))]
         if plan.guided:
             groups.insert(0, self.text_encoder.encode([plan.negative_prompt], instruction=None))
         notes = reading_notes(plan, self.text_encoder, self.domain, self.name)
@@ -139,7 +142,7 @@ class Stages:
 
     def schedule(self, plan: Plan) -> tuple[Sampler, Modulation]:
         """Make the sampler, and the denoiser's modulation tables for all of its steps."""
-        sampler = sampler_of(self.sampler, plan.sampler, plan.steps)
+        sampler = sampler_of(self.sampler, plan.sampler, plan.steps, plan.flow_shift)
         embedded = plan.guidance if self.denoiser.config.guidance_embeds else None
         timesteps = torch.from_numpy(sampler.timesteps).to(self.device)
         return sampler, self.denoiser.modulation(timesteps, embedded)
@@ -250,7 +253,12 @@ def load_stages(
         CheckpointError: a file is missing, damaged, or does not fit its config.
         InvalidInput, UnsupportedDevice: the backend cannot be used for this model.
     """
-    transformer, vae = (package.describe(model.path / name) for name in ("transformer", "vae"))
+    transformer, vae = (package.describe(model.component(name)) for name in ("transformer", "vae"))
+    if model.decoder is not None:
+        # of the model's latents, whatever the other autoencoder's are
+        own = package.describe(model.path / "vae").values
+        scale = {"scaling_factor": AutoencoderConfig.from_dict(own).scaling_factor}
+        vae = Description({**vae.values, **scale}, vae.quantization)
     quantization = transformer.quantization or vae.quantization
     quantize = int8 and quantization is None
     if quantize:
@@ -262,6 +270,7 @@ def load_stages(
     denoiser, dtype = load_denoiser(
         model, device=device, dtype=dtype, int8=quantize, fused=chosen.fused, description=transformer
     )
+    sampler, sampler_notes = read_sampler(model.path, config)
     others = DTYPES[dtype] if dtype != "fp16" else _without_fp16(device)
     loading(1, 3)
     decoder = load_decoder(model, device=device, dtype=others, int8=quantize, description=vae)
@@ -281,11 +290,12 @@ def load_stages(
         ),
         denoiser=denoiser,
         autoencoder=decoder,
-        sampler=SamplerConfig.from_dict(read_json(model.path / "scheduler" / "scheduler_config.json")),
+        sampler=sampler,
         backend=chosen,
         predictor=make_predictor(denoiser, chosen.name, device),
         quantization=quantization.summary if quantization else None,
-        notes=(WHILE_LOADING,) if quantize else (),
+        notes=(*((WHILE_LOADING,) if quantize else ()), *sampler_notes, *foreign_parts(model.path)),
+        decoder=model.decoder_name,
         domain=read_domain(model.path),
     )
 

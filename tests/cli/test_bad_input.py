@@ -56,6 +56,12 @@ BAD_REQUESTS: dict[str, tuple[dict[str, Any], str, str]] = {
     "seed-overflow": ({"seed": 2**63 - 1, "images": 2}, "seed is", f"to {2**63 - 2}"),
     "images-zero": ({"images": 0}, "images is 0", "from 1"),
     "images-negative": ({"images": -3}, "images is -3", "from 1"),
+    "shift-zero": ({"flow_shift": 0}, "flow shift is 0", "above 0"),
+    "shift-nan": ({"flow_shift": float("nan")}, "flow shift is nan", "above 0"),
+    "shift-huge": ({"flow_shift": 10**400}, "flow shift is a huge number", "at most 100"),
+    "shift-text": ({"flow_shift": "3"}, "flow shift is '3'", "above 0"),
+    "instruction-list": ({"instruction": ["a"]}, r"instruction is \['a'\]", "string"),
+    "instruction-long": ({"instruction": "a" * 20_001}, "instruction has 20001 characters", "at most"),
     "sampler": ({"sampler": "ddim"}, "unknown sampler 'ddim'", "flow-dpm, flow-euler, scm"),
 }
 

@@ -91,6 +91,9 @@ CASES: dict[str, dict[str, Any]] = {
     "unguided": {"guidance": 1.0},
     "shorter negative": {"negative_prompt": "a fish"},
     "longer negative": {"negative_prompt": "blurred green fish, " * 12},
+    "another instruction": {"instruction": "An oil painting of ", "negative_prompt": "a fish"},
+    "no instruction": {"instruction": ""},
+    "shift": {"flow_shift": 4.0},
     "strong": {"guidance": 30.0, "negative_prompt": "two cats"},
 }
 

@@ -114,10 +114,15 @@ def published_autoencoder(model: AutoencoderDC) -> dict[str, Tensor]:
 
 def _published_name(key: str, downsample: str) -> str:
     for ours, theirs in (
+        (
+            "encoder.conv_in.conv",
+            "encoder.project_in.conv" if downsample == "Conv" else "encoder.project_in.conv.conv",
+        ),
         ("encoder.conv_in", "encoder.project_in.conv"),
         ("encoder.conv_out", "encoder.project_out.main.op_list.0.conv"),
         ("decoder.conv_in", "decoder.project_in.main.conv"),
         ("decoder.norm_out", "decoder.project_out.op_list.0"),
+        ("decoder.conv_out.conv", "decoder.project_out.op_list.2.conv.conv"),
         ("decoder.conv_out", "decoder.project_out.op_list.2.conv"),
         ("attn.to_qkv_multiscale.0.proj_in", "context_module.main.aggreg.0.0"),
         ("attn.to_qkv_multiscale.0.proj_out", "context_module.main.aggreg.0.1"),
@@ -233,7 +238,7 @@ def test_whole_folder_from_a_base(tmp_path: Path, tiny_folder: Path) -> None:
 
 
 def test_sprint_folder_from_a_base(tmp_path: Path, tiny_folder: Path) -> None:
-    model = denoiser(qk_norm="rms_norm_across_heads", guidance_embeds=True)
+    model = denoiser(qk_norm="rms_norm_across_heads", guidance_embeds=True, caption_channels=32)
     file = save_denoiser(tmp_path / "a.pth", model)
     convert(file, tmp_path / "out", size=1024, cross_attention_heads=4, base=tiny_folder)
     index = json.loads((tmp_path / "out/model_index.json").read_text())
@@ -325,3 +330,75 @@ def test_other_keys_are_named(tmp_path: Path) -> None:
     torch.save({"state_dict": {"unet.conv_in.weight": torch.zeros(1)}}, file)
     with pytest.raises(CheckpointError, match=r"no SANA denoiser and no DC-AE .*unet\.conv_in\.weight"):
         convert(file, tmp_path / "out")
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "config-beside"])
+def test_a_file_in_diffusers_names(tmp_path: Path, beside: bool) -> None:
+    model = denoiser(qk_norm="rms_norm_across_heads", attention_bias=True)
+    model.save_pretrained(tmp_path / "mine")
+    file = (tmp_path / "mine/diffusion_pytorch_model.safetensors").rename(tmp_path / "mine/tuned.safetensors")
+    if not beside:
+        (tmp_path / "mine/config.json").unlink()
+    options = {} if beside else {"size": 1024, "cross_attention_heads": 4}
+    written = convert(file, tmp_path / "out", **options)
+    assert_same(SanaTransformer2DModel.from_pretrained(written[0]), model)
+
+
+@pytest.mark.parametrize("sharded", [False, True], ids=["single", "sharded"])
+def test_a_components_folder(tmp_path: Path, sharded: bool) -> None:
+    model = autoencoder()
+    model.save_pretrained(tmp_path / "vae", max_shard_size="20KB" if sharded else "5GB")
+    written = convert(tmp_path / "vae", tmp_path / "out")
+    assert_same(AutoencoderDC.from_pretrained(written[0]), model)
+
+
+def test_a_compiled_and_averaged_denoiser(tmp_path: Path) -> None:
+    model, averaged = denoiser(), denoiser()
+    states = {
+        name: {f"module._orig_mod.{key}": tensor for key, tensor in nvlabs_denoiser(network).items()}
+        for name, network in (("state_dict", model), ("state_dict_ema", averaged))
+    }
+    torch.save({**states, "epoch": 3}, tmp_path / "a.pth")
+    options = {"size": 1024, "cross_attention_heads": 4}
+    notes: list[str] = []
+    written = convert(tmp_path / "a.pth", tmp_path / "ema", tell=notes.append, **options)
+    assert_same(SanaTransformer2DModel.from_pretrained(written[0]), averaged)
+    assert "--weights raw" in notes[0] and "--base MODEL" in notes[1]
+    written = convert(tmp_path / "a.pth", tmp_path / "raw", weights="raw", **options)
+    assert_same(SanaTransformer2DModel.from_pretrained(written[0]), model)
+
+
+@pytest.mark.parametrize("up", ["interpolate", "pixel_shuffle"])
+@pytest.mark.parametrize("down", ["Conv", "pixel_unshuffle"])
+@pytest.mark.parametrize(
+    "empty",
+    [
+        {"decoder_layers_per_block": (0, 2, 3)},
+        {"decoder_layers_per_block": (0, 2, 3), "encoder_layers_per_block": (0, 2, 1)},
+    ],
+    ids=["decoder", "both"],
+)
+def test_an_empty_first_stage(tmp_path: Path, up: str, down: str, empty: dict[str, object]) -> None:
+    """DC-AE-Lite's: what projects to pixels is an upsampling, `decoder.project_out.2.conv.conv`."""
+    model = autoencoder(upsample_block_type=up, downsample_block_type=down, **empty)
+    published = published_autoencoder(model)
+    both = "encoder_layers_per_block" in empty
+    assert not any("conv_out.conv" in key or "conv_in.conv" in key for key in published)
+    save_file(published, tmp_path / "lite.safetensors")
+    assert "decoder.project_out.op_list.2.conv.conv.weight" in published
+    assert not both or f"encoder.project_in.{'' if down == 'Conv' else 'conv.'}conv.weight" in published
+    written = convert(tmp_path / "lite.safetensors", tmp_path / "out")
+    assert_same(AutoencoderDC.from_pretrained(written[0]), model)
+
+
+def test_a_base_of_another_model(tmp_path: Path, tiny_folder: Path) -> None:
+    file = save_denoiser(tmp_path / "a.pth", denoiser())
+    with pytest.raises(
+        CheckpointError, match="does not fit: the denoiser reads texts of 24 channels"
+    ) as caught:
+        convert(file, tmp_path / "out", size=1024, cross_attention_heads=4, base=tiny_folder)
+    assert "another --base" in caught.value.hint
+    torch.save(published_autoencoder(autoencoder()), tmp_path / "ae.pth")
+    with pytest.raises(CheckpointError, match="latents of 32 channels, the autoencoder decodes 8"):
+        convert(tmp_path / "ae.pth", tmp_path / "out", base=tiny_folder)
+    assert not (tmp_path / "out").exists()

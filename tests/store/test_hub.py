@@ -539,3 +539,65 @@ def test_download_again_asks_for_the_newest(server: Hub, tmp_path: Path) -> None
     server.commit = COMMIT[::-1]
     assert hub.resolve("someone/sana-mine").path == first.path
     assert hub.resolve("someone/sana-mine", refresh=True, progress=False).path.name == server.commit
+
+
+def pinned(cache: Path, *revisions: str, name: str = "someone/sana-mine", main: str = "") -> Path:
+    """Snapshots in the cache, as a download of pinned revisions leaves them."""
+    home = cache / f"models--{name.replace('/', '--')}"
+    for revision in revisions:
+        write_model(home / "snapshots" / revision)
+    if main:
+        (home / "refs").mkdir()
+        (home / "refs/main").write_text(main)
+    return home / "snapshots"
+
+
+OTHER = "fedcba9876543210fedcba9876543210fedcba98"
+
+
+def test_the_only_snapshot_needs_no_reference(cache: Path) -> None:
+    snapshots = pinned(cache, COMMIT)
+    assert hub.resolve("someone/sana-mine", offline=True).path == snapshots / COMMIT
+    assert [model.path for model in hub.list_models() if model.origin == "cached"] == [snapshots / COMMIT]
+
+
+def test_revisions_in_the_cache(cache: Path) -> None:
+    snapshots = pinned(cache, COMMIT, OTHER)
+    with pytest.raises(ModelNotFound, match="not on this machine") as caught:
+        hub.resolve("someone/sana-mine", offline=True)
+    assert caught.value.hint == f"choose a revision that is here: {COMMIT}, {OTHER}"
+    for revision in (OTHER, OTHER[:7]):
+        found = hub.resolve("someone/sana-mine", offline=True, revision=revision)
+        assert found.path == snapshots / OTHER
+    (snapshots.parent / "refs/pr").mkdir(parents=True)
+    (snapshots.parent / "refs/pr/1").write_text(COMMIT)
+    assert hub.resolve("someone/sana-mine", offline=True, revision="pr/1").path == snapshots / COMMIT
+    with pytest.raises(ModelNotFound, match="at revision 1234567 is not on this machine"):
+        hub.resolve("someone/sana-mine", offline=True, revision="1234567")
+
+
+def test_a_reference_to_what_is_gone(cache: Path) -> None:
+    snapshots = pinned(cache, COMMIT, main=OTHER)
+    assert hub.resolve("someone/sana-mine", offline=True).path == snapshots / COMMIT
+
+
+def test_a_revision_is_downloaded(server: Hub, tmp_path: Path) -> None:
+    server.repositories["someone/sana-mine"] = write_model(tmp_path / "remote")
+    found = hub.resolve("someone/sana-mine", progress=False, revision=COMMIT)
+    assert found.path.name == COMMIT
+    server.fetched.clear()
+    assert hub.resolve("someone/sana-mine", progress=False).path == found.path
+    assert hub.resolve("someone/sana-mine", progress=False, revision=COMMIT[:8]).path == found.path
+    assert server.fetched == []
+
+
+@pytest.mark.parametrize("revision", ["", "..", "../../x", "a b", "-x", "/etc"])
+def test_what_is_no_revision(cache: Path, revision: str) -> None:
+    with pytest.raises(InvalidInput, match="is no branch, tag or commit"):
+        hub.resolve("someone/sana-mine", offline=True, revision=revision)
+
+
+def test_only_repositories_have_revisions(bundled: Path, tmp_path: Path) -> None:
+    for model in ("sana-tiny", str(write_model(tmp_path / "model"))):
+        with pytest.raises(InvalidInput, match="is of a repository"):
+            hub.resolve(model, revision="main")

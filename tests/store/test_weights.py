@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sana_edge.config import DenoiserConfig
 from sana_edge.errors import CheckpointError, SanaError
 from sana_edge.store.folder import component_variant, needed_files, weight_entries
-from sana_edge.store.weights import load_into, load_state, needs_clamp, save_state
+from sana_edge.store.weights import StoredState, load_into, load_state, needs_clamp, save_state
 
 STEM = "diffusion_pytorch_model"
 
@@ -263,3 +263,26 @@ def load_state_file(file: Path) -> dict[str, Tensor]:
 )
 def test_needs_clamp(dtype: torch.dtype, qk_norm: str | None, clamp: bool) -> None:
     assert needs_clamp(DenoiserConfig(qk_norm=qk_norm), {"a": torch.zeros(1, dtype=dtype)}) == clamp
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "transformer.module."])
+def test_prefixes_in_a_components_folder(tmp_path: Path, prefix: str) -> None:
+    """As `save_pretrained` of a compiled or wrapped model writes them."""
+    model = denoiser()
+    save_file({f"{prefix}{k}": t for k, t in model.state_dict().items()}, tmp_path / f"{STEM}.safetensors")
+    assert_equal(load_state(tmp_path), model.state_dict())
+    assert_equal(dict(StoredState(tmp_path)), model.state_dict())
+
+
+def test_weights_that_have_to_be_converted(tmp_path: Path) -> None:
+    save_file({"model.x_embedder.proj.weight": torch.zeros(2)}, tmp_path / f"{STEM}.safetensors")
+    for read in (load_state, StoredState):
+        with pytest.raises(CheckpointError, match="a SANA denoiser in its authors' names") as caught:
+            read(tmp_path)
+        assert f"sana-edge convert {tmp_path}" in caught.value.hint
+
+
+def test_another_container_under_the_name(tmp_path: Path) -> None:
+    torch.save({"a.b": torch.zeros(2)}, tmp_path / f"{STEM}.safetensors")
+    with pytest.raises(CheckpointError, match="it is a checkpoint of torch"):
+        load_state(tmp_path)

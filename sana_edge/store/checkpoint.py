@@ -1,0 +1,193 @@
+"""One network's tensors out of a file or folder of weights, however a training has wrapped them."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from sana_edge.errors import CheckpointError, InvalidInput
+from sana_edge.store import tensor_names
+from sana_edge.store.identify import SAFETENSORS, explain, identify, pickled_objects
+from sana_edge.store.tensor_names import DENOISER, Network
+from sana_edge.store.weights import is_float8, load_file, weight_files
+
+Weights = Literal["ema", "raw"]
+
+# what trainings save beside weights: never needed, and stood in for by `_Ignored`, so that none of it is run
+_IGNORED = re.compile(
+    r"builtins\.(?:bool|bytes|complex|dict|float|frozenset|int|list|object|range|slice|str|tuple)|"
+    r"(?:accelerate|addict|antlr4|argparse|_codecs|collections|datetime|deepspeed|diffusers|diffusion|easydict|"
+    r"(?:pytorch_)?lightning(?:_fabric)?|mmcv|mmengine|numpy|omegaconf|pathlib|torch\.(?:distributed|optim)|"
+    r"transformers|types)\..*"
+)
+# whose objects tensors are made of
+_TENSORS = ("torch.", "collections.", "builtins.set", "_codecs.")
+# tensors of a network itself whose names have no dot
+_WITHOUT_DOTS = ("pos_embed", "scale_shift_table")
+_SCALE = ".scale_weight"
+# of scaled FP8 files, beside the scales of weights
+_SCALED = re.compile(r"(?:.*\.)?(?:scaled_fp8|scale_input)")
+_DEPTH = 8
+
+
+class _Ignored:
+    """Stands in for an object that no tensor needs; whatever is done to it has no effect."""
+
+    def __new__(cls, *args: object, **options: object) -> _Ignored:
+        return super().__new__(cls)
+
+    def __init__(self, *args: object, **options: object) -> None: ...
+
+    def __setstate__(self, state: object) -> None: ...
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A network's tensors by its own names, without prefixes; ``notes`` say what was chosen."""
+
+    network: Network
+    state: dict[str, Tensor]
+    notes: tuple[str, ...]
+
+
+def read_checkpoint(file: Path, weights: Weights | None = None) -> Checkpoint:
+    """Read the SANA denoiser or DC-AE in a file, or in a folder with a component's weights.
+
+    Tensors are mapped from the file. A .pth is opened with ``weights_only``: numpy's random state and what
+    else trainings are known to save beside weights is passed over, other objects are refused, none is run.
+
+    Args:
+        weights: of a training's checkpoint the moving average ("ema") or the weights themselves ("raw"); None
+            takes the average where there is one.
+
+    Raises:
+        CheckpointError: no such file, one that cannot be read, or of something else; the message says what.
+        InvalidInput: it has no such weights.
+    """
+    tensors = {tensor_names.plain_name(name): tensor for name, tensor in _tensors(file)}
+    found = [n for n in tensor_names.networks(tensors) if n.network != tensor_names.TEXT]
+    if not found or tensor_names.is_lora(tensors):
+        known = identify(file)
+        first = next(iter(tensors), "none")
+        what = f"{file} holds no SANA denoiser and no DC-AE (its first key is {first}): it is {known.words}"
+        raise CheckpointError(what, "" if known.convertible else known.hint)
+    chosen, notes = _choose(file, [n for n in found if n.network == found[0].network], weights)
+    if chosen.network == DENOISER and any(n.network != DENOISER for n in found):
+        notes = (*notes, "its autoencoder is not taken, only its denoiser")
+    prefix = chosen.prefix
+    inner = [n.prefix for n in found if n.prefix != prefix and n.prefix.startswith(prefix)]
+    state = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix) and not any(name.startswith(other) for other in inner)
+    }
+    if not prefix:
+        # counters and the like of a training, beside a bare state dict
+        state = {name: tensor for name, tensor in state.items() if "." in name or name in _WITHOUT_DOTS}
+    return Checkpoint(chosen, _unscaled(state), notes)
+
+
+def _choose(file: Path, found: list[Network], weights: Weights | None) -> tuple[Network, tuple[str, ...]]:
+    averaged, raw = ([n for n in found if n.averaged == wanted] for wanted in (True, False))
+    wanted = {"ema": averaged, "raw": raw, None: averaged or raw}[weights]
+    if not wanted:
+        other = "raw" if weights == "ema" else "ema"
+        raise InvalidInput(f"{file} has no {weights} weights", f"leave out --weights, or choose {other}")
+    chosen, notes = wanted[0], []
+    if averaged and raw:
+        kind, rest = ("EMA", "raw") if chosen.averaged else ("raw", "ema")
+        others = _shown((raw if chosen.averaged else averaged)[0])
+        notes.append(f"the {kind} weights are taken ({_shown(chosen)}); --weights {rest} takes {others}")
+    elif averaged:
+        notes.append(f"the EMA weights are taken ({_shown(chosen)}), there are no others")
+    if len(wanted) > 1:
+        left = ", ".join(map(_shown, wanted[1:]))
+        notes.append(f"{_shown(chosen)} is taken of several networks of this kind; left out: {left}")
+    return chosen, tuple(notes)
+
+
+def _shown(network: Network) -> str:
+    return network.prefix.rstrip(".") or "those without a prefix"
+
+
+def _tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
+    """All tensors of a file by the path of keys that leads to them."""
+    if file.is_dir():
+        for path in weight_files(file):
+            yield from load_file(path).items()
+    elif not file.is_file():
+        raise CheckpointError(f"{file} is no file", "give a .pth or .safetensors, or a component's folder")
+    elif identify(file).words.startswith(SAFETENSORS):
+        yield from load_file(file).items()
+    else:
+        yield from _walk(_unpickled(file), "", _DEPTH)
+
+
+def _walk(value: Any, name: str, depth: int) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, Mapping) and depth:
+        for key, inner in value.items():
+            if isinstance(key, str):
+                yield from _walk(inner, f"{name}.{key}" if name else key, depth - 1)
+
+
+def _unpickled(file: Path) -> Any:
+    asked: list[str] = []
+    try:
+        asked = pickled_objects(file)
+        stand_ins: list[Any] = [(_stand_in(name), name) for name in asked if _IGNORED.fullmatch(name)]
+        with torch.serialization.safe_globals(stand_ins):
+            if file.suffix == ".safetensors":
+                # a name that torch believes
+                with open(file, "rb") as content:
+                    return torch.load(content, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    # on damaged bytes the unpickler fails with whatever the step it is at raises
+    except Exception as error:
+        foreign = [n for n in asked if not _IGNORED.fullmatch(n) and not n.startswith(_TENSORS)]
+        known, hint = explain(file, "it is damaged, or holds more than tensors; take it from its publisher")
+        if foreign and not known:
+            raise CheckpointError(
+                f"cannot read {file}: it holds {foreign[0]}, which is no tensor and may run code",
+                "take it from its publisher, or save its state dict alone, as .safetensors",
+            ) from error
+        raise CheckpointError(f"cannot read {file}{known or f': {_reason(error)}'}", hint) from error
+
+
+def _stand_in(name: str) -> object:
+    """What takes an object's place: of the type that the unpickler lets be filled as that object is."""
+    if name == "collections.defaultdict":
+        return _empty
+    return OrderedDict if name.endswith("Dict") else _Ignored
+
+
+def _empty(factory: object = None) -> dict[object, object]:
+    return {}
+
+
+def _reason(error: Exception) -> str:
+    """One line without the advice of torch, which is to run what the file holds."""
+    text = re.sub(r"\x1b\[\d*m", "", str(error)).rpartition("WeightsUnpickler error:")[2]
+    return next(iter(text.split("\n\n")[0].split("Please use")[0].strip().splitlines()), type(error).__name__)
+
+
+def _unscaled(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of scaled FP8 files multiplied by their scales, in bf16; others as they are."""
+    result = {}
+    for name, tensor in state.items():
+        if name.endswith(_SCALE) or _SCALED.fullmatch(name):
+            continue
+        scale = state.get(f"{name.removesuffix('.weight')}{_SCALE}")
+        if scale is not None and is_float8(tensor):
+            tensor = (tensor.float() * scale.float()).to(torch.bfloat16)
+        result[name] = tensor
+    return result

@@ -1,0 +1,234 @@
+"""One network out of what trainings and programs save: nesting, prefixes, averages, and objects beside it."""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import io
+import pickle
+import random
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sana_edge.errors import CheckpointError, InvalidInput
+from sana_edge.store.checkpoint import read_checkpoint
+from sana_edge.store.weights import StoredState, load_state
+
+NAMES = ("x_embedder.proj.weight", "blocks.0.attn.qkv.weight", "pos_embed")
+
+
+def network(value: float = 1.0) -> dict[str, Tensor]:
+    return {name: torch.full((3, 4), value + i) for i, name in enumerate(NAMES)}
+
+
+def under(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}{name}": tensor for name, tensor in state.items()}
+
+
+def write(folder: Path, content: Any, **options: Any) -> Path:
+    torch.save(content, folder / "a.pth", **options)
+    return folder / "a.pth"
+
+
+def assert_state(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert sorted(found) == sorted(expected)
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def training(**more: Any) -> dict[str, Any]:
+    """As NVlabs' trainer saves, random states included."""
+    rng = {
+        "numpy": np.random.get_state(),
+        "python": random.getstate(),
+        "torch": torch.get_rng_state(),
+        "cuda": [torch.get_rng_state()],
+        "step": np.float64(3.5),
+    }
+    moments = {0: {"exp_avg": torch.zeros(2), "step": torch.tensor(1.0)}}
+    return {
+        "state_dict": network(),
+        "optimizer": {"state": moments, "param_groups": [{"lr": 1e-4, "params": [0]}]},
+        "epoch": 3,
+        "args": argparse.Namespace(work_dir=Path("runs"), lr=np.float32(1e-4)),
+        "rng_state": rng,
+        **more,
+    }
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["zip", "legacy"])
+def test_a_training_checkpoint(tmp_path: Path, old: bool) -> None:
+    content = training(state_dict_ema=network(2.0))
+    file = write(tmp_path, content, _use_new_zipfile_serialization=not old)
+    found = read_checkpoint(file)
+    assert_state(found.state, network(2.0))
+    (note,) = found.notes
+    assert note == "the EMA weights are taken (state_dict_ema); --weights raw takes state_dict"
+    raw = read_checkpoint(file, "raw")
+    assert_state(raw.state, network())
+    assert raw.notes == ("the raw weights are taken (state_dict); --weights ema takes state_dict_ema",)
+
+
+def test_weights_that_are_not_there(tmp_path: Path) -> None:
+    file = write(tmp_path, training())
+    assert read_checkpoint(file).notes == ()
+    with pytest.raises(InvalidInput, match="has no ema weights") as caught:
+        read_checkpoint(file, "ema")
+    assert "choose raw" in caught.value.hint
+    file = write(tmp_path, {"ema": network()})
+    assert "there are no others" in read_checkpoint(file).notes[0]
+    with pytest.raises(InvalidInput, match="has no raw weights"):
+        read_checkpoint(file, "raw")
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "",
+        "module.",
+        "_orig_mod.",
+        "model.",
+        "base_model.",
+        "base_model.model.",
+        "model.diffusion_model.",
+        "module._orig_mod.model.",
+        "_fsdp_wrapped_module.",
+        "net.transformer.",
+    ],
+)
+@pytest.mark.parametrize("keys", [(), ("state_dict",), ("ema",), ("model",), ("generator", "model")], ids=str)
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_prefixes(tmp_path: Path, prefix: str, keys: tuple[str, ...], suffix: str) -> None:
+    content: Any = under(prefix, network())
+    if suffix == ".pth":
+        for key in reversed(keys):
+            content = {key: content, "step": 7}
+        file = write(tmp_path, content)
+    else:
+        file = tmp_path / "a.safetensors"
+        save_file(under(f"{'.'.join(keys)}." if keys else "", content), file)
+    assert_state(read_checkpoint(file).state, network())
+
+
+def test_wrappers_inside_of_names(tmp_path: Path) -> None:
+    inside = {name.replace("blocks.0.", "blocks.0._orig_mod."): t for name, t in network().items()}
+    assert_state(read_checkpoint(write(tmp_path, inside)).state, network())
+
+
+def test_the_taught_network_is_taken(tmp_path: Path) -> None:
+    content = {"fake_score": network(5.0), "generator": network(), "teacher": {"model": network(6.0)}}
+    found = read_checkpoint(write(tmp_path, content))
+    assert_state(found.state, network())
+    assert found.notes[0].startswith("generator is taken of several networks of this kind; left out: ")
+
+
+def test_counters_beside_a_bare_state(tmp_path: Path) -> None:
+    content = {**network(), "epoch": 3, "global_step": torch.tensor(7), "rng": torch.get_rng_state()}
+    assert_state(read_checkpoint(write(tmp_path, content)).state, network())
+
+
+def test_an_average_inside_of_the_same_dictionary(tmp_path: Path) -> None:
+    content = {**under("model.", network()), **under("model_ema.", network(2.0))}
+    file = write(tmp_path, {"state_dict": content})
+    assert_state(read_checkpoint(file).state, network(2.0))
+    assert_state(read_checkpoint(file, "raw").state, network())
+
+
+def test_one_file_with_the_autoencoder(tmp_path: Path) -> None:
+    vae = {"vae.decoder.project_in.conv.weight": torch.zeros(2)}
+    found = read_checkpoint(write(tmp_path, {**under("model.diffusion_model.", network()), **vae}))
+    assert_state(found.state, network())
+    assert found.notes == ("its autoencoder is not taken, only its denoiser",)
+
+
+def test_objects_of_configurations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of packages that are not installed, stood in for by something that does nothing."""
+    module = types.ModuleType("omegaconf.dictconfig")
+    more: dict[str, object] = {"counts": collections.defaultdict(list, a=[1])}
+    for name, bases in (("DictConfig", ()), ("EasyDict", (dict,))):
+        kind = type(name, bases, {"__module__": module.__name__})
+        setattr(module, name, kind)
+        more[name] = kind()
+    more["DictConfig"].__dict__["content"] = more["EasyDict"]
+    more["EasyDict"]["lr"] = 1e-4  # type: ignore[index]
+    more["EasyDict"].__dict__["lr"] = 1e-4
+    monkeypatch.setitem(sys.modules, "omegaconf", types.ModuleType("omegaconf"))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    file = write(tmp_path, training(**more))
+    monkeypatch.undo()
+    assert_state(read_checkpoint(file).state, network())
+
+
+class Runs:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return exec, (f"open({str(self.path)!r}, 'w')",)
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["zip", "legacy"])
+def test_code_is_refused(tmp_path: Path, old: bool) -> None:
+    content = training(callback=Runs(tmp_path / "ran"))
+    file = write(tmp_path, content, _use_new_zipfile_serialization=not old)
+    with pytest.raises(CheckpointError, match=r"cannot read .*a\.pth") as caught:
+        read_checkpoint(file)
+    assert "\n" not in caught.value.message and "\x1b" not in caught.value.message
+    assert "it holds builtins.exec, which is no tensor" in caught.value.message
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_plain_pickle(tmp_path: Path) -> None:
+    file = io.BytesIO()
+    pickle.dump({"x_embedder.proj.weight": [1.0]}, file)
+    (tmp_path / "a.pth").write_bytes(file.getvalue())
+    with pytest.raises(CheckpointError, match=r"a\.pth"):
+        read_checkpoint(tmp_path / "a.pth")
+
+
+FLOAT8 = [torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz]
+
+
+@pytest.mark.parametrize("dtype", FLOAT8, ids=str)
+def test_fp8_is_read_as_fp32(tmp_path: Path, dtype: torch.dtype) -> None:
+    weight = torch.randn(5, 7).to(dtype)
+    save_file({"a": weight, "b": torch.ones(3, dtype=torch.bfloat16)}, tmp_path / "model.safetensors")
+    for state in (load_state(tmp_path), StoredState(tmp_path)):
+        assert state["a"].dtype == torch.float32 and torch.equal(state["a"], weight.float())
+        assert state["b"].dtype == torch.bfloat16
+
+
+def test_scaled_fp8(tmp_path: Path) -> None:
+    """Files whose weights are to be multiplied by scales beside them."""
+    state: dict[str, Tensor] = network()
+    weight = torch.randn(6, 2).to(FLOAT8[0])
+    state["blocks.0.attn.qkv.weight"] = weight
+    extra = {"blocks.0.attn.qkv.scale_weight": torch.tensor(0.5), "scaled_fp8": torch.zeros(2)}
+    save_file({**state, **extra}, tmp_path / "a.safetensors")
+    found = read_checkpoint(tmp_path / "a.safetensors").state
+    assert sorted(found) == sorted(state)
+    assert torch.equal(found["blocks.0.attn.qkv.weight"], (weight.float() * 0.5).bfloat16())
+
+
+def test_no_sana(tmp_path: Path) -> None:
+    for content in ({"unet.conv_in.weight": torch.zeros(1)}, {}, [1, 2], torch.zeros(3)):
+        with pytest.raises(CheckpointError, match="holds no SANA denoiser and no DC-AE"):
+            read_checkpoint(write(tmp_path, content))
+    lora = {"x_embedder.proj.weight": torch.zeros(2), "blocks.0.attn.qkv.lora_A.weight": torch.zeros(2)}
+    with pytest.raises(CheckpointError, match="LoRA layers that are not merged") as caught:
+        read_checkpoint(write(tmp_path, lora))
+    assert "merge it" in caught.value.hint
+
+
+def test_the_content_tells_the_container(tmp_path: Path) -> None:
+    torch.save(network(), tmp_path / "a.safetensors")
+    save_file(network(), tmp_path / "b.ckpt")
+    for name in ("a.safetensors", "b.ckpt"):
+        assert_state(read_checkpoint(tmp_path / name).state, network())
