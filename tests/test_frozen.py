@@ -18,7 +18,10 @@ pytest.importorskip("PyInstaller", reason="pyinstaller is not installed")
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 
 # what would make it gigabytes, and is not needed: the frozen program has the graphs
-LEFT_OUT = ("torch", "transformers", "diffusers", "datasets", "matplotlib", "triton", "openvino", "onnx")
+LEFT_OUT = (
+    *("torch", "transformers", "diffusers", "datasets", "matplotlib", "triton", "openvino", "onnx"),
+    *("accelerate", "bitsandbytes", "nncf", "pandas", "pyarrow", "scipy", "sklearn", "sympy", "pytest"),
+)
 PROGRAM = "import sys\nfrom sana_edge.cli.main import main\nsys.exit(main())\n"
 
 

@@ -32,31 +32,31 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Print the script."""
-    commands = {name: (text, list(_options(parser))) for name, text, parser in _commands()}
+    parsers = _commands(arguments.whole)
+    commands = {name: (parser.description or "", list(_options(parser))) for name, parser in parsers}
     script = _fish(commands) if arguments.shell == "fish" else _bash(commands)
     if arguments.shell == "zsh":
         script = f"autoload -Uz compinit bashcompinit && compinit -u && bashcompinit\n{script}"
     print(f"{_HOW[arguments.shell]}\n{script}")
 
 
-def _commands() -> Iterator[tuple[str, str, argparse.ArgumentParser]]:
-    from sana_edge.cli.main import COMMANDS, command_parser
-
-    for action in command_parser()._actions:
+def _commands(whole: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.ArgumentParser]]:
+    for action in whole._actions:
         if isinstance(action, argparse._SubParsersAction):
-            for name, parser in action.choices.items():
-                yield name, COMMANDS[name].HELP, parser
+            yield from action.choices.items()
 
 
 def _options(parser: argparse.ArgumentParser) -> Iterator[_Option]:
     from sana_edge.store.hub import bundled_names
-    from sana_edge.store.known_models import KNOWN
+    from sana_edge.store.known_models import DECODERS, KNOWN
 
     models = (*bundled_names(), *KNOWN)
     for action in parser._actions:
         words = tuple(map(str, action.choices or ()))
         if action.dest in ("model", "base", "name"):
             words = models
+        if action.dest == "decoder":
+            words = tuple(DECODERS)
         help_text = (action.help or "").partition(" (default")[0].partition(";")[0]
         yield _Option(tuple(action.option_strings), action.nargs != 0, words, help_text)
 

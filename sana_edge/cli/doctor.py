@@ -12,6 +12,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -245,14 +246,16 @@ def _version(distribution: str, module: str) -> str | None:
     A frozen program has modules without their distribution's metadata.
     """
     try:
+        found = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        found = None
+    if found is None:
+        return None
+    with suppress(importlib.metadata.PackageNotFoundError):
         return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        pass
     try:
-        if importlib.util.find_spec(module) is None:
-            return None
         return str(getattr(importlib.import_module(module), "__version__", "of an unknown version"))
-    except (ImportError, OSError, ValueError):
+    except (ImportError, OSError):
         return None
 
 

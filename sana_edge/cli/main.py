@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = _joined(sys.argv[1:] if argv is None else argv)
     as_json, verbose = "--json" in words, False
     try:
-        arguments, unknown = command_parser().parse_known_args(words)
+        arguments, unknown = _parser().parse_known_args(words)
         if unknown:
             arguments.parser.refuse(unknown)
         verbose = arguments.verbose
@@ -115,7 +115,7 @@ def _print_json(message: str, hint: str, as_json: bool) -> None:
         print(json.dumps({"error": message, "hint": hint}), flush=True)
 
 
-def command_parser() -> Parser:
+def _parser() -> Parser:
     """The parser of the whole command line; a subcommand's own is in its ``parser``."""
     common = Parser(add_help=False)
     common.add_argument("-v", "--verbose", action="store_true", help="log on stderr, and show tracebacks")
@@ -124,6 +124,8 @@ def command_parser() -> Parser:
         prog="sana-edge", description="SANA text-to-image: from a prompt to a picture.", allow_abbrev=False
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {sana_edge.__version__}")
+    # what `completion` describes
+    parser.set_defaults(whole=parser)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for name, module in COMMANDS.items():
         command = commands.add_parser(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sana_edge.errors import InvalidInput, ModelNotFound, SanaError
 from sana_edge.store import hub
-from sana_edge.store.known_models import KNOWN
+from sana_edge.store.known_models import DECODERS, KNOWN
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Download:
 
 
 def find(model: str) -> Download:
-    """What `remove` would remove: the download of a name of the table, or of a SANA model's repository.
+    """What `remove` would remove: the download of a name of the tables, or of a SANA model's repository.
 
     Raises:
         InvalidInput: the model comes with the package, is a folder of the user's, or not a SANA model.
@@ -30,14 +30,15 @@ def find(model: str) -> Download:
     """
     if model in hub.bundled_names():
         raise InvalidInput(f"{model} comes with sana-edge", "only downloads are removed")
-    info = KNOWN.get(model.lower())
+    named = {**KNOWN, **DECODERS}
+    info = named.get(model.lower())
     if info is None and os.path.isdir(os.path.expanduser(model)):
         raise InvalidInput(f"{model} is a folder of yours", "remove it yourself; only downloads are removed")
     repository = info.repository if info else model
     folder = hub.cache_folder() / f"models--{repository.replace('/', '--')}"
-    named = info is not None or any(known.repository == repository for known in KNOWN.values())
+    known = any(entry.repository == repository for entry in named.values())
     if hub.is_repository(repository) and os.path.isdir(folder):
-        if os.path.islink(folder) or not (named or repository in hub.cached_repositories()):
+        if os.path.islink(folder) or not (known or repository in hub.cached_repositories()):
             raise InvalidInput(f"{folder} is not a SANA model", "only models of this program are removed")
         return Download(repository, folder, _size(folder))
     raise ModelNotFound(f"{model} is not in the cache", "`sana-edge models list` shows what is")

@@ -17,6 +17,7 @@ CASES = [
     (["generate", "--exa"], {"--exact-size"}),
     (["generate", "--sampler", "flow"], {"flow-dpm", "flow-euler"}),
     (["generate", "--model", "sana-tiny-int8-"], {"sana-tiny-int8-onnx"}),
+    (["generate", "--decoder", "dc"], {"dc-ae-lite"}),
     (["models", "pu"], {"pull"}),
     (["completion", "f"], {"fish"}),
 ]

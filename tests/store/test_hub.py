@@ -25,7 +25,7 @@ from sana_edge import progress
 from sana_edge.cli.main import main
 from sana_edge.errors import Cancelled, CheckpointError, InvalidInput, ModelNotFound, SanaError
 from sana_edge.store import downloads, hub
-from sana_edge.store.known_models import KNOWN
+from sana_edge.store.known_models import DECODERS, KNOWN, KnownModel
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 KNOWN_NAME = "sana-0.6b-512"
@@ -421,12 +421,13 @@ def test_removing_a_download(server: Hub, tiny_folder: Path, tmp_path: Path, cac
             downloads.find(name)
 
 
-def test_a_broken_download_of_a_known_model_is_removed(cache: Path) -> None:
-    blob = cache / f"models--{REPOSITORY.replace('/', '--')}" / "blobs" / "x.incomplete"
+@pytest.mark.parametrize("known", [KNOWN[KNOWN_NAME], DECODERS["dc-ae-lite"]], ids=["model", "decoder"])
+def test_a_broken_download_of_a_known_model_is_removed(cache: Path, known: KnownModel) -> None:
+    blob = cache / f"models--{known.repository.replace('/', '--')}" / "blobs" / "x.incomplete"
     blob.parent.mkdir(parents=True)
     blob.write_bytes(b"12345")
-    found = downloads.find(KNOWN_NAME)
-    assert (found.repository, found.size) == (REPOSITORY, 5)
+    found = downloads.find(known.name)
+    assert (found.repository, found.size) == (known.repository, 5)
     downloads.remove(found)
     assert not blob.parents[1].exists()
 
