@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import sana_edge
-from sana_edge.store import hub
+from sana_edge.store import hub, snapshots
 
 HELP = "show what this machine can run, and why not"
 
@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def facts() -> dict[str, Any]:
     """What the report says, as JSON values, sizes in bytes; uses no network. None is what is not known."""
-    cache = hub.cache_folder()
+    cache = snapshots.cache_folder()
     existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
     return {
         "sana_edge": sana_edge.__version__,

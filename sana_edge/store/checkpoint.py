@@ -15,7 +15,8 @@ from torch import Tensor
 
 from sana_edge.errors import CheckpointError, InvalidInput
 from sana_edge.store import tensor_names
-from sana_edge.store.identify import SAFETENSORS, explain, identify, pickled_objects
+from sana_edge.store.headers import pickled_objects
+from sana_edge.store.identify import SAFETENSORS, explain, identify
 from sana_edge.store.tensor_names import DENOISER, Network
 from sana_edge.store.weights import is_float8, load_file, weight_files
 
@@ -121,6 +122,9 @@ def _shown(network: Network) -> str:
 def _tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
     """All tensors of a file by the path of keys that leads to them."""
     if file.is_dir():
+        inner = [file / name for name in ("transformer", "vae") if (file / name / "config.json").is_file()]
+        if inner:
+            raise CheckpointError(f"{file} holds several parts of a model", f"give one: {inner[0]}")
         for path in weight_files(file):
             yield from load_file(path).items()
     elif not file.is_file():

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sana_edge.errors import InvalidInput, ModelNotFound, SanaError
-from sana_edge.store import hub
+from sana_edge.store import hub, snapshots
 from sana_edge.store.known_models import DECODERS, KNOWN
 
 
@@ -35,10 +35,10 @@ def find(model: str) -> Download:
     if info is None and os.path.isdir(os.path.expanduser(model)):
         raise InvalidInput(f"{model} is a folder of yours", "remove it yourself; only downloads are removed")
     repository = info.repository if info else model
-    folder = hub.cache_folder() / f"models--{repository.replace('/', '--')}"
+    folder = snapshots.cache_folder() / f"models--{repository.replace('/', '--')}"
     known = any(entry.repository == repository for entry in named.values())
     if hub.is_repository(repository) and os.path.isdir(folder):
-        if os.path.islink(folder) or not (known or repository in hub.cached_repositories()):
+        if os.path.islink(folder) or not (known or repository in snapshots.repositories()):
             raise InvalidInput(f"{folder} is not a SANA model", "only models of this program are removed")
         return Download(repository, folder, _size(folder))
     raise ModelNotFound(f"{model} is not in the cache", "`sana-edge models list` shows what is")

@@ -17,18 +17,17 @@ from sana_edge.errors import CheckpointError, InvalidInput, ModelNotFound, SanaE
 from sana_edge.progress import Progress, bar, both, unseen
 from sana_edge.store import pairing
 from sana_edge.store.folder import (
-    PIPELINES,
     check_component,
     check_folder,
     component_files,
     component_variant,
     needed_files,
-    read_json,
 )
 from sana_edge.store.identify import identify
 from sana_edge.store.known_models import BUNDLED, DECODERS, KNOWN, KnownModel
 from sana_edge.store.manifest import FILE as MANIFEST
 from sana_edge.store.manifest import REMAKE, is_exported
+from sana_edge.store.snapshots import cache_folder, cached, repositories, snapshots
 from sana_edge.store.spelling import close_model
 
 # end the names of a bundled model's quantized package, and of that as graphs
@@ -150,7 +149,7 @@ def resolve_decoder(
         hint = f"choose {', '.join(DECODERS)}, the folder of an autoencoder, or a repository"
         raise ModelNotFound(f"unknown decoder {decoder!r}", hint)
     repository = info.repository if info else decoder
-    path = None if refresh and not offline else _cached(repository, None, component=True)
+    path = None if refresh and not offline else cached(repository, None, component=True)
     if path is None:
         path = _download(
             repository,
@@ -197,7 +196,7 @@ def _find(
     repository = info.repository if info else model
     info = info or next((known for known in KNOWN.values() if known.repository == model), None)
     name, variant = (info.name, info.variant) if info else (model, None)
-    path = None if refresh and not offline else _cached(repository, variant, revision)
+    path = None if refresh and not offline else cached(repository, variant, revision)
     if path is None:
         path = _download(
             repository, variant, revision, offline=offline, progress=progress, on_progress=on_progress
@@ -255,26 +254,19 @@ def list_models() -> list[ListedModel]:
     ]
     known = []
     for info in KNOWN.values():
-        path = _cached(info.repository, info.variant)
+        path = cached(info.repository, info.variant)
         known.append(ListedModel(info.name, "public", path, _size(path) if path else None, info))
     decoders = []
     for info in DECODERS.values():
-        path = _cached(info.repository, None, component=True)
+        path = cached(info.repository, None, component=True)
         decoders.append(ListedModel(info.name, "decoder", path, _size(path) if path else None, info))
     table = {info.repository for info in KNOWN.values()}
     others = [
         ListedModel(repository, "cached", path, _size(path))
-        for repository in cached_repositories()
-        if repository not in table and (path := _cached(repository, None))
+        for repository in repositories()
+        if repository not in table and (path := cached(repository, None))
     ]
     return [*bundled, *known, *decoders, *others]
-
-
-def cache_folder() -> Path:
-    """Where downloads go: the cache of huggingface_hub, which HF_HOME and HF_HUB_CACHE move."""
-    from huggingface_hub import constants
-
-    return Path(constants.HF_HUB_CACHE)
 
 
 def bundled_names() -> list[str]:
@@ -323,52 +315,6 @@ def _check_revision(revision: str | None, model: str | None = None) -> None:
     if revision is not None and (model is not None or not _REVISION.fullmatch(revision)):
         what = "is no branch, tag or commit" if model is None else f"is of a repository, {model} is none"
         raise InvalidInput(f"revision {revision!r} {what}", "leave out the revision")
-
-
-def _home(repository: str) -> Path:
-    return cache_folder() / f"models--{repository.replace('/', '--')}"
-
-
-def _snapshots(repository: str, revision: str | None) -> list[Path]:
-    """The snapshots of a revision in the download cache, whole or not; without main's all that there are."""
-    home = _home(repository)
-    try:
-        commit = (home / "refs" / (revision or "main")).read_text(encoding="utf-8").strip()
-    except OSError:
-        commit = revision or ""
-    if commit and os.path.isdir(home / "snapshots" / commit):
-        return [home / "snapshots" / commit]
-    # a commit may be shortened
-    found = sorted(home.glob(f"snapshots/{glob.escape(commit) if revision else ''}*"))
-    return found if revision is None or len(commit) >= 7 else []
-
-
-def _cached(
-    repository: str, variant: str | None, revision: str | None = None, *, component: bool = False
-) -> Path | None:
-    """A complete snapshot of a repository in the download cache; None where there is none, or a choice."""
-    complete = []
-    for path in _snapshots(repository, revision):
-        try:
-            check_component(path) if component else check_folder(path, variant)
-        except (OSError, SanaError):
-            continue
-        complete.append(path)
-    return complete[0] if len(complete) == 1 else None
-
-
-def cached_repositories() -> list[str]:
-    """The repositories in the download cache that hold a SANA pipeline, whole or not."""
-    indexes = glob.glob(str(cache_folder() / "models--*--*" / "snapshots" / "*" / "model_index.json"))
-    found = set()
-    for index in map(Path, indexes):
-        try:
-            pipeline = read_json(index).get("_class_name")
-        except CheckpointError:
-            continue
-        if pipeline in PIPELINES:
-            found.add(index.parents[2].name.removeprefix("models--").replace("--", "/"))
-    return sorted(found)
 
 
 def _size(folder: Path) -> int:
@@ -461,9 +407,11 @@ def _told(on_bytes: Callable[[int, int], None]) -> type:
 def _not_here(repository: str, revision: str | None) -> ModelNotFound:
     what = repository if revision is None else f"{repository} at revision {revision}"
     message = f"{what} is not on this machine, or not whole, and offline mode is on"
-    others = [path.name for path in _snapshots(repository, None)]
+    others = [path.name for path in snapshots(repository, None)]
     if revision is None and len(others) > 1:
         return ModelNotFound(message, f"choose a revision that is here: {', '.join(others)}")
+    if revision is not None:
+        return ModelNotFound(message, "with a network, run it once without offline mode")
     return ModelNotFound(message, f"with a network, run `sana-edge models pull {repository}`")
 
 

@@ -1,34 +1,36 @@
 """What a file or folder is, in words, and what to do with it: what the errors of every command say.
 
-Nothing of a file is run and no torch is needed: the names of tensors stand in the header of a safetensors
-file, and among the strings of a pickle.
+Nothing of a file is run and no torch is needed: names of tensors are found by `headers`.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import pickletools
-import re
 import shlex
 import struct
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from sana_edge.store import tensor_names
+from sana_edge.store.headers import (
+    MOST,
+    header_length,
+    pickle_in,
+    pickled_text,
+    safetensors_header,
+    stored_names,
+)
 
 _AGAIN = "download it again"
 _HEAD = 512
 SAFETENSORS = "a safetensors file"
 # before the first letter of a text, a byte order mark among it
 _BLANK = b"\xef\xbb\xbf \r\n\t"
-# bytes of a pickle or a header that are looked at
-_MOST = 64 << 20
 _LAYOUT = "give a folder in diffusers layout, with transformer/, vae/, text_encoder/ and so on"
-_PICKLES = 4
 _COMPONENTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
 _LORA_HINT = "LoRA is not applied here: merge it into its model with the program that made it"
 
@@ -86,7 +88,8 @@ def identify(path: Path) -> Identified:
             return _file(path, file)
     except OSError as error:
         return Identified(f"unreadable ({error.strerror or error})", "see who may read it")
-    except (ValueError, zipfile.BadZipFile, RecursionError, NotImplementedError, EOFError):
+    # damaged bytes make the readers of zip, pickle and JSON raise what they happen to meet
+    except Exception:
         return Identified("damaged", _AGAIN)
 
 
@@ -103,21 +106,11 @@ def explain(path: Path, otherwise: str) -> tuple[str, str]:
     return f": it is {found.words}", otherwise if found.hint in ("", _AGAIN) else found.hint
 
 
-def tensor_names_of(path: Path) -> list[str]:
-    """The names in a safetensors file's header; empty for other files."""
-    try:
-        with open(path, "rb") as file:
-            header = _safetensors_header(file, path.stat().st_size)
-    except (OSError, ValueError, RecursionError):
-        return []
-    return [name for name in header or {} if name != "__metadata__"]
-
-
 def lora_files(folder: Path) -> list[Path]:
     """The low-rank updates that lie in a model folder or its components, and that nothing here applies."""
     patterns = ("*.safetensors", "*/*.safetensors")
     found = (path for pattern in patterns for path in sorted(folder.glob(pattern)))
-    return [path for path in found if _names_lora(path) or tensor_names.is_lora(tensor_names_of(path)[:8])]
+    return [path for path in found if _names_lora(path) or tensor_names.is_lora(stored_names(path)[:8])]
 
 
 def _names_lora(path: Path) -> bool:
@@ -142,12 +135,12 @@ def _file(path: Path, file: IO[bytes]) -> Identified:
     if head.startswith(b"PK\3\4"):
         return _zip(path, file)
     if head.lstrip(_BLANK)[:1] not in (b"{", b"[") and (
-        path.suffix == ".safetensors" or _header_length(head, size) is not None
+        path.suffix == ".safetensors" or header_length(head, size) is not None
     ):
         return _safetensors(path, file, size)
     if head.startswith(b"\x80"):
         file.seek(0)
-        return _weights(path, "a pickled checkpoint", _strings(file))
+        return _weights(path, "a pickled checkpoint", pickled_text(file))
     return _text(path, file, head)
 
 
@@ -155,15 +148,14 @@ def _zip(path: Path, file: IO[bytes]) -> Identified:
     if not zipfile.is_zipfile(path):
         return Identified("a .pth or zip file that is cut off", _AGAIN)
     with zipfile.ZipFile(file) as archive:
-        pickles = [entry for entry in archive.infolist() if entry.filename.endswith("data.pkl")]
-        if not pickles:
+        if not pickle_in(archive):
             return Identified("a zip archive", "unpack it first")
-        with archive.open(pickles[0]) as content:
-            return _weights(path, "a checkpoint of torch", _strings(content))
+        with archive.open(pickle_in(archive)) as content:
+            return _weights(path, "a checkpoint of torch", pickled_text(content))
 
 
 def _safetensors(path: Path, file: IO[bytes], size: int) -> Identified:
-    header = _safetensors_header(file, size)
+    header = safetensors_header(file, size)
     if header is None:
         return Identified(f"a damaged safetensors file of {size} bytes, or none", _AGAIN)
     entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
@@ -174,61 +166,6 @@ def _safetensors(path: Path, file: IO[bytes], size: int) -> Identified:
     if size < expected:
         return Identified(f"a safetensors file that is cut off at {size} of {expected} bytes", _AGAIN)
     return _weights(path, SAFETENSORS, list(entries))
-
-
-def _header_length(head: bytes, size: int) -> int | None:
-    """Bytes of the header that a safetensors file begins with; None for other files."""
-    if len(head) < 9 or head[8:9] != b"{":
-        return None
-    length = int(struct.unpack("<Q", head[:8])[0])
-    return length if length <= min(size - 8, _MOST) else None
-
-
-def _safetensors_header(file: IO[bytes], size: int) -> dict[str, object] | None:
-    file.seek(0)
-    length = _header_length(file.read(9), size)
-    if length is None:
-        return None
-    file.seek(8)
-    header = json.loads(file.read(length))
-    return header if isinstance(header, dict) else None
-
-
-def pickled_objects(path: Path) -> list[str]:
-    """The functions and classes, "module.name", that a checkpoint of torch asks for; none is looked up."""
-    with open(path, "rb") as file:
-        if not zipfile.is_zipfile(path):
-            found = list(_opcodes(file))
-        else:
-            with zipfile.ZipFile(file) as archive:
-                pickles = [name for name in archive.namelist() if name.endswith("data.pkl")]
-                with archive.open(pickles[0]) as content:
-                    found = list(_opcodes(content))
-    names = (argument.replace(" ", ".", 1) for name, argument in found if name == "GLOBAL")
-    # Python 2's name, which the oldest protocols have
-    return sorted({re.sub("^__builtin__", "builtins", name) for name in names})
-
-
-def _strings(file: IO[bytes]) -> list[str]:
-    """The strings of a pickle, dictionaries' keys among them.
-
-    A key inside of a dictionary does not tell in which: networks are found by their own tensors' names.
-    """
-    return [argument for name, argument in _opcodes(file) if "UNICODE" in name]
-
-
-def _opcodes(file: IO[bytes]) -> Iterator[tuple[str, str]]:
-    """The opcodes of a pickle that have text, and the text; nothing is run."""
-    try:
-        # older files of torch are several, one after the other
-        for _ in range(_PICKLES):
-            for opcode, argument, position in pickletools.genops(file):
-                if isinstance(argument, str):
-                    yield opcode.name, argument
-                if (position or 0) > _MOST:
-                    return
-    except ValueError:  # what it met is no pickle, or cut off
-        return
 
 
 def _weights(path: Path, container: str, names: Iterable[str]) -> Identified:
@@ -244,7 +181,7 @@ def _weights(path: Path, container: str, names: Iterable[str]) -> Identified:
     if any(name.startswith(("controlnet_blocks.", "controlnet.")) for name in names):
         return Identified(f"{container} of a ControlNet, which sana-edge does not run", _LAYOUT, True)
     if not found:
-        first = next((name for name in names if "." in name), "none")
+        first = _short(next((name for name in names if "." in name), "none"))
         return Identified(f"{container} without a SANA network (its first tensor is {first})", _LAYOUT, True)
     network = found[0]
     if network.network == tensor_names.TEXT:
@@ -264,7 +201,7 @@ def _text(path: Path, file: IO[bytes], head: bytes) -> Identified:
     if head.lstrip(_BLANK)[:1] in (b"{", b"["):
         file.seek(0)
         try:
-            content = json.loads(file.read(_MOST))
+            content = json.loads(file.read(MOST))
         except ValueError:
             return Identified("a JSON file that is damaged or cut off", _AGAIN)
         if isinstance(content, dict) and {"error", "message"} & set(content):
@@ -283,7 +220,7 @@ def _text(path: Path, file: IO[bytes], head: bytes) -> Identified:
 
 
 def _short(text: str) -> str:
-    line = " ".join(text.split())
+    line = "".join(c for c in " ".join(text.split()) if c.isprintable())
     return line if len(line) <= 60 else f"{line[:57]}..."
 
 

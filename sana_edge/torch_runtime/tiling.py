@@ -83,7 +83,8 @@ def decode(
 def _blocks_told(
     autoencoder: Autoencoder, tiles: int, on_block: Callable[[int, int], None]
 ) -> Iterator[None]:
-    blocks = [block for stage in autoencoder.decoder.up_blocks for block in stage.children()]
+    stages = getattr(autoencoder.decoder, "up_blocks", ())
+    blocks = [block for stage in stages for block in stage.children()]
     done = 0
 
     def tell(module: nn.Module, args: object) -> None:

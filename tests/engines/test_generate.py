@@ -341,12 +341,12 @@ def test_one_file_of_a_folder(exported: Path, tmp_path: Path, monkeypatch: pytes
             Sana.load(str(name))
         assert caught.value.hint == f"give the folder: {Path(name).parent}"
     alone = Path(shutil.copy(exported / "denoiser.onnx", tmp_path))
-    with pytest.raises(ModelNotFound, match="is no whole model") as caught:
+    with pytest.raises(ModelNotFound, match="is no model folder: it is an ONNX graph") as caught:
         Sana.load(str(alone))
     assert "a folder that `sana-edge export " in caught.value.hint
     command = ["generate", "--model", str(alone), "--prompt", PROMPT, "--output", str(tmp_path / "a.png")]
     done = without(*TORCH, arguments=command)
-    assert done.returncode == 1 and "is no whole model" in done.stderr
+    assert done.returncode == 1 and "it is an ONNX graph" in done.stderr
 
 
 def test_what_only_models_can_do(exported: Path, tmp_path: Path, capsys: Capture) -> None:
@@ -391,4 +391,4 @@ def test_a_missing_engine_is_made_up_for(exported: Path, tmp_path: Path) -> None
 
 def test_a_wrong_size_costs_nothing(exported: Path) -> None:
     with Sana.load(str(exported), backend="onnxruntime") as engine, pytest.raises(SanaError, match="100x100"):
-        engine.stream(PROMPT, size=(100, 100))
+        engine.stream(PROMPT, size=(100, 100), exact_size=True)

@@ -227,6 +227,12 @@ def test_no_sana(tmp_path: Path) -> None:
     assert "merge it" in caught.value.hint
 
 
+def test_a_whole_model_has_parts(tiny_folder: Path) -> None:
+    with pytest.raises(CheckpointError, match="several parts") as caught:
+        read_checkpoint(tiny_folder)
+    assert caught.value.hint == f"give one: {tiny_folder / 'transformer'}"
+
+
 def test_the_content_tells_the_container(tmp_path: Path) -> None:
     torch.save(network(), tmp_path / "a.safetensors")
     save_file(network(), tmp_path / "b.ckpt")

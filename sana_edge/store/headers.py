@@ -1,0 +1,89 @@
+"""The names in files of weights: a safetensors header, and the text of a pickle, of which nothing is run."""
+
+from __future__ import annotations
+
+import json
+import pickletools
+import re
+import struct
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+# bytes of a header or a pickle that are looked at
+MOST = 64 << 20
+# older files of torch are several pickles, one after the other
+_PICKLES = 4
+
+
+def stored_names(path: Path) -> list[str]:
+    """The names in a safetensors file's header; empty for other files."""
+    try:
+        with open(path, "rb") as file:
+            header = safetensors_header(file, path.stat().st_size)
+    except (OSError, ValueError, RecursionError):
+        return []
+    return [name for name in header or {} if name != "__metadata__"]
+
+
+def header_length(head: bytes, size: int) -> int | None:
+    """Bytes of the header that a safetensors file begins with; None for other files."""
+    if len(head) < 9 or head[8:9] != b"{":
+        return None
+    length = int(struct.unpack("<Q", head[:8])[0])
+    return length if length <= min(size - 8, MOST) else None
+
+
+def safetensors_header(file: IO[bytes], size: int) -> dict[str, object] | None:
+    """The entries of a safetensors file of so many bytes; None for other files.
+
+    Raises:
+        ValueError: the header is no JSON.
+    """
+    file.seek(0)
+    length = header_length(file.read(9), size)
+    if length is None:
+        return None
+    file.seek(8)
+    header = json.loads(file.read(length))
+    return header if isinstance(header, dict) else None
+
+
+def pickled_objects(path: Path) -> list[str]:
+    """The functions and classes, "module.name", that a checkpoint of torch asks for; none is looked up."""
+    with open(path, "rb") as file:
+        if not zipfile.is_zipfile(path):
+            found = list(_opcodes(file))
+        else:
+            with zipfile.ZipFile(file) as archive, archive.open(pickle_in(archive)) as content:
+                found = list(_opcodes(content))
+    names = (argument.replace(" ", ".", 1) for name, argument in found if name == "GLOBAL")
+    # Python 2's name, which the oldest protocols have
+    return sorted({re.sub("^__builtin__", "builtins", name) for name in names})
+
+
+def pickle_in(archive: zipfile.ZipFile) -> str:
+    """The pickle in a file of torch; empty where a zip archive is none."""
+    return next((name for name in archive.namelist() if name.endswith("data.pkl")), "")
+
+
+def pickled_text(file: IO[bytes]) -> list[str]:
+    """The strings of a pickle, dictionaries' keys among them.
+
+    A key inside of a dictionary does not tell in which: networks are found by their own tensors' names.
+    """
+    return [argument for name, argument in _opcodes(file) if "UNICODE" in name]
+
+
+def _opcodes(file: IO[bytes]) -> Iterator[tuple[str, str]]:
+    """The opcodes of a pickle that have text, and the text; nothing is run."""
+    try:
+        for _ in range(_PICKLES):
+            for opcode, argument, position in pickletools.genops(file):
+                if isinstance(argument, str):
+                    yield opcode.name, argument
+                if (position or 0) > MOST:
+                    return
+    except ValueError:  # what it met is no pickle, or cut off
+        return
