@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from typing import Any
 
 from sana_edge.errors import InvalidInput
 from sana_edge.image import read_metadata
+from sana_edge.request import Request
 
 # the options that a picture's metadata may set have no default of their own, but these
 DEFAULTS: dict[str, Any] = {
@@ -17,6 +19,8 @@ DEFAULTS: dict[str, Any] = {
     "dtype": "auto",
     "backend": "auto",
 }
+# of how the model was loaded
+_LOADED = ("model", "dtype", "backend", "decoder", "int8")
 
 
 def fill(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -30,14 +34,16 @@ def fill(arguments: argparse.Namespace) -> dict[str, Any]:
         metadata = read_metadata(arguments.made)
         if "quantization" in metadata:
             metadata["int8"] = True
-        known = {name for name, value in vars(arguments).items() if value is None}
-        taken = {name: value for name, value in metadata.items() if name in known and value is not None}
-        for name in ("model", "dtype", "backend", "decoder"):
-            if not isinstance(taken.get(name, ""), str):
+        # a stranger's file sets nothing else
+        known = {*(field.name for field in dataclasses.fields(Request)), *_LOADED}
+        left_open = {name for name in known if vars(arguments).get(name, "") is None}
+        taken = {name: metadata[name] for name in left_open if metadata.get(name) is not None}
+        for name in taken.keys() & set(_LOADED):
+            if not isinstance(taken[name], bool if name == "int8" else str):
                 raise InvalidInput(
                     f"{arguments.made} has the {name} {taken[name]!r}", f"give --{name} yourself"
                 )
-    for name, value in (*DEFAULTS.items(), *taken.items()):
+    for name, value in {**DEFAULTS, **taken}.items():
         if getattr(arguments, name) is None:
-            setattr(arguments, name, taken.get(name, value))
+            setattr(arguments, name, value)
     return taken

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image as PILImage
 
-from sana_edge import Sana, progress, read_metadata
+from sana_edge import Image, Sana, SanaError, progress, read_metadata
 from sana_edge.cli.main import main
 from sana_edge.errors import UnsupportedDevice
 
@@ -164,6 +164,44 @@ def test_made_again_on_another_backend(
     assert read_metadata("b.png")["backend"] == "torch"
     assert "note:  a.png was made on backend cuda, pixels may differ a little: " in capsys.readouterr().err
     assert main([*again, "--output", "c.png", "--backend", "cuda"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("changed", "problem"),
+    [
+        ({"model": 5}, "a.png has the model 5"),
+        ({"backend": ["cuda"]}, "a.png has the backend ['cuda']"),
+        ({"seed": "x"}, "seed is 'x'"),
+        ({"size": [1]}, "size is (1,)"),
+        ({"prompt": None}, "required: PROMPT"),
+    ],
+    ids=str,
+)
+def test_metadata_that_nobody_wrote(capsys: Capture, changed: dict[str, Any], problem: str) -> None:
+    made = {"prompt": "a house", "seed": 1, "model": "sana-tiny", "version": "0.1.0", **changed}
+    Image(np.zeros((8, 8, 3), np.uint8), 1, made).save("a.png")
+    try:
+        assert main(["generate", "--from", "a.png", "--output", "b.png"]) == 1
+    except SystemExit as exited:
+        assert exited.code == 2
+    assert problem in capsys.readouterr().err and os.listdir() == ["a.png"]
+
+
+def test_a_stranger_s_picture_sets_only_what_makes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not where engines, which are code, come from, nor where files go."""
+    foreign = {"engines": "evil", "trust_engine": True, "output": "x.png", "revision": "evil", "text": "evil"}
+    made = {"prompt": "a house", "seed": 1, "model": "sana-tiny", "version": "0.1.0", **foreign}
+    Image(np.zeros((8, 8, 3), np.uint8), 1, made).save("a.png")
+    asked: dict[str, Any] = {}
+
+    def load(model: str, **options: Any) -> None:
+        asked.update(options, model=model)
+        raise SanaError("enough")
+
+    monkeypatch.setattr(Sana, "load", load)
+    assert main(["generate", "--from", "a.png"]) == 1
+    assert (asked["engines"], asked["trust_engine"], asked["revision"]) == (None, False, None)
+    assert asked["model"] == "sana-tiny"
 
 
 def test_a_picture_that_says_nothing(capsys: Capture) -> None:
