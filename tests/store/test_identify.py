@@ -227,6 +227,9 @@ def test_weights_of_another_name(tiny_folder: Path, tmp_path: Path) -> None:
     Sana.load(folder).close()
     assert sorted(load_state(place)) == sorted(load_state(tiny_folder / "transformer"))
     assert lora_files(folder) == [place / "pytorch_lora_weights.safetensors"]
+    (place / "sana_finetuned.safetensors").rename(place / "floral.safetensors")
+    Sana.load(folder).close()
+    (place / "floral.safetensors").rename(place / "sana_finetuned.safetensors")
     shutil.copy(place / "sana_finetuned.safetensors", place / "sana_older.safetensors")
     with pytest.raises(CheckpointError, match=r"several weights \(sana_finetuned.safetensors, ") as caught:
         Sana.load(folder)
