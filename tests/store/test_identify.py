@@ -104,7 +104,7 @@ def test_files(tmp_path: Path, name: str, content: bytes) -> None:
     found, (_, words, hint) = identify(path), FILES[name]
     assert words in found.words
     assert hint in found.hint
-    with pytest.raises(ModelNotFound, match="is no model folder: it is") as caught:
+    with pytest.raises(ModelNotFound, match="is no whole model: it is") as caught:
         hub.resolve(str(path))
     assert found.words in caught.value.message and caught.value.hint
     with pytest.raises(SanaError) as loading:
