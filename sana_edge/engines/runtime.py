@@ -21,6 +21,7 @@ from sana_edge.engines.sessions import DENOISERS, Graphs
 from sana_edge.engines.text import EngineText, Floats
 from sana_edge.errors import InvalidInput, OutOfMemory
 from sana_edge.memory import available_memory, peak_memory
+from sana_edge.progress import Progress, unseen
 from sana_edge.prompt import instruction_of, reading_notes
 from sana_edge.request import Plan
 from sana_edge.sampler import Sampler, guide, sampler_of
@@ -37,10 +38,12 @@ _TEXT, _TEXT_SHARE = "text_encoder", 4
 class EngineStages:
     """What `sana_edge.runtime.Stages` promises, of an exported folder. Latents are (1, C, h, w) fp32."""
 
-    def __init__(self, folder: Path, described: Manifest, kind: EngineKind) -> None:
+    def __init__(
+        self, folder: Path, described: Manifest, kind: EngineKind, notes: tuple[str, ...] = ()
+    ) -> None:
         self.graphs = Graphs(folder, described, kind)
         self.backend = kind
-        self._manifest = described
+        self._manifest, self._notes = described, notes
         self._domain = read_domain(folder)
         self._decoder = EngineDecoder(self.graphs)
         # a method of this object would keep it, and with it the engines, until a garbage collection
@@ -68,7 +71,7 @@ class EngineStages:
     @property
     def notes(self) -> tuple[str, ...]:
         """What happened while loading."""
-        return self.graphs.notes
+        return (*self._notes, *self.graphs.notes)
 
     @property
     def sampler(self) -> SamplerConfig:
@@ -183,14 +186,18 @@ class EngineStages:
         source, shape = NoiseSource(plan.seed + picture), self._latent_shape(plan)
         return lambda: source.normal(shape)
 
-    def decode(self, latent: Floats, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+    def decode(
+        self, latent: Floats, size: tuple[int, int] | None = None, on_progress: Progress | None = None
+    ) -> NDArray[np.uint8]:
         """Turn a latent into (H, W, 3) uint8, resized and cropped to ``size`` (width, height).
+
+        Tells ``on_progress`` between strips or tiles; what that raises ends the decode.
 
         Raises:
             SanaError: the latent, or what the decoder makes of it, has NaN or infinite values.
         """
         check_finite("latent", float(latent.min()), float(latent.max()))
-        pixels = self._decoder.decode(latent)
+        pixels = self._decoder.decode(latent, on_progress or unseen)
         check_finite("decoded picture", float(pixels.min()), float(pixels.max()))
         picture = pixels[0] if size is None else resize_and_crop(pixels[0], size)
         levels = np.clip(picture * np.float32(0.5) + np.float32(0.5), 0, 1) * np.float32(255)
@@ -238,6 +245,8 @@ def load_stages(
     backend: str = "auto",
     engine_folder: Path | None = None,
     trust_engine: bool = False,
+    notes: tuple[str, ...] = (),
+    on_progress: Progress = unseen,
 ) -> EngineStages:
     """Read an exported folder and load the graphs that a usual picture needs.
 
@@ -247,6 +256,8 @@ def load_stages(
         int8: refuse a float model.
         backend: "auto" or one of `choose.NAMES`.
         engine_folder, trust_engine: see `engine.Settings`.
+        notes: why this folder was taken.
+        on_progress: told before the files are verified and each graph is loaded; what it raises ends that.
 
     Raises:
         CheckpointError: a file is missing or damaged.
@@ -259,13 +270,17 @@ def load_stages(
         raise InvalidInput(f"{folder} is an exported float model", hint)
     settings = Settings(precision=dtype, engine_folder=engine_folder, trust_engine=trust_engine)
     kind = choose.choose(backend, device, folder, settings)
+    loading = partial(on_progress, f"loading {described.name}")
+    loading(0, 5)
     manifest_files.verify(folder, described)
-    stages = EngineStages(folder, described, kind)
+    stages = EngineStages(folder, described, kind, notes)
     # Sprint models never are guided
     usual = "denoiser" if described.sampler.kind == "scm" else "denoiser_folded"
     try:
-        for name in (_TEXT, "text_projection", usual):
+        for number, name in enumerate((_TEXT, "text_projection", usual), start=1):
+            loading(number, 5)
             stages.graphs.load(name)
+        loading(4, 5)
         stages.load_decoder()
     except BaseException:
         # the error's traceback would keep those that were loaded
