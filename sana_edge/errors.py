@@ -55,7 +55,7 @@ class OutOfMemory(SanaError):
 
 
 class Cancelled(SanaError):
-    """The caller cancelled between two steps."""
+    """The caller cancelled: between two steps, parts of a decode, or parts of a model being loaded."""
 
 
 @contextmanager

@@ -1,37 +1,50 @@
-"""A finished picture: its pixels, how they were made, and the PNG that carries both."""
+"""A finished picture: its pixels, how they were made, and the file that carries both."""
 
 from __future__ import annotations
 
 import io
 import json
+import logging
 import os
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL
+import PIL.Image
 from numpy.typing import NDArray
-from PIL.Image import fromarray
-from PIL.Image import open as open_image
 from PIL.PngImagePlugin import PngInfo
 
 from sana_edge import atomic
-from sana_edge.errors import InvalidInput
+from sana_edge.errors import InvalidInput, SanaError
 
-# keyword of the PNG text chunk that holds the metadata as JSON
+logger = logging.getLogger("sana_edge")
+
+# keyword of the PNG text chunk that holds the metadata as JSON, and its mark in the EXIF of other formats
 METADATA_KEY = "sana_edge"
 
+# Pillow's names of the formats, by the end of a file's name
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+QUALITY = 95
 
-@dataclass(frozen=True, eq=False)
+# tags of EXIF 2.32: ImageDescription, Software, the Exif IFD and its UserComment, whose text is marked ASCII
+_DESCRIPTION, _SOFTWARE, _EXIF_IFD, _COMMENT = 0x010E, 0x0131, 0x8769, 0x9286
+_ASCII = b"ASCII\0\0\0"
+# a JPEG segment holds 64 KB, and the rest of the EXIF needs some of it
+_MOST_EXIF = 60_000
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Image:
-    """One generated picture.
+    """One generated picture, which Jupyter shows.
 
     Attributes:
         pixels: (H, W, 3) uint8 RGB.
         seed: the seed its noise was drawn from.
         metadata: what is needed to make it again: prompt, negative_prompt, seed, model, steps, guidance,
             size [W, H], sampler, dtype, version; quantization where the model is INT8. JSON values only.
+            ``sana.generate(**image.metadata)`` makes it again.
         timings: seconds spent in "text", "denoise" and "decode".
         notes: what the caller should know, such as a truncated prompt; usually empty.
     """
@@ -42,58 +55,148 @@ class Image:
     timings: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        prompt = str(self.metadata.get("prompt", ""))
+        shown = repr(prompt if len(prompt) <= 60 else f"{prompt[:57]}...")
+        return f"Image({self.pixels.shape[1]}x{self.pixels.shape[0]}, seed {self.seed}, {shown})"
+
+    def _repr_png_(self) -> bytes:
+        """What Jupyter shows."""
+        return self.png()
+
+    def pil(self) -> PIL.Image.Image:
+        """The pixels as an RGB image of Pillow, which knows no metadata."""
+        return PIL.Image.fromarray(self.pixels)
+
     def png(self) -> bytes:
         """Encode as PNG with the metadata in text chunks; equal pictures give equal bytes."""
-        chunks = PngInfo()
-        chunks.add_text(METADATA_KEY, json.dumps(self.metadata))
-        # keywords of the PNG specification, shown by image viewers; a text chunk holds UTF-8 without NUL
-        prompt = str(self.metadata.get("prompt", "")).replace("\0", "")
-        chunks.add_itxt("Description", prompt.encode(errors="replace").decode())
-        chunks.add_text("Software", f"sana-edge {self.metadata.get('version', '')}".rstrip())
-        buffer = io.BytesIO()
-        fromarray(self.pixels).save(buffer, format="PNG", pnginfo=chunks)
-        return buffer.getvalue()
+        return self.encode("PNG")
 
-    def save(self, path: str | os.PathLike[str], *, force: bool = False) -> Path:
-        """Write the PNG, whole or not at all, and return where it is.
+    def encode(self, kind: str, quality: int = QUALITY) -> bytes:
+        """Encode as "PNG", "JPEG" or "WEBP", with the metadata; ``quality`` (1 to 100) is of the last two.
+
+        A JPEG has its colours in full resolution. Metadata of more than 60 kB fits only a PNG: other formats
+        then have the picture alone, and the log says so.
 
         Raises:
-            InvalidInput: ``path`` exists and ``force`` is false, or is not a regular file.
+            SanaError: this Pillow was built without the format.
+        """
+        buffer = io.BytesIO()
+        options: dict[str, Any] = {"pnginfo": self._png_chunks()}
+        if kind != "PNG":
+            options = {"exif": self._exif(), "quality": quality}
+        if kind == "JPEG":
+            options["subsampling"] = 0
+        try:
+            self.pil().save(buffer, format=kind, **options)
+        except (KeyError, OSError) as error:
+            raise SanaError(f"Pillow cannot write {kind}: {error}", "choose a .png file") from error
+        return buffer.getvalue()
+
+    def save(self, path: str | os.PathLike[str], *, force: bool = False, quality: int | None = None) -> Path:
+        """Write the file, whole or not at all, and return where it is.
+
+        Args:
+            path: its end says the format: .png, .jpg, .jpeg or .webp; without one it is PNG.
+            quality: of .jpg and .webp, 1 to 100; 95 if left out.
+
+        Raises:
+            InvalidInput: ``path`` exists and ``force`` is false, or is not a regular file, or ends in
+                something else; or ``quality`` does not go with it.
             SanaError: the folder is missing or read-only, or the disk is full.
         """
         path = Path(path)
+        kind = format_of(path, quality)
         refuse_overwrite(path, force=force)
         try:
             with atomic.new_file(path, force=force, parents=False) as temporary:
-                temporary.write_bytes(self.png())
+                temporary.write_bytes(self.encode(kind, QUALITY if quality is None else quality))
         except FileExistsError as error:
             raise _taken(path) from error
         return path
 
+    @property
+    def _software(self) -> str:
+        return f"sana-edge {self.metadata.get('version', '')}".rstrip()
+
+    @property
+    def _description(self) -> str:
+        """The prompt for other programs, which want well-formed text without NUL."""
+        return str(self.metadata.get("prompt", "")).replace("\0", "").encode(errors="replace").decode()
+
+    def _png_chunks(self) -> PngInfo:
+        chunks = PngInfo()
+        chunks.add_text(METADATA_KEY, json.dumps(self.metadata))
+        # keywords of the PNG specification, shown by image viewers
+        chunks.add_itxt("Description", self._description)
+        chunks.add_text("Software", self._software)
+        return chunks
+
+    def _exif(self) -> bytes:
+        exif = PIL.Image.Exif()
+        exif[_SOFTWARE] = self._software
+        text = json.dumps({METADATA_KEY: self.metadata}).encode("ascii")
+        description = self._description.encode()
+        if len(text) + len(description) <= _MOST_EXIF:
+            # UTF-8, as writers do in spite of the standard's ASCII
+            exif[_DESCRIPTION] = description
+            exif[_EXIF_IFD] = {_COMMENT: _ASCII + text}
+        else:
+            logger.warning("the metadata is too long for this format and is left out; a .png has it")
+        return exif.tobytes()
+
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the metadata of a PNG that `Image.save` wrote.
+    """Return the metadata of a file that `Image.save` wrote; `Sana.generate` takes it as ``**metadata``.
 
     Raises:
         InvalidInput: the file is missing, is no image, or does not come from sana-edge.
     """
-    hint = "give a PNG that sana-edge wrote and no other program has saved since"
+    hint = "give a picture that sana-edge wrote and no other program has saved since"
     try:
-        with open_image(path) as image:
+        with PIL.Image.open(path) as image:
             text = image.info.get(METADATA_KEY)
-    except (OSError, PIL.UnidentifiedImageError) as error:
+            comment = None if text else image.getexif().get_ifd(_EXIF_IFD).get(_COMMENT)
+    except (OSError, ValueError, SyntaxError, zlib.error, PIL.Image.DecompressionBombError) as error:
         raise InvalidInput(f"cannot read {path}: {error}", hint) from error
     try:
-        metadata = json.loads(text or "")
-    except ValueError as error:
+        metadata = json.loads(text or "") if comment is None else _of_comment(comment)
+    except (ValueError, RecursionError) as error:
         raise InvalidInput(f"{path} has no sana-edge metadata", hint) from error
-    return dict(metadata)
+    if not isinstance(metadata, dict):
+        raise InvalidInput(f"{path} has no sana-edge metadata", hint)
+    return metadata
+
+
+def _of_comment(comment: bytes | str) -> Any:
+    text = comment if isinstance(comment, bytes) else comment.encode(errors="replace")
+    found = json.loads(text.removeprefix(_ASCII).decode(errors="replace"))
+    return found.get(METADATA_KEY) if isinstance(found, dict) else None
+
+
+def format_of(path: Path, quality: int | None = None) -> str:
+    """The format that a file's name asks for, by Pillow's name; checks that ``quality`` goes with it.
+
+    Raises:
+        InvalidInput: neither; says which are known.
+    """
+    kind = FORMATS.get(path.suffix.lower() or ".png")
+    known = ", ".join(FORMATS)
+    if kind is None:
+        raise InvalidInput(f"{path.name} does not end in {known}", f"end the file's name in {known}")
+    if quality is not None and (type(quality) is not int or not 1 <= quality <= 100):
+        raise InvalidInput(
+            f"quality is {quality!r}", f"choose a whole number from 1 to 100; {QUALITY} is usual"
+        )
+    if quality is not None and kind == "PNG":
+        raise InvalidInput(f"{path.name} has no quality: PNG loses nothing", "choose a .jpg or .webp file")
+    return kind
 
 
 def refuse_overwrite(path: Path, *, force: bool) -> None:
     """Raise `InvalidInput` where a picture may not take the place of what is at ``path``."""
     if os.path.isdir(path):
-        raise InvalidInput(f"{path} is a folder", "add a file name that ends in .png")
+        raise InvalidInput(f"{path} is a folder", "add a file name that ends in .png, .jpg or .webp")
     if os.path.lexists(path) and not os.path.isfile(path):
         raise InvalidInput(f"{path} is not a regular file", "choose another name")
     if os.path.exists(path) and not force:

@@ -8,7 +8,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from sana_edge import __version__
 from sana_edge.errors import Cancelled, OutOfMemory, SanaError
 from sana_edge.image import Image
 from sana_edge.memory import memory_errors
+from sana_edge.progress import Progress, unseen, watched
 from sana_edge.request import LoadOptions, Options, Plan, Request
 from sana_edge.runtime import Stages, load_stages
 from sana_edge.sampler import denoise
@@ -87,6 +88,8 @@ class Sana:
         progress: bool = False,
         revision: str | None = None,
         decoder: str | os.PathLike[str] | None = None,
+        on_progress: Progress | None = None,
+        cancel: threading.Event | None = None,
         threads: int | None = None,
     ) -> Sana:
         """Load a model; downloads it if it is a public one that is not on this machine.
@@ -111,16 +114,20 @@ class Sana:
             trust_engine: load engines also from elsewhere than the user's own folder. Loading one runs the
                 code in it.
             offline: never use the network.
-            progress: show a download on stderr.
+            progress: show on stderr what is downloaded and loaded.
             revision: of a repository, a branch, a tag or a commit; its main branch if left out.
             decoder: an autoencoder in place of the model's own: "dc-ae-lite", which is smaller, a folder in
                 diffusers layout, or a repository. Exported folders have theirs in them.
+            on_progress: called with what is downloaded (the repository; bytes done, all bytes) or loaded
+                ("loading NAME"; parts done, all parts), also from other threads.
+            cancel: set it from another thread to end a download, or the loading before the next part; what
+                was downloaded is kept.
             threads: that compute on a CPU; left out, ``OMP_NUM_THREADS`` or the cores, within a container's
                 quota.
 
         Raises:
-            SanaError: ModelNotFound, CheckpointError, UnsupportedDevice, MissingDependency, InvalidInput or
-                OutOfMemory.
+            SanaError: ModelNotFound, CheckpointError, UnsupportedDevice, MissingDependency, InvalidInput,
+                OutOfMemory, or Cancelled.
         """
         place = None if engines is None else Path(engines)
         options = LoadOptions(
@@ -136,7 +143,8 @@ class Sana:
             None if decoder is None else os.fspath(decoder),
             threads,
         )
-        stages, folder = load_stages(os.fspath(model), options)
+        told = watched(on_progress, cancel, "loading")
+        stages, folder = load_stages(os.fspath(model), options, told)
         kinds = f"{stages.dtype}, {stages.quantization}" if stages.quantization else stages.dtype
         used = f"{stages.place}, backend {stages.backend.name}"
         logger.info("loaded %s from %s: %s on %s", stages.name, folder, kinds, used)
@@ -180,6 +188,7 @@ class Sana:
         *,
         images: None = None,
         on_step: Callable[[Step], None] | None = None,
+        on_progress: Progress | None = None,
         cancel: threading.Event | None = None,
         **options: Unpack[Options],
     ) -> Image: ...
@@ -191,6 +200,7 @@ class Sana:
         *,
         images: int,
         on_step: Callable[[Step], None] | None = None,
+        on_progress: Progress | None = None,
         cancel: threading.Event | None = None,
         **options: Unpack[Options],
     ) -> list[Image]: ...
@@ -201,6 +211,7 @@ class Sana:
         *,
         images: int | None = None,
         on_step: Callable[[Step], None] | None = None,
+        on_progress: Progress | None = None,
         cancel: threading.Event | None = None,
         **options: Unpack[Options],
     ) -> Image | list[Image]:
@@ -210,7 +221,9 @@ class Sana:
             prompt: what the picture shows; what does not fit into 300 tokens is cut, and noted.
             images: how many; left out, the result is the picture itself.
             on_step: called after each step, on this thread; an exception from it ends the generation.
-            cancel: set it from another thread to stop before the next step.
+            on_progress: called with ("denoise", steps done, all steps) after each step, and with ("decode",
+                parts done, all parts) while a picture is decoded, in parts of any kind.
+            cancel: set it from another thread to stop before the next step or part of a decode.
             negative_prompt: what the picture should not show; needs guidance above 1.
             size: (width, height) in pixels; the model's native size if left out. It is drawn at the nearest
                 size that the model was trained on, or else the next multiples of 32, then resized and
@@ -225,16 +238,20 @@ class Sana:
             instruction: the text right before the prompt, as it is; SANA's own if left out, none if empty. An
                 exported folder has SANA's computed, and reads another anew with every prompt.
 
+        It also takes a picture's ``**metadata``, whose "version" tells it from other arguments, and leaves
+        out what was the model's part.
+
         Raises:
             InvalidInput: an argument cannot be served; nothing was computed.
-            Cancelled: ``cancel`` was set; nothing is decoded after it.
+            Cancelled: ``cancel`` was set; there is no picture.
             OutOfMemory: the picture does not fit into memory.
             SanaError: the numbers overflowed, and there is no picture.
         """
         pictures = []
         count = 1 if images is None else images
         # closed also when on_step raises: the traceback would keep the stream, and its lock, alive
-        with closing(self.stream(prompt, images=count, cancel=cancel, **options)) as steps:
+        stream = self.stream(prompt, images=count, on_progress=on_progress, cancel=cancel, **options)
+        with closing(stream) as steps:
             for step in steps:
                 if on_step is not None:
                     on_step(step)
@@ -247,6 +264,7 @@ class Sana:
         prompt: str,
         *,
         images: int = 1,
+        on_progress: Progress | None = None,
         cancel: threading.Event | None = None,
         **options: Unpack[Options],
     ) -> Generator[Step, None, None]:
@@ -257,13 +275,24 @@ class Sana:
         thread that took the last step, which would wait for itself, they are an error.
         """
         stages = self._open()
-        request = Request(prompt, images=images, **options)
+        request = Request.of(prompt, images=images, **options)
         plan = request.plan(stages.trained_side, stages.sampler.kind, stages.fixed_size)
         stages.check_plan(plan)
-        return _inside(stages.computing, self._steps(stages, plan, cancel or threading.Event()))
+        steps = self._steps(
+            stages, plan, on_progress or unseen, cancel or threading.Event(), _foreign(stages, options)
+        )
+        return _inside(stages.computing, steps)
 
-    def _steps(self, stages: Stages, plan: Plan, cancel: threading.Event) -> Generator[Step, None, None]:
+    def _steps(
+        self,
+        stages: Stages,
+        plan: Plan,
+        on_progress: Progress,
+        cancel: threading.Event,
+        said: tuple[str, ...],
+    ) -> Generator[Step, None, None]:
         total = plan.images * plan.steps
+        told = watched(on_progress, cancel, "the generation")
         with self._turn(stages, cancel), _released(stages), memory_errors(f"{plan.width}x{plan.height}"):
             clock = _Clock(stages.synchronize)
             with clock.stage("text"):
@@ -278,12 +307,13 @@ class Sana:
                     PROCESS.check()
                     with clock.stage("denoise"):
                         step = next(steps)
+                    on_progress("denoise", picture * plan.steps + i + 1, total)
                     image = None
                     if i == plan.steps - 1:
                         _stop_if(cancel)
                         with clock.stage("decode"):
-                            pixels = stages.decode(step.x, plan.size)
-                        image = _image(stages, plan, picture, pixels, clock.read(), (*notes, *more))
+                            pixels = stages.decode(step.x, plan.size, told)
+                        image = _image(stages, plan, picture, pixels, clock.read(), (*said, *notes, *more))
                     preview = functools.partial(stages.preview, step.clean)
                     yield Step(picture * plan.steps + i, total, image, preview)
                     # the next step may be taken by another thread than the last one
@@ -389,6 +419,14 @@ def _released(stages: Stages) -> Iterator[None]:
     except OutOfMemory:
         stages.release()
         raise
+
+
+def _foreign(stages: Stages, options: Mapping[str, object]) -> tuple[str, ...]:
+    """A note where another model's metadata are the options."""
+    other = options.get("model")
+    if other in (None, stages.name):
+        return ()
+    return (f"the metadata is of a picture by {other}, this one is by {stages.name}",)
 
 
 def _stop_if(cancel: threading.Event) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 import secrets
 import typing
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -66,6 +68,8 @@ class Request:
         if not self.prompt.strip():
             raise InvalidInput("the prompt is empty", "say what the picture should show")
         _check_text(self.negative_prompt, "negative prompt")
+        for name in ("size", "steps", "images", "seed"):
+            object.__setattr__(self, name, _plain(getattr(self, name)))
         if self.size is not None:
             _check_size(self.size, exact=self.exact_size)
         if self.steps is not None:
@@ -84,6 +88,20 @@ class Request:
             if len(self.instruction) > MAX_INSTRUCTION:
                 found = f"the instruction has {len(self.instruction)} characters"
                 raise InvalidInput(found, f"give at most {MAX_INSTRUCTION}")
+
+    @classmethod
+    def of(cls, prompt: str, **options: Any) -> Request:
+        """The request of `Options`, or of a picture's metadata, which is known by its "version".
+
+        Of metadata what is no argument is left out: model, dtype, backend, and what later versions add.
+
+        Raises:
+            TypeError: an argument that there is not.
+        """
+        if "version" in options:
+            known = {field.name for field in fields(cls)}
+            options = {name: value for name, value in options.items() if name in known}
+        return cls(prompt, **options)
 
     def plan(self, native_size: int, made_for: SamplerKind, fixed: tuple[int, int] | None = None) -> Plan:
         """Fill in what was left open.
@@ -207,8 +225,17 @@ def _check_text(text: Any, name: str) -> None:
         raise InvalidInput(f"the {name} is {text!r}", "give a string")
 
 
+def _plain(value: Any) -> Any:
+    """Whole numbers of any library, also in a pair, as Python's own, which JSON and torch take."""
+    if isinstance(value, tuple | list):
+        return tuple(_plain(item) for item in value)
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        return value
+    return int(value)
+
+
 def _check_whole(value: Any, name: str, low: int, high: int, usual: str = "") -> None:
-    # bool is an int to Python; numpy's integers are not, and are refused rather than half supported
+    # bool is an int to Python
     if type(value) is not int or not low <= value <= high:
         raise InvalidInput(
             f"{name} is {_shown(value)}",
@@ -217,7 +244,8 @@ def _check_whole(value: Any, name: str, low: int, high: int, usual: str = "") ->
 
 
 def _check_guidance(value: Any) -> None:
-    if not isinstance(value, int | float) or not 0 <= value <= MAX_GUIDANCE:
+    real: Any = value if isinstance(value, numbers.Real) else math.nan
+    if not 0 <= real <= MAX_GUIDANCE:
         raise InvalidInput(
             f"guidance is {_shown(value)}",
             f"choose a number from 0 to {MAX_GUIDANCE}; 4.5 is usual, 1 turns guidance off",
@@ -231,7 +259,7 @@ def _check_shift(value: Any) -> None:
 
 
 def _check_size(size: Any, *, exact: bool) -> None:
-    if not isinstance(size, tuple | list) or len(size) != 2 or any(type(side) is not int for side in size):
+    if not isinstance(size, tuple) or len(size) != 2 or any(type(side) is not int for side in size):
         raise InvalidInput(f"size is {size!r}", "give width and height in pixels, such as (512, 512)")
     width, height = size
     shown, least = f"{_shown(width)}x{_shown(height)}", LATENT_CELL if exact else 1

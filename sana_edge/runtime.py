@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from sana_edge.config import SamplerConfig
 from sana_edge.errors import InvalidInput, MissingDependency, torch_extra
 from sana_edge.memory import memory_errors
+from sana_edge.progress import Progress, bar, both, unseen
 from sana_edge.request import BACKENDS, DEVICES, TORCH_BACKENDS, TORCH_DEVICES, LoadOptions, Plan
 from sana_edge.sampler import Sampler
 from sana_edge.store import hub
@@ -73,14 +74,19 @@ class Stages(Protocol):
         self, plan: Plan, tables: Any, context: Any
     ) -> tuple[Callable[[Latent, int], Latent], tuple[str, ...]]: ...
     def noise(self, plan: Plan, picture: int) -> Callable[[], Latent]: ...
-    def decode(self, latent: Latent, size: tuple[int, int] | None = None) -> NDArray[np.uint8]: ...
+    def decode(
+        self, latent: Latent, size: tuple[int, int] | None = None, on_progress: Progress | None = None
+    ) -> NDArray[np.uint8]: ...
     def preview(self, latent: Latent) -> NDArray[np.uint8]: ...
     def release(self) -> None: ...
     def close(self) -> None: ...
 
 
-def load_stages(model: str, options: LoadOptions) -> tuple[Stages, Path]:
-    """Load a model, and say which folder it is; errors are those of `sana_edge.Sana.load`."""
+def load_stages(model: str, options: LoadOptions, on_progress: Progress = unseen) -> tuple[Stages, Path]:
+    """Load a model, and say which folder it is; errors are those of `sana_edge.Sana.load`.
+
+    Tells ``on_progress`` what is downloaded (bytes) and loaded (parts); what that raises ends both.
+    """
     backend, device, engines = options.backend, options.device, options.engines
     for value, what, known in ((backend, "backend", BACKENDS), (device, "device", DEVICES)):
         if value not in known:
@@ -94,8 +100,12 @@ def load_stages(model: str, options: LoadOptions) -> tuple[Stages, Path]:
     PROCESS.enter()
     exported = hub.exported(model)
     if exported is not None:
-        return _load_engines(exported, options), exported
-    if backend not in TORCH_BACKENDS or engines is not None:
+        return _load_engines(exported, options, on_progress), exported
+    engine = backend not in TORCH_BACKENDS or engines is not None
+    graphs = hub.bundled_graphs(model, int8=options.int8)
+    if graphs is not None and (engine or device not in TORCH_DEVICES):
+        return _load_engines(graphs, options, on_progress), graphs
+    if engine:
         build = ", `sana-edge build onnx`" if backend == "tensorrt" or engines is not None else ""
         made = f"`sana-edge export {model}{' --int8' if options.int8 else ''} --output onnx`{build}"
         hint = f"{made}, then give the folder onnx as the model"
@@ -105,15 +115,20 @@ def load_stages(model: str, options: LoadOptions) -> tuple[Stages, Path]:
         hint = f"choose {', '.join(TORCH_DEVICES)}; `sana-edge export {model} --output onnx` makes a folder"
         hint += " for the others"
         raise InvalidInput(f"device {device} is for exported folders, {model} is none", hint)
-    return _load_torch(model, options)
+    return _load_torch(model, options, on_progress)
 
 
-def _load_torch(model: str, options: LoadOptions) -> tuple[Stages, Path]:
+def _load_torch(model: str, options: LoadOptions, on_progress: Progress) -> tuple[Stages, Path]:
+    hub.check_name(model)
     try:
         # whose libraries are mapped
         with memory_errors("torch"), torch_extra():
             from sana_edge.torch_runtime import runtime
     except MissingDependency as error:
+        graphs = hub.bundled_graphs(model, int8=True)
+        if graphs is not None and options.backend == "auto":
+            note = f"{graphs.name}, its exported INT8 package, stands in for {model}: {error.message}"
+            return _load_engines(graphs, options, on_progress, (note,)), graphs
         # where there is no torch, an exported folder was meant
         hint = f"give a folder that `sana-edge export` made, or {error.hint}"
         raise MissingDependency(f"{model} is no exported folder, and {error.message}", hint) from error
@@ -128,16 +143,25 @@ def _load_torch(model: str, options: LoadOptions) -> tuple[Stages, Path]:
             progress=options.progress,
             revision=options.revision,
             decoder=options.decoder,
+            on_progress=on_progress,
         )
     needed = sum(file.stat().st_size for file in found.path.rglob("*.safetensors") if file.is_file())
-    with torch_extra(), memory_errors(model, needed):
+    with torch_extra(), memory_errors(model, needed), bar(not options.progress, "part") as shown:
         loaded = runtime.load_stages(
-            found, device=place, dtype=dtype, int8=int8, backend=backend, threads=options.threads
+            found,
+            device=place,
+            dtype=dtype,
+            int8=int8,
+            backend=backend,
+            on_progress=both(on_progress, shown),
+            threads=options.threads,
         )
     return loaded, found.path
 
 
-def _load_engines(folder: Path, options: LoadOptions) -> Stages:
+def _load_engines(
+    folder: Path, options: LoadOptions, on_progress: Progress, notes: tuple[str, ...] = ()
+) -> Stages:
     from sana_edge.engines import runtime
 
     backend = options.backend
@@ -150,7 +174,7 @@ def _load_engines(folder: Path, options: LoadOptions) -> Stages:
     if options.revision is not None:
         found = f"revision {options.revision!r} is of a repository, {folder} is none"
         raise InvalidInput(found, "leave out the revision")
-    with memory_errors(str(folder)):
+    with memory_errors(str(folder)), bar(not options.progress, "part") as shown:
         return runtime.load_stages(
             folder,
             device=options.device,
@@ -161,4 +185,6 @@ def _load_engines(folder: Path, options: LoadOptions) -> Stages:
             engine_folder=options.engines,
             trust_engine=options.trust_engine,
             threads=options.threads,
+            notes=notes,
+            on_progress=both(on_progress, shown),
         )

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image as PILImage
+from PIL.PngImagePlugin import PngInfo
 
 from sana_edge.atomic import check_writable
 from sana_edge.errors import InvalidInput, SanaError
@@ -177,3 +178,57 @@ def test_foreign_files_have_no_metadata(tmp_path: Path) -> None:
     ):
         with pytest.raises(InvalidInput, match=problem):
             read_metadata(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "b.JPEG", "c.webp"])
+def test_other_formats_carry_the_metadata(tmp_path: Path, name: str) -> None:
+    odd = picture(prompt="日本の家 🏠 \udcff")
+    path = odd.save(tmp_path / name)
+    with PILImage.open(path) as image:
+        assert image.format == ("WEBP" if name == "c.webp" else "JPEG") and image.size == (64, 32)
+        description = image.getexif()[0x010E]
+    # Pillow reads ASCII tags as Latin-1
+    assert description.encode("latin-1").decode() == "日本の家 🏠 ?"
+    assert read_metadata(path) == odd.metadata
+    assert path.read_bytes() == odd.save(tmp_path / f"again-{name}").read_bytes()
+    smaller = odd.save(tmp_path / f"small-{name}", quality=20)
+    assert smaller.stat().st_size < path.stat().st_size
+
+
+def test_a_prompt_too_long_for_a_jpeg(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = picture(prompt="日" * 30_000).save(tmp_path / "long.jpg")
+    assert PILImage.open(path).size == (64, 32) and "a .png has it" in caplog.text
+    with pytest.raises(InvalidInput, match="no sana-edge metadata"):
+        read_metadata(path)
+
+
+def test_formats_that_are_not_written(tmp_path: Path) -> None:
+    for name, quality, problem in (
+        ("a.gif", None, r"a\.gif does not end in \.png, \.jpg"),
+        ("a.png", 80, "PNG loses nothing"),
+        ("a.jpg", 0, "quality is 0"),
+        ("a.webp", 101, "quality is 101"),
+        ("a.jpg", True, "quality is True"),
+    ):
+        with pytest.raises(InvalidInput, match=problem):
+            picture().save(tmp_path / name, quality=quality)
+    assert os.listdir(tmp_path) == []
+    # without an ending it is what it always was
+    assert PILImage.open(picture().save(tmp_path / "plain")).format == "PNG"
+
+
+def test_a_picture_shows_itself() -> None:
+    made = picture(prompt="a house " * 20)
+    assert repr(made) == f"Image(64x32, seed 7, {('a house ' * 20)[:57] + '...'!r})"
+    assert repr(Image(made.pixels, 3)) == "Image(64x32, seed 3, '')"
+    assert made._repr_png_() == made.png()
+    assert np.array_equal(np.asarray(made.pil()), made.pixels) and made.pil().mode == "RGB"
+
+
+@pytest.mark.parametrize("text", ["5", "null", "[1]", "[" * 100_000, "x"], ids=str)
+def test_text_chunks_that_are_no_metadata(tmp_path: Path, text: str) -> None:
+    chunks = PngInfo()
+    chunks.add_text("sana_edge", text)
+    PILImage.new("RGB", (8, 8)).save(tmp_path / "odd.png", pnginfo=chunks)
+    with pytest.raises(InvalidInput, match="no sana-edge metadata"):
+        read_metadata(tmp_path / "odd.png")

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
-import shutil
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
 
 import pytest
+from built_wheel import MAPPED, ROOT, build_wheel
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-ROOT = Path(__file__).parent.parent
-MAPPED = ("calib", "export", "kernels")
-# the weights of sana-tiny, 23 MB, and its INT8 package, at most 12 MB
-MODELS_LIMIT = 36e6
+from sana_edge.store import hub, manifest, package
+
+# the weights of sana-tiny, 23 MB, its INT8 package, at most 12 MB, and that as graphs, 15 MB
+MODELS_LIMIT = 51e6
 # of these the CUDA build of torch pins its own
 PINNED_BY_TORCH = ("nvidia-", "cuda-", "triton")
 TORCH_FREE = (
@@ -30,26 +28,8 @@ TORCH_FREE = (
 @pytest.fixture(scope="module", params=["links", "no-links"])
 def wheel(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     """Built from a copy, once as it is and once as a checkout without symbolic links gives it."""
-    source = tmp_path_factory.mktemp("source")
-    caches = shutil.ignore_patterns("__pycache__")
-    for name in ("sana_edge", "csrc", *MAPPED):
-        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=caches)
-    for file in (
-        path for path in ROOT.iterdir() if path.suffix in (".toml", ".py", ".md") or path.name == "LICENSE"
-    ):
-        shutil.copy(file, source)
-    if request.param == "no-links":
-        for name in MAPPED:
-            # what git writes in place of a link
-            (source / "sana_edge" / name).unlink()
-            (source / "sana_edge" / name).write_text(f"../{name}")
-    # what pip calls, without pip's search for build requirements
-    code = "from setuptools.build_meta import build_wheel; build_wheel('dist')"
-    # test_cuda_packaging.py has the library
-    environment = {**os.environ, "SANA_EDGE_SKIP_CUDA": "1"}
-    subprocess.run([sys.executable, "-c", code], cwd=source, check=True, capture_output=True, env=environment)
-    (path,) = (source / "dist").glob("*.whl")
-    return zipfile.ZipFile(path)
+    links = request.param == "links"
+    return zipfile.ZipFile(build_wheel(tmp_path_factory.mktemp("source"), links=links))
 
 
 def test_wheel_installs_one_name(wheel: zipfile.ZipFile) -> None:
@@ -81,6 +61,16 @@ def test_wheel_holds_every_file(wheel: zipfile.ZipFile) -> None:
 def test_bundled_models_are_small() -> None:
     models = (ROOT / "sana_edge" / "models").rglob("*")
     assert sum(path.stat().st_size for path in models if path.is_file()) <= MODELS_LIMIT
+
+
+def test_bundled_graphs_are_those_of_the_bundled_package() -> None:
+    """Another package needs the command that sana-tiny's README has."""
+    source = manifest.read(hub.BUNDLED / "sana-tiny-int8-onnx").source
+    assert source.model == "sana-tiny-int8"
+    assert source.checksums == {
+        name: package.checksum(hub.BUNDLED / source.model / name)
+        for name in ("transformer", "vae", "text_encoder")
+    }
 
 
 def test_links_for_type_checkers() -> None:

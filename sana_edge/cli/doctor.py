@@ -6,20 +6,28 @@ import argparse
 import importlib
 import importlib.metadata
 import importlib.util
+import json
 import os
 import platform
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import sana_edge
 from sana_edge.store import hub, snapshots
 
 HELP = "show what this machine can run, and why not"
 
-_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "numpy", "pillow")
+# distributions, and the modules that they bring
+_PACKAGES = {
+    **{name: name for name in ("torch", "transformers", "tokenizers", "safetensors", "huggingface_hub")},
+    "numpy": "numpy",
+    "pillow": "PIL",
+}
 
 
 @dataclass(frozen=True)
@@ -32,23 +40,68 @@ class Backend:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """It has none."""
+    """Add the command's option."""
+    parser.add_argument("--json", action="store_true", help="print one JSON object, for programs")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print `report`."""
-    print(report())
+    """Print `report`, or `facts` as JSON."""
+    found = facts()
+    print(json.dumps(found, indent=2) if arguments.json else report(found))
 
 
-def report() -> str:
-    """A few aligned lines for a person, or for the first lines of a bug report; uses no network."""
-    sections = {
-        "system": _system(),
-        "packages": [", ".join(_packages())],
+def facts() -> dict[str, Any]:
+    """What the report says, as JSON values, sizes in bytes; uses no network. None is what is not known."""
+    cache = snapshots.cache_folder()
+    existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
+    return {
+        "sana_edge": sana_edge.__version__,
+        "python": platform.python_version(),
+        "executable": sys.executable,
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        # a container or taskset may allow fewer than there are
+        "usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": os.cpu_count(),
+        "packages": {name: _version(name, module) for name, module in _PACKAGES.items()},
         "memory": _memory(),
-        "backends": map(_line, backends()),
-        "engines": map(_line, engine_backends()),
-        "models": _models(),
+        "backends": [asdict(backend) for backend in backends()],
+        "engines": [asdict(backend) for backend in engine_backends()],
+        "models": [
+            {"name": model.name, "bytes": model.size, "path": str(model.path)}
+            for model in hub.list_models()
+            if model.path is not None
+        ],
+        "downloads": {"path": str(cache), "free": shutil.disk_usage(existing).free},
+    }
+
+
+def report(found: dict[str, Any] | None = None) -> str:
+    """`facts` in a few aligned lines for a person, or for the first lines of a bug report."""
+    found = found or facts()
+    memory = found["memory"]
+    free = "this system does not tell"
+    if memory is not None:
+        free = f"{_gigabytes(memory['available'])} of {_gigabytes(memory['total'])} available"
+    missing = "is not part of this program" if getattr(sys, "frozen", False) else "is not installed"
+    packages = (f"{name} {version or missing}" for name, version in found["packages"].items())
+    downloads = found["downloads"]
+    models = [f"{m['name']}: {(m['bytes'] or 0) / 1e6:.0f} MB in {m['path']}" for m in found["models"]]
+    cores = f"{found['usable_cores']} of {found['cores']} cores"
+    sections = {
+        "system": [
+            f"sana-edge {found['sana_edge']}, Python {found['python']}",
+            found["platform"],
+            f"{found['machine']}, {cores}, {found['executable']}",
+        ],
+        "packages": [", ".join(packages)],
+        "memory": [free],
+        "backends": [_line(Backend(**backend)) for backend in found["backends"]],
+        "engines": [_line(Backend(**backend)) for backend in found["engines"]],
+        "models": [
+            *models,
+            f"downloads go to {downloads['path']}, {_gigabytes(downloads['free'])} free",
+        ],
     }
     lines = []
     for title, items in sections.items():
@@ -122,7 +175,7 @@ def _triton(torch_cuda: Backend) -> Backend:
     name = "triton"
     if importlib.util.find_spec("triton") is None:
         return Backend(name, False, "not installed: pip install 'sana-edge[triton]'")
-    what = f"triton {importlib.metadata.version('triton')}"
+    what = f"triton {_version('triton', 'triton')}"
     refused = _refusals("triton", torch_cuda)
     return Backend(name, not refused, f"{refused} ({what})" if refused else what)
 
@@ -187,41 +240,36 @@ def _unusable(reason: str) -> list[Backend]:
     return [Backend(name, False, reason) for name in names]
 
 
-def _system() -> Iterator[str]:
-    yield f"sana-edge {sana_edge.__version__}, Python {platform.python_version()}"
-    yield platform.platform()
-    # a container or taskset may allow fewer than there are
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield f"{platform.machine()}, {cores} of {os.cpu_count()} cores, {sys.executable}"
+def _version(distribution: str, module: str) -> str | None:
+    """The version of a package, "of an unknown version" where it does not tell; None: it is not there.
+
+    A frozen program has modules without their distribution's metadata.
+    """
+    try:
+        found = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        found = None
+    if found is None:
+        return None
+    with suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version(distribution)
+    try:
+        return str(getattr(importlib.import_module(module), "__version__", "of an unknown version"))
+    except (ImportError, OSError):
+        return None
 
 
-def _packages() -> Iterator[str]:
-    for name in _PACKAGES:
-        try:
-            yield f"{name} {importlib.metadata.version(name)}"
-        except importlib.metadata.PackageNotFoundError:
-            yield f"{name} is not installed"
-
-
-def _memory() -> Iterator[str]:
+def _memory() -> dict[str, int] | None:
+    """Bytes that are available, and all of them."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         # "MemTotal:       16384 kB"
         values = {
             name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines)
         }
-        yield f"{_gigabytes(values['MemAvailable'])} of {_gigabytes(values['MemTotal'])} available"
+        return {"available": values["MemAvailable"], "total": values["MemTotal"]}
     except (OSError, KeyError):
-        yield "this system does not tell"
-
-
-def _models() -> Iterator[str]:
-    for model in hub.list_models():
-        if model.path is not None:
-            yield f"{model.name}: {(model.size or 0) / 1e6:.0f} MB in {model.path}"
-    cache = snapshots.cache_folder()
-    existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
-    yield f"downloads go to {cache}, {_gigabytes(shutil.disk_usage(existing).free)} free"
+        return None
 
 
 def _first_line(error: Exception) -> str:

@@ -7,7 +7,6 @@ under the checksums of the package and this version, and is used by the next cal
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -123,12 +122,3 @@ def _export(
         say(f"drawn by torch, as the export failed: {error}")
         return False
     return True
-
-
-def quiet(text: str) -> None:
-    """Says nothing."""
-
-
-def on_stderr(text: str) -> None:
-    """Says it as a note of `generate`."""
-    print(f"note:  {text}", file=sys.stderr)

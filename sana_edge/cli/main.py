@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import io
+import json
 import logging
 import os
 import sys
@@ -11,8 +11,9 @@ import traceback
 from collections.abc import Sequence
 
 import sana_edge
-from sana_edge.cli import build, convert, doctor, export, generate, models, quantize
+from sana_edge.cli import build, completion, convert, doctor, export, generate, models, quantize
 from sana_edge.cli.arguments import SIZE
+from sana_edge.cli.parser import Parser, UsageError
 from sana_edge.errors import SanaError
 from sana_edge.memory import memory_errors
 from sana_edge.threads import wait_passively
@@ -26,37 +27,72 @@ COMMANDS = {
     "export": export,
     "build": build,
     "doctor": doctor,
+    "completion": completion,
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line and return its exit code: 0, 1 for an error, 2 for usage, 130 for Ctrl-C."""
+    """Run a command line and return its exit code: 0, 1 for an error, 2 for usage, 130 for Ctrl-C.
+
+    With ``--json`` an error is also an object {"error", "hint"} on stdout.
+    """
     wait_passively(os.environ)
+    _open_streams()
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         # a file name that the terminal cannot show is no reason to fail
         sys.stdout.reconfigure(errors="backslashreplace")
-    arguments = _parser().parse_args(_joined(sys.argv[1:] if argv is None else argv))
-    if arguments.verbose:
-        logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+    words = _joined(sys.argv[1:] if argv is None else argv)
+    as_json, verbose = "--json" in words, False
     try:
+        arguments, unknown = _parser().parse_known_args(words)
+        if unknown:
+            arguments.parser.refuse(unknown)
+        verbose = arguments.verbose
+        if verbose:
+            logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
         with memory_errors("this command"):
             arguments.run(arguments)
         sys.stdout.flush()
+    except UsageError as error:
+        error.parser.print_usage(sys.stderr)
+        print(f"{error.parser.prog}: error: {error.message}", file=sys.stderr)
+        _print_json(error.message, f"`{error.parser.prog} --help` shows the options", as_json)
+        raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
+        _print_json("interrupted", "", as_json)
         return 130
     except BrokenPipeError:
         # nobody reads on; what is still buffered must not fail again when the interpreter ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except SanaError as error:
-        _report(error.message, error.hint, arguments.verbose)
+        _report(error.message, error.hint, verbose, as_json)
         return 1
     except Exception as error:  # also what nobody foresaw is one line to the user
         message = " ".join(f"{type(error).__name__}: {error}".split())
-        _report(message, "run it again with -v to see where this comes from", arguments.verbose)
+        _report(message, "run it again with -v to see where this comes from", verbose, as_json)
         return 1
     return 0
+
+
+def _open_streams() -> None:
+    """Put the null device in place of streams that were closed (``2>&-``) or are missing (a GUI's).
+
+    The number of a closed one would go to the next file that is opened, which then gets what C libraries
+    write there.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        stream = getattr(sys, name)
+        if stream is not None and not stream.closed:
+            continue
+        try:
+            os.fstat(number)
+        except OSError:
+            # the lowest number that is free, which is this one
+            os.open(os.devnull, os.O_RDWR)
+        mode = "r" if name == "stdin" else "w"
+        setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
 
 
 def _joined(argv: Sequence[str]) -> list[str]:
@@ -69,27 +105,36 @@ def _joined(argv: Sequence[str]) -> list[str]:
     return joined
 
 
-def _report(message: str, hint: str, verbose: bool) -> None:
+def _report(message: str, hint: str, verbose: bool, as_json: bool) -> None:
     if verbose:
         traceback.print_exc()
     print(f"error: {message}", file=sys.stderr)
     if hint:
         print(f"hint:  {hint}", file=sys.stderr)
+    _print_json(message, hint, as_json)
 
 
-def _parser() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
+def _print_json(message: str, hint: str, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"error": message, "hint": hint}), flush=True)
+
+
+def _parser() -> Parser:
+    """The parser of the whole command line; a subcommand's own is in its ``parser``."""
+    common = Parser(add_help=False)
     common.add_argument("-v", "--verbose", action="store_true", help="log on stderr, and show tracebacks")
     common.add_argument("--quiet", action="store_true", help="nothing on stderr but errors")
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="sana-edge", description="SANA text-to-image: from a prompt to a picture.", allow_abbrev=False
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {sana_edge.__version__}")
+    # what `completion` describes
+    parser.set_defaults(whole=parser)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for name, module in COMMANDS.items():
         command = commands.add_parser(
             name, help=module.HELP, description=module.HELP, parents=[common], allow_abbrev=False
         )
         module.add_options(command)
-        command.set_defaults(run=module.run)
+        command.set_defaults(run=module.run, parser=command)
     return parser

@@ -1,38 +1,67 @@
-"""``sana-edge models``: the models that have a name, and downloads."""
+"""``sana-edge models``: the models that have a name, downloads, and their removal."""
 
 from __future__ import annotations
 
 import argparse
+import json
+import sys
 
 from sana_edge.errors import InvalidInput
 
-HELP = "list the models with a name, or download one"
+HELP = "list the models with a name, download or remove one"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    parser.add_argument("action", nargs="?", choices=("list", "pull"), default="list", help="(default: list)")
-    parser.add_argument("name", nargs="?", help="the model to pull: a name from the list or a repository")
-    parser.set_defaults(usage_error=parser.error)
+    add = parser.add_argument
+    add("action", nargs="?", choices=("list", "pull", "rm"), default="list", help="(default: list)")
+    add("name", nargs="?", help="the model to pull or remove: a name from the list or a repository")
+    add("--force", action="store_true", help="remove without a question")
+    add("--json", action="store_true", help="list as one JSON array; errors as a JSON object")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """List, or download and print the folder."""
+    """List, or download or remove and print the folder."""
     from sana_edge.store import hub
     from sana_edge.store.known_models import DECODERS
 
-    if arguments.action == "pull":
-        if arguments.name is None:
-            raise InvalidInput("no model to pull", "`sana-edge models list` shows the names")
-        if arguments.name in DECODERS:
-            print(hub.resolve_decoder(arguments.name, refresh=True, progress=not arguments.quiet))
-            return
-        print(hub.resolve(arguments.name, refresh=True, progress=not arguments.quiet).path)
+    action, name = arguments.action, arguments.name
+    if action == "list":
+        if name is not None:
+            arguments.parser.error(f"unrecognized arguments: {name}")
+        _list(arguments.json)
         return
-    if arguments.name is not None:
-        arguments.usage_error(f"unrecognized arguments: {arguments.name}")
+    if name is None:
+        what = "pull" if action == "pull" else "remove"
+        raise InvalidInput(f"no model to {what}", "`sana-edge models list` shows the names")
+    if action == "rm":
+        _remove(name, arguments.force)
+    elif name in DECODERS:
+        print(hub.resolve_decoder(name, refresh=True, progress=not arguments.quiet))
+    else:
+        print(hub.resolve(name, refresh=True, progress=not arguments.quiet).path)
+
+
+def _list(as_json: bool) -> None:
+    from sana_edge.store import hub
+
+    models = hub.list_models()
+    if as_json:
+        entries = [
+            {
+                "name": model.name,
+                "origin": model.origin,
+                "path": str(model.path) if model.path else None,
+                "bytes": model.size,
+                "repository": model.info.repository if model.info else None,
+                "licence": model.info.licence if model.info else None,
+            }
+            for model in models
+        ]
+        print(json.dumps(entries))
+        return
     licences: list[str] = []
-    for model in hub.list_models():
+    for model in models:
         state = f"{model.size / 1e6:.0f} MB" if model.size is not None else "not downloaded"
         source = ""
         if model.info is not None:
@@ -42,3 +71,19 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"{model.name:26} {model.origin:8} {state:15} {source}".rstrip())
     for number, licence in enumerate(licences, start=1):
         print(f"[{number}] licence: {licence}")
+
+
+def _remove(name: str, force: bool) -> None:
+    """Ask, unless forced, and print the folder that is gone."""
+    from sana_edge.store import downloads
+
+    found = downloads.find(name)
+    if not force:
+        if sys.stdin is None or not sys.stdin.isatty():
+            raise InvalidInput(f"nobody to ask whether to remove {found.folder}", "add --force")
+        what = f"remove {found.repository}, {found.size / 1e6:.0f} MB in {found.folder}"
+        print(f"{what}? Other programs may use it, too. [y/N] ", end="", file=sys.stderr, flush=True)
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            raise InvalidInput(f"{found.repository} is kept", "answer y to remove it")
+    downloads.remove(found)
+    print(found.folder)

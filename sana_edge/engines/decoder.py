@@ -10,6 +10,7 @@ from sana_edge.engines.strips import MIN_BYTES, Tail, decode_strips
 from sana_edge.engines.text import Floats
 from sana_edge.engines.tiles import choose_tile, decode_tiles
 from sana_edge.memory import available_memory
+from sana_edge.progress import Progress, unseen
 
 _WHOLE = "decoder"
 # Of the memory that is free, the share for the maps of strips, and the most, which is about what a tile takes
@@ -44,8 +45,10 @@ class EngineDecoder:
         if not self._parts or max(width, height) <= DEFAULT_TILE:
             self._graphs.load(_WHOLE)
 
-    def decode(self, latent: Floats) -> Floats:
+    def decode(self, latent: Floats, on_progress: Progress = unseen) -> Floats:
         """Pixels (1, 3, H, W), about -1 to 1, of a latent (1, C, h, w).
+
+        Tells ``on_progress`` before each strip or tile; what that raises ends the decode.
 
         Raises:
             OutOfMemory: it fits in no way, or an engine found that it does not.
@@ -55,16 +58,16 @@ class EngineDecoder:
         if max(height, width) * self._cell <= DEFAULT_TILE and self._fits(pixels):
             return self._run(_WHOLE, latent)
         if not self._parts:
-            return self._in_tiles(latent, DEFAULT_TILE)
+            return self._in_tiles(latent, DEFAULT_TILE, on_progress)
         # what it holds would make the difference
         self._graphs.close(_WHOLE)
         free = self._free()
         picture = 3 * 4 * pixels
         head = self._value_bytes * self._parts[0].values * height * width
         if free is None or head + picture <= free:
-            return self._in_strips(latent, strip_bytes(free))
+            return self._in_strips(latent, strip_bytes(free), on_progress)
         tile = choose_tile(height, width, cell=self._cell, pixel_bytes=self._pixel_bytes, memory_limit=free)
-        return self._in_tiles(latent, tile)
+        return self._in_tiles(latent, tile, on_progress)
 
     def _free(self) -> int | None:
         """What is left for maps when the weights are there; None: unknown, as of a GPU's memory."""
@@ -85,24 +88,32 @@ class EngineDecoder:
             found, rows = max(found, part.values * rows**2), rows * part.scale
         return self._value_bytes * -(-found // self._cell**2)
 
-    def _in_strips(self, latent: Floats, most: int) -> Floats:
+    def _in_strips(self, latent: Floats, most: int, on_progress: Progress) -> Floats:
         head, *others = self._parts
-        tails = [
-            Tail(partial(self._run, part.graph), part.halo or 0, part.scale, part.values) for part in others
-        ]
+        done, height = 0, latent.shape[2] * self._cell
+
+        def on_rows(rows: int, _: int) -> None:
+            nonlocal done
+            done = rows
+
+        def run(graph: str, x: Floats) -> Floats:
+            on_progress("decode", done, height)
+            return self._run(graph, x)
 
         def run_head(x: Floats) -> Floats:
-            y = self._run(head.graph, x)
+            y = run(head.graph, x)
             self._graphs.close(head.graph)
             return y
 
+        tails = [Tail(partial(run, part.graph), part.halo or 0, part.scale, part.values) for part in others]
         try:
-            return decode_strips(latent, run_head, tails, strip_bytes=most)
+            return decode_strips(latent, run_head, tails, strip_bytes=most, on_rows=on_rows)
         finally:
             self._graphs.close(*(part.graph for part in self._parts))
 
-    def _in_tiles(self, latent: Floats, tile: int | None) -> Floats:
-        return decode_tiles(latent, partial(self._run, _WHOLE), cell=self._cell, tile=tile)
+    def _in_tiles(self, latent: Floats, tile: int | None, on_progress: Progress) -> Floats:
+        on_tile = partial(on_progress, "decode")
+        return decode_tiles(latent, partial(self._run, _WHOLE), cell=self._cell, tile=tile, on_tile=on_tile)
 
     def _run(self, name: str, x: Floats) -> Floats:
         """What a graph makes of its only input."""

@@ -21,6 +21,7 @@ from sana_edge.engines.sessions import DENOISERS, Graphs
 from sana_edge.engines.text import EngineText, Floats
 from sana_edge.errors import InvalidInput, OutOfMemory
 from sana_edge.memory import HINT, available_memory, peak_memory
+from sana_edge.progress import Progress, unseen
 from sana_edge.prompt import instruction_of, reading_notes
 from sana_edge.request import Plan
 from sana_edge.sampler import Sampler, guide, sampler_of
@@ -37,10 +38,12 @@ _TEXT, _DENOISER, _DECODER, _SHARE = "text_encoder", "denoiser", "decoder", 4
 class EngineStages:
     """What `sana_edge.runtime.Stages` promises, of an exported folder. Latents are (1, C, h, w) fp32."""
 
-    def __init__(self, folder: Path, described: Manifest, kind: EngineKind) -> None:
+    def __init__(
+        self, folder: Path, described: Manifest, kind: EngineKind, notes: tuple[str, ...] = ()
+    ) -> None:
         self.graphs = Graphs(folder, described, kind)
         self.backend = kind
-        self._manifest = described
+        self._manifest, self._notes = described, notes
         self._domain = read_domain(folder)
         self._decoder = EngineDecoder(self.graphs)
         # a method of this object would keep it, and with it the engines, until a garbage collection
@@ -68,7 +71,7 @@ class EngineStages:
     @property
     def notes(self) -> tuple[str, ...]:
         """What happened while loading."""
-        return self.graphs.notes
+        return (*self._notes, *self.graphs.notes)
 
     @property
     def sampler(self) -> SamplerConfig:
@@ -189,18 +192,24 @@ class EngineStages:
         source, shape = NoiseSource(plan.seed + picture), self._latent_shape(plan)
         return lambda: source.normal(shape)
 
-    def decode(self, latent: Floats, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+    def decode(
+        self, latent: Floats, size: tuple[int, int] | None = None, on_progress: Progress | None = None
+    ) -> NDArray[np.uint8]:
         """Turn a latent into (H, W, 3) uint8, resized and cropped to ``size`` (width, height).
+
+        Tells ``on_progress`` between strips or tiles; what that raises ends the decode.
 
         Raises:
             SanaError: the latent, or what the decoder makes of it, has NaN or infinite values.
         """
         self._make_room(_DENOISER)
-        return self._picture(latent, size)
+        return self._picture(latent, size, on_progress or unseen)
 
-    def _picture(self, latent: Floats, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+    def _picture(
+        self, latent: Floats, size: tuple[int, int] | None = None, on_progress: Progress = unseen
+    ) -> NDArray[np.uint8]:
         check_finite("latent", float(latent.min()), float(latent.max()))
-        pixels = self._decoder.decode(latent)
+        pixels = self._decoder.decode(latent, on_progress)
         check_finite("decoded picture", float(pixels.min()), float(pixels.max()))
         picture = pixels[0] if size is None else resize_and_crop(pixels[0], size)
         levels = np.clip(picture * np.float32(0.5) + np.float32(0.5), 0, 1) * np.float32(255)
@@ -265,6 +274,8 @@ def load_stages(
     engine_folder: Path | None = None,
     trust_engine: bool = False,
     threads: int | None = None,
+    notes: tuple[str, ...] = (),
+    on_progress: Progress = unseen,
 ) -> EngineStages:
     """Read an exported folder and load the graphs of a usual picture; only the text where memory is short.
 
@@ -274,6 +285,8 @@ def load_stages(
         int8: refuse a float model.
         backend: "auto" or one of `choose.NAMES`.
         engine_folder, trust_engine, threads: see `engine.Settings`.
+        notes: why this folder was taken.
+        on_progress: told before the files are verified and each graph is loaded; what it raises ends that.
 
     Raises:
         CheckpointError: a file is missing or damaged.
@@ -288,14 +301,18 @@ def load_stages(
         threads=threads, precision=dtype, engine_folder=engine_folder, trust_engine=trust_engine
     )
     kind = choose.choose(backend, device, folder, settings)
+    loading = partial(on_progress, f"loading {described.name}")
+    loading(0, 5)
     manifest_files.verify(folder, described)
-    stages = EngineStages(folder, described, kind)
+    stages = EngineStages(folder, described, kind, notes)
     # Sprint models never are guided
     usual = "denoiser" if described.sampler.kind == "scm" else "denoiser_folded"
     try:
         everything = stages.fits()
-        for name in (_TEXT, "text_projection", *([usual] if everything else [])):
+        for number, name in enumerate((_TEXT, "text_projection", *([usual] if everything else [])), start=1):
+            loading(number, 5)
             stages.graphs.load(name)
+        loading(4, 5)
         if everything:
             stages.load_decoder()
     except BaseException:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import errno
 import glob
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import cast
 
 from sana_edge.errors import CheckpointError, InvalidInput, ModelNotFound, SanaError
+from sana_edge.progress import Progress, bar, both, unseen
 from sana_edge.store import pairing
 from sana_edge.store.folder import (
     check_component,
@@ -26,9 +28,10 @@ from sana_edge.store.known_models import BUNDLED, DECODERS, KNOWN, KnownModel
 from sana_edge.store.manifest import FILE as MANIFEST
 from sana_edge.store.manifest import REMAKE, is_exported
 from sana_edge.store.snapshots import cache_folder, cached, repositories, snapshots
+from sana_edge.store.spelling import close_model
 
-# ends the name of a bundled model's quantized package
-_PACKAGE = "-int8"
+# end the names of a bundled model's quantized package, and of that as graphs
+_PACKAGE, _GRAPHS = "-int8", "-onnx"
 
 # a full disk, a file system without large files, a cache folder that cannot be one
 _STORAGE = (
@@ -85,6 +88,7 @@ def resolve(
     progress: bool = True,
     revision: str | None = None,
     decoder: str | None = None,
+    on_progress: Progress = unseen,
 ) -> ResolvedModel:
     """Find a model and check that it is whole and of one piece, downloading what is missing.
 
@@ -99,6 +103,7 @@ def resolve(
             has none its only snapshot.
         decoder: an autoencoder in place of the model's own: "dc-ae-lite", a folder with its config.json or a
             model's, or a repository.
+        on_progress: told of a download, in bytes, also from other threads; what it raises ends the download.
 
     Raises:
         ModelNotFound: nothing has this name or revision, or the repository is closed to the caller.
@@ -106,18 +111,31 @@ def resolve(
         InvalidInput: a revision of what is no repository.
         SanaError: the hub cannot be reached, the download broke off, or the disk is full.
     """
-    found = _find(model, int8, offline=offline, refresh=refresh, progress=progress, revision=revision)
+    found = _find(
+        model,
+        int8,
+        offline=offline,
+        refresh=refresh,
+        progress=progress,
+        on_progress=on_progress,
+        revision=revision,
+    )
     pairing.check_model(found.path)
     if decoder is None:
         return found
-    place = resolve_decoder(decoder, offline=offline, progress=progress)
+    place = resolve_decoder(decoder, offline=offline, progress=progress, on_progress=on_progress)
     pairing.check_decoder(found.path, place)
     name = decoder.lower() if decoder.lower() in DECODERS else Path(decoder).name
     return dataclasses.replace(found, decoder=place, decoder_name=name)
 
 
 def resolve_decoder(
-    decoder: str, *, offline: bool = False, refresh: bool = False, progress: bool = True
+    decoder: str,
+    *,
+    offline: bool = False,
+    refresh: bool = False,
+    progress: bool = True,
+    on_progress: Progress = unseen,
 ) -> Path:
     """The folder of an autoencoder; arguments and errors are those of `resolve`."""
     info, folder = DECODERS.get(decoder.lower()), Path(os.path.expanduser(decoder))
@@ -127,19 +145,34 @@ def resolve_decoder(
         return place
     if info is None:
         _refuse_file(decoder)
-    if info is None and not _REPOSITORY.fullmatch(decoder):
+    if info is None and not is_repository(decoder):
         hint = f"choose {', '.join(DECODERS)}, the folder of an autoencoder, or a repository"
         raise ModelNotFound(f"unknown decoder {decoder!r}", hint)
     repository = info.repository if info else decoder
     path = None if refresh and not offline else cached(repository, None, component=True)
     if path is None:
-        path = _download(repository, None, None, offline=offline, progress=progress, component=True)
+        path = _download(
+            repository,
+            None,
+            None,
+            offline=offline,
+            progress=progress,
+            on_progress=on_progress,
+            component=True,
+        )
         check_component(path)
     return path
 
 
 def _find(
-    model: str, int8: bool, *, offline: bool, refresh: bool, progress: bool, revision: str | None
+    model: str,
+    int8: bool,
+    *,
+    offline: bool,
+    refresh: bool,
+    progress: bool,
+    on_progress: Progress,
+    revision: str | None,
 ) -> ResolvedModel:
     bundled = _bundled()
     if int8 and f"{model}{_PACKAGE}" in bundled:
@@ -157,7 +190,7 @@ def _find(
         return ResolvedModel(folder, folder.resolve().name)
     if info is None:
         _refuse_file(model)
-    if info is None and not _REPOSITORY.fullmatch(model):
+    if info is None and not is_repository(model):
         raise _unknown(model)
     _check_revision(revision)
     repository = info.repository if info else model
@@ -165,9 +198,22 @@ def _find(
     name, variant = (info.name, info.variant) if info else (model, None)
     path = None if refresh and not offline else cached(repository, variant, revision)
     if path is None:
-        path = _download(repository, variant, revision, offline=offline, progress=progress)
+        path = _download(
+            repository, variant, revision, offline=offline, progress=progress, on_progress=on_progress
+        )
         check_folder(path, variant)
     return ResolvedModel(path, name, info, variant)
+
+
+def check_name(model: str) -> None:
+    """See that something can have this name; looks at no files but the folder's name.
+
+    Raises:
+        ModelNotFound: it is no name, no folder and no repository's; says what may be meant.
+    """
+    named = model in _bundled() or model.lower() in KNOWN or is_repository(model)
+    if not named and not (model and os.path.isdir(os.path.expanduser(model))):
+        raise _unknown(model)
 
 
 def exported(model: str) -> Path | None:
@@ -178,6 +224,8 @@ def exported(model: str) -> Path | None:
         CheckpointError: the folder has ONNX graphs, but neither a manifest nor a model.
     """
     folder = Path(os.path.expanduser(model))
+    if model in _bundled_graphs():
+        return BUNDLED / model
     if not model or model in _bundled() or model.lower() in KNOWN:
         return None
     if is_exported(folder):
@@ -193,9 +241,17 @@ def exported(model: str) -> Path | None:
     return None
 
 
+def bundled_graphs(model: str, *, int8: bool = False) -> Path | None:
+    """The exported folder that comes with a bundled model; with ``int8`` that of its package."""
+    name = f"{model}{_PACKAGE}" if int8 and not model.endswith(_PACKAGE) else model
+    return BUNDLED / f"{name}{_GRAPHS}" if f"{name}{_GRAPHS}" in _bundled_graphs() else None
+
+
 def list_models() -> list[ListedModel]:
     """What has a name here: bundled models, the public table, decoders, and other SANAs in the cache."""
-    bundled = [ListedModel(name, "bundled", BUNDLED / name, _size(BUNDLED / name)) for name in _bundled()]
+    bundled = [
+        ListedModel(name, "bundled", BUNDLED / name, _size(BUNDLED / name)) for name in bundled_names()
+    ]
     known = []
     for info in KNOWN.values():
         path = cached(info.repository, info.variant)
@@ -213,17 +269,31 @@ def list_models() -> list[ListedModel]:
     return [*bundled, *known, *decoders, *others]
 
 
+def bundled_names() -> list[str]:
+    """The models that come with the package, and the exported ones."""
+    return [*_bundled(), *_bundled_graphs()]
+
+
+def is_repository(model: str) -> bool:
+    """Whether it is written as a repository, "owner/name"."""
+    return _REPOSITORY.fullmatch(model) is not None
+
+
 def _bundled() -> list[str]:
     return sorted(index.parent.name for index in BUNDLED.glob("*/model_index.json"))
+
+
+def _bundled_graphs() -> list[str]:
+    return sorted(path.name for path in BUNDLED.glob(f"*{_GRAPHS}") if is_exported(path))
 
 
 def _unknown(model: str) -> ModelNotFound:
     if model in DECODERS:
         return ModelNotFound(f"{model} is a decoder, no whole model", f"add `--decoder {model}` to a model")
-    close = difflib.get_close_matches(model.lower(), [*_bundled(), *KNOWN], n=1, cutoff=0.5)
+    close = close_model(model, _bundled())
     if os.sep in model or model.startswith((".", "~")):
         return ModelNotFound(f"no folder {model}", "give a folder in diffusers layout, or a model's name")
-    hint = f"did you mean {close[0]}? " if close else ""
+    hint = f"did you mean {close}? " if close else ""
     return ModelNotFound(f"unknown model {model!r}", f"{hint}`sana-edge models list` shows all")
 
 
@@ -235,7 +305,7 @@ def _refuse_file(model: str) -> None:
     if os.path.exists(path):
         found = identify(path)
         hint = found.hint or "give a folder in diffusers layout, or a model's name"
-        raise ModelNotFound(f"{model} is no model folder: it is {found.words}", hint)
+        raise ModelNotFound(f"{model} is no whole model: it is {found.words}", hint)
     if path.suffix.lower() in _WEIGHTS:
         raise ModelNotFound(f"no file {model}", "give a model's name or folder; convert makes one of a file")
 
@@ -258,6 +328,7 @@ def _download(
     *,
     offline: bool,
     progress: bool,
+    on_progress: Progress,
     component: bool = False,
 ) -> Path:
     """Fetch a variant's files, or a component's repository, going on where an earlier attempt broke off."""
@@ -269,11 +340,6 @@ def _download(
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
-    from tqdm import tqdm
-
-    class _Silent(tqdm):  # type: ignore[misc]
-        def __init__(self, *args: object, **kwargs: object) -> None:
-            super().__init__(*args, **{**kwargs, "disable": True})
 
     if offline or constants.HF_HUB_OFFLINE:
         raise _not_here(repository, revision)
@@ -286,17 +352,20 @@ def _download(
         files = component_files(names) if component else needed_files(names, variant)
         index = "config.json" if component else "model_index.json"
         if index not in files:
-            raise CheckpointError(
-                f"{repository} has no {index}", "only repositories in diffusers layout can be used"
+            close = None if component else close_model(repository, ())
+            hint = "only repositories in diffusers layout can be used"
+            meant = f"; did you mean {close}?" if close else ""
+            raise CheckpointError(f"{repository} has no {index}", f"{hint}{meant}")
+        with bar(not progress, "B") as shown:
+            told = partial(both(on_progress, shown), repository)
+            return Path(
+                snapshot_download(
+                    repository,
+                    revision=revision,
+                    allow_patterns=[glob.escape(name) for name in files],
+                    tqdm_class=_told(told),
+                )
             )
-        return Path(
-            snapshot_download(
-                repository,
-                revision=revision,
-                allow_patterns=[glob.escape(name) for name in files],
-                tqdm_class=None if progress else _Silent,
-            )
-        )
     except GatedRepoError as error:
         raise ModelNotFound(
             f"{repository} is gated",
@@ -306,11 +375,33 @@ def _download(
         hint = "give a branch, a tag or a whole commit that the repository has"
         raise ModelNotFound(f"{repository} has no revision {revision}", hint) from error
     except (RepositoryNotFoundError, HFValidationError) as error:
-        close = difflib.get_close_matches(repository, [info.repository for info in KNOWN.values()], n=1)
-        hint = f"did you mean {close[0]}?" if close else "check the spelling; private ones need HF_TOKEN"
+        close = close_model(repository, ())
+        hint = f"did you mean {KNOWN[close].repository}?" if close else "check the spelling"
+        hint += "" if close else "; private ones need HF_TOKEN"
         raise ModelNotFound(f"no folder and no repository {repository}", hint) from error
     except network_errors as error:
         raise _broken_download(repository, error) from error
+
+
+def _told(on_bytes: Callable[[int, int], None]) -> type:
+    """A class of bars for huggingface_hub, the first of which that counts bytes calls ``on_bytes``."""
+    from tqdm import tqdm
+
+    counting: list[object] = []
+
+    class _Told(tqdm):  # type: ignore[misc]
+        def __init__(self, *args: object, **kwargs: object) -> None:
+            super().__init__(*args, **{**kwargs, "disable": True})
+            if kwargs.get("unit") == "B" and not counting:
+                counting.append(self)
+
+        def update(self, n: float | None = 1) -> None:
+            # a disabled bar does not count
+            self.n += n or 0
+            if counting and counting[0] is self:
+                on_bytes(int(self.n), int(self.total or 0))
+
+    return _Told
 
 
 def _not_here(repository: str, revision: str | None) -> ModelNotFound:

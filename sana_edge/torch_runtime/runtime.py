@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from sana_edge.memory import HINT, available_memory, peak_memory
 from sana_edge.nets.autoencoder import Autoencoder
 from sana_edge.nets.denoiser import Denoiser, Modulation, TextContext
 from sana_edge.nets.text_encoder import EncodedTexts, TextEncoder
+from sana_edge.progress import Progress, unseen
 from sana_edge.prompt import instruction_of, reading_notes
 from sana_edge.request import Plan
 from sana_edge.sampler import Sampler, guide, sampler_of
@@ -187,8 +189,12 @@ class Stages:
 
         return velocity
 
-    def decode(self, latent: Tensor, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+    def decode(
+        self, latent: Tensor, size: tuple[int, int] | None = None, on_progress: Progress | None = None
+    ) -> NDArray[np.uint8]:
         """Turn a latent into (H, W, 3) uint8, resized and cropped to ``size`` (width, height).
+
+        Tells ``on_progress`` before each block of the decoder; what that raises ends the decode.
 
         Raises:
             SanaError: the latent, or what the autoencoder makes of it, has NaN or infinite values.
@@ -196,11 +202,12 @@ class Stages:
         check_finite("latent", *map(float, latent.aminmax()))
         weight = next(self.autoencoder.parameters())
         latent = latent.to(weight.dtype) / self.autoencoder.config.scaling_factor
-        pixels = self._decode_or_none(latent)
+        on_block = None if on_progress is None else partial(on_progress, "decode")
+        pixels = self._decode_or_none(latent, on_block)
         if pixels is None:
             # what steps were recorded with can be had again; the error would have kept what failed
             self.release()
-            pixels = tiling.decode(self.autoencoder, latent)
+            pixels = tiling.decode(self.autoencoder, latent, on_block=on_block)
         check_finite("decoded picture", *map(float, pixels.aminmax()))
         if size is not None and size != (pixels.shape[3], pixels.shape[2]):
             pixels = _resized(pixels, size)
@@ -208,10 +215,10 @@ class Stages:
         result: NDArray[np.uint8] = levels.byte().permute(1, 2, 0).contiguous().cpu().numpy()
         return result
 
-    def _decode_or_none(self, latent: Tensor) -> Tensor | None:
+    def _decode_or_none(self, latent: Tensor, on_block: Callable[[int, int], None] | None) -> Tensor | None:
         """None where a GPU's memory runs out."""
         try:
-            return tiling.decode(self.autoencoder, latent)
+            return tiling.decode(self.autoencoder, latent, on_block=on_block)
         except (torch.OutOfMemoryError, OutOfMemory):
             if self.device.type != "cuda":
                 raise
@@ -236,6 +243,7 @@ def load_stages(
     int8: bool = False,
     backend: str = "torch",
     threads: int | None = None,
+    on_progress: Progress = unseen,
 ) -> Stages:
     """Read a model folder, a float one or a package.
 
@@ -245,6 +253,7 @@ def load_stages(
         int8: make float weights INT8 while they are loaded; a package is INT8 anyway.
         backend: see `backends.choose`.
         threads: see `torch_threads`.
+        on_progress: told before each of the three networks; what it raises ends the loading.
 
     Raises:
         CheckpointError: a file is missing, damaged, or does not fit its config.
@@ -262,14 +271,18 @@ def load_stages(
         quantization = Quantization("token")
     config = DenoiserConfig.from_dict(transformer.values)
     chosen = backends.choose(backend, device, dtype, quantization is not None, config)
+    loading = partial(on_progress, f"loading {model.name}")
+    loading(0, 3)
     denoiser, dtype = load_denoiser(
         model, device=device, dtype=dtype, int8=quantize, fused=chosen.fused, description=transformer
     )
     sampler, sampler_notes = read_sampler(model.path, config)
     others = DTYPES[dtype] if dtype != "fp16" else _without_fp16(device)
+    loading(1, 3)
     decoder = load_decoder(model, device=device, dtype=others, int8=quantize, description=vae)
     if chosen.name == "cuda" and others.itemsize == 2:
         decoder = fuse_decoder(decoder, chosen.name)
+    loading(2, 3)
     return Stages(
         name=model.name,
         device=device,

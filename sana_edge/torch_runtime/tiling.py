@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sana_edge.config import AutoencoderConfig
 from sana_edge.decoding import DEFAULT_TILE as DEFAULT_TILE
@@ -29,6 +30,7 @@ def decode(
     stride: int | None = None,
     memory_limit: int | None = None,
     on_tile: Callable[[int, int], None] | None = None,
+    on_block: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """Decode a latent, one picture and one tile at a time.
 
@@ -44,6 +46,8 @@ def decode(
         memory_limit: bytes to use; None takes what is free on the latent's device, or 4 GiB where that is
             unknown.
         on_tile: called with (tiles done, all tiles) after each tile.
+        on_block: called with (blocks done, all blocks) before each block of the decoder, for each tile; what
+            it raises ends the decode.
 
     Returns:
         Pixels (B, 3, f h, f w), about [-1, 1].
@@ -70,7 +74,32 @@ def decode(
             needed=needed,
             free=free,
         )
-    return _decode_tiles(autoencoder, latent, side, step, on_tile)
+    if on_block is None:
+        return _decode_tiles(autoencoder, latent, side, step, on_tile)
+    tiles = batch * len(range(0, height, step)) * len(range(0, width, step))
+    with _blocks_told(autoencoder, tiles, on_block):
+        return _decode_tiles(autoencoder, latent, side, step, on_tile)
+
+
+@contextmanager
+def _blocks_told(
+    autoencoder: Autoencoder, tiles: int, on_block: Callable[[int, int], None]
+) -> Iterator[None]:
+    stages = getattr(autoencoder.decoder, "up_blocks", ())
+    blocks = [block for stage in stages for block in stage.children()]
+    done = 0
+
+    def tell(module: nn.Module, args: object) -> None:
+        nonlocal done
+        on_block(done, tiles * len(blocks))
+        done += 1
+
+    hooks = [block.register_forward_pre_hook(tell) for block in blocks]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _decode_tiles(

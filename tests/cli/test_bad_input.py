@@ -154,7 +154,7 @@ CLI_VALUES: dict[str, tuple[tuple[str, ...], str, str]] = {
         "Not a directory",
         "a part of the path is a file",
     ),
-    "output-suffix": (("--output", "a.jpg"), "a.jpg does not end in .png", ".png file"),
+    "output-suffix": (("--output", "a.gif"), "a.gif does not end in .png, .jpg", ".webp"),
 }
 
 

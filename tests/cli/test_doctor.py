@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import importlib.util
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,11 +13,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub.constants
+import PIL
 import pytest
 import torch
 
 import sana_edge
 from sana_edge.cli import doctor
+from sana_edge.cli.main import main
 from sana_edge.engines.engine import Settings
 from sana_edge.engines.tensorrt.backend import TensorRT
 from sana_edge.int8 import matmul, ops, text_linear
@@ -36,6 +40,27 @@ def test_report(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPat
         line.startswith((" " * 10, "system", "packages", "memory", "backends", "engines", "models"))
         for line in text.splitlines()
     )
+
+
+def test_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["sana_edge"] == sana_edge.__version__ and found["packages"]["torch"] == torch.__version__
+    assert found["memory"] is None or 0 < found["memory"]["available"] <= found["memory"]["total"]
+    assert {"name", "usable", "detail"} == set(found["backends"][0]) == set(found["engines"][0])
+    assert "sana-tiny" in [model["name"] for model in found["models"]] and found["downloads"]["free"] > 0
+
+
+def test_packages_without_their_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a frozen program, which has the modules only."""
+
+    def missing(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    packages = doctor.facts()["packages"]
+    assert packages["torch"] == torch.__version__ and packages["pillow"] == PIL.__version__
+    assert doctor._version("no-such-package", "no_such_package") is None
 
 
 def test_backends_of_this_machine() -> None:

@@ -146,6 +146,30 @@ def test_every_engine_without_torch(exported: Path, sana: Sana, tmp_path: Path, 
     assert read_metadata(tmp_path / "a.png") == {**expected.metadata, "backend": name}
 
 
+@pytest.mark.parametrize("options", [(), ("--int8",), ("--model", "sana-tiny-int8-onnx")], ids=str)
+def test_the_bundled_model_without_torch(tmp_path: Path, options: tuple[str, ...]) -> None:
+    """What `pip install 'sana-edge[onnx]'` draws: the graphs in the package, and it says so."""
+    output = ["--seed", "7", "--steps", "2", "--output", str(tmp_path / "a.png"), *options]
+    done = without(*TORCH, arguments=["generate", "--prompt", PROMPT, *output])
+    assert done.returncode == 0, done.stderr
+    metadata = read_metadata(tmp_path / "a.png")
+    assert (metadata["model"], metadata["backend"]) == ("sana-tiny-int8", "onnxruntime")
+    said = "note:  sana-tiny-int8-onnx, its exported INT8 package, stands in for sana-tiny: this needs torch"
+    assert (said in done.stderr) == ("--model" not in options)
+    with Sana.load("sana-tiny-int8-onnx", device="cpu", backend="onnxruntime") as graphs:
+        expected = graphs.generate(PROMPT, seed=7, steps=2)
+    assert np.array_equal(np.asarray(PILImage.open(tmp_path / "a.png")), expected.pixels)
+
+
+def test_the_bundled_model_on_an_engine(tmp_path: Path) -> None:
+    """Who asks for an engine and INT8 gets the graphs; for torch's backends torch is missing."""
+    with Sana.load("sana-tiny", int8=True, backend="onnxruntime") as sana:
+        assert sana.generate(PROMPT, steps=1).metadata["backend"] == "onnxruntime"
+    output = ["--prompt", PROMPT, "--output", str(tmp_path / "a.png"), "--backend", "torch"]
+    done = without(*TORCH, arguments=["generate", *output])
+    assert done.returncode == 1 and "pip install 'sana-edge[torch]'" in done.stderr
+
+
 CASES: dict[str, dict[str, Any]] = {
     "defaults": {},
     "negative prompt": {"negative_prompt": "a blurred green fish"},
@@ -317,12 +341,12 @@ def test_one_file_of_a_folder(exported: Path, tmp_path: Path, monkeypatch: pytes
             Sana.load(str(name))
         assert caught.value.hint == f"give the folder: {Path(name).parent}"
     alone = Path(shutil.copy(exported / "denoiser.onnx", tmp_path))
-    with pytest.raises(ModelNotFound, match="is no whole model") as caught:
+    with pytest.raises(ModelNotFound, match="is no model folder: it is an ONNX graph") as caught:
         Sana.load(str(alone))
     assert "a folder that `sana-edge export " in caught.value.hint
     command = ["generate", "--model", str(alone), "--prompt", PROMPT, "--output", str(tmp_path / "a.png")]
     done = without(*TORCH, arguments=command)
-    assert done.returncode == 1 and "is no whole model" in done.stderr
+    assert done.returncode == 1 and "it is an ONNX graph" in done.stderr
 
 
 def test_what_only_models_can_do(exported: Path, tmp_path: Path, capsys: Capture) -> None:
@@ -335,6 +359,9 @@ def test_errors_without_torch_name_the_extra(exported: Path, tiny_folder: Path, 
     output = ["--prompt", PROMPT, "--output", str(tmp_path / "a.png")]
     done = without(*TORCH, arguments=["generate", "--model", str(tiny_folder), *output])
     assert done.returncode == 1 and done.stderr.endswith("or pip install 'sana-edge[torch]'\n")
+    # a name that there is not is said before torch is missed
+    done = without(*TORCH, arguments=["generate", "--model", "Sana_600M_512px", *output])
+    assert done.returncode == 1 and "did you mean sana-0.6b-512?" in done.stderr
     command = ["generate", "--model", str(exported), *output]
     done = without(*TORCH, "onnxruntime", "openvino", arguments=command)
     assert done.returncode == 1 and "is not installed" in done.stderr, done.stderr
@@ -364,4 +391,4 @@ def test_a_missing_engine_is_made_up_for(exported: Path, tmp_path: Path) -> None
 
 def test_a_wrong_size_costs_nothing(exported: Path) -> None:
     with Sana.load(str(exported), backend="onnxruntime") as engine, pytest.raises(SanaError, match="100x100"):
-        engine.stream(PROMPT, size=(100, 100))
+        engine.stream(PROMPT, size=(100, 100), exact_size=True)

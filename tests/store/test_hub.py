@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -19,10 +21,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from sana_edge import progress
 from sana_edge.cli.main import main
-from sana_edge.errors import CheckpointError, InvalidInput, ModelNotFound, SanaError
-from sana_edge.store import hub
-from sana_edge.store.known_models import KNOWN
+from sana_edge.errors import Cancelled, CheckpointError, InvalidInput, ModelNotFound, SanaError
+from sana_edge.store import downloads, hub
+from sana_edge.store.known_models import DECODERS, KNOWN, KnownModel
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 KNOWN_NAME = "sana-0.6b-512"
@@ -242,6 +245,13 @@ def test_folder_of_another_kind(tmp_path: Path) -> None:
     [
         ("sana-0.6b-1025", "did you mean sana-0.6b-1024?"),
         ("sana-tini", "did you mean sana-tiny?"),
+        ("Sana_600M_512px", "did you mean sana-0.6b-512?"),
+        ("Sana_1600M_4Kpx_BF16", "did you mean sana-1.6b-4096?"),
+        ("SANA1.5_4.8B_1024px", "did you mean sana-1.5-4.8b-1024?"),
+        ("sana-sprint", "did you mean sana-sprint-0.6b-1024?"),
+        ("sprint_600M", "did you mean sana-sprint-0.6b-1024?"),
+        ("sana-1.6b-1024-multilang", "did you mean sana-1.6b-1024-multiling?"),
+        ("flux", "`sana-edge models list` shows all"),
         ("x" * 5000, "`sana-edge models list` shows all"),
         ("", "shows all"),
         ("a\0b", "shows all"),
@@ -361,15 +371,104 @@ def test_no_network_on_the_command_line(
 
 @pytest.mark.parametrize("quiet", [False, True], ids=["shown", "quiet"])
 def test_a_download_shows_its_progress_unless_quiet(
-    server: Hub, tiny_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], quiet: bool
+    server: Hub,
+    tiny_folder: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    quiet: bool,
 ) -> None:
+    monkeypatch.setattr(progress, "INTERVAL", 0.0)
     server.repositories["someone/tiny"] = tiny_folder
     output = str(tmp_path / "a.png")
     command = ["generate", "--prompt", "x", "--steps", "1", "--model", "someone/tiny", "--output", output]
     assert main([*command, "--quiet"] if quiet else command) == 0
     out, err = capfd.readouterr()
     assert out == f"{output}\n"
-    assert err == "" if quiet else "100%" in err
+    assert err == "" if quiet else re.search(r"^someone/tiny: \d+ of \d+ MB$", err, re.MULTILINE)
+
+
+def test_a_download_is_told_and_cancelled(server: Hub, tmp_path: Path) -> None:
+    """Bytes arrive in order; what the listener raises ends the download, which goes on the next time."""
+    server.repositories["someone/tiny"] = write_model(tmp_path / "remote")
+    seen: list[tuple[str, int, int]] = []
+
+    def cancel(name: str, done: int, count: int) -> None:
+        seen.append((name, done, count))
+        raise Cancelled("loading was cancelled")
+
+    with pytest.raises(Cancelled):
+        hub.resolve("someone/tiny", progress=False, on_progress=cancel)
+    assert seen and seen[0][0] == "someone/tiny"
+    with pytest.raises(ModelNotFound):
+        hub.resolve("someone/tiny", offline=True)
+    seen.clear()
+    hub.resolve("someone/tiny", progress=False, on_progress=lambda *told: seen.append(told))
+    assert [done for _, done, _ in seen] == sorted(done for _, done, _ in seen)
+    assert seen[-1][1] == seen[-1][2] > 0
+
+
+def test_removing_a_download(server: Hub, tiny_folder: Path, tmp_path: Path, cache: Path) -> None:
+    server.repositories["someone/tiny"] = tiny_folder
+    server.repositories[REPOSITORY] = write_model(tmp_path / "remote", variants=True)
+    for name in ("someone/tiny", KNOWN_NAME):
+        path = hub.resolve(name, progress=False).path
+        assert main(["models", "rm", name]) == 1, "nobody to ask"
+        assert path.is_dir()
+        assert main(["models", "rm", name, "--force"]) == 0
+        assert not path.exists()
+        with pytest.raises(ModelNotFound, match="not in the cache"):
+            downloads.find(name)
+
+
+@pytest.mark.parametrize("known", [KNOWN[KNOWN_NAME], DECODERS["dc-ae-lite"]], ids=["model", "decoder"])
+def test_a_broken_download_of_a_known_model_is_removed(cache: Path, known: KnownModel) -> None:
+    blob = cache / f"models--{known.repository.replace('/', '--')}" / "blobs" / "x.incomplete"
+    blob.parent.mkdir(parents=True)
+    blob.write_bytes(b"12345")
+    found = downloads.find(known.name)
+    assert (found.repository, found.size) == (known.repository, 5)
+    downloads.remove(found)
+    assert not blob.parents[1].exists()
+
+
+def test_what_is_not_removed(cache: Path, bundled: Path, tmp_path: Path) -> None:
+    """The package's own, folders of the user's, and what other programs have downloaded."""
+    foreign = cache / "models--someone--other" / "snapshots" / COMMIT
+    foreign.mkdir(parents=True)
+    (foreign / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    mine = write_model(tmp_path / "mine")
+    link = cache / f"models--{REPOSITORY.replace('/', '--')}"
+    link.symlink_to(mine)
+    for name, problem in (
+        ("sana-tiny", "comes with sana-edge"),
+        (str(mine), "a folder of yours"),
+        ("someone/other", "is not a SANA model"),
+        (KNOWN_NAME, "is not a SANA model"),
+    ):
+        with pytest.raises(InvalidInput, match=problem):
+            downloads.find(name)
+    for name in ("someone/none", "../mine", "", "a/../../mine", "someone/.."):
+        with pytest.raises(ModelNotFound, match="not in the cache"):
+            downloads.find(name)
+    assert main(["models", "rm"]) == 1
+    assert foreign.is_dir() and (mine / "model_index.json").is_file() and bundled.is_dir()
+
+
+def test_a_question_before_removal(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    folder = cache / f"models--{REPOSITORY.replace('/', '--')}"
+    folder.mkdir(parents=True)
+    for answer, code in (("", 1), ("n\n", 1), ("y\n", 0)):
+        monkeypatch.setattr(sys, "stdin", Terminal(answer))
+        assert main(["models", "rm", KNOWN_NAME]) == code
+        assert folder.exists() == (code == 1)
+        assert f"remove {REPOSITORY}, 0 MB in {folder}?" in capsys.readouterr().err
 
 
 def test_cache_in_the_place_of_a_file(server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

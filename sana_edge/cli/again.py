@@ -1,0 +1,49 @@
+"""``generate --from``: what the command line leaves open is taken from a picture that was made before."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from typing import Any
+
+from sana_edge.errors import InvalidInput
+from sana_edge.image import read_metadata
+from sana_edge.request import Request
+
+# the options that a picture's metadata may set have no default of their own, but these
+DEFAULTS: dict[str, Any] = {
+    "negative_prompt": "",
+    "exact_size": False,
+    "int8": False,
+    "model": "sana-tiny",
+    "dtype": "auto",
+    "backend": "auto",
+}
+# of how the model was loaded
+_LOADED = ("model", "dtype", "backend", "decoder", "int8")
+
+
+def fill(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Fill in the options that were not given; returns those that the picture of ``--from`` has set.
+
+    Raises:
+        InvalidInput: the file has no metadata, or its metadata is not what sana-edge writes.
+    """
+    taken: dict[str, Any] = {}
+    if arguments.made is not None:
+        metadata = read_metadata(arguments.made)
+        if "quantization" in metadata:
+            metadata["int8"] = True
+        # a stranger's file sets nothing else
+        known = {*(field.name for field in dataclasses.fields(Request)), *_LOADED}
+        left_open = {name for name in known if vars(arguments).get(name, "") is None}
+        taken = {name: metadata[name] for name in left_open if metadata.get(name) is not None}
+        for name in taken.keys() & set(_LOADED):
+            if not isinstance(taken[name], bool if name == "int8" else str):
+                raise InvalidInput(
+                    f"{arguments.made} has the {name} {taken[name]!r}", f"give --{name} yourself"
+                )
+    for name, value in {**DEFAULTS, **taken}.items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, value)
+    return taken
