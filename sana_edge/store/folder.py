@@ -14,6 +14,7 @@ from typing import Any
 
 from sana_edge.errors import CheckpointError, ModelNotFound
 from sana_edge.store.identify import explain, identify, lora_files
+from sana_edge.store.tensor_names import is_lora_file
 
 WEIGHT_COMPONENTS = ("transformer", "vae", "text_encoder")
 # diffusers' pipelines whose parts are read, and what of them is not done
@@ -30,7 +31,6 @@ _CONFIGS = (
     "tokenizer/tokenizer.json",
     *(f"{component}/config.json" for component in WEIGHT_COMPONENTS),
 )
-_ADAPTER = re.compile(r"lora|adapter")
 _PICKLES = (".bin", ".pth", ".pt", ".ckpt")
 
 _STEM = r"(?:diffusion_pytorch_model|model)"
@@ -63,7 +63,7 @@ def weight_entries(names: Iterable[str]) -> dict[str | None, str]:
             variant = index.group(1) or index.group(2)
             if variant not in entries or name.startswith("diffusion"):
                 entries[variant] = name
-    others = [name for name in names if name.endswith(".safetensors") and not _ADAPTER.search(name.lower())]
+    others = [name for name in names if name.endswith(".safetensors") and not is_lora_file(name)]
     # fine-tunings go by names of their own
     return entries or ({None: others[0]} if len(others) == 1 and not _SHARD.fullmatch(others[0]) else {})
 
@@ -92,7 +92,7 @@ def choose_entry(names: Iterable[str], variant: str | None, where: str) -> str:
             f"{where} has only pickled weights ({pickles[0]}), which may run code when they are loaded",
             "use safetensors; `sana-edge convert` translates an NVlabs .pth",
         )
-    others = sorted(name for name in names if name.endswith(".safetensors") and not _ADAPTER.search(name))
+    others = sorted(name for name in names if name.endswith(".safetensors") and not is_lora_file(name))
     if others:
         stem = "model" if Path(where).name == "text_encoder" else "diffusion_pytorch_model"
         raise CheckpointError(

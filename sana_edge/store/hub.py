@@ -305,7 +305,7 @@ def _refuse_file(model: str) -> None:
     if os.path.exists(path):
         found = identify(path)
         hint = found.hint or "give a folder in diffusers layout, or a model's name"
-        raise ModelNotFound(f"{model} is no model folder: it is {found.words}", hint)
+        raise ModelNotFound(f"{model} is no whole model: it is {found.words}", hint)
     if path.suffix.lower() in _WEIGHTS:
         raise ModelNotFound(f"no file {model}", "give a model's name or folder; convert makes one of a file")
 

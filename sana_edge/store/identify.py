@@ -110,11 +110,9 @@ def lora_files(folder: Path) -> list[Path]:
     """The low-rank updates that lie in a model folder or its components, and that nothing here applies."""
     patterns = ("*.safetensors", "*/*.safetensors")
     found = (path for pattern in patterns for path in sorted(folder.glob(pattern)))
-    return [path for path in found if _names_lora(path) or tensor_names.is_lora(stored_names(path)[:8])]
-
-
-def _names_lora(path: Path) -> bool:
-    return "lora" in path.stem.lower() or path.stem.startswith("adapter_model")
+    return [
+        p for p in found if tensor_names.is_lora_file(p.name) or tensor_names.is_lora(stored_names(p)[:8])
+    ]
 
 
 def _file(path: Path, file: IO[bytes]) -> Identified:
@@ -236,7 +234,7 @@ def _folder(folder: Path) -> Identified:
     if any(name.endswith(".onnx") for name in names):
         return Identified("ONNX graphs without their manifest.json", "copy the whole exported folder")
     weights = sorted(name for name in names if name.endswith(_WEIGHTS))
-    if "adapter_config.json" in names or any(_names_lora(Path(name)) for name in weights):
+    if "adapter_config.json" in names or any(map(tensor_names.is_lora_file, weights)):
         return Identified("the folder of a LoRA", _LORA_HINT)
     if "config.json" in names:
         hint = f"{folder.name}/ is one component; give the folder above it"

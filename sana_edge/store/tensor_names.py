@@ -30,6 +30,7 @@ _WRAPPERS = re.compile(
 _AVERAGED = re.compile(r"(?:^|[._])(?:ema|shadow|averaged|swa)\d*(?:[._]|$)", re.IGNORECASE)
 _HELPER = re.compile(r"(?:^|[._])(?:teacher|discriminator|critic|fake|real|guidance|target)(?:[._]|$)")
 _LORA = re.compile(r"(?:^|[._])lora(?:[._]?(?:A|B|up|down|mid))?(?:[._]|$)|\.(?:hada|lokr|dora)_")
+_LORA_FILE = re.compile(r"(?:^|[_.-])(?:loras?|adapters?)(?=[_.-]|$)", re.IGNORECASE)
 _FOREIGN_INT = re.compile(r"\.(?:qweight|wscales|absmax|quant_map|qzeros)(?:\.|$)|\.quant_state\.")
 
 
@@ -82,6 +83,11 @@ def own_names(names: Iterable[str]) -> dict[str, str]:
 def is_lora(names: Iterable[str]) -> bool:
     """Whether tensors are, or have among them, the low-rank updates of another model's."""
     return any(_LORA.search(name) for name in names)
+
+
+def is_lora_file(name: str) -> bool:
+    """Whether a file's name says that it is a LoRA."""
+    return _LORA_FILE.search(name) is not None
 
 
 def is_foreign_package(names: Iterable[str]) -> bool:

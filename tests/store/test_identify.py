@@ -104,7 +104,7 @@ def test_files(tmp_path: Path, name: str, content: bytes) -> None:
     found, (_, words, hint) = identify(path), FILES[name]
     assert words in found.words
     assert hint in found.hint
-    with pytest.raises(ModelNotFound, match="is no model folder: it is") as caught:
+    with pytest.raises(ModelNotFound, match="is no whole model: it is") as caught:
         hub.resolve(str(path))
     assert found.words in caught.value.message and caught.value.hint
     with pytest.raises(SanaError) as loading:
@@ -227,6 +227,9 @@ def test_weights_of_another_name(tiny_folder: Path, tmp_path: Path) -> None:
     Sana.load(folder).close()
     assert sorted(load_state(place)) == sorted(load_state(tiny_folder / "transformer"))
     assert lora_files(folder) == [place / "pytorch_lora_weights.safetensors"]
+    (place / "sana_finetuned.safetensors").rename(place / "floral.safetensors")
+    Sana.load(folder).close()
+    (place / "floral.safetensors").rename(place / "sana_finetuned.safetensors")
     shutil.copy(place / "sana_finetuned.safetensors", place / "sana_older.safetensors")
     with pytest.raises(CheckpointError, match=r"several weights \(sana_finetuned.safetensors, ") as caught:
         Sana.load(folder)

@@ -73,13 +73,17 @@ def test_the_right_sampler_is_taken(
     assert not any("in its place" in note for note in expected.notes)
 
 
-def test_the_shift_of_4k() -> None:
-    for size, shift in ((32, 3.0), (128, 6.0)):
-        config = DenoiserConfig(sample_size=size)
-        folder = Path(__file__).parents[2] / "sana_edge/models/sana-tiny"
-        sampler, notes = read_sampler(folder, config)
-        assert sampler.kind == "flow-dpm" and not notes
-        assert shift  # what a folder says is kept
+@pytest.mark.parametrize(("cells", "shift"), [(16, 3.0), (32, 3.0), (128, 6.0)])
+def test_the_shift_of_a_sampler_that_is_taken(
+    tiny_folder: Path, tiny_sprint_folder: Path, cells: int, shift: float
+) -> None:
+    config = DenoiserConfig(sample_size=cells)
+    sampler, (note,) = read_sampler(tiny_sprint_folder, config)
+    assert (sampler.kind, sampler.flow_shift) == ("flow-dpm", shift)
+    assert note.startswith("the folder's SCMScheduler does not suit its transformer/, no Sprint denoiser")
+    # what a folder says of the right kind is kept
+    sampler, notes = read_sampler(tiny_folder, config)
+    assert (sampler.flow_shift, notes) == (3.0, ())
 
 
 def test_a_base_that_does_not_fit(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

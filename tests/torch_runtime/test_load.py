@@ -242,5 +242,14 @@ def test_the_command_line(
     assert "flow shift is 0.0" in capsys.readouterr().err
 
 
+def test_exported_folders_have_their_decoder(tmp_path: Path, lite: Path) -> None:
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(InvalidInput, match="has its decoder in it") as caught:
+        Sana.load(tmp_path, decoder=lite)
+    assert "sana-edge convert" in caught.value.hint
+    with pytest.raises(InvalidInput, match="revision 'main' is of a repository"):
+        Sana.load(tmp_path, revision="main")
+
+
 def test_known_decoders_have_a_licence() -> None:
     assert all(isinstance(info, KnownModel) and info.licence for info in DECODERS.values())
