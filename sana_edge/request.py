@@ -190,12 +190,12 @@ class Plan:
     def size_notes(self) -> tuple[str, ...]:
         """Sentences about a picture that is enlarged, or drawn far from what the model was trained on."""
         drawn, native = f"{self.width}x{self.height}", self.native_size
-        if self.size[0] > self.width or self.size[1] > self.height:
-            why = ", the nearest size that the model was trained on," if sizes.has_buckets(native) else ""
-            return (f"drawn at {drawn}, {why}, and enlarged to {self.size[0]}x{self.size[1]}",)
-        if sizes.has_buckets(native) and not self.exact_size:
+        if not sizes.has_buckets(native):
             return ()
-        if not 0.5 <= self.width * self.height / native**2 <= 2 or max(self.size) > 4 * min(self.size):
+        if self.size[0] > self.width or self.size[1] > self.height:
+            enlarged = f"enlarged to {self.size[0]}x{self.size[1]}"
+            return (f"drawn at {drawn}, the nearest size that the model was trained on, and {enlarged}",)
+        if self.exact_size and not 0.5 <= self.width * self.height / native**2 <= 2:
             return (f"{drawn} is far from {native}x{native}, which the model was trained for: expect debris",)
         return ()
 

@@ -341,7 +341,7 @@ def test_one_file_of_a_folder(exported: Path, tmp_path: Path, monkeypatch: pytes
             Sana.load(str(name))
         assert caught.value.hint == f"give the folder: {Path(name).parent}"
     alone = Path(shutil.copy(exported / "denoiser.onnx", tmp_path))
-    with pytest.raises(ModelNotFound, match="is no model folder: it is an ONNX graph") as caught:
+    with pytest.raises(ModelNotFound, match="is no whole model: it is an ONNX graph") as caught:
         Sana.load(str(alone))
     assert "a folder that `sana-edge export " in caught.value.hint
     command = ["generate", "--model", str(alone), "--prompt", PROMPT, "--output", str(tmp_path / "a.png")]
