@@ -130,7 +130,10 @@ def test_traceback_only_with_verbose(cwd: Path, capsys: Capture) -> None:
     assert err.startswith("Traceback") and "error: unknown model 'nothing'" in err
 
 
-def test_ctrl_c_exits_with_130_and_leaves_no_file(cwd: Path, tiny_folder: Path) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_exits_with_130_and_leaves_no_file(
+    cwd: Path, tiny_folder: Path, sent: signal.Signals
+) -> None:
     command = [sys.executable, "-m", "sana_edge", "generate", "--prompt", "x", "--steps", "1000", "-v"]
     with subprocess.Popen(
         [*command, "--model", str(tiny_folder), "--device", "cpu"],
@@ -144,7 +147,7 @@ def test_ctrl_c_exits_with_130_and_leaves_no_file(cwd: Path, tiny_folder: Path) 
         for line in process.stderr:
             if "loaded tiny" in line:
                 break
-        process.send_signal(signal.SIGINT)
+        process.send_signal(sent)
         out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (130, "")
     assert err.endswith("interrupted\n") and "Traceback" not in err
