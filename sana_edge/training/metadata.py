@@ -82,8 +82,10 @@ class Metadata:
                 lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows.values())
                 partial.write_text("".join(lines), encoding="utf-8")
             self.journal.unlink()
-        except OSError as problem:
+        except (OSError, SanaError) as problem:
             if kind is None:
+                if isinstance(problem, SanaError):
+                    raise SanaError(problem.message, _FULL) from problem
                 raise SanaError(f"cannot write {self.file}: {problem}", _FULL) from problem
 
 

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import prompts as evaluation
 import pytest
 from PIL import Image
 
+from judge import shape_prompts as evaluation
 from sana_edge.calib.prompts import (
     BUNDLED,
     MAX_CHARACTERS,

@@ -470,8 +470,9 @@ def test_files_that_cannot_be_written_are_named(tmp_path: Path) -> None:
     with ExternalData(tmp_path / "data") as data:
         g = GraphBuilder("g", data)
         g.output("y", g.op("Relu", g.input("x", (1,))), (1,))
+        (tmp_path / "file").touch()
         with pytest.raises(SanaError, match="cannot write"):
-            g.save(tmp_path / "missing" / "g.onnx")
+            g.save(tmp_path / "file" / "g.onnx")
     with pytest.raises(SanaError, match="not open"):
         g.weight("late", torch.zeros(1024))
 

@@ -354,7 +354,7 @@ def test_command_line(
 def test_refused_before_anything_is_loaded(
     no_library: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["generate", "--prompt", PROMPT, "--model", str(tmp_path / "no-model"), "--device", "cpu"]
+    arguments = ["generate", "--prompt", PROMPT, "--model", "someone/no-model", "--device", "cpu"]
     assert main([*arguments, "--int8", "--backend", "cuda", "--output", str(tmp_path / "a.png")]) == 1
     assert "backend cuda cannot be used: the CUDA library was not built" in capsys.readouterr().err
 

@@ -240,7 +240,7 @@ def test_two_processes_have_the_loss_of_one_with_twice_the_batch(
         port = str(free.getsockname()[1])
     # what torchrun tells its processes
     place = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    place |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parents[1])}
+    place |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parents[2])}
     processes = [
         subprocess.Popen(
             [sys.executable, str(script), *map(str, given)],
