@@ -204,7 +204,11 @@ def _check_taken(output: Path, *, force: bool, kind: str, is_kind: Callable[[Pat
 
 def _entries(folder: Path) -> list[Path]:
     """What is in a folder, but for scratch folders and what every new file system has."""
-    return [path for path in folder.iterdir() if path.suffix != _SUFFIX and path.name != "lost+found"]
+    return [path for path in folder.iterdir() if not _is_scratch(path.name) and path.name != "lost+found"]
+
+
+def _is_scratch(name: str) -> bool:
+    return name.startswith(".") and name.endswith(_SUFFIX)
 
 
 def _room(target: Path) -> Path:
@@ -329,7 +333,7 @@ def _sweep(folder: Path) -> None:
     """Remove scratch folders whose processes are dead."""
     with contextlib.suppress(OSError):
         with os.scandir(folder) as found:
-            left = [Path(entry.path) for entry in found if entry.name.endswith(_SUFFIX)]
+            left = [Path(entry.path) for entry in found if _is_scratch(entry.name)]
         for scratch in left:
             with contextlib.suppress(OSError), _unlocked(scratch) as dead:
                 if dead:
@@ -342,7 +346,9 @@ def _unlocked(scratch: Path) -> Iterator[bool]:
     """Whether the process that made a scratch folder is dead; its lock is held until the end."""
     lock = scratch / _LOCK
     if not lock.exists():
-        yield time.time() - scratch.stat().st_mtime > _YOUNG
+        # anything without the file that every scratch folder begins with is somebody's own
+        ours = (scratch / f"{_LOCK}.new").exists()
+        yield ours and time.time() - scratch.stat().st_mtime > _YOUNG
     elif fcntl is None:
         # Windows does not remove what is open
         lock.unlink()

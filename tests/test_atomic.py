@@ -76,6 +76,22 @@ def test_the_next_writer_finds_the_old_or_the_new_one(
     assert {path.name for path in output.iterdir()} == set(contents(output))
 
 
+@pytest.mark.parametrize("name", ["notes.sana-edge", ".notes.sana-edge"])
+def test_folders_that_are_called_like_scratch_folders_stay(tmp_path: Path, name: str) -> None:
+    own = old_folder(tmp_path / name)
+    os.utime(own, (0, 0))
+    atomic.write_bytes(tmp_path / "file", b"")
+    assert contents(own) == {"index": "old", "weights": "old"}
+
+
+def test_a_folder_with_others_of_the_suffix_is_not_empty(tmp_path: Path) -> None:
+    output = tmp_path / "model"
+    (output / "notes.sana-edge").mkdir(parents=True)
+    with pytest.raises(InvalidInput, match="is not empty"), atomic.new_folder(output, **eval(KIND)):
+        pass
+    assert (output / "notes.sana-edge").is_dir()
+
+
 def test_a_living_writer_is_left_alone(tmp_path: Path) -> None:
     with atomic.new_file(tmp_path / "slow") as slow:
         slow.write_text("half")
