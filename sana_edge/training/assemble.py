@@ -21,34 +21,11 @@ from sana_edge.store import domain, weights
 from . import train_autoencoder, train_denoiser, train_text_encoder
 from .latents import load_latents
 from .loop import ema_state
+from .model_output import write_index
 from .train_text_encoder import captions
 
 SIDE = 256
 """Pixels a side of all pictures in training."""
-SCHEDULER = {
-    "_class_name": "DPMSolverMultistepScheduler",
-    "num_train_timesteps": 1000,
-    "beta_start": 0.0001,
-    "beta_end": 0.02,
-    "beta_schedule": "linear",
-    "solver_order": 2,
-    "algorithm_type": "dpmsolver++",
-    "solver_type": "midpoint",
-    "prediction_type": "flow_prediction",
-    "use_flow_sigmas": True,
-    "flow_shift": train_denoiser.FLOW_SHIFT,
-    "final_sigmas_type": "zero",
-    "lower_order_final": True,
-    "timestep_spacing": "linspace",
-}
-INDEX = {
-    "_class_name": "SanaPipeline",
-    "scheduler": ["diffusers", "DPMSolverMultistepScheduler"],
-    "text_encoder": ["transformers", "Gemma2Model"],
-    "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
-    "transformer": ["diffusers", "SanaTransformer2DModel"],
-    "vae": ["diffusers", "AutoencoderDC"],
-}
 
 
 def write_component(
@@ -99,8 +76,7 @@ def main() -> None:
         denoiser = Denoiser(train_denoiser.CONFIG)
     denoiser.load_state_dict(ema_state(args.runs / "dit"), assign=True)
     write_component(args.output / "transformer", train_denoiser.CONFIG, denoiser.to_diffusers())
-    write_json(args.output / "scheduler" / "scheduler_config.json", SCHEDULER)
-    write_json(args.output / "model_index.json", INDEX)
+    write_index(args.output, train_denoiser.FLOW_SHIFT)
 
 
 if __name__ == "__main__":

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from sana_edge.atomic import new_file
-from sana_edge.errors import SanaError
+from sana_edge.atomic import write_json
 from sana_edge.nets.denoiser import Denoiser
 from sana_edge.store.weights import save_state
 
@@ -60,17 +57,12 @@ def write_model(
     denoiser.load_state_dict({name: tensor.to(dtype) for name, tensor in state.items()}, assign=True)
     frozen.link(folder)
     save_state(denoiser.to_diffusers(), folder / "transformer" / "diffusion_pytorch_model.safetensors")
-    _write(folder / "transformer" / "config.json", config.to_dict())
-    scheduler = {**SCHEDULER, "flow_shift": stage.flow_shift}
-    _write(folder / "scheduler" / "scheduler_config.json", scheduler)
-    _write(folder / "model_index.json", INDEX)
+    write_json(folder / "transformer" / "config.json", config.to_dict())
+    write_index(folder, stage.flow_shift)
 
 
-def _write(path: Path, content: Mapping[str, Any]) -> None:
-    try:
-        with new_file(path) as partial:
-            partial.write_text(json.dumps(content, indent=2) + "\n")
-    except OSError as error:
-        raise SanaError(
-            f"cannot write {path}: {error}", "check the free space and the permissions"
-        ) from error
+def write_index(folder: Path, flow_shift: float) -> None:
+    """The sampler's config, and ``model_index.json``, which makes a folder a model."""
+    scheduler = {**SCHEDULER, "flow_shift": flow_shift}
+    write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+    write_json(folder / "model_index.json", INDEX)

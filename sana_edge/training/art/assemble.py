@@ -9,13 +9,14 @@ from pathlib import Path
 
 import torch
 
-from sana_edge.atomic import write_json
 from sana_edge.nets.denoiser import Denoiser
 
-from ..assemble import INDEX, SCHEDULER, write_component, write_domain
+from ..assemble import write_component, write_domain
 from ..loop import ema_state
+from ..model_output import write_index
 from ..train_autoencoder import CONFIG as AUTOENCODER
 from ..train_denoiser import CONFIG as DENOISER
+from ..train_denoiser import FLOW_SHIFT
 from .captions import texts
 from .latents import load, scale_of
 from .train_text_encoder import Reader
@@ -49,8 +50,7 @@ def main() -> None:
         denoiser = Denoiser(DENOISER)
     denoiser.load_state_dict(ema_state(args.runs / "dit"), assign=True)
     write_component(args.output / "transformer", DENOISER, denoiser.to_diffusers())
-    write_json(args.output / "scheduler" / "scheduler_config.json", SCHEDULER)
-    write_json(args.output / "model_index.json", INDEX)
+    write_index(args.output, FLOW_SHIFT)
 
 
 if __name__ == "__main__":
