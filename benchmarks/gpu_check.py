@@ -91,15 +91,15 @@ def _run(
 ) -> bool:
     out: Path = options.out.absolute()
     out.mkdir(parents=True, exist_ok=True)
-    if options.library and not options.library.is_file():
-        raise InvalidInput(f"there is no {options.library}", "name a library that csrc/compile.py built")
+    if options.carried and not options.carried.is_file():
+        raise InvalidInput(f"there is no {options.carried}", "name a library that csrc/compile.py built")
     if not (ROOT / "sana_edge" / "kernels" / "__init__.py").exists():
         raise SanaError(
             "sana_edge/kernels is missing", "it is a symbolic link: copy the checkout with its links"
         )
     with tempfile.TemporaryDirectory(prefix="gpu-check-") as folder:
         scratch = Path(folder)
-        carried = options.library.absolute() if options.library else None
+        carried = options.carried.absolute() if options.carried else None
         setting = Setting(out, scratch, carried, options.dry_run)
         environment = _environment(setting, options.wheels)
         call = _with_commit(_facts(setting, environment, given), options.commit)
@@ -214,7 +214,7 @@ def _environment(setting: Setting, wheels: Path | None) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(paths),
         "HF_HUB_OFFLINE": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
-        "SANA_EDGE_CUDA_LIBRARY": str(setting.library),
+        "SANA_EDGE_CUDA_LIBRARY": str(setting.built),
         "TRITON_INTERPRET": "1" if setting.dry else "0",
         "TRITON_CACHE_DIR": str(setting.scratch / "triton"),
         # compiling is another matter, which a dry run leaves out
@@ -274,7 +274,11 @@ def _options(given: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("--steps", default="smoke", metavar="A,B", help=f"{', '.join(SETS)}, or single ones (default: smoke)")
     add(
-        "--library", type=Path, metavar="FILE", help="a CUDA library built elsewhere (default: build it here)"
+        "--library",
+        dest="carried",
+        type=Path,
+        metavar="FILE",
+        help="a CUDA library built elsewhere (default: build it here)",
     )
     add("--wheels", type=Path, metavar="DIR", help="a folder of wheels that this Python lacks")
     add("--out", type=Path, default=ROOT / "build" / "gpu-check", metavar="DIR", help="results and logs")

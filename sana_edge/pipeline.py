@@ -129,19 +129,18 @@ class Sana:
             SanaError: ModelNotFound, CheckpointError, UnsupportedDevice, MissingDependency, InvalidInput,
                 OutOfMemory, or Cancelled.
         """
-        place = None if engines is None else Path(engines)
         options = LoadOptions(
-            device,
-            dtype,
-            int8,
-            backend,
-            place,
-            trust_engine,
-            offline,
-            progress,
-            revision,
-            None if decoder is None else os.fspath(decoder),
-            threads,
+            device=device,
+            dtype=dtype,
+            int8=int8,
+            backend=backend,
+            engines=None if engines is None else Path(engines),
+            trust_engine=trust_engine,
+            offline=offline,
+            progress=progress,
+            revision=revision,
+            decoder=None if decoder is None else os.fspath(decoder),
+            threads=threads,
         )
         told = watched(on_progress, cancel, "loading")
         stages, folder = load_stages(os.fspath(model), options, told)

@@ -78,7 +78,7 @@ def check(setting: Setting, output: Path, tools: str = "") -> None:
         SanaError: one failed; a refusal by the tool is none.
     """
     rows: list[dict[str, Any]] = []
-    for program in build(setting.library, setting.scratch / output.stem, setting.dry):
+    for program in build(setting.built, setting.scratch / output.stem, setting.dry):
         for tool in tools.split(","):
             rows.append(watched(program, tool, setting.dry))
             write_json(output, {"figure": _figure(rows), "runs": rows})

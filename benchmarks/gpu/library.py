@@ -26,7 +26,7 @@ EMULATED = 890
 
 def check(setting: Setting, output: Path) -> None:
     """Writes where the library came from."""
-    write_json(output, place(setting.library, setting.carried, EMULATED if setting.dry else None))
+    write_json(output, place(setting.built, setting.carried, EMULATED if setting.dry else None))
 
 
 def place(target: Path, carried: Path | None, emulated: int | None) -> dict[str, object]:

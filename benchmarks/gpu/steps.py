@@ -30,7 +30,7 @@ class Setting:
     dry: bool = False
 
     @property
-    def library(self) -> Path:
+    def built(self) -> Path:
         return self.scratch / "libsana_edge_cuda.so"
 
     @property

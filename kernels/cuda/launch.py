@@ -21,7 +21,6 @@ from torch import Tensor
 from sana_edge.errors import InvalidInput
 from sana_edge.kernels import reference_conv, reference_fused
 from sana_edge.kernels.cuda import library
-from sana_edge.kernels.cuda.library import TYPES
 from sana_edge.kernels.cuda.operations import OPERATIONS, Operation, Pointer
 
 _HALVES = (torch.float16, torch.bfloat16)
@@ -32,7 +31,7 @@ _KINDS = {
     "vector": (torch.float32,),
     "bytes": (torch.uint8,),
     "half": _HALVES,
-    "any": tuple(TYPES),
+    "any": tuple(library.TYPES),
 }
 _DTYPES = {"w8a8_linear": torch.float16, "w8a8_conv2d": torch.bfloat16}
 _UPSAMPLINGS = {"none": 0, "phases": 1, "shuffle": 2}
@@ -152,7 +151,7 @@ def _find_type(operation: Operation, given: list[Pointer], values: Values) -> No
             )
     else:
         values["half"] = next(values[p.name].dtype for p in given if p.kind in ("any", "half"))
-    values["type"] = TYPES.get(values["half"], -1)
+    values["type"] = library.TYPES.get(values["half"], -1)
 
 
 def _find_sizes(given: list[Pointer], values: Values) -> None:
