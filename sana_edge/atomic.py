@@ -307,14 +307,25 @@ def _scratch(target: Path, folder: Path) -> Iterator[Path]:
     _sweep(folder)
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name[:64]}.", suffix=_SUFFIX, dir=folder))
     lock: IO[bytes] | None = None
+    kept = False
     try:
         lock = _locked(scratch)
         (scratch / "mode").touch()
         yield scratch
+    except BaseException:
+        # what could be neither taken nor put back waits for the next writer
+        kept = _holds_old(scratch)
+        raise
     finally:
         if lock is not None:
             lock.close()
-        shutil.rmtree(scratch, ignore_errors=True)
+        if not kept:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _holds_old(scratch: Path) -> bool:
+    old = scratch / "old"
+    return old.is_dir() and any(old.iterdir())
 
 
 def _locked(scratch: Path) -> IO[bytes]:

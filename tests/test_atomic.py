@@ -131,6 +131,29 @@ def test_what_could_not_be_renamed_comes_back(tmp_path: Path, monkeypatch: pytes
     assert {path.name for path in output.iterdir()} == {"index", "weights"}
 
 
+@pytest.mark.parametrize("inside", [False, True])
+def test_what_could_not_be_put_back_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inside: bool
+) -> None:
+    """A file system that goes away in the middle, and comes back."""
+    output, rename = old_folder(tmp_path / "volume"), os.rename
+    monkeypatch.setattr(os.path, "ismount", lambda path: inside and path == output)
+
+    def failing(source: Path, target: Path) -> None:
+        if {"new", "old"} & {Path(source).name, Path(source).parent.name}:
+            raise OSError(5, "Input/output error")
+        rename(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(SanaError, match="Input/output error"):
+        patch.setattr(os, "rename", failing)
+        new_folder(output)
+    place = output if inside else tmp_path
+    atomic.write_bytes(place / "another", b"")
+    (place / "another").unlink()
+    assert contents(output) == {"config": "new", "index": "new"}
+    assert [path.name for path in tmp_path.iterdir()] == ["volume"]
+
+
 def test_links_are_followed(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     for name in ("model", "empty"):
