@@ -45,7 +45,8 @@ class Instruction:
 
         try:
             tensors = load_file(path)
-        except (OSError, SafetensorError, KeyError) as error:
+        # KeyError: dtypes that numpy lacks
+        except (OSError, RuntimeError, ValueError, TypeError, SafetensorError, KeyError) as error:
             raise CheckpointError(f"cannot read {path}: {_one_line(error)}", DAMAGED) from error
         count = tensors["ids"].size if "ids" in tensors else 0
         past = (shape.layers, shape.kv_heads, count, shape.head_dim)
@@ -55,6 +56,9 @@ class Instruction:
             if found != wanted:
                 raise CheckpointError(f"{path}: {name} is {found}, expected {wanted}", DAMAGED)
         floats = {name: tensors[name].astype(np.float32) for name in ("hidden", "keys", "values")}
+        for name, values in floats.items():
+            if not np.isfinite(values).all():
+                raise CheckpointError(f"{path}: {name} has NaN or infinite values", DAMAGED)
         return cls([int(token) for token in tensors["ids"]], **floats)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sana_edge import atomic
 from sana_edge.config import DenoiserConfig
 from sana_edge.errors import CheckpointError
+from sana_edge.memory import is_memory
 from sana_edge.store import tensor_names
 from sana_edge.store.folder import choose_entry, shard_names
 from sana_edge.store.identify import explain
@@ -198,7 +199,10 @@ def _widened(tensor: Tensor) -> Tensor:
 def _damage_named(path: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, SafetensorError) as error:
+    # RuntimeError, ValueError: torch on lengths that are none
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        if is_memory(error):
+            raise
         size = path.stat().st_size if path.exists() else 0
         known, hint = explain(path, _DAMAGED)
         raise CheckpointError(f"cannot read {path} ({size} bytes){known or f': {error}'}", hint) from error
