@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from sana_edge.decoding import check_finite
 from sana_edge.errors import CheckpointError
 from sana_edge.prompt import CHI, known_tokens, token_limit, tokenized_text
 from sana_edge.store.manifest import DAMAGED, INSTRUCTION, TOKENIZER, TextShape
@@ -97,7 +98,9 @@ class EngineText:
         keys, values = (np.ascontiguousarray(past[:, :, :known]) for past in (before.keys, before.values))
         hidden = np.concatenate([before.hidden[:, :known], self._run(ids, keys, values)], axis=1)
         first = self._length(instruction) - 1 if instruction else 1
-        return np.concatenate([hidden[:, :1], hidden[:, first:]], axis=1)
+        features = np.concatenate([hidden[:, :1], hidden[:, first:]], axis=1)
+        check_finite("encoded text", float(features.min()), float(features.max()))
+        return features
 
     def tokens_over_limit(self, prompt: str, *, instruction: Sequence[str] | None = CHI) -> int:
         """Return how many tokens of ``prompt`` `encode` cuts off; 0 if all of it is read."""

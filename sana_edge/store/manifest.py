@@ -9,6 +9,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,6 +36,10 @@ _FOREIGN = "give a folder that `sana-edge export MODEL --output DIR` made"
 
 _Size = Annotated[int, Between(1, 1 << 16)]
 _Name = Annotated[str, Between(1, 256)]
+
+# of a graph's ports
+_DTYPES = ("float32", "float16", "float64", "int64", "int32", "int8", "uint8", "bool")
+_SIDE = re.compile(r"(?:\d{1,3}\*)?[A-Za-z]{1,8}")
 
 # what a denoiser computes in
 Dtype = Literal["fp32", "fp16", "bf16"]
@@ -261,6 +266,11 @@ def _check_values(manifest: Manifest, reader: Reader) -> None:
     for name in GRAPHS:
         reader.require(name in manifest.graphs, "graphs", list(manifest.graphs), f"also {name}")
     for name, graph in manifest.graphs.items():
+        for port, (dtype, shape) in {**graph.inputs, **graph.outputs}.items():
+            key = f"graphs.{name}.{port}"
+            reader.require(dtype in _DTYPES, key, dtype, f"one of {', '.join(_DTYPES)}")
+            fits = all(_is_side(side) for side in shape)
+            reader.require(fits, key, list(shape), 'numbers, and names such as "h" or "32*h"')
         reader.require(graph.file in manifest.files, f"graphs.{name}.file", graph.file, "a key of files")
     _check_parts(manifest, reader)
     for name in (INSTRUCTION, TOKENIZER):
@@ -279,6 +289,10 @@ def _check_parts(manifest: Manifest, reader: Reader) -> None:
     scale = math.prod(part.scale for part in manifest.decoder_parts)
     fits = not manifest.decoder_parts or scale == manifest.cell
     reader.require(fits, "decoder_parts", scale, f"scales whose product is the cell, {manifest.cell}")
+
+
+def _is_side(side: int | str) -> bool:
+    return 0 < side < 1 << 31 if isinstance(side, int) else _SIDE.fullmatch(side) is not None
 
 
 def _is_inside(name: str) -> bool:
