@@ -34,7 +34,8 @@ from sana_edge.store import hub, manifest
 from sana_edge.store.hub import ResolvedModel
 from sana_edge.store.manifest import INSTRUCTION, DecoderPart, Manifest, TextShape
 from sana_edge.store.manifest_files import stored_files
-from sana_edge.torch_runtime.load import DTYPES, load_decoder, load_denoiser
+from sana_edge.torch_runtime.device import DTYPES
+from sana_edge.torch_runtime.load import load_decoder, load_denoiser
 from sana_edge.torch_runtime.tiling import DEFAULT_TILE
 
 # `sana_edge.export.verify.compare.compare`

@@ -24,7 +24,7 @@ from sana_edge.image import Image
 from sana_edge.memory import memory_errors
 from sana_edge.progress import Progress, unseen, watched
 from sana_edge.request import LoadOptions, Options, Plan, Request
-from sana_edge.runtime import Stages, load_stages
+from sana_edge.runtime import Runtime, load_runtime
 from sana_edge.sampler import denoise
 from sana_edge.threads import PROCESS
 
@@ -68,8 +68,8 @@ class Sana:
     objects are independent.
     """
 
-    def __init__(self, stages: Stages) -> None:
-        self._stages: Stages | None = stages
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime: Runtime | None = runtime
         self._lock = threading.Lock()
         self._owner: int | None = None
 
@@ -143,24 +143,24 @@ class Sana:
             threads=threads,
         )
         told = watched(on_progress, cancel, "loading")
-        stages, folder = load_stages(os.fspath(model), options, told)
-        kinds = f"{stages.dtype}, {stages.quantization}" if stages.quantization else stages.dtype
-        used = f"{stages.place}, backend {stages.backend.name}"
-        logger.info("loaded %s from %s: %s on %s", stages.name, folder, kinds, used)
-        for name, reason in stages.backend.reasons.items():
+        runtime, folder = load_runtime(os.fspath(model), options, told)
+        kinds = f"{runtime.dtype}, {runtime.quantization}" if runtime.quantization else runtime.dtype
+        used = f"{runtime.place}, backend {runtime.backend.name}"
+        logger.info("loaded %s from %s: %s on %s", runtime.name, folder, kinds, used)
+        for name, reason in runtime.backend.reasons.items():
             logger.info("backend %s is not used: %s", name, reason)
-        for note in stages.notes:
+        for note in runtime.notes:
             logger.warning(note)
-        return cls(stages)
+        return cls(runtime)
 
     def close(self) -> None:
         """Let go of the model and free its memory; a stream that is under way finishes with it first."""
         if PROCESS.forked:
             # freeing would wait for threads that are not here; the memory is the parent's
             return
-        stages, self._stages = self._stages, None
-        if stages is not None:
-            self._free(stages)
+        runtime, self._runtime = self._runtime, None
+        if runtime is not None:
+            self._free(runtime)
 
     def __enter__(self) -> Sana:
         return self
@@ -273,18 +273,18 @@ class Sana:
         nothing is decoded then. Until the iterator is used up, closed or collected, other calls wait; in the
         thread that took the last step, which would wait for itself, they are an error.
         """
-        stages = self._open()
+        runtime = self._open()
         request = Request.of(prompt, images=images, **options)
-        plan = request.plan(stages.trained_side, stages.sampler.kind, stages.fixed_size)
-        stages.check_plan(plan)
+        plan = request.plan(runtime.trained_side, runtime.sampler.kind, runtime.fixed_size)
+        runtime.check_plan(plan)
         steps = self._steps(
-            stages, plan, on_progress or unseen, cancel or threading.Event(), _foreign(stages, options)
+            runtime, plan, on_progress or unseen, cancel or threading.Event(), _foreign(runtime, options)
         )
-        return _inside(stages.computing, steps)
+        return _inside(runtime.computing, steps)
 
     def _steps(
         self,
-        stages: Stages,
+        runtime: Runtime,
         plan: Plan,
         on_progress: Progress,
         cancel: threading.Event,
@@ -292,15 +292,15 @@ class Sana:
     ) -> Generator[Step, None, None]:
         total = plan.images * plan.steps
         told = watched(on_progress, cancel, "the generation")
-        with self._turn(stages, cancel), _released(stages), memory_errors(f"{plan.width}x{plan.height}"):
-            clock = _Clock(stages.synchronize)
+        with self._turn(runtime, cancel), _released(runtime), memory_errors(f"{plan.width}x{plan.height}"):
+            clock = _Clock(runtime.synchronize)
             with clock.stage("text"):
-                context, notes = stages.read(plan)
-            sampler, tables = stages.schedule(plan)
+                context, notes = runtime.read(plan)
+            sampler, tables = runtime.schedule(plan)
             with clock.stage("denoise"):
-                predict, more = stages.predict(plan, tables, context)
+                predict, more = runtime.predict(plan, tables, context)
             for picture in range(plan.images):
-                steps = denoise(sampler, predict, stages.noise(plan, picture))
+                steps = denoise(sampler, predict, runtime.noise(plan, picture))
                 for i in range(plan.steps):
                     _stop_if(cancel)
                     PROCESS.check()
@@ -311,29 +311,29 @@ class Sana:
                     if i == plan.steps - 1:
                         _stop_if(cancel)
                         with clock.stage("decode"):
-                            pixels = stages.decode(step.x, plan.size, told)
-                        image = _image(stages, plan, picture, pixels, clock.read(), (*said, *notes, *more))
-                    preview = functools.partial(stages.preview, step.clean)
+                            pixels = runtime.decode(step.x, plan.size, told)
+                        image = _image(runtime, plan, picture, pixels, clock.read(), (*said, *notes, *more))
+                    preview = functools.partial(runtime.preview, step.clean)
                     yield Step(picture * plan.steps + i, total, image, preview)
                     # the next step may be taken by another thread than the last one
                     self._owner = threading.get_ident()
 
-    def _open(self) -> Stages:
-        if self._stages is None:
+    def _open(self) -> Runtime:
+        if self._runtime is None:
             raise SanaError("this Sana is closed", "load the model again")
         PROCESS.check()
-        return self._stages
+        return self._runtime
 
-    def _free(self, stages: Stages) -> None:
+    def _free(self, runtime: Runtime) -> None:
         """Free a closed model's memory, unless a stream holds the lock, which does it at its end."""
         if self._lock.acquire(blocking=False):
             try:
-                stages.close()
+                runtime.close()
             finally:
                 self._lock.release()
 
     @contextmanager
-    def _turn(self, stages: Stages, cancel: threading.Event) -> Iterator[None]:
+    def _turn(self, runtime: Runtime, cancel: threading.Event) -> Iterator[None]:
         """Wait for the generation under way in another thread, if any, and hold the lock."""
         if self._owner == threading.get_ident():
             raise SanaError(
@@ -348,8 +348,8 @@ class Sana:
             self._owner = None
             self._lock.release()
             # behind the release: a `close` that found the lock taken has set this before
-            if self._stages is None:
-                self._free(stages)
+            if self._runtime is None:
+                self._free(runtime)
 
 
 def _inside(
@@ -387,7 +387,7 @@ class _Clock:
 
 
 def _image(
-    stages: Stages,
+    runtime: Runtime,
     plan: Plan,
     picture: int,
     pixels: NDArray[np.uint8],
@@ -398,34 +398,34 @@ def _image(
     metadata = {
         **plan.metadata(),
         "seed": seed,
-        "model": stages.name,
-        "dtype": stages.dtype,
-        "backend": stages.backend.name,
+        "model": runtime.name,
+        "dtype": runtime.dtype,
+        "backend": runtime.backend.name,
         "version": __version__,
     }
-    if stages.decoder is not None:
-        metadata["decoder"] = stages.decoder
-    if stages.quantization is not None:
-        metadata["quantization"] = stages.quantization
+    if runtime.decoder is not None:
+        metadata["decoder"] = runtime.decoder
+    if runtime.quantization is not None:
+        metadata["quantization"] = runtime.quantization
     return Image(pixels, seed, metadata, timings, notes)
 
 
 @contextmanager
-def _released(stages: Stages) -> Iterator[None]:
+def _released(runtime: Runtime) -> Iterator[None]:
     """Let go of all memory that is not the model where it ran out, so that the next picture may fit."""
     try:
         yield
     except OutOfMemory:
-        stages.release()
+        runtime.release()
         raise
 
 
-def _foreign(stages: Stages, options: Mapping[str, object]) -> tuple[str, ...]:
+def _foreign(runtime: Runtime, options: Mapping[str, object]) -> tuple[str, ...]:
     """A note where another model's metadata are the options."""
     other = options.get("model")
-    if other in (None, stages.name):
+    if other in (None, runtime.name):
         return ()
-    return (f"the metadata is of a picture by {other}, this one is by {stages.name}",)
+    return (f"the metadata is of a picture by {other}, this one is by {runtime.name}",)
 
 
 def _stop_if(cancel: threading.Event) -> None:

@@ -88,7 +88,7 @@ def _diffusers(options: argparse.Namespace) -> Draw:
     from diffusers import SanaSprintPipeline
 
     from sana_edge.prompt import CHI
-    from sana_edge.torch_runtime.load import DTYPES
+    from sana_edge.torch_runtime.device import DTYPES
 
     pipeline = SanaSprintPipeline.from_pretrained(options.model, torch_dtype=DTYPES[options.dtype])
     pipeline.set_progress_bar_config(disable=True)

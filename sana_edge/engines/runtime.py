@@ -35,8 +35,8 @@ from sana_edge.store.manifest import Manifest
 _TEXT, _DENOISER, _DECODER, _SHARE = "text_encoder", "denoiser", "decoder", 4
 
 
-class EngineStages:
-    """What `sana_edge.runtime.Stages` promises, of an exported folder. Latents are (1, C, h, w) fp32."""
+class EngineRuntime:
+    """What `sana_edge.runtime.Runtime` promises, of an exported folder. Latents are (1, C, h, w) fp32."""
 
     def __init__(
         self, folder: Path, described: Manifest, kind: EngineKind, notes: tuple[str, ...] = ()
@@ -48,6 +48,67 @@ class EngineStages:
         self._decoder = EngineDecoder(self.graphs)
         # a method of this object would keep it, and with it the engines, until a garbage collection
         self._text = EngineText(folder, described.text, partial(_run_text, self.graphs))
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        int8: bool = False,
+        backend: str = "auto",
+        engine_folder: Path | None = None,
+        trust_engine: bool = False,
+        threads: int | None = None,
+        notes: tuple[str, ...] = (),
+        on_progress: Progress = unseen,
+    ) -> EngineRuntime:
+        """Read an exported folder and load a usual picture's graphs; only the text where memory is short.
+
+        Args:
+            device: one of `choose.DEVICES`.
+            dtype: one of `choose.PRECISIONS`.
+            int8: refuse a float model.
+            backend: "auto" or one of `choose.NAMES`.
+            engine_folder, trust_engine, threads: see `engine.Settings`.
+            notes: why this folder was taken.
+            on_progress: told before files are verified and each graph is loaded; what it raises ends that.
+
+        Raises:
+            CheckpointError: a file is missing or damaged.
+            InvalidInput, MissingDependency, UnsupportedDevice: see `choose.choose`.
+        """
+        described = manifest.read(folder)
+        if int8 and described.quantization is None:
+            command = described.export_command(int8=True)
+            hint = f"`{command}` makes an INT8 one; or leave out --int8"
+            raise InvalidInput(f"{folder} is an exported float model", hint)
+        settings = Settings(
+            threads=threads, precision=dtype, engine_folder=engine_folder, trust_engine=trust_engine
+        )
+        kind = choose.choose(backend, device, folder, settings)
+        loading = partial(on_progress, f"loading {described.name}")
+        loading(0, 5)
+        manifest_files.verify(folder, described)
+        runtime = cls(folder, described, kind, notes)
+        # Sprint models never are guided
+        usual = "denoiser" if described.sampler.kind == "scm" else "denoiser_folded"
+        try:
+            everything = runtime.fits()
+            for number, name in enumerate(
+                (_TEXT, "text_projection", *([usual] if everything else [])), start=1
+            ):
+                loading(number, 5)
+                runtime.graphs.load(name)
+            loading(4, 5)
+            if everything:
+                runtime.load_decoder()
+        except BaseException:
+            # the error's traceback would keep those that were loaded
+            runtime.close()
+            raise
+        return runtime
 
     @property
     def name(self) -> str:
@@ -262,64 +323,6 @@ class EngineStages:
 
     def _project(self, embeddings: Floats) -> ProjectedText:
         return ProjectedText(**self.graphs.run("text_projection", embeddings=embeddings))
-
-
-def load_stages(
-    folder: Path,
-    *,
-    device: str = "auto",
-    dtype: str = "auto",
-    int8: bool = False,
-    backend: str = "auto",
-    engine_folder: Path | None = None,
-    trust_engine: bool = False,
-    threads: int | None = None,
-    notes: tuple[str, ...] = (),
-    on_progress: Progress = unseen,
-) -> EngineStages:
-    """Read an exported folder and load the graphs of a usual picture; only the text where memory is short.
-
-    Args:
-        device: one of `choose.DEVICES`.
-        dtype: one of `choose.PRECISIONS`.
-        int8: refuse a float model.
-        backend: "auto" or one of `choose.NAMES`.
-        engine_folder, trust_engine, threads: see `engine.Settings`.
-        notes: why this folder was taken.
-        on_progress: told before the files are verified and each graph is loaded; what it raises ends that.
-
-    Raises:
-        CheckpointError: a file is missing or damaged.
-        InvalidInput, MissingDependency, UnsupportedDevice: see `choose.choose`.
-    """
-    described = manifest.read(folder)
-    if int8 and described.quantization is None:
-        command = described.export_command(int8=True)
-        hint = f"`{command}` makes an INT8 one; or leave out --int8"
-        raise InvalidInput(f"{folder} is an exported float model", hint)
-    settings = Settings(
-        threads=threads, precision=dtype, engine_folder=engine_folder, trust_engine=trust_engine
-    )
-    kind = choose.choose(backend, device, folder, settings)
-    loading = partial(on_progress, f"loading {described.name}")
-    loading(0, 5)
-    manifest_files.verify(folder, described)
-    stages = EngineStages(folder, described, kind, notes)
-    # Sprint models never are guided
-    usual = "denoiser" if described.sampler.kind == "scm" else "denoiser_folded"
-    try:
-        everything = stages.fits()
-        for number, name in enumerate((_TEXT, "text_projection", *([usual] if everything else [])), start=1):
-            loading(number, 5)
-            stages.graphs.load(name)
-        loading(4, 5)
-        if everything:
-            stages.load_decoder()
-    except BaseException:
-        # the error's traceback would keep those that were loaded
-        stages.close()
-        raise
-    return stages
 
 
 def shrink(latent: Floats, factor: int) -> Floats:

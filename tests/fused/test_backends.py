@@ -247,8 +247,8 @@ def test_faults_in_the_loop(
             fail_after(patched, 36, fail)
             sana.generate(PROMPT, **options)
         assert hint in getattr(caught.value, "hint", "")
-        assert sana._stages is not None
-        kept = len(sana._stages.predictor._loops)
+        assert sana._runtime is not None
+        kept = len(sana._runtime.predictor._loops)
         assert kept == (0 if kind is OutOfMemory else 1)
         assert sana.generate(PROMPT, **options).png() == expected
 
@@ -302,9 +302,9 @@ def test_sprint_pictures(emulated: Any, tiny_sprint_folder: Path) -> None:
 @IN_ORDER
 def test_auto_dtype_is_16_bit(emulated: Any, tiny_folder: Path) -> None:
     with Sana.load(str(tiny_folder), int8=True, backend="cuda") as sana:
-        assert sana._stages is not None and sana._stages.dtype == "bf16"
+        assert sana._runtime is not None and sana._runtime.dtype == "bf16"
     with Sana.load(str(tiny_folder), int8=True) as sana:
-        assert sana._stages is not None and sana._stages.dtype == "fp32"
+        assert sana._runtime is not None and sana._runtime.dtype == "fp32"
 
 
 @IN_ORDER
