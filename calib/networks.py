@@ -11,7 +11,6 @@ from torch import Tensor
 from sana_edge.calib.observe import named_weights
 from sana_edge.calib.statistics import checksum_of
 from sana_edge.config import AutoencoderConfig, DenoiserConfig
-from sana_edge.memory import give_back
 from sana_edge.nets.autoencoder import Autoencoder
 from sana_edge.nets.denoiser import Denoiser
 from sana_edge.nets.text_encoder import EncodedTexts, TextEncoder
@@ -20,6 +19,7 @@ from sana_edge.prompt import instruction_of
 from sana_edge.request import Plan
 from sana_edge.store import package
 from sana_edge.store.hub import ResolvedModel
+from sana_edge.system.memory import give_back
 from sana_edge.torch_runtime.load import load_decoder, load_denoiser
 from sana_edge.torch_runtime.runtime import TorchRuntime
 

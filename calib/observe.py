@@ -16,12 +16,12 @@ from sana_edge.calib.listener import SAMPLE_ROWS, Listener, nothing, targets
 from sana_edge.calib.prompts import PromptSet
 from sana_edge.calib.statistics import Statistics, checksum
 from sana_edge.calib.statistics_store import StatisticsStore
-from sana_edge.memory import memory_errors
 from sana_edge.nets.autoencoder import Autoencoder
 from sana_edge.nets.denoiser import Denoiser
 from sana_edge.progress import Progress, unseen
 from sana_edge.request import Plan, Request
 from sana_edge.sampler import denoise
+from sana_edge.system.memory import memory_errors
 from sana_edge.torch_runtime.runtime import TorchRuntime
 
 logger = logging.getLogger("sana_edge")

@@ -12,7 +12,6 @@ from typing import Any
 
 from torch import Tensor
 
-from sana_edge.atomic import write_json
 from sana_edge.calib import package_component
 from sana_edge.calib.calibrate import Calibration, calibrate_decoder, calibrate_denoiser, joined
 from sana_edge.calib.estimate import estimated_seconds, shown_time
@@ -29,13 +28,14 @@ from sana_edge.calib.settings import Settings, calibration_folder
 from sana_edge.calib.trajectory import Comparison, Trajectory, decoded, denoised, judged, retraced
 from sana_edge.config import AutoencoderConfig
 from sana_edge.errors import InvalidInput
-from sana_edge.memory import give_back, memory_errors, shown
 from sana_edge.nets.text_encoder import EncodedTexts
 from sana_edge.progress import Progress, unseen
 from sana_edge.request import MAX_SEED, Plan, Request
 from sana_edge.store import hub, package
 from sana_edge.store.folder import read_json
 from sana_edge.store.hub import ResolvedModel
+from sana_edge.system.atomic import write_json
+from sana_edge.system.memory import give_back, memory_errors, shown
 from sana_edge.torch_runtime.device import choose_device
 from sana_edge.torch_runtime.runtime import TorchRuntime
 

@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from sana_edge import __version__
 from sana_edge.errors import Cancelled, OutOfMemory, SanaError
 from sana_edge.image import Image
-from sana_edge.memory import memory_errors
 from sana_edge.progress import Progress, unseen, watched
 from sana_edge.request import LoadOptions, Options, Plan, Request
 from sana_edge.runtime import Runtime, load_runtime
 from sana_edge.sampler import denoise
-from sana_edge.threads import PROCESS
+from sana_edge.system.memory import memory_errors
+from sana_edge.system.threads import PROCESS
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from sana_edge.config import SamplerConfig
 from sana_edge.errors import InvalidInput, MissingDependency, torch_extra
-from sana_edge.memory import memory_errors
 from sana_edge.progress import Progress, bar, both, unseen
 from sana_edge.request import BACKENDS, DEVICES, TORCH_BACKENDS, TORCH_DEVICES, LoadOptions, Plan
 from sana_edge.sampler import Sampler
 from sana_edge.store import hub
-from sana_edge.threads import MAX_THREADS, PROCESS
+from sana_edge.system.memory import memory_errors
+from sana_edge.system.threads import MAX_THREADS, PROCESS
 
 # a latent (1, C, h, w) fp32: a tensor, or a numpy array
 Latent = Any

@@ -23,9 +23,9 @@ from diffusers import FlowMatchEulerDiscreteScheduler, SanaPipeline, SanaSprintP
 from numpy.typing import NDArray
 
 from sana_edge import Cancelled, Image, OutOfMemory, Sana, SanaError, Step, UnsupportedDevice
-from sana_edge.memory import memory_errors
 from sana_edge.store.hub import ResolvedModel
 from sana_edge.store.known_models import BUNDLED, KNOWN
+from sana_edge.system.memory import memory_errors
 from sana_edge.torch_runtime import runtime
 
 PROMPT = "a red house left of a yellow star"

@@ -63,7 +63,7 @@ def main() -> int:
         picture.save(options.output / f"{name}.png")
         found |= {f"{name} {part}": spent for part, spent in seconds.items()}
         found[name], before = time.time() - before, time.time()
-    from sana_edge.memory import peak_memory
+    from sana_edge.system.memory import peak_memory
 
     print(json.dumps({**found, "peak": peak_memory()}))
     return 0

@@ -18,7 +18,7 @@ from sana_edge.engines.ports import ANY, Arrays
 from sana_edge.engines.telemetry import silence_onnxruntime
 from sana_edge.errors import InvalidInput, MissingDependency, SanaError, UnsupportedDevice
 from sana_edge.store.manifest import Port, export_command
-from sana_edge.threads import cpu_threads, shown_threads
+from sana_edge.system.threads import cpu_threads, shown_threads
 
 if TYPE_CHECKING:
     import onnxruntime

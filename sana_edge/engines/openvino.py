@@ -20,10 +20,10 @@ from sana_edge.engines.engine import EngineKind, Settings
 from sana_edge.engines.ports import ANY, Arrays
 from sana_edge.engines.telemetry import silent_openvino
 from sana_edge.errors import InvalidInput, MissingDependency, SanaError, UnsupportedDevice
-from sana_edge.memory import available_memory, is_memory, out_of_memory
 from sana_edge.store.cache import user_cache
 from sana_edge.store.manifest import Port
-from sana_edge.threads import cpu_threads, shown_threads
+from sana_edge.system.memory import available_memory, is_memory, out_of_memory
+from sana_edge.system.threads import cpu_threads, shown_threads
 
 if TYPE_CHECKING:
     import openvino

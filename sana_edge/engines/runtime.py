@@ -20,7 +20,6 @@ from sana_edge.engines.projected_text import Context, ProjectedText, padding_mas
 from sana_edge.engines.sessions import DENOISERS, Graphs
 from sana_edge.engines.text import EngineText, Floats
 from sana_edge.errors import InvalidInput, OutOfMemory
-from sana_edge.memory import HINT, available_memory, peak_memory
 from sana_edge.progress import Progress, unseen
 from sana_edge.prompt import instruction_of, reading_notes
 from sana_edge.request import Plan
@@ -28,6 +27,7 @@ from sana_edge.sampler import Sampler, guide, sampler_of
 from sana_edge.store import manifest, manifest_files
 from sana_edge.store.domain import read_domain
 from sana_edge.store.manifest import Manifest
+from sana_edge.system.memory import HINT, available_memory, peak_memory
 
 # Text encoder, denoiser and decoder are needed one after the other. Each makes room for the next where its
 # files are larger than a quarter of what is free beside it; a picture then waits some seconds for each GB of

@@ -10,7 +10,7 @@ import torch
 
 from sana_edge.errors import InvalidInput, UnsupportedDevice
 from sana_edge.fused import backends
-from sana_edge.threads import quota
+from sana_edge.system.threads import quota
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

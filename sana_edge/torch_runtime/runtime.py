@@ -19,7 +19,6 @@ from sana_edge.errors import OutOfMemory
 from sana_edge.fused import backends
 from sana_edge.fused.backends import Backend
 from sana_edge.fused.decoder import fuse_decoder
-from sana_edge.memory import HINT, available_memory, peak_memory
 from sana_edge.nets.autoencoder import Autoencoder
 from sana_edge.nets.denoiser import Denoiser, Modulation, TextContext
 from sana_edge.nets.text_encoder import EncodedTexts, TextEncoder
@@ -34,6 +33,7 @@ from sana_edge.store.folder import foreign_parts
 from sana_edge.store.hub import ResolvedModel
 from sana_edge.store.package import Description, Quantization
 from sana_edge.store.pairing import read_sampler
+from sana_edge.system.memory import HINT, available_memory, peak_memory
 from sana_edge.torch_runtime import tiling
 from sana_edge.torch_runtime.device import DTYPES, full_precision, torch_threads, without_fp16
 from sana_edge.torch_runtime.load import load_decoder, load_denoiser
@@ -188,7 +188,7 @@ class TorchRuntime:
 
     @property
     def peak_memory(self) -> int | None:
-        """See `sana_edge.memory.peak_memory`."""
+        """See `sana_edge.system.memory.peak_memory`."""
         return peak_memory(self.device)
 
     @contextmanager

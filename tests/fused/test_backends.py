@@ -21,7 +21,7 @@ from sana_edge.fused import backends
 from sana_edge.kernels.cuda import library as cuda_library
 from sana_edge.kernels.cuda.library import Library
 from sana_edge.kernels.triton import support
-from sana_edge.memory import memory_errors
+from sana_edge.system.memory import memory_errors
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 PROMPT = "a red house left of a yellow star"

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from sana_edge import InvalidInput, Sana, threads
+from sana_edge import InvalidInput, Sana
+from sana_edge.system import threads
 from sana_edge.torch_runtime import device
 
 
