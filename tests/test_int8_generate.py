@@ -20,7 +20,7 @@ from sana_edge.calib.package_component import write_config, write_weights
 from sana_edge.cli.main import main
 from sana_edge.image_metrics import psnr
 from sana_edge.nets.text_weights import quantize_text_state
-from sana_edge.store import hub, package
+from sana_edge.store import catalogue, hub, package
 from sana_edge.store.folder import read_json
 from sana_edge.store.hub import ResolvedModel
 from sana_edge.store.known_models import BUNDLED
@@ -178,7 +178,7 @@ def test_a_bundled_name_takes_its_package(
     shutil.copytree(tiny_folder, tmp_path / "small")
     shutil.copytree(tiny_folder, tmp_path / "alone")
     shutil.copytree(tiny_package, tmp_path / "small-int8")
-    monkeypatch.setattr(hub, "BUNDLED", tmp_path)
+    monkeypatch.setattr(catalogue, "BUNDLED", tmp_path)
     assert hub.resolve("small").path == tmp_path / "small"
     for name in ("small", "small-int8"):
         found = hub.resolve(name, int8=True)
