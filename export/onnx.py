@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from sana_edge import __version__
-from sana_edge.engines.telemetry import silence_onnxruntime
+from sana_edge.engines.onnxruntime import without_telemetry
 from sana_edge.errors import InvalidInput, SanaError, export_extra
 from sana_edge.export.graph.builder import GraphBuilder
 from sana_edge.export.graph.decoder import Size, add_decoder
@@ -215,7 +215,7 @@ class _Export:
 
 def _comparison() -> _Compare:
     """Needs onnxruntime, which nothing else here does."""
-    silence_onnxruntime()
+    without_telemetry()
     with export_extra():
         from sana_edge.export.verify import compare
     return compare.compare

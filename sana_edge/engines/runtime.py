@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sana_edge.config import SamplerConfig
-from sana_edge.decoding import PREVIEW_CELLS, check_finite, resize_and_crop
+from sana_edge.decoding import PREVIEW_CELLS, check_finite, resize_and_crop, shrink
 from sana_edge.engines import choose
 from sana_edge.engines.decoder import EngineDecoder
 from sana_edge.engines.engine import EngineKind, Settings
@@ -29,10 +29,7 @@ from sana_edge.store.domain import read_domain
 from sana_edge.store.manifest import Manifest
 from sana_edge.system.memory import HINT, available_memory, peak_memory
 
-# Text encoder, denoiser and decoder are needed one after the other. Each makes room for the next where its
-# files are larger than a quarter of what is free beside it; a picture then waits some seconds for each GB of
-# them. One that is small for the machine stays.
-_TEXT, _DENOISER, _DECODER, _SHARE = "text_encoder", "denoiser", "decoder", 4
+_TEXT, _DENOISER, _DECODER = "text_encoder", "denoiser", "decoder"
 
 
 class EngineRuntime:
@@ -95,7 +92,7 @@ class EngineRuntime:
         # Sprint models never are guided
         usual = "denoiser" if described.sampler.kind == "scm" else "denoiser_folded"
         try:
-            everything = runtime.fits()
+            everything = runtime.graphs.fit(_TEXT, _DENOISER, _DECODER)
             for number, name in enumerate(
                 (_TEXT, "text_projection", *([usual] if everything else [])), start=1
             ):
@@ -205,13 +202,13 @@ class EngineRuntime:
     def read(self, plan: Plan) -> tuple[Context, tuple[str, ...]]:
         """Encode the prompt, and the negative one where it is used; say what was cut or ignored."""
         if _TEXT not in self.graphs.loaded:
-            self._make_room(_DENOISER, _DECODER, for_graph=_TEXT)
+            self.graphs.make_room(_DENOISER, _DECODER, for_graph=_TEXT)
         prompt = self._project(self._text.encode(plan.prompt, instruction=instruction_of(plan)))
         negative = None
         if plan.guided:
             negative = self._project(self._text.encode(plan.negative_prompt, instruction=None))
         notes = reading_notes(plan, self._text, self._domain, self.name)
-        self._make_room(_TEXT)
+        self.graphs.make_room(_TEXT)
         return Context(prompt, negative), (*self.notes, *notes)
 
     def schedule(self, plan: Plan) -> tuple[Sampler, Floats]:
@@ -263,7 +260,7 @@ class EngineRuntime:
         Raises:
             SanaError: the latent, or what the decoder makes of it, has NaN or infinite values.
         """
-        self._make_room(_DENOISER)
+        self.graphs.make_room(_DENOISER)
         return self._picture(latent, size, on_progress or unseen)
 
     def _picture(
@@ -301,38 +298,11 @@ class EngineRuntime:
 
     def _load_denoiser(self, name: str) -> None:
         if name not in self.graphs.loaded:
-            self._make_room(_TEXT, _DECODER)
+            self.graphs.make_room(_TEXT, _DECODER)
             self.graphs.load(name)
-
-    def fits(self) -> bool:
-        """Whether all engines of a usual picture can be in memory, and each stays there."""
-        sizes = [self.graphs.bytes_of(name) for name in (_TEXT, _DENOISER, _DECODER)]
-        free = self._free()
-        return free is None or sum(sizes) + _SHARE * max(sizes) <= free
-
-    def _free(self) -> int | None:
-        """Bytes of the CPU's memory; of a GPU's nothing is known."""
-        return available_memory() if self.backend.device == "cpu" else None
-
-    def _make_room(self, *names: str, for_graph: str | None = None) -> None:
-        """Free some engines if that helps: each by its own size, or all by what a graph will need."""
-        for name in names:
-            free = self._free()
-            if free is not None and _SHARE * self.graphs.bytes_of(for_graph or name) > free:
-                self.graphs.close(*(DENOISERS if name == _DENOISER else (name,)))
 
     def _project(self, embeddings: Floats) -> ProjectedText:
         return ProjectedText(**self.graphs.run("text_projection", embeddings=embeddings))
-
-
-def shrink(latent: Floats, factor: int) -> Floats:
-    """Means of factor x factor cells; those at the right and the bottom may be of fewer."""
-    sums, (height, width) = latent.astype(np.float64), latent.shape[-2:]
-    for axis, length in ((2, height), (3, width)):
-        starts = np.arange(0, length, factor)
-        counts = np.minimum(factor, length - starts)
-        sums = np.add.reduceat(sums, starts, axis) / counts.reshape([-1, 1] if axis == 2 else [-1])
-    return sums.astype(np.float32)
 
 
 def _run_text(graphs: Graphs, ids: NDArray[np.int64], keys: Floats, values: Floats) -> Floats:

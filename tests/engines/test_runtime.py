@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 
 from sana_edge import Sana, request
 from sana_edge.cli.main import main
-from sana_edge.engines import choose, decoder, runtime
+from sana_edge.decoding import shrink
+from sana_edge.engines import choose, decoder, runtime, sessions
 from sana_edge.engines.projected_text import ProjectedText, padding_mask, side_by_side
-from sana_edge.engines.runtime import EngineRuntime, shrink
+from sana_edge.engines.runtime import EngineRuntime
 from sana_edge.engines.tensorrt import cache
 from sana_edge.errors import CheckpointError, InvalidInput, OutOfMemory, SanaError
 from sana_edge.export.settings import Settings
@@ -219,7 +220,7 @@ def test_a_large_text_encoder_makes_room(exported: Path, monkeypatch: pytest.Mon
     files = manifest.read(exported).files
     size = files["text_encoder.onnx"].bytes + files["text_encoder.data"].bytes
     for free, stays in ((None, True), (4 * size, True), (4 * size - 1, False), (None, True)):
-        monkeypatch.setattr(runtime, "available_memory", lambda free=free: free)
+        monkeypatch.setattr(sessions, "available_memory", lambda free=free: free)
         context, _ = engine.read(plan)
         assert ("text_encoder" in engine.graphs.loaded) == stays
         if free is None:
@@ -227,8 +228,8 @@ def test_a_large_text_encoder_makes_room(exported: Path, monkeypatch: pytest.Mon
         # the next prompt gets it back
         assert np.array_equal(context.prompt.keys, expected.prompt.keys)
     # of a GPU's memory nothing is known
-    monkeypatch.setattr(runtime, "available_memory", lambda: 0)
-    engine.backend = dataclasses.replace(engine.backend, device="cuda")
+    monkeypatch.setattr(sessions, "available_memory", lambda: 0)
+    engine.graphs.kind = dataclasses.replace(engine.graphs.kind, device="cuda")
     engine.read(plan)
     assert "text_encoder" in engine.graphs.loaded
 
@@ -253,9 +254,9 @@ def test_one_engine_at_a_time_where_memory_is_short(exported: Path, monkeypatch:
             assert [graphs & {"text_encoder", "denoiser", "decoder"} for graphs in seen] == [*loaded] * 2
         return tuple(found)
 
-    monkeypatch.setattr(runtime, "available_memory", lambda: None)
+    monkeypatch.setattr(sessions, "available_memory", lambda: None)
     plenty = picture()
-    monkeypatch.setattr(runtime, "available_memory", lambda: 1)
+    monkeypatch.setattr(sessions, "available_memory", lambda: 1)
     # the preview's decoder goes when the text encoder or the denoiser is loaded
     steps = [{"denoiser", "decoder"}, {"decoder"}] * 2
     short = picture(set(), *steps)
@@ -267,7 +268,7 @@ def test_little_is_loaded_where_memory_is_short(exported: Path, monkeypatch: pyt
              for name in ("text_encoder", "denoiser", "decoder")]  # fmt: skip
     enough = sum(sizes) + 4 * max(sizes)
     for free, loaded in ((enough, 4), (enough - 1, 2)):
-        monkeypatch.setattr(runtime, "available_memory", lambda free=free: free)
+        monkeypatch.setattr(sessions, "available_memory", lambda free=free: free)
         engine = EngineRuntime.load(exported, backend="onnxruntime", device="cpu")
         assert len(engine.graphs.loaded) == loaded
 
