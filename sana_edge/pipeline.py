@@ -1,31 +1,22 @@
-"""From a prompt to a picture."""
+"""Sana: a model that is loaded once and makes pictures, one at a time, for any thread."""
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import logging
 import os
 import threading
-import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, overload
 
-import numpy as np
-from numpy.typing import NDArray
-
-from sana_edge import __version__
-from sana_edge.errors import Cancelled, OutOfMemory, SanaError
+from sana_edge.errors import SanaError
+from sana_edge.generation import Step, generation, stop_if
 from sana_edge.image import Image
 from sana_edge.progress import Progress, unseen, watched
-from sana_edge.request import LoadOptions, Options, Plan, Request
+from sana_edge.request import LoadOptions, Options, Request
 from sana_edge.runtime import Runtime, load_runtime
-from sana_edge.sampler import denoise
-from sana_edge.system.memory import memory_errors
 from sana_edge.system.threads import PROCESS
 
 if TYPE_CHECKING:
@@ -33,29 +24,6 @@ if TYPE_CHECKING:
 
 
 logger = logging.getLogger("sana_edge")
-
-
-@dataclass(frozen=True, eq=False)
-class Step:
-    """One denoising step that has been taken.
-
-    Attributes:
-        index: 0 to total - 1, over all pictures of the call.
-        total: steps times pictures.
-        image: the finished picture, on the last step of each; None before.
-    """
-
-    index: int
-    total: int
-    image: Image | None
-    _preview: Callable[[], NDArray[np.uint8]] = dataclasses.field(repr=False)
-
-    def preview(self) -> NDArray[np.uint8]:
-        """Decode what the picture will be, as far as this step can tell: RGB uint8, sides of at most 256.
-
-        Costs a small decode, and only when it is called.
-        """
-        return self._preview()
 
 
 class Sana:
@@ -277,46 +245,9 @@ class Sana:
         request = Request.of(prompt, images=images, **options)
         plan = request.plan(runtime.trained_side, runtime.sampler.kind, runtime.fixed_size)
         runtime.check_plan(plan)
-        steps = self._steps(
-            runtime, plan, on_progress or unseen, cancel or threading.Event(), _foreign(runtime, options)
-        )
-        return _inside(runtime.computing, steps)
-
-    def _steps(
-        self,
-        runtime: Runtime,
-        plan: Plan,
-        on_progress: Progress,
-        cancel: threading.Event,
-        said: tuple[str, ...],
-    ) -> Generator[Step, None, None]:
-        total = plan.images * plan.steps
-        told = watched(on_progress, cancel, "the generation")
-        with self._turn(runtime, cancel), _released(runtime), memory_errors(f"{plan.width}x{plan.height}"):
-            clock = _Clock(runtime.synchronize)
-            with clock.stage("text"):
-                context, notes = runtime.read(plan)
-            sampler, tables = runtime.schedule(plan)
-            with clock.stage("denoise"):
-                predict, more = runtime.predict(plan, tables, context)
-            for picture in range(plan.images):
-                steps = denoise(sampler, predict, runtime.noise(plan, picture))
-                for i in range(plan.steps):
-                    _stop_if(cancel)
-                    PROCESS.check()
-                    with clock.stage("denoise"):
-                        step = next(steps)
-                    on_progress("denoise", picture * plan.steps + i + 1, total)
-                    image = None
-                    if i == plan.steps - 1:
-                        _stop_if(cancel)
-                        with clock.stage("decode"):
-                            pixels = runtime.decode(step.x, plan.size, told)
-                        image = _image(runtime, plan, picture, pixels, clock.read(), (*said, *notes, *more))
-                    preview = functools.partial(runtime.preview, step.clean)
-                    yield Step(picture * plan.steps + i, total, image, preview)
-                    # the next step may be taken by another thread than the last one
-                    self._owner = threading.get_ident()
+        cancel = cancel or threading.Event()
+        steps = generation(runtime, plan, on_progress or unseen, cancel, _foreign(runtime, options))
+        return _inside(runtime.computing, self._alone(runtime, cancel, steps))
 
     def _open(self) -> Runtime:
         if self._runtime is None:
@@ -332,6 +263,16 @@ class Sana:
             finally:
                 self._lock.release()
 
+    def _alone(
+        self, runtime: Runtime, cancel: threading.Event, steps: Generator[Step, None, None]
+    ) -> Generator[Step, None, None]:
+        """Take the steps while holding the lock."""
+        with self._turn(runtime, cancel), closing(steps):
+            for step in steps:
+                yield step
+                # the next step may be taken by another thread than the last one
+                self._owner = threading.get_ident()
+
     @contextmanager
     def _turn(self, runtime: Runtime, cancel: threading.Event) -> Iterator[None]:
         """Wait for the generation under way in another thread, if any, and hold the lock."""
@@ -340,7 +281,7 @@ class Sana:
                 "a stream of this model is still open in this thread", "close it or use it up first"
             )
         while not self._lock.acquire(timeout=0.1):
-            _stop_if(cancel)
+            stop_if(cancel)
         try:
             self._owner = threading.get_ident()
             yield
@@ -365,69 +306,9 @@ def _inside(
             yield step
 
 
-class _Clock:
-    """Seconds spent in each stage of a picture; the caller's time between steps does not count."""
-
-    def __init__(self, synchronize: Callable[[], None]) -> None:
-        self._synchronize = synchronize
-        self._seconds: dict[str, float] = {}
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        # also keeps the host from queueing steps that a cancellation could not take back
-        self._synchronize()
-        self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
-
-    def read(self) -> dict[str, float]:
-        """Return the seconds and start again at zero; the text is read once, for the first picture."""
-        seconds, self._seconds = self._seconds, {"text": 0.0}
-        return seconds
-
-
-def _image(
-    runtime: Runtime,
-    plan: Plan,
-    picture: int,
-    pixels: NDArray[np.uint8],
-    timings: dict[str, float],
-    notes: tuple[str, ...],
-) -> Image:
-    seed = plan.seed + picture
-    metadata = {
-        **plan.metadata(),
-        "seed": seed,
-        "model": runtime.name,
-        "dtype": runtime.dtype,
-        "backend": runtime.backend.name,
-        "version": __version__,
-    }
-    if runtime.decoder is not None:
-        metadata["decoder"] = runtime.decoder
-    if runtime.quantization is not None:
-        metadata["quantization"] = runtime.quantization
-    return Image(pixels, seed, metadata, timings, notes)
-
-
-@contextmanager
-def _released(runtime: Runtime) -> Iterator[None]:
-    """Let go of all memory that is not the model where it ran out, so that the next picture may fit."""
-    try:
-        yield
-    except OutOfMemory:
-        runtime.release()
-        raise
-
-
 def _foreign(runtime: Runtime, options: Mapping[str, object]) -> tuple[str, ...]:
     """A note where another model's metadata are the options."""
     other = options.get("model")
     if other in (None, runtime.name):
         return ()
     return (f"the metadata is of a picture by {other}, this one is by {runtime.name}",)
-
-
-def _stop_if(cancel: threading.Event) -> None:
-    if cancel.is_set():
-        raise Cancelled("the generation was cancelled")

@@ -19,7 +19,7 @@ FLOOR = {
     *("config", "decoding", "errors", "image", "image_metrics", "progress"),
     *("prompt", "request", "sampler", "sizes", "system"),
 }
-ROOF = {"__init__", "__main__", "pipeline", "runtime"}
+ROOF = {"__init__", "__main__", "generation", "pipeline", "runtime"}
 
 # a room, and the rooms that it may import beside the floor and itself
 ROOMS: dict[str, set[str]] = {
