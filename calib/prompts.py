@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sana_edge.errors import InvalidInput
-from sana_edge.json_values import read_bounded
+from sana_edge.system.json_values import read_bounded
 
 BUNDLED = Path(__file__).parent / "prompts"
 OWN_SET = "calibration_prompts.txt"

@@ -20,8 +20,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sana_edge.errors import CheckpointError, SanaError
-from sana_edge.json_values import parse
 from sana_edge.store.weights import save_state
+from sana_edge.system.json_values import parse
 
 BINS = 1024
 VERSION = 1

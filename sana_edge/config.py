@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from sana_edge.json_values import Between, Reader
+from sana_edge.system.json_values import Between, Reader
 
 SamplerKind = Literal["flow-dpm", "flow-euler", "scm"]
 

@@ -17,9 +17,9 @@ import PIL.Image
 from numpy.typing import NDArray
 from PIL.PngImagePlugin import PngInfo
 
-from sana_edge import atomic
 from sana_edge.errors import InvalidInput, SanaError
-from sana_edge.json_values import parse
+from sana_edge.system import atomic
+from sana_edge.system.json_values import parse
 
 logger = logging.getLogger("sana_edge")
 

@@ -13,7 +13,7 @@ from typing import Any, TypedDict
 from sana_edge import sizes
 from sana_edge.config import LATENT_CELL, SamplerKind
 from sana_edge.errors import InvalidInput
-from sana_edge.json_values import shown
+from sana_edge.system.json_values import shown
 
 MAX_SIDE = 8192
 MAX_STEPS = 1000

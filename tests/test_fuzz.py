@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from sana_edge import Image, atomic
+from sana_edge import Image
 from sana_edge.calib.prompts import load_prompts
 from sana_edge.calib.statistics import LayerStatistics, Statistics
 from sana_edge.config import SamplerConfig
@@ -44,6 +44,7 @@ from sana_edge.store.identify import identify
 from sana_edge.store.known_models import BUNDLED
 from sana_edge.store.tokenizer import PromptTokenizer
 from sana_edge.store.weights import StoredState, load_state
+from sana_edge.system import atomic
 from sana_edge.torch_runtime.load import load_decoder, load_denoiser
 from sana_edge.training.latent_cache import LatentCache
 from sana_edge.training.metadata import Metadata, captions

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from sana_edge.errors import CheckpointError, InvalidInput
-from sana_edge.memory import is_memory
 from sana_edge.store import tensor_names
 from sana_edge.store.headers import check_archive, pickled_objects
 from sana_edge.store.identify import SAFETENSORS, explain, identify
 from sana_edge.store.tensor_names import DENOISER, Network
 from sana_edge.store.weights import is_float8, load_file, weight_files
+from sana_edge.system.memory import is_memory
 
 Weights = Literal["ema", "raw"]
 

@@ -12,10 +12,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from sana_edge import json_values
 from sana_edge.errors import CheckpointError, ModelNotFound
 from sana_edge.store.identify import explain, identify, lora_files
 from sana_edge.store.tensor_names import is_lora_file
+from sana_edge.system import json_values
 
 WEIGHT_COMPONENTS = ("transformer", "vae", "text_encoder")
 # diffusers' pipelines whose parts are read, and what of them is not done

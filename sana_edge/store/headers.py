@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from sana_edge.json_values import parse
+from sana_edge.system.json_values import parse
 
 # bytes of a header or a pickle that are looked at
 MOST = 64 << 20

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from sana_edge.json_values import parse
 from sana_edge.store import tensor_names
 from sana_edge.store.headers import (
     MOST,
@@ -24,6 +23,7 @@ from sana_edge.store.headers import (
     safetensors_header,
     stored_names,
 )
+from sana_edge.system.json_values import parse
 
 _AGAIN = "download it again"
 _HEAD = 512

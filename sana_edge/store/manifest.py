@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Annotated, Any, Literal
 
-from sana_edge import atomic
 from sana_edge.config import Count, SamplerConfig
 from sana_edge.errors import CheckpointError
-from sana_edge.json_values import Between, Reader, read_json, shown
 from sana_edge.store.identify import explain
 from sana_edge.store.known_models import BUNDLED, KNOWN
+from sana_edge.system import atomic
+from sana_edge.system.json_values import Between, Reader, read_json, shown
 
 FILE = "manifest.json"
 FORMAT = "sana-edge-onnx"

@@ -8,8 +8,8 @@ import re
 from pathlib import Path
 
 from sana_edge.errors import CheckpointError, SanaError
-from sana_edge.json_values import read_bounded
 from sana_edge.store.folder import PIPELINES, check_component, check_folder, read_json
+from sana_edge.system.json_values import read_bounded
 
 _COMMIT = re.compile(r"[\w.-]+")
 

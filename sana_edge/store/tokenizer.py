@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from sana_edge.errors import CheckpointError
-from sana_edge.json_values import parse
-from sana_edge.memory import is_memory
 from sana_edge.store.folder import read_json, read_text
 from sana_edge.store.identify import explain
+from sana_edge.system.json_values import parse
+from sana_edge.system.memory import is_memory
 
 FILE = "tokenizer.json"
 # bytes; Gemma's has 34 MB

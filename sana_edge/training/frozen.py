@@ -13,11 +13,11 @@ import torch
 
 from sana_edge.config import AutoencoderConfig
 from sana_edge.errors import CheckpointError, SanaError
-from sana_edge.json_values import read_json
 from sana_edge.nets.autoencoder import Autoencoder
 from sana_edge.nets.text_encoder import TextEncoder
 from sana_edge.store import hub
 from sana_edge.store.weights import load_into, load_state, weight_files
+from sana_edge.system.json_values import read_json
 
 from .imagefolder import checksum
 

@@ -18,9 +18,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sana_edge.errors import CheckpointError, SanaError
-from sana_edge.json_values import Reader, parse
 from sana_edge.nets.autoencoder import Autoencoder
 from sana_edge.store.weights import save_state
+from sana_edge.system.json_values import Reader, parse
 
 from .buckets import Size, bucket, fit
 from .imagefolder import BROKEN, Entry, LeftOut, checksum, open_picture

@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeVar
 
 from sana_edge.config import DenoiserConfig
 from sana_edge.errors import InvalidInput
-from sana_edge.json_values import Between, Reader, read_bounded, shown
+from sana_edge.system.json_values import Between, Reader, read_bounded, shown
 
 from .buckets import RESOLUTIONS
 

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from sana_edge import atomic
 from sana_edge.engines.tensorrt.profiles import Size, Sizes, size_flags
 from sana_edge.errors import CheckpointError, SanaError
-from sana_edge.json_values import Between, Reader, read_json
 from sana_edge.store import package
 from sana_edge.store.cache import VARIABLE, user_cache
+from sana_edge.system import atomic
+from sana_edge.system.json_values import Between, Reader, read_json
 
 FORMAT = "sana-edge-engine"
 VERSION = 1

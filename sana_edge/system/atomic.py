@@ -1,0 +1,225 @@
+"""Files and folders that appear whole or not at all.
+
+All writing goes to a scratch folder in the same file system as its target; at the end everything is flushed
+and renamed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from sana_edge.errors import InvalidInput, SanaError
+from sana_edge.system.scratch import (
+    flush,
+    flush_folder,
+    flush_tree,
+    is_scratch,
+    scratch_folder,
+    take_entries,
+    take_folder,
+)
+
+_ROOM = "free some space or choose another folder"
+_HINTS = {
+    errno.ENOSPC: f"the disk is full: {_ROOM}",
+    errno.EDQUOT: f"the quota is used up: {_ROOM}",
+    errno.ENOENT: "create the folder first, or choose another one",
+    errno.ENOTDIR: "a part of the path is a file: choose another folder",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
+_HINT = "check the free space and the permissions, or choose another folder"
+
+
+def cannot_write(path: Path, error: Exception) -> SanaError:
+    """What to say when ``path`` could not be written."""
+    if isinstance(error, OSError):
+        reason = error.strerror or str(error)
+        return SanaError(f"cannot write {path}: {reason}", _HINTS.get(error.errno or 0, _HINT))
+    return SanaError(f"cannot write {path}: {' '.join(str(error).split()) or type(error).__name__}", _HINT)
+
+
+@contextlib.contextmanager
+def new_file(
+    path: Path, *, force: bool = True, parents: bool = True, failures: tuple[type[Exception], ...] = ()
+) -> Iterator[Path]:
+    """Give an unused name to write to; at the end, and only then, that file gets the name ``path``.
+
+    A link is followed: the file that it names is replaced, and it stays a link.
+
+    Args:
+        force: replace what is at ``path``.
+        parents: make the folder where it is missing.
+        failures: exceptions of a library that mean, as OSError does, that the file could not be written.
+
+    Raises:
+        FileExistsError: without ``force``, something is or has appeared at ``path``.
+        SanaError: it cannot be written.
+    """
+    target = Path(os.path.realpath(path))
+    try:
+        if parents:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        with scratch_folder(target, target.parent) as scratch:
+            temporary = scratch / target.name
+            yield temporary
+            # some libraries make files that only their owner reads
+            temporary.chmod((scratch / "mode").stat().st_mode & 0o666)
+            # a full disk may show only here, and the name must not appear before the content
+            flush(temporary)
+            if force:
+                os.replace(temporary, target)
+            else:
+                _name(temporary, target)
+            flush_folder(target.parent)
+    except Exception as error:
+        taken = isinstance(error, FileExistsError) and not force
+        if taken or not isinstance(error, (OSError, *failures)):
+            raise
+        raise cannot_write(path, error) from error
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all; errors are those of `new_file`."""
+    with new_file(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON that people can read; NaN and infinity, which JSON lacks, are a ValueError."""
+    write_bytes(path, f"{json.dumps(content, indent=2, allow_nan=False)}\n".encode())
+
+
+def check_writable(path: Path) -> None:
+    """Raise `SanaError` where no file can be made at ``path``; found out by making one beside it."""
+    target = Path(os.path.realpath(path))
+    try:
+        with scratch_folder(target, target.parent) as scratch:
+            (scratch / target.name).touch()
+            with contextlib.suppress(FileNotFoundError):
+                target.lstat()
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def check_folder(output: Path, *, force: bool, kind: str, is_kind: Callable[[Path], bool]) -> None:
+    """See that a folder can be made at ``output``, or an empty one replaced, before any work.
+
+    Args:
+        force: replace a folder of this kind; an empty one is taken without, any other never.
+        kind: what the folder is called in messages, such as "model folder".
+        is_kind: whether a folder is one.
+
+    Raises:
+        InvalidInput: something is there that is not replaced.
+        SanaError: the folder, or the one above, cannot be written.
+    """
+    target = Path(os.path.realpath(output))
+    try:
+        _check_taken(output, force=force, kind=kind, is_kind=is_kind)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with scratch_folder(target, _room(target)):
+            pass
+    except OSError as error:
+        raise cannot_write(output, error) from error
+
+
+@contextlib.contextmanager
+def new_folder(
+    output: Path, *, force: bool = False, kind: str, is_kind: Callable[[Path], bool]
+) -> Iterator[Path]:
+    """Give an empty folder to write in; at the end, and only then, it takes the place of ``output``.
+
+    It lies beside ``output``, or inside where that is a mount point or the folder above cannot be written; it
+    is then taken entry by entry, and a process that dies meanwhile leaves that to the next one. Arguments and
+    errors are those of `check_folder`.
+    """
+    check_folder(output, force=force, kind=kind, is_kind=is_kind)
+    target = Path(os.path.realpath(output))
+    try:
+        with scratch_folder(target, _room(target)) as scratch:
+            folder = scratch / "new"
+            folder.mkdir()
+            yield folder
+            flush_tree(folder)
+            _check_taken(output, force=force, kind=kind, is_kind=is_kind)
+            if scratch.parent == target:
+                take_entries(scratch, target, [path.name for path in _entries(target)])
+            else:
+                take_folder(scratch, target)
+    except OSError as error:
+        raise cannot_write(output, error) from error
+
+
+@contextlib.contextmanager
+def new_entries(output: Path, *, force: bool = False) -> Iterator[Path]:
+    """Give an empty folder to write in, whose entries appear in ``output`` at the end, beside those there.
+
+    Args:
+        force: replace entries of the same names.
+
+    Raises:
+        InvalidInput: without ``force``, an entry of that name is there; all stays as it was.
+        SanaError: they cannot be written.
+    """
+    target = Path(os.path.realpath(output))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with scratch_folder(target, target if target.is_dir() else target.parent) as scratch:
+            folder = scratch / "new"
+            folder.mkdir()
+            yield folder
+            flush_tree(folder)
+            replaced = [path.name for path in folder.iterdir() if os.path.lexists(target / path.name)]
+            if replaced and not force:
+                hint = "choose another --output, or add --force"
+                raise InvalidInput(f"{output / min(replaced)} exists", hint)
+            if scratch.parent == target:
+                take_entries(scratch, target, replaced)
+            else:
+                take_folder(scratch, target)
+    except OSError as error:
+        raise cannot_write(output, error) from error
+
+
+def _check_taken(output: Path, *, force: bool, kind: str, is_kind: Callable[[Path], bool]) -> None:
+    if os.path.lexists(output) and not output.is_dir():
+        raise InvalidInput(f"{output} exists and is not a folder", "choose another --output")
+    taken = output.is_dir() and bool(_entries(output))
+    if taken and not is_kind(output):
+        raise InvalidInput(f"{output} exists, is not empty and no {kind}", "choose another --output")
+    # said only where it helps
+    if taken and not force:
+        raise InvalidInput(f"{output} exists", "choose another --output, or add --force")
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What is in a folder, but for scratch folders and what every new file system has."""
+    return [path for path in folder.iterdir() if not is_scratch(path.name) and path.name != "lost+found"]
+
+
+def _room(target: Path) -> Path:
+    """Where a scratch folder for a folder is made: beside it, or inside."""
+    inside = target.is_dir() and (os.path.ismount(target) or not os.access(target.parent, os.W_OK))
+    return target if inside else target.parent
+
+
+def _name(temporary: Path, path: Path) -> None:
+    """Give a written file a name that nothing has."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:
+        # no hard links here: an empty file holds the name until it is replaced
+        path.touch(exist_ok=False)
+        try:
+            os.replace(temporary, path)
+        except BaseException:
+            path.unlink()
+            raise
