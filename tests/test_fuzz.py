@@ -447,7 +447,7 @@ def test_mutated(parser: Parser, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_many(parser: Parser, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_many(parser: Parser, tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     """A share of `ALL` inputs, each from a seed of its own; all failures are shown, by kind."""
     original = (tmp_path / "in" / parser.file).read_bytes()
     count = int(ALL * parser.share / sum(each.share for each in PARSERS.values())) + 1
@@ -463,8 +463,7 @@ def test_many(parser: Parser, tmp_path: Path, capsys: pytest.CaptureFixture[str]
             failures.setdefault(kind_of(error), []).append(
                 f"seed {seed}: {type(error).__name__}: {error}"[:300]
             )
-    with capsys.disabled():
-        print(f"\n{parser.file}: {count} inputs, {dict(outcomes)}")
+    record_property("fuzz", f"{parser.file}: {count} inputs, {dict(outcomes)}")
     shown = [f"{len(found)} x {kind}\n    {found[0]}" for kind, found in failures.items()]
     assert not failures, "\n".join(shown)
 
