@@ -1,16 +1,53 @@
-"""Command-line arguments that several commands take, and prompts from stdin."""
+"""The command line's arguments: a parser whose errors name what was meant, and what several commands take."""
 
 from __future__ import annotations
 
 import argparse
+import difflib
 import re
 import sys
+from collections.abc import Iterable
+from typing import NoReturn
 
 from sana_edge.errors import InvalidInput
 
+_CHOICE = re.compile(r"invalid choice: '(.*)' \(choose from (.*)\)")
 SIZE = re.compile(r"(-?\d+)x(-?\d+)")
 # what is read of stdin, in bytes: far more than the 300 tokens that a model reads
 _MOST_PROMPT = 1 << 20
+
+
+class UsageError(Exception):
+    """A command line that is none; ``parser`` is the one whose usage helps."""
+
+    def __init__(self, parser: argparse.ArgumentParser, message: str) -> None:
+        super().__init__(message)
+        self.parser, self.message = parser, message
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises `UsageError` where argparse would end the program."""
+
+    def error(self, message: str) -> NoReturn:
+        choice = _CHOICE.search(message)
+        if choice is not None:
+            message += _meant(choice[1], re.split(r"[', ]+", choice[2]))
+        raise UsageError(self, message)
+
+    def refuse(self, unknown: list[str]) -> NoReturn:
+        """Say that there are no such arguments, and which option was meant."""
+        message = f"unrecognized arguments: {' '.join(unknown)}"
+        options = [word for word in unknown if word.startswith("-")]
+        if options:
+            message += _meant(options[0].partition("=")[0], self._option_string_actions)
+        elif unknown:
+            message += " (a prompt of several words stands in quotes)"
+        self.error(message)
+
+
+def _meant(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def size(text: str) -> tuple[int, int]:

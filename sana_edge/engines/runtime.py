@@ -16,9 +16,15 @@ from sana_edge.engines import choose
 from sana_edge.engines.decoder import EngineDecoder
 from sana_edge.engines.engine import EngineKind, Settings
 from sana_edge.engines.noise import NoiseSource
-from sana_edge.engines.projected_text import Context, ProjectedText, padding_mask, side_by_side
 from sana_edge.engines.sessions import DENOISERS, Graphs
-from sana_edge.engines.text import EngineText, Floats
+from sana_edge.engines.text import (
+    Context,
+    EngineText,
+    Floats,
+    ProjectedText,
+    padding_mask,
+    side_by_side,
+)
 from sana_edge.errors import InvalidInput, OutOfMemory
 from sana_edge.progress import Progress, unseen
 from sana_edge.prompt import instruction_of, reading_notes
