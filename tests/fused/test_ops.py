@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 from functools import partial
@@ -154,6 +155,18 @@ def test_cuda(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in NAMES if name.split()[0] not in ops.CUDA_ONLY])
 def test_triton(name: str) -> None:
     assert_close(run(name, "triton"), run(name, "torch"))
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("name", [name for name in ops.OPERATIONS if name not in ops.CUDA_ONLY])
+def test_triton_has_the_signature_of_the_definition(name: str) -> None:
+    """Names, order and defaults; a kernel may take more by name."""
+    theirs = inspect.signature(getattr(reference_fused, name)).parameters
+    ours = inspect.signature(ops._implementation("triton", name)).parameters
+    common = [(p.name, p.kind, p.default) for p in ours.values() if p.name in theirs]
+    assert common == [(p.name, p.kind, p.default) for p in theirs.values()]
+    more = [p for p in ours.values() if p.name not in theirs]
+    assert all(p.kind == p.KEYWORD_ONLY and p.default is not p.empty for p in more)
 
 
 @pytest.mark.usefixtures("emulated")
