@@ -35,6 +35,16 @@ from sana_edge.store.weights import StoredState, load_into, load_state, needs_cl
 from sana_edge.torch_runtime.device import DTYPES
 
 
+def describe(model: ResolvedModel) -> tuple[Description, Description]:
+    """What ``config.json`` says of denoiser and decoder; a chosen decoder takes the latents of the model's own."""
+    transformer, vae = (package.describe(model.component(name)) for name in ("transformer", "vae"))
+    if model.decoder is not None:
+        own = package.describe(model.path / "vae").values
+        scale = {"scaling_factor": AutoencoderConfig.from_dict(own).scaling_factor}
+        vae = Description({**vae.values, **scale}, vae.quantization)
+    return transformer, vae
+
+
 def load_denoiser(
     model: ResolvedModel,
     *,

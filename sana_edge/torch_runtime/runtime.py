@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sana_edge.config import AutoencoderConfig, DenoiserConfig, SamplerConfig
+from sana_edge.config import DenoiserConfig, SamplerConfig
 from sana_edge.decoding import PREVIEW_CELLS, check_finite
 from sana_edge.errors import OutOfMemory
 from sana_edge.fused import backends
@@ -27,16 +27,15 @@ from sana_edge.prompt import instruction_of, reading_notes
 from sana_edge.request import Plan
 from sana_edge.sampler import Sampler, guide, sampler_of
 from sana_edge.sizes import resized
-from sana_edge.store import package
 from sana_edge.store.domain import Domain, read_domain
 from sana_edge.store.folder import foreign_parts
 from sana_edge.store.hub import ResolvedModel
-from sana_edge.store.package import Description, Quantization
+from sana_edge.store.package import Quantization
 from sana_edge.store.pairing import read_sampler
 from sana_edge.system.memory import HINT, available_memory, peak_memory
 from sana_edge.torch_runtime import tiling
 from sana_edge.torch_runtime.device import DTYPES, full_precision, torch_threads, without_fp16
-from sana_edge.torch_runtime.load import load_decoder, load_denoiser
+from sana_edge.torch_runtime.load import describe, load_decoder, load_denoiser
 from sana_edge.torch_runtime.steps import Predictor, Velocity, make_predictor
 
 WHILE_LOADING = "quantized while loading, without calibration; `sana-edge quantize` makes a package"
@@ -97,12 +96,7 @@ class TorchRuntime:
             CheckpointError: a file is missing, damaged, or does not fit its config.
             InvalidInput, UnsupportedDevice: the backend cannot be used for this model.
         """
-        transformer, vae = (package.describe(model.component(name)) for name in ("transformer", "vae"))
-        if model.decoder is not None:
-            # of the model's latents, whatever the other autoencoder's are
-            own = package.describe(model.path / "vae").values
-            scale = {"scaling_factor": AutoencoderConfig.from_dict(own).scaling_factor}
-            vae = Description({**vae.values, **scale}, vae.quantization)
+        transformer, vae = describe(model)
         quantization = transformer.quantization or vae.quantization
         quantize = int8 and quantization is None
         if quantize:
