@@ -36,7 +36,7 @@ from sana_edge.torch_runtime.device import DTYPES
 
 
 def describe(model: ResolvedModel) -> tuple[Description, Description]:
-    """What ``config.json`` says of denoiser and decoder; a chosen decoder takes the latents of the model's own."""
+    """What both networks' folders say; a chosen decoder takes the latents of the model's own."""
     transformer, vae = (package.describe(model.component(name)) for name in ("transformer", "vae"))
     if model.decoder is not None:
         own = package.describe(model.path / "vae").values
