@@ -8,7 +8,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -234,6 +234,8 @@ class Sana:
                 picture does not depend on how many are made with it.
             sampler: "flow-dpm", "flow-euler" or "scm"; what the model was made for if left out.
             flow_shift: of the flow samplers' noise levels, above 0 to 100; the model's own if left out.
+            tile: side in pixels of the tiles to decode in, 0 for never; left out, in tiles of 1024 where the
+                free memory asks for it. They change pixels a little: a picture's metadata has the side.
             instruction: the text right before the prompt, as it is; SANA's own if left out, none if empty. An
                 exported folder has SANA's computed, and reads another anew with every prompt.
 
@@ -310,9 +312,13 @@ class Sana:
                     image = None
                     if i == plan.steps - 1:
                         _stop_if(cancel)
+                        tiles: list[int] = []
                         with clock.stage("decode"):
-                            pixels = stages.decode(step.x, plan.size, told)
-                        image = _image(stages, plan, picture, pixels, clock.read(), (*said, *notes, *more))
+                            pixels = stages.decode(
+                                step.x, plan.size, told, tile=plan.tile, on_tiled=tiles.append
+                            )
+                        lines = (*said, *notes, *more)
+                        image = _image(stages, plan, picture, pixels, clock.read(), lines, tiles)
                     preview = functools.partial(stages.preview, step.clean)
                     yield Step(picture * plan.steps + i, total, image, preview)
                     # the next step may be taken by another thread than the last one
@@ -393,6 +399,7 @@ def _image(
     pixels: NDArray[np.uint8],
     timings: dict[str, float],
     notes: tuple[str, ...],
+    tiles: Sequence[int],
 ) -> Image:
     seed = plan.seed + picture
     metadata = {
@@ -403,6 +410,12 @@ def _image(
         "backend": stages.backend.name,
         "version": __version__,
     }
+    if tiles:
+        # which change pixels
+        metadata["tile"] = tiles[-1]
+        if plan.tile is None:
+            short = "as memory was short, which changes pixels a little"
+            notes = (*notes, f"decoded in tiles of {tiles[-1]} pixels, {short}; a tile of 0 forbids it")
     if stages.decoder is not None:
         metadata["decoder"] = stages.decoder
     if stages.quantization is not None:
