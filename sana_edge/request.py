@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import numbers
 import secrets
 import typing
@@ -44,6 +43,7 @@ class Options(TypedDict, total=False):
     exact_size: bool
     flow_shift: float | None
     instruction: str | None
+    tile: int | None
 
 
 @dataclass(frozen=True)
@@ -65,14 +65,17 @@ class Request:
     exact_size: bool = False
     flow_shift: float | None = None
     instruction: str | None = None
+    tile: int | None = None
 
     def __post_init__(self) -> None:
         _check_text(self.prompt, "prompt")
         if not self.prompt.strip():
             raise InvalidInput("the prompt is empty", "say what the picture should show")
         _check_text(self.negative_prompt, "negative prompt")
-        for name in ("size", "steps", "images", "seed"):
-            object.__setattr__(self, name, _plain(getattr(self, name)))
+        for name in ("size", "steps", "images", "seed", "guidance", "flow_shift", "tile"):
+            object.__setattr__(self, name, plain(getattr(self, name)))
+        # numpy's too, as JSON has it in a picture's metadata
+        object.__setattr__(self, "exact_size", bool(self.exact_size))
         if self.size is not None:
             _check_size(self.size, exact=self.exact_size)
         if self.steps is not None:
@@ -86,6 +89,8 @@ class Request:
             raise InvalidInput(f"unknown sampler {shown(self.sampler)}", f"choose {', '.join(SAMPLERS)}")
         if self.flow_shift is not None:
             _check_shift(self.flow_shift)
+        if self.tile is not None:
+            _check_tile(self.tile)
         if self.instruction is not None:
             _check_text(self.instruction, "instruction", MAX_INSTRUCTION)
 
@@ -139,6 +144,7 @@ class Request:
             images=self.images,
             flow_shift=None if self.flow_shift is None else float(self.flow_shift),
             instruction=self.instruction,
+            tile=self.tile,
         )
 
 
@@ -180,6 +186,7 @@ class Plan:
     images: int
     flow_shift: float | None = None
     instruction: str | None = None
+    tile: int | None = None
 
     @property
     def guided(self) -> bool:
@@ -190,12 +197,12 @@ class Plan:
     def size_notes(self) -> tuple[str, ...]:
         """Sentences about a picture that is enlarged, or drawn far from what the model was trained on."""
         drawn, native = f"{self.width}x{self.height}", self.native_size
-        if not sizes.has_buckets(native):
-            return ()
         if self.size[0] > self.width or self.size[1] > self.height:
             enlarged = f"enlarged to {self.size[0]}x{self.size[1]}"
             return (f"drawn at {drawn}, the nearest size that the model was trained on, and {enlarged}",)
-        if self.exact_size and not 0.5 <= self.width * self.height / native**2 <= 2:
+        if sizes.has_buckets(native) and not self.exact_size:
+            return ()
+        if not 0.5 <= self.width * self.height / native**2 <= 2:
             return (f"{drawn} is far from {native}x{native}, which the model was trained for: expect debris",)
         return ()
 
@@ -212,6 +219,7 @@ class Plan:
             "sampler": self.sampler,
             **({} if self.flow_shift is None else {"flow_shift": self.flow_shift}),
             **({} if self.instruction is None else {"instruction": self.instruction}),
+            **({} if self.tile is None else {"tile": self.tile}),
         }
 
 
@@ -227,13 +235,25 @@ def _check_text(text: Any, name: str, most: int = MAX_PROMPT) -> None:
         raise InvalidInput(f"the {name} has {len(text)} characters", f"give at most {most}")
 
 
-def _plain(value: Any) -> Any:
-    """Whole numbers of any library, also in a pair, as Python's own, which JSON and torch take."""
+def plain(value: Any) -> Any:
+    """Numbers of any library, alone or in a row, as Python's own, which JSON and torch take.
+
+    What is no number is returned as it is, to be refused in its own words.
+    """
+    # numpy's scalars and arrays, and torch's
+    if callable(convert := getattr(value, "tolist", None)):
+        value = convert()
     if isinstance(value, tuple | list):
-        return tuple(_plain(item) for item in value)
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        return tuple(plain(item) for item in value)
+    if isinstance(value, bool | int | float):
         return value
-    return int(value)
+    try:
+        if isinstance(value, numbers.Integral):
+            return int(value)
+        return float(value) if isinstance(value, numbers.Real) else value
+    # a fraction of huge numbers
+    except OverflowError:
+        return value
 
 
 def _check_whole(value: Any, name: str, low: int, high: int, usual: str = "") -> None:
@@ -245,9 +265,12 @@ def _check_whole(value: Any, name: str, low: int, high: int, usual: str = "") ->
         )
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _check_guidance(value: Any) -> None:
-    real: Any = value if isinstance(value, numbers.Real) else math.nan
-    if not 0 <= real <= MAX_GUIDANCE:
+    if not _is_number(value) or not 0 <= value <= MAX_GUIDANCE:
         raise InvalidInput(
             f"guidance is {shown(value)}",
             f"choose a number from 0 to {MAX_GUIDANCE}; 4.5 is usual, 1 turns guidance off",
@@ -255,9 +278,16 @@ def _check_guidance(value: Any) -> None:
 
 
 def _check_shift(value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MAX_SHIFT:
+    if not _is_number(value) or not 0 < value <= MAX_SHIFT:
         hint = f"choose a number above 0, at most {MAX_SHIFT}; 3 is usual, 4 for the 0.6B at 1024 px"
         raise InvalidInput(f"flow shift is {shown(value)}", hint)
+
+
+def _check_tile(value: Any) -> None:
+    fits = type(value) is int and (value == 0 or (2 * LATENT_CELL <= value <= MAX_SIDE))
+    if not fits or value % LATENT_CELL:
+        hint = f"choose a multiple of {LATENT_CELL} from {2 * LATENT_CELL} to {MAX_SIDE}, 1024 is usual;"
+        raise InvalidInput(f"tile is {shown(value)}", f"{hint} or 0 for none, which is --tile off")
 
 
 def _check_size(size: Any, *, exact: bool) -> None:
