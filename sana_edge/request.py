@@ -6,13 +6,19 @@ import math
 import numbers
 import secrets
 import typing
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
+
+import numpy as np
 
 from sana_edge import sizes
 from sana_edge.config import LATENT_CELL, SamplerKind
 from sana_edge.errors import InvalidInput
+from sana_edge.init_image import InitImage, read_image, read_mask, to_size
+
+if TYPE_CHECKING:
+    from sana_edge.init_image import Picture
 
 MAX_SIDE = 8192
 MAX_STEPS = 1000
@@ -21,6 +27,8 @@ MAX_GUIDANCE = 1000
 MAX_SHIFT = 100
 MAX_INSTRUCTION = 20_000
 MAX_SEED = 2**63 - 1
+# as diffusers has it
+DEFAULT_STRENGTH = 0.6
 SAMPLERS: tuple[SamplerKind, ...] = typing.get_args(SamplerKind)
 # what can be asked for, of models (`sana_edge.fused.backends`) and of exported folders (`sana_edge.engines`)
 TORCH_BACKENDS = ("auto", "torch", "triton", "cuda")
@@ -41,6 +49,9 @@ class Options(TypedDict, total=False):
     exact_size: bool
     flow_shift: float | None
     instruction: str | None
+    image: Picture | None
+    strength: float | None
+    mask: Picture | None
 
 
 @dataclass(frozen=True)
@@ -62,6 +73,9 @@ class Request:
     exact_size: bool = False
     flow_shift: float | None = None
     instruction: str | None = None
+    image: Picture | None = field(default=None, compare=False)
+    strength: float | None = None
+    mask: Picture | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         _check_text(self.prompt, "prompt")
@@ -88,6 +102,40 @@ class Request:
             if len(self.instruction) > MAX_INSTRUCTION:
                 found = f"the instruction has {len(self.instruction)} characters"
                 raise InvalidInput(found, f"give at most {MAX_INSTRUCTION}")
+        self._check_image()
+
+    def _check_image(self) -> None:
+        """Read the image and its mask, which then are pixels."""
+        if self.image is None:
+            for name in ("mask", "strength"):
+                if getattr(self, name) is not None:
+                    raise InvalidInput(f"a {name} was given, but no image", f"give the image, or no {name}")
+            return
+        if self.strength is not None:
+            _check_strength(self.strength)
+        pixels = read_image(self.image)
+        object.__setattr__(self, "image", pixels)
+        height, width = pixels.shape[:2]
+        if self.size is None:
+            _check_size((width, height), exact=self.exact_size)
+        if self.mask is not None:
+            object.__setattr__(self, "mask", read_mask(self.mask, (width, height)))
+
+    @property
+    def _image_size(self) -> tuple[int, int] | None:
+        return (self.image.shape[1], self.image.shape[0]) if isinstance(self.image, np.ndarray) else None
+
+    def _init(self, size: tuple[int, int], steps: int) -> InitImage | None:
+        """The image at the size that is asked for."""
+        if not isinstance(self.image, np.ndarray):
+            return None
+        mask = to_size(self.mask, size) if isinstance(self.mask, np.ndarray) else None
+        strength = DEFAULT_STRENGTH if self.strength is None else float(self.strength)
+        init = InitImage(to_size(self.image, size), strength, mask)
+        if init.skip(steps) >= steps:
+            hint = f"choose a strength of at least {1 / steps:.2g}, or more steps"
+            raise InvalidInput(f"strength {strength:g} of {steps} steps takes none", hint)
+        return init
 
     @classmethod
     def of(cls, prompt: str, **options: Any) -> Request:
@@ -121,9 +169,10 @@ class Request:
         if sampler == "scm" and self.flow_shift is not None:
             hint = "leave it out: Sprint models have no shift"
             raise InvalidInput(f"flow shift {self.flow_shift} does not work with this model", hint)
-        asked = self.size or fixed or (native_size, native_size)
+        asked = self.size or self._image_size or fixed or (native_size, native_size)
         exact = self.exact_size or asked == fixed
         width, height = asked if exact else sizes.bucket(*asked, native_size)
+        steps = self.steps or (2 if sampler == "scm" else 20)
         return Plan(
             prompt=self.prompt,
             negative_prompt=self.negative_prompt,
@@ -132,13 +181,14 @@ class Request:
             size=asked,
             exact_size=self.exact_size,
             native_size=native_size,
-            steps=self.steps or (2 if sampler == "scm" else 20),
+            steps=steps,
             guidance=4.5 if self.guidance is None else float(self.guidance),
             seed=random_seed() if self.seed is None else self.seed,
             sampler=sampler,
             images=self.images,
             flow_shift=None if self.flow_shift is None else float(self.flow_shift),
             instruction=self.instruction,
+            init=self._init(asked, steps),
         )
 
 
@@ -180,6 +230,12 @@ class Plan:
     images: int
     flow_shift: float | None = None
     instruction: str | None = None
+    init: InitImage | None = None
+
+    @property
+    def skip(self) -> int:
+        """How many steps an image leaves out at the start."""
+        return 0 if self.init is None else self.init.skip(self.steps)
 
     @property
     def guided(self) -> bool:
@@ -212,6 +268,7 @@ class Plan:
             "sampler": self.sampler,
             **({} if self.flow_shift is None else {"flow_shift": self.flow_shift}),
             **({} if self.instruction is None else {"instruction": self.instruction}),
+            **({} if self.init is None else self.init.metadata()),
         }
 
 
@@ -250,6 +307,13 @@ def _check_guidance(value: Any) -> None:
             f"guidance is {_shown(value)}",
             f"choose a number from 0 to {MAX_GUIDANCE}; 4.5 is usual, 1 turns guidance off",
         )
+
+
+def _check_strength(value: Any) -> None:
+    real: Any = math.nan if isinstance(value, bool) or not isinstance(value, numbers.Real) else value
+    if not 0 < real <= 1:
+        hint = "choose a number above 0, at most 1, where nothing of the image stays; 0.6 is usual"
+        raise InvalidInput(f"strength is {_shown(value)}", hint)
 
 
 def _check_shift(value: Any) -> None:

@@ -23,7 +23,7 @@ from sana_edge.errors import InvalidInput, OutOfMemory
 from sana_edge.progress import Progress, unseen
 from sana_edge.prompt import instruction_of, reading_notes
 from sana_edge.request import Plan
-from sana_edge.sampler import Sampler, guide, sampler_of
+from sana_edge.sampler import Origin, Sampler, guide, sampler_of
 from sana_edge.store import manifest, manifest_files
 from sana_edge.store.domain import read_domain
 from sana_edge.store.manifest import Manifest
@@ -213,7 +213,7 @@ class EngineRuntime:
 
     def schedule(self, plan: Plan) -> tuple[Sampler, Floats]:
         """Make the sampler; its timesteps (S,) are what the denoiser gets."""
-        sampler = sampler_of(self.sampler, plan.sampler, plan.steps, plan.flow_shift)
+        sampler = sampler_of(self.sampler, plan.sampler, plan.steps, plan.flow_shift, plan.skip)
         return sampler, sampler.timesteps
 
     def predict(
@@ -244,6 +244,12 @@ class EngineRuntime:
             return guide((found[:1], found[1:]), scale) if paired else found
 
         return velocity, ()
+
+    def origin(self, plan: Plan) -> Origin[Floats]:
+        """Encode the plan's image."""
+        raise InvalidInput(
+            f"{self.name} was exported without an encoder, which an image needs", "give the model"
+        )
 
     def noise(self, plan: Plan, picture: int = 0) -> Callable[[], Floats]:
         """What draws N(0, 1) for one of the plan's pictures, as with torch."""

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from sana_edge.config import AutoencoderConfig, DenoiserConfig
-from sana_edge.errors import CheckpointError
+from sana_edge.errors import CheckpointError, InvalidInput
 from sana_edge.fused.backends import half_dtype
 from sana_edge.nets import parameter_names
-from sana_edge.nets.autoencoder import Autoencoder, decoder_state
+from sana_edge.nets.autoencoder import Autoencoder, Encoder, decoder_state, encoder_state
 from sana_edge.nets.denoiser import Denoiser
 from sana_edge.nets.quantize import (
     decoder_targets,
@@ -106,6 +106,27 @@ def load_decoder(
     autoencoder.to(device, dtype)
     autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
     return autoencoder.requires_grad_(False).eval()
+
+
+def load_encoder(model: ResolvedModel, *, device: torch.device, dtype: torch.dtype) -> Encoder:
+    """Read the encoder of the model's own ``vae/``, in float.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, or does not fit its config.
+        InvalidInput: there is no encoder.
+    """
+    folder = model.path / "vae"
+    config = AutoencoderConfig.from_dict(package.describe(folder).values)
+    state = encoder_state(load_state(folder, variant=model.component_variant("vae")))
+    if not state:
+        hint = "give the model that it was made from, or quantize that again with this version"
+        raise InvalidInput(f"{model.name} has no encoder, which an image needs", hint)
+    with torch.device("meta"):
+        encoder = Encoder(config)
+    load_into(encoder, state, where=str(folder))
+    encoder.to(device, dtype)
+    encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
+    return encoder.requires_grad_(False).eval()
 
 
 def denoiser_layers(config: DenoiserConfig) -> list[tuple[str, ...]]:
