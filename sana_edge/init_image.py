@@ -47,8 +47,8 @@ class InitImage:
         return known
 
     def skip(self, steps: int) -> int:
-        """How many of the steps are left out, as diffusers counts them."""
-        return int(max(steps - min(steps * self.strength, steps), 0))
+        """How many of the steps are left out, as diffusers counts them; one is taken always."""
+        return min(int(steps - steps * self.strength), steps - 1)
 
     def at(self, drawn: tuple[int, int]) -> NDArray[np.float32]:
         """(1, 3, H, W) in [-1, 1] for the encoder, at the size (width, height) that is drawn.

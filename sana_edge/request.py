@@ -125,17 +125,13 @@ class Request:
     def _image_size(self) -> tuple[int, int] | None:
         return (self.image.shape[1], self.image.shape[0]) if isinstance(self.image, np.ndarray) else None
 
-    def _init(self, size: tuple[int, int], steps: int) -> InitImage | None:
+    def _init(self, size: tuple[int, int]) -> InitImage | None:
         """The image at the size that is asked for."""
         if not isinstance(self.image, np.ndarray):
             return None
         mask = to_size(self.mask, size) if isinstance(self.mask, np.ndarray) else None
         strength = DEFAULT_STRENGTH if self.strength is None else float(self.strength)
-        init = InitImage(to_size(self.image, size), strength, mask)
-        if init.skip(steps) >= steps:
-            hint = f"choose a strength of at least {1 / steps:.2g}, or more steps"
-            raise InvalidInput(f"strength {strength:g} of {steps} steps takes none", hint)
-        return init
+        return InitImage(to_size(self.image, size), strength, mask)
 
     @classmethod
     def of(cls, prompt: str, **options: Any) -> Request:
@@ -172,7 +168,6 @@ class Request:
         asked = self.size or self._image_size or fixed or (native_size, native_size)
         exact = self.exact_size or asked == fixed
         width, height = asked if exact else sizes.bucket(*asked, native_size)
-        steps = self.steps or (2 if sampler == "scm" else 20)
         return Plan(
             prompt=self.prompt,
             negative_prompt=self.negative_prompt,
@@ -181,14 +176,14 @@ class Request:
             size=asked,
             exact_size=self.exact_size,
             native_size=native_size,
-            steps=steps,
+            steps=self.steps or (2 if sampler == "scm" else 20),
             guidance=4.5 if self.guidance is None else float(self.guidance),
             seed=random_seed() if self.seed is None else self.seed,
             sampler=sampler,
             images=self.images,
             flow_shift=None if self.flow_shift is None else float(self.flow_shift),
             instruction=self.instruction,
-            init=self._init(asked, steps),
+            init=self._init(asked),
         )
 
 

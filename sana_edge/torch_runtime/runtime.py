@@ -143,7 +143,7 @@ class TorchRuntime:
             decoder=model.decoder_name,
             domain=read_domain(model.path),
             threads=threads,
-            encoder=cache(partial(load_encoder, model, device=device, dtype=others)),
+            encoder=cache(partial(load_encoder, model, device=device, dtype=others, int8=quantize)),
         )
 
     @classmethod
