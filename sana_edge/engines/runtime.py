@@ -26,7 +26,7 @@ from sana_edge.request import Plan
 from sana_edge.sampler import Origin, Sampler, guide, sampler_of
 from sana_edge.store import manifest, manifest_files
 from sana_edge.store.domain import read_domain
-from sana_edge.store.manifest import Manifest
+from sana_edge.store.manifest import ENCODER, Manifest
 from sana_edge.system.memory import HINT, available_memory, peak_memory
 
 _TEXT, _DENOISER, _DECODER = "text_encoder", "denoiser", "decoder"
@@ -186,6 +186,8 @@ class EngineRuntime:
                 f"{self.name} was exported for {made} alone, not for {asked}",
                 f"{hint}; without --size for any",
             )
+        if plan.init is not None:
+            self._check_encoder()
         # which of them a prompt needs shows when it has been read
         for name in DENOISERS:
             self.graphs.check(name, latent=self._latent_shape(plan))
@@ -247,9 +249,22 @@ class EngineRuntime:
 
     def origin(self, plan: Plan) -> Origin[Floats]:
         """Encode the plan's image."""
-        raise InvalidInput(
-            f"{self.name} was exported without an encoder, which an image needs", "give the model"
-        )
+        assert plan.init is not None
+        self.graphs.make_room(_TEXT, _DENOISER, _DECODER, for_graph=ENCODER)
+        drawn = (plan.width, plan.height)
+        latent = self.graphs.run(ENCODER, pixels=plan.init.at(drawn))["latent"]
+        # it is needed once a picture
+        self.graphs.close(ENCODER)
+        return Origin(latent, plan.init.cells(drawn, self._manifest.cell))
+
+    def _check_encoder(self) -> None:
+        if ENCODER not in self._manifest.graphs:
+            found = f"{self.name} was exported without an encoder, which an image needs"
+            command = self._manifest.export_command(int8=self.quantization is not None)
+            raise InvalidInput(found, f"`{command} --encoder` makes one that has it")
+        if self.backend.name == "tensorrt":
+            found = "TensorRT's engines have no encoder, which an image needs"
+            raise InvalidInput(found, "choose another backend")
 
     def noise(self, plan: Plan, picture: int = 0) -> Callable[[], Floats]:
         """What draws N(0, 1) for one of the plan's pictures, as with torch."""
