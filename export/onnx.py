@@ -54,6 +54,7 @@ def export(
     settings: Settings | None = None,
     *,
     offline: bool = False,
+    revision: str | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
@@ -62,6 +63,7 @@ def export(
     Args:
         model: as `sana_edge.Sana.load` takes it; an INT8 one has to be calibrated.
         output: the folder to make.
+        revision: of a repository, see `sana_edge.store.hub.resolve`.
         force: replace an exported folder at ``output``; an empty one is replaced anyway.
         progress: called as each of `PARTS` begins; a download is shown on stderr where it is given.
 
@@ -78,7 +80,13 @@ def export(
     settings, output = settings or Settings(), output.absolute()
     compare = _comparison() if settings.verify else None
     with new_folder(output, force=force, kind="exported folder", is_kind=_is_ours) as folder:
-        found = hub.resolve(model, int8=settings.int8, offline=offline, progress=progress is not None)
+        found = hub.resolve(
+            model,
+            int8=settings.int8,
+            offline=offline,
+            progress=progress is not None,
+            revision=revision,
+        )
         place = found.path.resolve()
         if output.resolve() in (place, *place.parents):
             raise InvalidInput(f"{output} is where the model is", "choose another --output")
@@ -221,6 +229,7 @@ class _Export:
             files=stored_files(self._folder, without=[_README, *source.terms()]),
             verification=None,
             decoder_parts=parts,
+            notes=source.notes,
         )
 
 

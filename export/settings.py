@@ -6,7 +6,7 @@ import typing
 from dataclasses import dataclass
 
 from sana_edge.errors import InvalidInput
-from sana_edge.request import Request
+from sana_edge.request import Request, plain
 from sana_edge.store.manifest import Dtype
 
 DTYPES: tuple[Dtype, ...] = typing.get_args(Dtype)
@@ -37,6 +37,7 @@ class Settings:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise InvalidInput(f"unknown dtype {self.dtype!r}", f"choose {', '.join(DTYPES)}")
+        object.__setattr__(self, "size", plain(self.size))
         if self.size is not None:
             # which knows what a size may be
             Request("a picture", size=self.size, exact_size=True)

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -85,11 +85,15 @@ def generation(
                 image = None
                 if i == taken - 1:
                     stop_if(cancel)
+                    tiles: list[int] = []
                     with clock.stage("decode"):
-                        pixels = runtime.decode(step.x, plan.size, told)
+                        pixels = runtime.decode(
+                            step.x, plan.size, told, tile=plan.tile, on_tiled=tiles.append
+                        )
                     if plan.init is not None:
                         pixels = plan.init.paste(pixels)
-                    image = _image(runtime, plan, picture, pixels, clock.read(), (*said, *notes, *more))
+                    lines = (*said, *notes, *more)
+                    image = _image(runtime, plan, picture, pixels, clock.read(), lines, tiles)
                 preview = functools.partial(runtime.preview, step.clean)
                 yield Step(picture * taken + i, total, image, preview)
 
@@ -128,6 +132,7 @@ def _image(
     pixels: NDArray[np.uint8],
     timings: dict[str, float],
     notes: tuple[str, ...],
+    tiles: Sequence[int],
 ) -> Image:
     seed = plan.seed + picture
     metadata = {
@@ -138,6 +143,12 @@ def _image(
         "backend": runtime.backend.name,
         "version": __version__,
     }
+    if tiles:
+        # which change pixels
+        metadata["tile"] = tiles[-1]
+        if plan.tile is None:
+            short = "as memory was short, which changes pixels a little"
+            notes = (*notes, f"decoded in tiles of {tiles[-1]} pixels, {short}; a tile of 0 forbids it")
     if runtime.decoder is not None:
         metadata["decoder"] = runtime.decoder
     if runtime.quantization is not None:

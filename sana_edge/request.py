@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import numbers
 import secrets
 import typing
@@ -16,6 +15,7 @@ from sana_edge import sizes
 from sana_edge.config import LATENT_CELL, SamplerKind
 from sana_edge.errors import InvalidInput
 from sana_edge.init_image import InitImage, read_image, read_mask, to_size
+from sana_edge.system.json_values import shown
 
 if TYPE_CHECKING:
     from sana_edge.init_image import Picture
@@ -26,6 +26,8 @@ MAX_IMAGES = 10_000
 MAX_GUIDANCE = 1000
 MAX_SHIFT = 100
 MAX_INSTRUCTION = 20_000
+# characters, of which 300 tokens are read
+MAX_PROMPT = 100_000
 MAX_SEED = 2**63 - 1
 # as diffusers has it
 DEFAULT_STRENGTH = 0.6
@@ -49,6 +51,7 @@ class Options(TypedDict, total=False):
     exact_size: bool
     flow_shift: float | None
     instruction: str | None
+    tile: int | None
     image: Picture | None
     strength: float | None
     mask: Picture | None
@@ -73,6 +76,7 @@ class Request:
     exact_size: bool = False
     flow_shift: float | None = None
     instruction: str | None = None
+    tile: int | None = None
     image: Picture | None = field(default=None, compare=False)
     strength: float | None = None
     mask: Picture | None = field(default=None, compare=False)
@@ -82,8 +86,10 @@ class Request:
         if not self.prompt.strip():
             raise InvalidInput("the prompt is empty", "say what the picture should show")
         _check_text(self.negative_prompt, "negative prompt")
-        for name in ("size", "steps", "images", "seed"):
-            object.__setattr__(self, name, _plain(getattr(self, name)))
+        for name in ("size", "steps", "images", "seed", "guidance", "flow_shift", "tile"):
+            object.__setattr__(self, name, plain(getattr(self, name)))
+        # numpy's too, as JSON has it in a picture's metadata
+        object.__setattr__(self, "exact_size", bool(self.exact_size))
         if self.size is not None:
             _check_size(self.size, exact=self.exact_size)
         if self.steps is not None:
@@ -94,14 +100,13 @@ class Request:
         if self.seed is not None:
             _check_whole(self.seed, "seed", 0, MAX_SEED - self.images + 1)
         if self.sampler is not None and self.sampler not in SAMPLERS:
-            raise InvalidInput(f"unknown sampler {self.sampler!r}", f"choose {', '.join(SAMPLERS)}")
+            raise InvalidInput(f"unknown sampler {shown(self.sampler)}", f"choose {', '.join(SAMPLERS)}")
         if self.flow_shift is not None:
             _check_shift(self.flow_shift)
+        if self.tile is not None:
+            _check_tile(self.tile)
         if self.instruction is not None:
-            _check_text(self.instruction, "instruction")
-            if len(self.instruction) > MAX_INSTRUCTION:
-                found = f"the instruction has {len(self.instruction)} characters"
-                raise InvalidInput(found, f"give at most {MAX_INSTRUCTION}")
+            _check_text(self.instruction, "instruction", MAX_INSTRUCTION)
         self._check_image()
 
     def _check_image(self) -> None:
@@ -183,6 +188,7 @@ class Request:
             images=self.images,
             flow_shift=None if self.flow_shift is None else float(self.flow_shift),
             instruction=self.instruction,
+            tile=self.tile,
             init=self._init(asked),
         )
 
@@ -225,6 +231,7 @@ class Plan:
     images: int
     flow_shift: float | None = None
     instruction: str | None = None
+    tile: int | None = None
     init: InitImage | None = None
 
     @property
@@ -241,12 +248,12 @@ class Plan:
     def size_notes(self) -> tuple[str, ...]:
         """Sentences about a picture that is enlarged, or drawn far from what the model was trained on."""
         drawn, native = f"{self.width}x{self.height}", self.native_size
-        if not sizes.has_buckets(native):
-            return ()
         if self.size[0] > self.width or self.size[1] > self.height:
             enlarged = f"enlarged to {self.size[0]}x{self.size[1]}"
             return (f"drawn at {drawn}, the nearest size that the model was trained on, and {enlarged}",)
-        if self.exact_size and not 0.5 <= self.width * self.height / native**2 <= 2:
+        if sizes.has_buckets(native) and not self.exact_size:
+            return ()
+        if not 0.5 <= self.width * self.height / native**2 <= 2:
             return (f"{drawn} is far from {native}x{native}, which the model was trained for: expect debris",)
         return ()
 
@@ -263,6 +270,7 @@ class Plan:
             "sampler": self.sampler,
             **({} if self.flow_shift is None else {"flow_shift": self.flow_shift}),
             **({} if self.instruction is None else {"instruction": self.instruction}),
+            **({} if self.tile is None else {"tile": self.tile}),
             **({} if self.init is None else self.init.metadata()),
         }
 
@@ -272,34 +280,51 @@ def random_seed() -> int:
     return secrets.randbelow(2**32)
 
 
-def _check_text(text: Any, name: str) -> None:
+def _check_text(text: Any, name: str, most: int = MAX_PROMPT) -> None:
     if not isinstance(text, str):
-        raise InvalidInput(f"the {name} is {text!r}", "give a string")
+        raise InvalidInput(f"the {name} is {shown(text)}", "give a string")
+    if len(text) > most:
+        raise InvalidInput(f"the {name} has {len(text)} characters", f"give at most {most}")
 
 
-def _plain(value: Any) -> Any:
-    """Whole numbers of any library, also in a pair, as Python's own, which JSON and torch take."""
+def plain(value: Any) -> Any:
+    """Numbers of any library, alone or in a row, as Python's own, which JSON and torch take.
+
+    What is no number is returned as it is, to be refused in its own words.
+    """
+    # numpy's scalars and arrays, and torch's
+    if callable(convert := getattr(value, "tolist", None)):
+        value = convert()
     if isinstance(value, tuple | list):
-        return tuple(_plain(item) for item in value)
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        return tuple(plain(item) for item in value)
+    if isinstance(value, bool | int | float):
         return value
-    return int(value)
+    try:
+        if isinstance(value, numbers.Integral):
+            return int(value)
+        return float(value) if isinstance(value, numbers.Real) else value
+    # a fraction of huge numbers
+    except OverflowError:
+        return value
 
 
 def _check_whole(value: Any, name: str, low: int, high: int, usual: str = "") -> None:
     # bool is an int to Python
     if type(value) is not int or not low <= value <= high:
         raise InvalidInput(
-            f"{name} is {_shown(value)}",
+            f"{name} is {shown(value)}",
             f"choose a whole number from {low} to {high}" + (f"; {usual}" if usual else ""),
         )
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _check_guidance(value: Any) -> None:
-    real: Any = value if isinstance(value, numbers.Real) else math.nan
-    if not 0 <= real <= MAX_GUIDANCE:
+    if not _is_number(value) or not 0 <= value <= MAX_GUIDANCE:
         raise InvalidInput(
-            f"guidance is {_shown(value)}",
+            f"guidance is {shown(value)}",
             f"choose a number from 0 to {MAX_GUIDANCE}; 4.5 is usual, 1 turns guidance off",
         )
 
@@ -308,31 +333,33 @@ def _check_strength(value: Any) -> None:
     real: Any = math.nan if isinstance(value, bool) or not isinstance(value, numbers.Real) else value
     if not 0 < real <= 1:
         hint = "choose a number above 0, at most 1, where nothing of the image stays; 0.6 is usual"
-        raise InvalidInput(f"strength is {_shown(value)}", hint)
+        raise InvalidInput(f"strength is {shown(value)}", hint)
 
 
 def _check_shift(value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MAX_SHIFT:
+    if not _is_number(value) or not 0 < value <= MAX_SHIFT:
         hint = f"choose a number above 0, at most {MAX_SHIFT}; 3 is usual, 4 for the 0.6B at 1024 px"
-        raise InvalidInput(f"flow shift is {_shown(value)}", hint)
+        raise InvalidInput(f"flow shift is {shown(value)}", hint)
+
+
+def _check_tile(value: Any) -> None:
+    fits = type(value) is int and (value == 0 or (2 * LATENT_CELL <= value <= MAX_SIDE))
+    if not fits or value % LATENT_CELL:
+        hint = f"choose a multiple of {LATENT_CELL} from {2 * LATENT_CELL} to {MAX_SIDE}, 1024 is usual;"
+        raise InvalidInput(f"tile is {shown(value)}", f"{hint} or 0 for none, which is --tile off")
 
 
 def _check_size(size: Any, *, exact: bool) -> None:
     if not isinstance(size, tuple) or len(size) != 2 or any(type(side) is not int for side in size):
-        raise InvalidInput(f"size is {size!r}", "give width and height in pixels, such as (512, 512)")
+        raise InvalidInput(f"size is {shown(size)}", "give width and height in pixels, such as (512, 512)")
     width, height = size
-    shown, least = f"{_shown(width)}x{_shown(height)}", LATENT_CELL if exact else 1
+    named, least = f"{shown(width)}x{shown(height)}", LATENT_CELL if exact else 1
     if min(size) < least:
-        raise InvalidInput(f"size {shown} is too small", f"choose sides of at least {least}")
+        raise InvalidInput(f"size {named} is too small", f"choose sides of at least {least}")
     if max(size) > MAX_SIDE:
-        raise InvalidInput(f"size {shown} is too large", f"choose sides of at most {MAX_SIDE}")
+        raise InvalidInput(f"size {named} is too large", f"choose sides of at most {MAX_SIDE}")
     if exact and (width % LATENT_CELL or height % LATENT_CELL):
         below = "x".join(str(max(side // LATENT_CELL, 1) * LATENT_CELL) for side in size)
         above = "x".join(str(-(-side // LATENT_CELL) * LATENT_CELL) for side in size)
         hint = f"try {below} or {above}, or leave out the exact size: any is then resized to"
-        raise InvalidInput(f"size {shown} is not a multiple of {LATENT_CELL}", hint)
-
-
-def _shown(value: Any) -> str:
-    # Python refuses to write integers of thousands of digits
-    return "a huge number" if isinstance(value, int) and abs(value) >= 10**30 else repr(value)
+        raise InvalidInput(f"size {named} is not a multiple of {LATENT_CELL}", hint)

@@ -21,6 +21,12 @@ def size(text: str) -> tuple[int, int]:
     return int(match.group(1)), int(match.group(2))
 
 
+def add_revision(parser: argparse.ArgumentParser, of: str = "a repository") -> None:
+    """Add ``--revision``."""
+    text = f"of {of}: a branch, a tag or a commit (default: main, or the only one that is cached)"
+    parser.add_argument("--revision", metavar="NAME", help=text)
+
+
 def prompt_from_stdin() -> str:
     """All of stdin without white space around it.
 

@@ -128,8 +128,8 @@ class EngineRuntime:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What happened while loading."""
-        return (*self._notes, *self.graphs.notes)
+        """What happened while loading, and what of the exported model is not done."""
+        return (*self._notes, *self._manifest.notes, *self.graphs.notes)
 
     @property
     def sampler(self) -> SamplerConfig:
@@ -186,6 +186,10 @@ class EngineRuntime:
                 f"{self.name} was exported for {made} alone, not for {asked}",
                 f"{hint}; without --size for any",
             )
+        if size is not None and plan.tile and plan.tile < max(size):
+            made = f"`{self._manifest.export_command()}` without --size makes graphs that can"
+            found = f"{self.name} was exported for one size, tiles of {plan.tile} are another"
+            raise InvalidInput(found, made)
         if plan.init is not None:
             self._check_encoder()
         # which of them a prompt needs shows when it has been read
@@ -272,23 +276,32 @@ class EngineRuntime:
         return lambda: source.normal(shape)
 
     def decode(
-        self, latent: Floats, size: tuple[int, int] | None = None, on_progress: Progress | None = None
+        self,
+        latent: Floats,
+        size: tuple[int, int] | None = None,
+        on_progress: Progress | None = None,
+        *,
+        tile: int | None = None,
+        on_tiled: Callable[[int], None] | None = None,
     ) -> NDArray[np.uint8]:
         """Turn a latent into (H, W, 3) uint8, resized and cropped to ``size`` (width, height).
 
-        Tells ``on_progress`` between strips or tiles; what that raises ends the decode.
+        Tells ``on_progress`` between strips or tiles; what that raises ends the decode. ``tile`` and
+        ``on_tiled`` are those of `EngineDecoder.decode`.
 
         Raises:
             SanaError: the latent, or what the decoder makes of it, has NaN or infinite values.
         """
         self.graphs.make_room(_DENOISER)
-        return self._picture(latent, size, on_progress or unseen)
+        told = on_progress or unseen
+        decode = partial(self._decoder.decode, on_progress=told, tile=tile, on_tiled=on_tiled)
+        return self._picture(latent, decode, size)
 
     def _picture(
-        self, latent: Floats, size: tuple[int, int] | None = None, on_progress: Progress = unseen
+        self, latent: Floats, decode: Callable[[Floats], Floats], size: tuple[int, int] | None = None
     ) -> NDArray[np.uint8]:
         check_finite("latent", float(latent.min()), float(latent.max()))
-        pixels = self._decoder.decode(latent, on_progress)
+        pixels = decode(latent)
         check_finite("decoded picture", float(pixels.min()), float(pixels.max()))
         picture = pixels[0] if size is None else resize_and_crop(pixels[0], size)
         levels = np.clip(picture * np.float32(0.5) + np.float32(0.5), 0, 1) * np.float32(255)
@@ -298,8 +311,9 @@ class EngineRuntime:
         """Decode a latent shrunk to at most 8 cells a side."""
         if not isinstance(self._manifest.graphs["decoder"].inputs["latent"][1][2], str):
             # the graph knows only the height of the whole picture
-            return self._picture(latent)
-        return self._picture(shrink(latent, -(-max(latent.shape[-2:]) // PREVIEW_CELLS)))
+            return self._picture(latent, self._decoder.decode)
+        small = shrink(latent, -(-max(latent.shape[-2:]) // PREVIEW_CELLS))
+        return self._picture(small, self._decoder.decode)
 
     def load_decoder(self) -> None:
         """Load what decodes pictures of the native size, where it stays in memory."""

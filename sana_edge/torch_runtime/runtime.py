@@ -24,7 +24,7 @@ from sana_edge.nets.denoiser import Denoiser, Modulation, TextContext
 from sana_edge.nets.text_encoder import EncodedTexts, TextEncoder
 from sana_edge.progress import Progress, unseen
 from sana_edge.prompt import instruction_of, reading_notes
-from sana_edge.request import Plan
+from sana_edge.request import MAX_SIDE, Plan
 from sana_edge.sampler import Origin, Sampler, guide, sampler_of
 from sana_edge.sizes import resized
 from sana_edge.store import package
@@ -210,11 +210,12 @@ class TorchRuntime:
         """Compare an estimate of the largest stage with what is free, where that is known; computes nothing.
 
         Raises:
-            OutOfMemory: it does not fit, even decoded in tiles.
+            OutOfMemory: it does not fit, even decoded in tiles, where these are not turned off.
         """
         config, dtype = self.autoencoder.config, next(self.autoencoder.parameters()).dtype
         cell = config.spatial_compression
-        tile = tiling.DEFAULT_TILE // cell
+        side = tiling.DEFAULT_TILE if plan.tile is None else plan.tile or MAX_SIDE
+        tile = side // cell
         height, width = plan.height // cell, plan.width // cell
         pixels = config.in_channels * plan.height * plan.width * dtype.itemsize
         # the sums of an INT8 layer are INT32
@@ -302,24 +303,36 @@ class TorchRuntime:
         return velocity
 
     def decode(
-        self, latent: Tensor, size: tuple[int, int] | None = None, on_progress: Progress | None = None
+        self,
+        latent: Tensor,
+        size: tuple[int, int] | None = None,
+        on_progress: Progress | None = None,
+        *,
+        tile: int | None = None,
+        on_tiled: Callable[[int], None] | None = None,
     ) -> NDArray[np.uint8]:
         """Turn a latent into (H, W, 3) uint8, resized and cropped to ``size`` (width, height).
 
-        Tells ``on_progress`` before each block of the decoder; what that raises ends the decode.
+        Tells ``on_progress`` before each block of the decoder; what that raises ends the decode. ``tile`` and
+        ``on_tiled`` are those of `tiling.decode`, but that a tile of 0 is the whole picture.
 
         Raises:
             SanaError: the latent, or what the autoencoder makes of it, has NaN or infinite values.
         """
         check_finite("latent", *map(float, latent.aminmax()))
         weight = next(self.autoencoder.parameters())
+        if tile == 0:
+            tile = max(latent.shape[2:]) * self.autoencoder.config.spatial_compression
         latent = latent.to(weight.dtype) / self.autoencoder.config.scaling_factor
         on_block = None if on_progress is None else partial(on_progress, "decode")
-        pixels = self._decode_or_none(latent, on_block)
+        decode = partial(
+            tiling.decode, self.autoencoder, latent, tile=tile, on_block=on_block, on_tiled=on_tiled
+        )
+        pixels = self._decode_or_none(decode)
         if pixels is None:
             # what steps were recorded with can be had again; the error would have kept what failed
             self.release()
-            pixels = tiling.decode(self.autoencoder, latent, on_block=on_block)
+            pixels = decode()
         check_finite("decoded picture", *map(float, pixels.aminmax()))
         if size is not None and size != (pixels.shape[3], pixels.shape[2]):
             pixels = _resized(pixels, size)
@@ -327,10 +340,10 @@ class TorchRuntime:
         result: NDArray[np.uint8] = levels.byte().permute(1, 2, 0).contiguous().cpu().numpy()
         return result
 
-    def _decode_or_none(self, latent: Tensor, on_block: Callable[[int, int], None] | None) -> Tensor | None:
+    def _decode_or_none(self, decode: Callable[[], Tensor]) -> Tensor | None:
         """None where a GPU's memory runs out."""
         try:
-            return tiling.decode(self.autoencoder, latent, on_block=on_block)
+            return decode()
         except (torch.OutOfMemoryError, OutOfMemory):
             if self.device.type != "cuda":
                 raise

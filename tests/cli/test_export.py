@@ -25,6 +25,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import sana_edge.export.onnx as exporting
+from sana_edge import Sana
 from sana_edge.calib.quantize import quantize
 from sana_edge.calib.settings import Settings as Calibration
 from sana_edge.cli.main import main
@@ -523,3 +524,17 @@ def test_the_parts_are_told(tiny_folder: Path, tmp_path: Path) -> None:
     )
     assert tuple(told) == exporting.PARTS[:-1]
     assert isinstance(made, Manifest) and manifest.read(tmp_path / "onnx") == made
+
+
+def test_what_is_not_done_is_noted_in_the_folder(tiny_folder: Path, tmp_path: Path, capsys: Capture) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_folder, model)
+    index = model / "model_index.json"
+    index.write_text(index.read_text().replace('"SanaPipeline"', '"SanaPAGPipeline"'))
+    save_file({"a.lora_A.weight": torch.zeros(2, 2)}, model / "my_lora.safetensors")
+    assert quick(model, tmp_path / "graphs") == 0
+    said = capsys.readouterr().err
+    with Sana.load(tmp_path / "graphs", backend="onnxruntime", device="cpu") as sana:
+        notes = sana.generate("a house", steps=1, seed=1).notes
+    for words in ("made for SanaPAGPipeline", "my_lora.safetensors is a LoRA"):
+        assert words in said and any(words in note for note in notes)

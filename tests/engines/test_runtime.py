@@ -386,7 +386,7 @@ def test_values_that_are_not_finite(
     with pytest.raises(SanaError, match="the latent has values that are not finite") as caught:
         ours.decode(latent)
     assert "lower guidance" in caught.value.hint
-    monkeypatch.setattr(ours._decoder, "decode", lambda *_: np.full((1, 3, 32, 32), value, np.float32))
+    monkeypatch.setattr(ours._decoder, "decode", lambda *_, **__: np.full((1, 3, 32, 32), value, np.float32))
     with pytest.raises(SanaError, match="the decoded picture has values that are not finite"):
         ours.decode(np.zeros((1, 32, 1, 1), np.float32))
 

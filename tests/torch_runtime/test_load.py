@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -17,11 +18,12 @@ from sana_edge import InvalidInput, Sana
 from sana_edge.calib.quantize import quantize
 from sana_edge.calib.settings import Settings
 from sana_edge.cli.main import main
-from sana_edge.errors import CheckpointError, ModelNotFound
+from sana_edge.errors import CheckpointError, ModelNotFound, OutOfMemory, SanaError
 from sana_edge.prompt import CHI
 from sana_edge.sampler import sampler_of
 from sana_edge.store import hub
 from sana_edge.store.known_models import DECODERS, KnownModel
+from sana_edge.torch_runtime import tiling
 
 PROMPT = "a red house"
 
@@ -253,3 +255,99 @@ def test_exported_folders_have_their_decoder(tmp_path: Path, lite: Path) -> None
 
 def test_known_decoders_have_a_licence() -> None:
     assert all(isinstance(info, KnownModel) and info.licence for info in DECODERS.values())
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize(
+    ("component", "name"),
+    [
+        ("transformer", "transformer_blocks.0.attn1.to_out.0.weight"),
+        ("transformer", "transformer_blocks.1.attn2.to_k.bias"),
+        ("vae", "decoder.norm_out.weight"),
+        ("text_encoder", "layers.1.mlp.up_proj.weight"),
+        ("text_encoder", "norm.weight"),
+    ],
+)
+def test_a_weight_that_is_not_finite_is_named(
+    tiny_folder: Path, tmp_path: Path, component: str, name: str, int8: bool, value: float
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    (path,) = (folder / component).glob("*.safetensors")
+    state = load_file(path)
+    state[name].flatten()[-1] = value
+    save_file(state, path)
+    with pytest.raises(CheckpointError, match=r"NaN or infinite"):
+        Sana.load(str(folder), int8=int8)
+
+
+def test_an_embedding_that_is_not_finite_gives_no_picture(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    (path,) = (folder / "text_encoder").glob("*.safetensors")
+    state = load_file(path)
+    state["embed_tokens.weight"][:] = math.nan
+    save_file(state, path)
+    with Sana.load(str(folder)) as sana, pytest.raises(SanaError, match="encoded text has values"):
+        sana.generate("a house", steps=1)
+
+
+TILED = "decoded in tiles of 64 pixels, as memory was short"
+
+
+def test_tiles_are_in_the_metadata(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Sana.load(folder) as sana:
+        options = {"steps": 1, "seed": 3, "size": (96, 96)}
+        whole, tiled = sana.generate(PROMPT, **options), sana.generate(PROMPT, tile=64, **options)
+        assert "tile" not in whole.metadata and tiled.metadata["tile"] == 64
+        assert tiled.notes == whole.notes and not np.array_equal(tiled.pixels, whole.pixels)
+        # a larger tile than the picture
+        large = sana.generate(PROMPT, tile=128, **options)
+        assert np.array_equal(large.pixels, whole.pixels)
+        monkeypatch.setattr(tiling, "DEFAULT_TILE", 64)
+        monkeypatch.setattr(tiling, "decode_bytes", lambda config, h, w, *_: (h * w > 4) << 60)
+        monkeypatch.setattr(tiling, "available_memory", lambda device: 1 << 40)
+        chosen = sana.generate(PROMPT, **options)
+        assert any(note.startswith(TILED) for note in chosen.notes)
+        again = sana.generate(**chosen.metadata)
+        assert np.array_equal(again.pixels, tiled.pixels) and again.metadata == chosen.metadata
+        assert not any(note.startswith(TILED) for note in again.notes)
+        with pytest.raises(OutOfMemory, match="96x96"):
+            sana.generate(PROMPT, tile=0, **options)
+
+
+def test_tiles_on_the_command_line(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["generate", PROMPT, "--model", str(tiny_folder), "--steps", "1", "--seed", "3", "--json"]
+    found = []
+    for tile in ("64", "off"):
+        assert main([*arguments, "--tile", tile, "--output", f"{tile}.png"]) == 0
+        found.append(json.loads(capsys.readouterr().out)["tile"])
+    assert found == [64, 0]
+    with pytest.raises(SystemExit, match="2"):
+        main([*arguments, "--tile", "some"])
+    assert "argument --tile: 'some' is no number of pixels, nor off" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["quantize", "export", "models pull"])
+def test_every_command_has_revisions(
+    tiny_folder: Path, tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = [] if command == "models pull" else ["--output", str(tmp_path / "new")]
+    assert main([*command.split(), str(tiny_folder), "--revision", "v1", *output]) == 1
+    assert "revision 'v1' is of a repository" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_revisions_of_what_has_none(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["models", "list", "--revision", "v1"])
+    convert = ["convert", str(tmp_path / "a.pth"), "--output", str(tmp_path / "new"), "--revision", "v1"]
+    assert main(convert) == 1 and "--revision without --base" in capsys.readouterr().err
+    assert main([*convert, "--base", str(tiny_folder)]) == 1
+    assert "revision 'v1' is of a repository" in capsys.readouterr().err
