@@ -86,7 +86,7 @@ class Request:
         if not self.prompt.strip():
             raise InvalidInput("the prompt is empty", "say what the picture should show")
         _check_text(self.negative_prompt, "negative prompt")
-        for name in ("size", "steps", "images", "seed", "guidance", "flow_shift", "tile"):
+        for name in ("size", "steps", "images", "seed", "guidance", "flow_shift", "tile", "strength"):
             object.__setattr__(self, name, plain(getattr(self, name)))
         # numpy's too, as JSON has it in a picture's metadata
         object.__setattr__(self, "exact_size", bool(self.exact_size))
@@ -330,8 +330,7 @@ def _check_guidance(value: Any) -> None:
 
 
 def _check_strength(value: Any) -> None:
-    real: Any = math.nan if isinstance(value, bool) or not isinstance(value, numbers.Real) else value
-    if not 0 < real <= 1:
+    if not _is_number(value) or not 0 < value <= 1:
         hint = "choose a number above 0, at most 1, where nothing of the image stays; 0.6 is usual"
         raise InvalidInput(f"strength is {shown(value)}", hint)
 
