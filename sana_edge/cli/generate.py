@@ -74,7 +74,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--offline", action="store_true", help="never use the network")
     tiles = "decode in tiles of so many pixels, or never in tiles (default: in tiles of 1024 where memory is"
     add("--tile", type=_tile, metavar="N|off", help=f"{tiles} short, which the metadata says)")
+    _add_image_options(parser)
     _add_model_options(parser)
+
+
+def _add_image_options(parser: argparse.ArgumentParser) -> None:
+    """A picture to start from."""
+    add = parser.add_argument
+    given = "start from this picture, whose size is the default of --size"
+    add("--image", type=Path, metavar="FILE", help=f"{given} (default: noise)")
+    share = "how much of --image is drawn anew: the share of the steps that are taken, above 0 to 1"
+    add("--strength", type=float, metavar="F", help=f"{share} (default: 0.6)")
+    mask = "white where --image is drawn anew, black where it stays as it is (default: all anew)"
+    add("--mask", type=Path, metavar="FILE", help=mask)
 
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -105,7 +117,7 @@ def run(arguments: argparse.Namespace) -> None:
     prompt = _prompt(arguments, taken)
     seed = random_seed() if arguments.seed is None else arguments.seed
     names = ["negative_prompt", "size", "exact_size", "steps", "guidance", "sampler", "images"]
-    names += ["flow_shift", "instruction", "tile"]
+    names += ["flow_shift", "instruction", "tile", "image", "strength", "mask"]
     options: dict[str, Any] = {name: getattr(arguments, name) for name in names}
     # what is wrong shows here, before torch is loaded and anything is computed
     Request(prompt, seed=seed, **options)

@@ -27,6 +27,8 @@ FILE = "manifest.json"
 FORMAT = "sana-edge-onnx"
 VERSION = 1
 GRAPHS = ("text_encoder", "text_projection", "denoiser", "denoiser_folded", "decoder")
+# in folders that were exported with it
+ENCODER = "encoder"
 INSTRUCTION = "instruction.safetensors"
 TOKENIZER = "tokenizer/tokenizer.json"
 
