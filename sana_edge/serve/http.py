@@ -25,6 +25,8 @@ MAX_READ = 32 << 20
 # seconds in which a body must be here, and after which a stream that has no news says that it lives
 BODY_SECONDS = 30.0
 HEARTBEAT_SECONDS = 15.0
+# what below /v1/ is no part of OpenAI's API
+_OWN = ("/v1/jobs", "/v1/pictures", "/v1/status")
 _STATUS: dict[type[SanaError], int] = {
     ModelNotFound: 404,
     Cancelled: 409,
@@ -92,7 +94,7 @@ def failure(path: str, error: SanaError) -> Response:
     message, hint = error.message, error.hint
     whole = f"{message}: {hint}" if hint else message
     content: dict[str, Any]
-    if path.startswith("/v1/") and not path.startswith("/v1/jobs"):
+    if path.startswith("/v1/") and not path.startswith(_OWN):
         status = status_of(error, 400)
         content = {"error": openai_error(error, status)}
     elif path.startswith("/sdapi/"):
