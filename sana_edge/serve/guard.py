@@ -20,8 +20,9 @@ def is_loopback(host: str) -> bool:
     """Whether a name or address, without a port, is this machine's own."""
     if host.lower() == "localhost":
         return True
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
+        return ipaddress.ip_address(bare).is_loopback
     except ValueError:
         return False
 
@@ -76,7 +77,8 @@ def _place(origin: str) -> str:
 
 def _without_port(host: str) -> str:
     if host.startswith("["):
-        return host.partition("]")[0] + "]"
+        inside, closing, _ = host.partition("]")
+        return inside + closing
     return host.rpartition(":")[0] if ":" in host else host
 
 

@@ -52,7 +52,9 @@ class Sidecar:
             raise
         self._teller.start()
         models = list(self._service.workers)
-        self._write({"type": "ready", "protocol": PROTOCOL, "version": __version__, "models": models})
+        self._write(
+            {"id": None, "type": "ready", "protocol": PROTOCOL, "version": __version__, "models": models}
+        )
         while line := self._lines.readline(MAX_LINE + 1):
             try:
                 if len(line) > MAX_LINE:
