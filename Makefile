@@ -25,13 +25,17 @@ STEPS ?= all
 demo: $(VENV)/torch.stamp
 	$(RUN)/sana-edge generate --prompt "$(PROMPT)" --seed $(SEED) --int8 --output demo.png --force
 
-# a file of tests stays together, for what its tests share
+# a file of tests stays together, for what its tests share; a worker that dies ends the run, which would wait for ever
+WORKERS := -n auto --dist loadfile --max-worker-restart 0
+# a quick test that hangs tells where, and ends the run
+ENDING := -o faulthandler_timeout=900 -o faulthandler_exit_on_timeout=true
+
 test: lint
-	$(RUN)/pytest -n auto --dist loadfile -m "not slow and not gpu and not alone"
-	$(RUN)/pytest -m "not slow and not gpu and alone"
+	$(RUN)/pytest $(WORKERS) $(ENDING) -m "not slow and not gpu and not alone"
+	$(RUN)/pytest $(ENDING) -m "not slow and not gpu and alone"
 
 test-all: lint
-	$(RUN)/pytest -n auto --dist loadfile -m "not gpu and not alone"
+	$(RUN)/pytest $(WORKERS) -m "not gpu and not alone"
 	$(RUN)/pytest -m "gpu or alone"
 
 lint: $(VENV)/test.stamp

@@ -48,8 +48,7 @@ from sana_edge.fused import backends
 from sana_edge.int8 import matmul
 from sana_edge.prompt import MAX_TOKENS
 from sana_edge.request import Request
-from sana_edge.torch_runtime.load import DTYPES
-from sana_edge.torch_runtime.runtime import check_dtype, choose_device
+from sana_edge.torch_runtime.device import DTYPES, check_dtype, choose_device
 from works.decoder import DecoderWork
 from works.denoiser import DenoiserWork
 from works.model import ModelWork

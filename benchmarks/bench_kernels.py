@@ -28,7 +28,7 @@ from harness.results import ended, header, positive, write_json
 from harness.table import Table
 from sana_edge.errors import UnsupportedDevice
 from sana_edge.kernels.cuda import library
-from sana_edge.torch_runtime.load import DTYPES
+from sana_edge.torch_runtime.device import DTYPES
 from works.kernel_cases import Case, Sizes, cases
 from works.shapes import DENOISERS
 

@@ -215,15 +215,15 @@ def _torch(
     from sana_edge import Sana
     from sana_edge.nets.quantize import set_graph_activations
     from sana_edge.store import hub
-    from sana_edge.torch_runtime.runtime import load_stages
+    from sana_edge.torch_runtime.runtime import TorchRuntime
 
     torch.set_num_threads(options.threads)
     found = hub.resolve(options.model, int8=int8)
-    stages = load_stages(found, device=torch.device("cpu"), dtype=dtype, int8=int8)
+    runtime = TorchRuntime.load(found, device=torch.device("cpu"), dtype=dtype, int8=int8)
     if static:
-        set_graph_activations(stages.denoiser)
-        stages = replace(stages, quantization=manifest.read(options.exported).quantization)
-    return Sana(stages)
+        set_graph_activations(runtime.denoiser)
+        runtime = replace(runtime, quantization=manifest.read(options.exported).quantization)
+    return Sana(runtime)
 
 
 def _engine(folder: Path, name: str) -> Sana:

@@ -26,7 +26,6 @@ import torch
 from torch import Tensor
 
 from harness.results import ended
-from sana_edge.atomic import write_json
 from sana_edge.calib import package_component
 from sana_edge.calib.calibrate import Calibration
 from sana_edge.calib.job import Job
@@ -42,7 +41,9 @@ from sana_edge.store import hub
 from sana_edge.store.folder import read_json
 from sana_edge.store.hub import ResolvedModel
 from sana_edge.store.known_models import BUNDLED
-from sana_edge.torch_runtime.load import DTYPES, load_decoder, load_denoiser
+from sana_edge.system.atomic import write_json
+from sana_edge.torch_runtime.device import DTYPES
+from sana_edge.torch_runtime.load import load_decoder, load_denoiser
 from works.shapes import AUTOENCODERS, DENOISERS, static_scales, weights
 
 # the text encoder of all public SANA models

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from judge.art import SIDE, WEIGHTS, Detector, detector_loss, targets
-from sana_edge.atomic import new_file
+from sana_edge.system.atomic import new_file
 from sana_edge.training.art.layout import draw_scene
 from sana_edge.training.art.scenes import Scene, render
 from sana_edge.training.loop import Loop, ema_state

@@ -12,7 +12,7 @@ from sana_edge.calib.settings import Settings
 from sana_edge.nets.autoencoder import Autoencoder
 from sana_edge.nets.quantize import decoder_targets, denoiser_targets
 from sana_edge.request import Plan
-from sana_edge.torch_runtime.runtime import Stages
+from sana_edge.torch_runtime.runtime import TorchRuntime
 
 # tokens of a usual prompt, steps that sensitivity is measured on
 _TOKENS, _PROBED = 60, 3
@@ -24,30 +24,30 @@ _STAGE = re.compile(r"decoder\.up_blocks\.(\d+)\.")
 
 
 def estimated_seconds(
-    stages: Stages, text_weights: int, settings: Settings, compared: int, plan: Plan, prompts: int
+    runtime: TorchRuntime, text_weights: int, settings: Settings, compared: int, plan: Plan, prompts: int
 ) -> float:
     """Seconds of a calibration with the report's pictures, within a factor of about two.
 
     Args:
-        stages: without weights.
+        runtime: without weights.
         text_weights: how many the text encoder's layers have.
         compared: pictures that both models make.
         plan: of any picture.
         prompts: that are observed.
     """
-    cells = plan.width * plan.height // stages.autoencoder.config.spatial_compression**2
+    cells = plan.width * plan.height // runtime.autoencoder.config.spatial_compression**2
     # a compared picture is made by the float and the INT8 model, which also takes the float one's steps
     pictures, texts = prompts + 3 * compared, prompts + 2 * compared + 1
-    weights = sum(weight.numel() for weight in stages.denoiser.parameters())
-    layers = len(denoiser_targets(stages.denoiser))
+    weights = sum(weight.numel() for weight in runtime.denoiser.parameters())
+    layers = len(denoiser_targets(runtime.denoiser))
     rows = 2 if plan.guided else 1
     steps = pictures * plan.steps * rows * cells + settings.probes * plan.steps * rows * settings.cells**2
     # a layer's trial starts at its block
     trials = layers * settings.probes * _PROBED * settings.cells**2 / 2
     decoded = pictures * cells
-    decoded += len(decoder_targets(stages.autoencoder)) * settings.probes * (settings.cells // 2) ** 2
+    decoded += len(decoder_targets(runtime.autoencoder)) * settings.probes * (settings.cells // 2) ** 2
     products = texts * _TOKENS * text_weights + (steps + trials) * weights
-    products += decoded * _products_of_a_cell(stages.autoencoder)
+    products += decoded * _products_of_a_cell(runtime.autoencoder)
     read = texts * max(4 * text_weights - RESIDENT, 0)
     return products / _products_a_second() + read / _READING
 

@@ -13,7 +13,7 @@ from sana_edge.calib.sampling import Reservoir, generator, quota, strata
 from sana_edge.calib.statistics import LayerStatistics, Statistics
 from sana_edge.errors import SanaError
 from sana_edge.nets.quantize import decoder_targets, denoiser_targets
-from sana_edge.torch_runtime.runtime import Stages
+from sana_edge.torch_runtime.runtime import TorchRuntime
 
 SAMPLE_ROWS = 256
 """Sample rows of a layer, over all steps and prompts."""
@@ -22,9 +22,9 @@ SAMPLE_ROWS = 256
 _COUNTED_ROWS = 512
 
 
-def targets(stages: Stages) -> dict[str, Any]:
+def targets(runtime: TorchRuntime) -> dict[str, Any]:
     """The layers that can be quantized, by their names in `Statistics`."""
-    denoiser, decoder = stages.denoiser, stages.autoencoder
+    denoiser, decoder = runtime.denoiser, runtime.autoencoder
     found = {f"denoiser.{name}": denoiser.get_submodule(name) for name in denoiser_targets(denoiser)}
     return {**found, **{name: decoder.get_submodule(name) for name in decoder_targets(decoder)}}
 

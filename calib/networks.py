@@ -11,7 +11,6 @@ from torch import Tensor
 from sana_edge.calib.observe import named_weights
 from sana_edge.calib.statistics import checksum_of
 from sana_edge.config import AutoencoderConfig, DenoiserConfig
-from sana_edge.memory import give_back
 from sana_edge.nets.autoencoder import Autoencoder
 from sana_edge.nets.denoiser import Denoiser
 from sana_edge.nets.text_encoder import EncodedTexts, TextEncoder
@@ -20,8 +19,9 @@ from sana_edge.prompt import instruction_of
 from sana_edge.request import Plan
 from sana_edge.store import package
 from sana_edge.store.hub import ResolvedModel
+from sana_edge.system.memory import give_back
 from sana_edge.torch_runtime.load import load_decoder, load_denoiser
-from sana_edge.torch_runtime.runtime import Stages, plain_stages
+from sana_edge.torch_runtime.runtime import TorchRuntime
 
 # bytes of a float text encoder's layers that stay in memory while prompts are read; see `load_text_model`
 RESIDENT = 3 << 30
@@ -51,25 +51,25 @@ class Networks:
             progress("read prompts", number, len(plans))
         return texts
 
-    def empty(self, texts: EncodedTexts | None = None) -> Stages:
-        """Stages that know what the networks are like; none has weights."""
+    def empty(self, texts: EncodedTexts | None = None) -> TorchRuntime:
+        """A runtime that knows what the networks are like; none has weights."""
         configs = (package.describe(self.model.path / name).values for name in ("transformer", "vae"))
         with torch.device("meta"):
             denoiser = Denoiser(DenoiserConfig.from_dict(next(configs)))
             autoencoder = Autoencoder(AutoencoderConfig.from_dict(next(configs)), encoder=False)
-        return self._stages(denoiser, autoencoder, texts)
+        return self._runtime(denoiser, autoencoder, texts)
 
-    def denoising(self, texts: EncodedTexts) -> Stages:
-        """Stages whose denoiser has its weights."""
+    def denoising(self, texts: EncodedTexts) -> TorchRuntime:
+        """A runtime whose denoiser has its weights."""
         give_back()
         denoiser, _ = load_denoiser(self.model, device=self.device, dtype="fp32")
-        return self._stages(denoiser, self.empty().autoencoder, texts)
+        return self._runtime(denoiser, self.empty().autoencoder, texts)
 
-    def decoding(self) -> Stages:
-        """Stages whose decoder has its weights."""
+    def decoding(self) -> TorchRuntime:
+        """A runtime whose decoder has its weights."""
         give_back()
         decoder = load_decoder(self.model, device=self.device, dtype=torch.float32)
-        return self._stages(self.empty().denoiser, decoder)
+        return self._runtime(self.empty().denoiser, decoder)
 
     def checksum(self) -> str:
         """`sana_edge.calib.observe.weights_checksum` of both networks."""
@@ -81,10 +81,12 @@ class Networks:
 
         return checksum_of(named())
 
-    def _stages(
+    def _runtime(
         self, denoiser: Denoiser, autoencoder: Autoencoder, texts: EncodedTexts | None = None
-    ) -> Stages:
-        return plain_stages(self.model, texts or EncodedTexts(), denoiser, autoencoder, self.device)
+    ) -> TorchRuntime:
+        return TorchRuntime.of_networks(
+            self.model, texts or EncodedTexts(), denoiser, autoencoder, self.device
+        )
 
 
 def _name(item: tuple[str, Tensor]) -> str:

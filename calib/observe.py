@@ -16,19 +16,19 @@ from sana_edge.calib.listener import SAMPLE_ROWS, Listener, nothing, targets
 from sana_edge.calib.prompts import PromptSet
 from sana_edge.calib.statistics import Statistics, checksum
 from sana_edge.calib.statistics_store import StatisticsStore
-from sana_edge.memory import memory_errors
 from sana_edge.nets.autoencoder import Autoencoder
 from sana_edge.nets.denoiser import Denoiser
 from sana_edge.progress import Progress, unseen
 from sana_edge.request import Plan, Request
 from sana_edge.sampler import denoise
-from sana_edge.torch_runtime.runtime import Stages
+from sana_edge.system.memory import memory_errors
+from sana_edge.torch_runtime.runtime import TorchRuntime
 
 logger = logging.getLogger("sana_edge")
 
 
 def observe(
-    stages: Stages,
+    runtime: TorchRuntime,
     prompts: PromptSet | Sequence[str],
     *,
     steps: int | None = None,
@@ -47,7 +47,7 @@ def observe(
     the same machine and threads; after the end, it returns what is stored.
 
     Args:
-        stages: a float model, in the dtype it will be used in.
+        runtime: a float model, in the dtype it will be used in.
         steps: the model's default if left out, and so are ``size`` (width, height) and ``guidance``.
         folder: made if it is missing; None stores nothing.
         progress: called after each denoising step of all; an exception from it ends the observation.
@@ -65,9 +65,9 @@ def observe(
             cannot be written.
     """
     observation = Observation(
-        stages,
+        runtime,
         prompts if isinstance(prompts, PromptSet) else _prompt_set(prompts, note),
-        weights_checksum(stages.denoiser, stages.autoencoder),
+        weights_checksum(runtime.denoiser, runtime.autoencoder),
         steps=steps,
         size=size,
         guidance=guidance,
@@ -76,8 +76,8 @@ def observe(
         progress=progress,
         note=note,
     )
-    observation.denoise(stages)
-    observation.decode(stages)
+    observation.denoise(runtime)
+    observation.decode(runtime)
     return observation.statistics
 
 
@@ -85,7 +85,7 @@ class Observation:
     """`observe` network after network, so that one of them needs to be in memory at a time.
 
     Args:
-        stages: whose networks need no weights here.
+        runtime: whose networks need no weights here.
         weights: `weights_checksum` of them. The other arguments and errors are those of `observe`.
 
     Attributes:
@@ -94,7 +94,7 @@ class Observation:
 
     def __init__(
         self,
-        stages: Stages,
+        runtime: TorchRuntime,
         prompts: PromptSet,
         weights: str,
         *,
@@ -116,57 +116,57 @@ class Observation:
             images=len(prompts.prompts),
             exact_size=size is not None,
         )
-        self._plan = plan = request.plan(stages.denoiser.config.native_size, stages.sampler.kind)
-        stages.check_plan(plan)
-        info = _info(stages, prompts, plan, weights)
-        self.statistics = Statistics(nothing(targets(stages), plan.steps), info)
+        self._plan = plan = request.plan(runtime.denoiser.config.native_size, runtime.sampler.kind)
+        runtime.check_plan(plan)
+        info = _info(runtime, prompts, plan, weights)
+        self.statistics = Statistics(nothing(targets(runtime), plan.steps), info)
         self._store = StatisticsStore(folder, self.statistics, note) if folder is not None else None
         if self._store is not None:
             self.statistics = self._store.load()
         self._listener = Listener(self.statistics)
 
-    def denoise(self, stages: Stages) -> None:
+    def denoise(self, runtime: TorchRuntime) -> None:
         """All prompts' steps: needs the denoiser alone. What is to be decoded stays with the statistics."""
-        with self._listening(stages):
+        with self._listening(runtime):
             for number in range(self.statistics.info["observed"], len(self._prompts)):
-                self.statistics.latents.append(self._denoise(stages, number).cpu())
+                self.statistics.latents.append(self._denoise(runtime, number).cpu())
                 self.statistics.info["observed"] = number + 1
                 self._save()
 
-    def decode(self, stages: Stages) -> None:
+    def decode(self, runtime: TorchRuntime) -> None:
         """All prompts' pictures: needs the decoder alone."""
         latents, count = self.statistics.latents, len(self._prompts)
-        with self._listening(stages):
+        with self._listening(runtime):
             while latents:
                 number = count - len(latents)
                 with self._listener.step(number, self._plan.steps):
-                    stages.decode(latents[0].to(stages.device))
+                    runtime.decode(latents[0].to(runtime.device))
                 del latents[0]
                 self._progress("observe the decoder", number + 1, count)
                 self._save()
 
-    def _denoise(self, stages: Stages, number: int) -> Tensor:
+    def _denoise(self, runtime: TorchRuntime, number: int) -> Tensor:
         """The stages of one picture, as `sana_edge.Sana.stream` runs them, up to its latent."""
         plan = self._plan
         # the empty negative prompt goes through cross_out here, once for all steps
         with self._listener.step(number, 0, sampled=False):
-            context, _ = stages.read(dataclasses.replace(plan, prompt=self._prompts[number]))
-        sampler, tables = stages.schedule(plan)
-        predict = stages.velocity(plan, tables, context)
+            context, _ = runtime.read(dataclasses.replace(plan, prompt=self._prompts[number]))
+        sampler, tables = runtime.schedule(plan)
+        predict = runtime.velocity(plan, tables, context)
 
         def velocity(x: Tensor, i: int) -> Tensor:
             with self._listener.step(number, i):
                 return predict(x, i)
 
-        for i, step in enumerate(denoise(sampler, velocity, stages.noise(plan, number))):
+        for i, step in enumerate(denoise(sampler, velocity, runtime.noise(plan, number))):
             latent = step.x
             self._progress("observe", number * plan.steps + i + 1, len(self._prompts) * plan.steps)
         return latent
 
     @contextmanager
-    def _listening(self, stages: Stages) -> Iterator[None]:
+    def _listening(self, runtime: TorchRuntime) -> Iterator[None]:
         size = f"{self._plan.width}x{self._plan.height}"
-        with memory_errors(size), torch.no_grad(), self._listener.attached(targets(stages)):
+        with memory_errors(size), torch.no_grad(), self._listener.attached(targets(runtime)):
             yield
 
     def _save(self) -> None:
@@ -192,11 +192,11 @@ def named_weights(network: Denoiser | Autoencoder) -> Iterator[tuple[str, Tensor
     return ((f"{prefix}{name}", tensor) for name, tensor in network.state_dict().items())
 
 
-def _info(stages: Stages, prompts: PromptSet, plan: Plan, weights: str) -> dict[str, Any]:
+def _info(runtime: TorchRuntime, prompts: PromptSet, plan: Plan, weights: str) -> dict[str, Any]:
     return {
-        "model": stages.name,
+        "model": runtime.name,
         "model_checksum": weights,
-        "dtype": stages.dtype,
+        "dtype": runtime.dtype,
         "prompt_set": prompts.name,
         "prompt_checksum": prompts.checksum,
         "prompts": len(prompts.prompts),
@@ -206,6 +206,6 @@ def _info(stages: Stages, prompts: PromptSet, plan: Plan, weights: str) -> dict[
         "guidance": plan.guidance,
         "seed": plan.seed,
         "sampler": plan.sampler,
-        "flow_shift": stages.sampler.flow_shift,
+        "flow_shift": runtime.sampler.flow_shift,
         "sample_rows": SAMPLE_ROWS,
     }

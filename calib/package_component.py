@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sana_edge.atomic import write_json
 from sana_edge.calib.package_writer import check_finite, write_shards
 from sana_edge.config import AutoencoderConfig, DenoiserConfig
 from sana_edge.int8 import quant
@@ -26,6 +25,7 @@ from sana_edge.store import package
 from sana_edge.store.package import Quantization
 from sana_edge.store.package_tensors import keeps_fp32, to_16_bit
 from sana_edge.store.weights import check_state, load_into
+from sana_edge.system.atomic import write_json
 from sana_edge.torch_runtime.load import denoiser_layers
 
 Named = tuple[str, Tensor]

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from sana_edge import atomic
 from sana_edge.errors import CheckpointError
 from sana_edge.store.weights import save_state
+from sana_edge.system import atomic
 
 # tensors held in memory until a file is full; the 16-bit rest and INT8 layers of SANA-0.6B are 682 MB
 SHARD_BYTES = 1 << 30
@@ -69,12 +69,12 @@ def check_finite(name: str, tensor: Tensor) -> None:
 
 
 def check_output(output: Path, *, force: bool) -> None:
-    """`sana_edge.atomic.check_folder` of a model folder."""
+    """`sana_edge.system.atomic.check_folder` of a model folder."""
     atomic.check_folder(output, force=force, kind="model folder", is_kind=_is_model)
 
 
 def new_folder(output: Path, *, force: bool = False) -> AbstractContextManager[Path]:
-    """`sana_edge.atomic.new_folder` of a model folder."""
+    """`sana_edge.system.atomic.new_folder` of a model folder."""
     return atomic.new_folder(output, force=force, kind="model folder", is_kind=_is_model)
 
 

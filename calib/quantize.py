@@ -12,7 +12,6 @@ from typing import Any
 
 from torch import Tensor
 
-from sana_edge.atomic import write_json
 from sana_edge.calib import package_component
 from sana_edge.calib.calibrate import Calibration, calibrate_decoder, calibrate_denoiser, joined
 from sana_edge.calib.estimate import estimated_seconds, shown_time
@@ -29,14 +28,16 @@ from sana_edge.calib.settings import Settings, calibration_folder
 from sana_edge.calib.trajectory import Comparison, Trajectory, decoded, denoised, judged, retraced
 from sana_edge.config import AutoencoderConfig
 from sana_edge.errors import InvalidInput
-from sana_edge.memory import give_back, memory_errors, shown
 from sana_edge.nets.text_encoder import EncodedTexts
 from sana_edge.progress import Progress, unseen
 from sana_edge.request import MAX_SEED, Plan, Request
 from sana_edge.store import hub, package
 from sana_edge.store.folder import read_json
 from sana_edge.store.hub import ResolvedModel
-from sana_edge.torch_runtime.runtime import Stages, choose_device
+from sana_edge.system.atomic import write_json
+from sana_edge.system.memory import give_back, memory_errors, shown
+from sana_edge.torch_runtime.device import choose_device
+from sana_edge.torch_runtime.runtime import TorchRuntime
 
 logger = logging.getLogger("sana_edge")
 
@@ -147,11 +148,11 @@ def _calibrated(job: Job, prompts: PromptSet, observed: Path, say: Callable[[str
     )
 
 
-def _announcement(job: Job, stages: Stages, asked: list[Plan], pictures: int) -> str:
+def _announcement(job: Job, runtime: TorchRuntime, asked: list[Plan], pictures: int) -> str:
     """What will be done, and about how long."""
     state, plan, prompts = job.state("text_encoder"), asked[0], len(asked) - pictures
     text = sum(math.prod(state.shape(name)) for name in state if "embed_tokens" not in name)
-    seconds = estimated_seconds(stages, text, job.settings, pictures, plan, prompts)
+    seconds = estimated_seconds(runtime, text, job.settings, pictures, plan, prompts)
     return (
         f"calibrating with {prompts} prompts, {plan.steps} steps, {plan.width}x{plan.height}, and comparing "
         f"{pictures} pictures: about {shown_time(seconds)} here"
@@ -177,37 +178,37 @@ def _networks(
     told: dict[str, Any] = {"progress": job.progress, "note": note}
     options: dict[str, Any] = {name: getattr(settings, name) for name in ("steps", "guidance", "seed")}
     with job.part("load"):
-        stages = networks.denoising(texts)
+        runtime = networks.denoising(texts)
     with job.part("float pictures"):
         references = []
         for number, plan in enumerate(plans, start=1):
-            references.append(denoised(stages, plan))
+            references.append(denoised(runtime, plan))
             job.progress("float pictures", number, len(plans))
     with job.part("calibrate"):
         observation = Observation(
-            stages, prompts, weights, size=settings.size, folder=observed, **options, **told
+            runtime, prompts, weights, size=settings.size, folder=observed, **options, **told
         )
-        observation.denoise(stages)
+        observation.denoise(runtime)
         cells, few = settings.cells, prompts.prompts[: settings.probes]
-        given = probe(stages, few, cells=cells, crop=cells // 2, **options)
+        given = probe(runtime, few, cells=cells, crop=cells // 2, **options)
         # the denoiser makes room
-        del stages
-        stages = networks.decoding()
+        del runtime
+        runtime = networks.decoding()
     with job.part("float pictures"):
-        references = [decoded(stages, reference) for reference in references]
+        references = [decoded(runtime, reference) for reference in references]
     with job.part("calibrate"):
-        observation.decode(stages)
+        observation.decode(runtime)
         statistics = observation.statistics
         info = {**statistics.info, "checksum": statistics.checksum(), "alpha": settings.alpha}
-        decoder = calibrate_decoder(stages.autoencoder, statistics, given, settings, **told)
+        decoder = calibrate_decoder(runtime.autoencoder, statistics, given, settings, **told)
     with job.part("quantize"):
-        sources = {"vae": _written(job, "vae", stages.autoencoder.state_dict())}
-        del stages
+        sources = {"vae": _written(job, "vae", runtime.autoencoder.state_dict())}
+        del runtime
     with job.part("calibrate"):
-        stages = networks.denoising(texts)
-        denoiser = calibrate_denoiser(stages.denoiser, statistics, given, settings, **told)
+        runtime = networks.denoising(texts)
+        denoiser = calibrate_denoiser(runtime.denoiser, statistics, given, settings, **told)
     with job.part("quantize"):
-        sources["transformer"] = _written(job, "transformer", stages.denoiser.to_diffusers())
+        sources["transformer"] = _written(job, "transformer", runtime.denoiser.to_diffusers())
         calibration = joined(denoiser, decoder, info)
         for name, source in sources.items():
             job.write_config(name, source, calibration)
@@ -220,22 +221,24 @@ def _written(job: Job, name: str, state: Mapping[str, Tensor]) -> str:
     return job.write_weights(name, package_component.stored(state, half))
 
 
-def _plans(settings: Settings, prompts: PromptSet, stages: Stages) -> list[Plan]:
+def _plans(settings: Settings, prompts: PromptSet, runtime: TorchRuntime) -> list[Plan]:
     """Pictures to compare: prompts evenly over the set, and noise that calibration did not see."""
     total = len(prompts.prompts)
     count = min(settings.pictures or 0, total)
     return [
-        _plan(settings, prompts.prompts[number * total // count], stages, total + number)
+        _plan(settings, prompts.prompts[number * total // count], runtime, total + number)
         for number in range(count)
     ]
 
 
-def _all_plans(settings: Settings, prompts: PromptSet, stages: Stages, plans: list[Plan]) -> list[Plan]:
+def _all_plans(
+    settings: Settings, prompts: PromptSet, runtime: TorchRuntime, plans: list[Plan]
+) -> list[Plan]:
     """Of everything whose prompt is read: pictures to compare and those to calibrate with."""
-    return [*plans, *(_plan(settings, prompt, stages, 0) for prompt in prompts.prompts)]
+    return [*plans, *(_plan(settings, prompt, runtime, 0) for prompt in prompts.prompts)]
 
 
-def _plan(settings: Settings, prompt: str, stages: Stages, number: int) -> Plan:
+def _plan(settings: Settings, prompt: str, runtime: TorchRuntime, number: int) -> Plan:
     request = Request(
         prompt,
         steps=settings.steps,
@@ -244,7 +247,7 @@ def _plan(settings: Settings, prompt: str, stages: Stages, number: int) -> Plan:
         guidance=settings.guidance,
         seed=(settings.seed + number) % MAX_SEED,
     )
-    return request.plan(stages.denoiser.config.native_size, stages.sampler.kind)
+    return request.plan(runtime.denoiser.config.native_size, runtime.sampler.kind)
 
 
 def _compare(job: Job, references: list[Trajectory]) -> list[Comparison]:
@@ -254,13 +257,13 @@ def _compare(job: Job, references: list[Trajectory]) -> list[Comparison]:
     with job.part("INT8 pictures"):
         networks = Networks(ResolvedModel(job.folder, job.model.name), job.device)
         texts = networks.texts([reference.plan for reference in references], unseen)
-        stages, found = networks.denoising(texts), []
+        runtime, found = networks.denoising(texts), []
         for number, reference in enumerate(references, start=1):
-            found.append(retraced(stages, reference))
+            found.append(retraced(runtime, reference))
             job.progress("INT8 pictures", number, len(references))
-        del stages
-        stages = networks.decoding()
-        return [judged(stages, *pair) for pair in zip(references, found, strict=True)]
+        del runtime
+        runtime = networks.decoding()
+        return [judged(runtime, *pair) for pair in zip(references, found, strict=True)]
 
 
 def _runs(job: Job, plans: list[Plan], notes: list[str]) -> dict[str, Run]:

@@ -26,7 +26,7 @@ from sana_edge.nets.text_encoder import TextFeatures
 from sana_edge.progress import Progress, unseen
 from sana_edge.request import Request
 from sana_edge.sampler import denoise
-from sana_edge.torch_runtime.runtime import Stages
+from sana_edge.torch_runtime.runtime import TorchRuntime
 
 Budget = int | Literal["auto", "none"]
 TARGET = 0.01
@@ -71,7 +71,7 @@ class Probe:
 
 @torch.no_grad()
 def probe(
-    stages: Stages,
+    runtime: TorchRuntime,
     prompts: Sequence[str],
     *,
     cells: int = 8,
@@ -92,28 +92,28 @@ def probe(
     """
     if not prompts:
         raise InvalidInput("there are no prompts to measure with", "give at least one")
-    side = cells * stages.autoencoder.config.spatial_compression
+    side = cells * runtime.autoencoder.config.spatial_compression
     embedded: float | None = None
     latents, clean, timesteps = [], [], []
     for number, prompt in enumerate(prompts):
         request = Request(
             prompt, size=(side, side), exact_size=True, steps=steps, guidance=guidance, seed=seed + number
         )
-        plan = request.plan(stages.denoiser.config.native_size, stages.sampler.kind)
-        context, _ = stages.read(plan)
-        sampler, tables = stages.schedule(plan)
-        velocity = stages.velocity(plan, tables, context)
-        for i, step in enumerate(denoise(sampler, velocity, stages.noise(plan))):
+        plan = request.plan(runtime.denoiser.config.native_size, runtime.sampler.kind)
+        context, _ = runtime.read(plan)
+        sampler, tables = runtime.schedule(plan)
+        velocity = runtime.velocity(plan, tables, context)
+        for i, step in enumerate(denoise(sampler, velocity, runtime.noise(plan))):
             if i in (0, plan.steps // 2, plan.steps - 1):
                 latents.append(step.given)
                 timesteps.append(float(sampler.timesteps[i]))
-        clean.append(_cropped(step.x, crop) / stages.autoencoder.config.scaling_factor)
-        embedded = plan.guidance if stages.denoiser.config.guidance_embeds else None
+        clean.append(_cropped(step.x, crop) / runtime.autoencoder.config.scaling_factor)
+        embedded = plan.guidance if runtime.denoiser.config.guidance_embeds else None
     return Probe(
         torch.cat(latents),
-        torch.tensor(timesteps, device=stages.device),
+        torch.tensor(timesteps, device=runtime.device),
         embedded,
-        [stages.text_encoder.encode([prompt]) for prompt in prompts],
+        [runtime.text_encoder.encode([prompt]) for prompt in prompts],
         torch.cat(clean),
     )
 

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sana_edge.atomic import check_writable
 from sana_edge.calib.statistics import Statistics
 from sana_edge.errors import CheckpointError, SanaError
+from sana_edge.system.atomic import check_writable
 
 # of ``info``: names, and how far it is, do not change what an observation sees
 _NOT_IDENTITY = ("model", "prompt_set", "observed")

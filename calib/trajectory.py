@@ -14,7 +14,7 @@ from sana_edge.image_metrics import psnr, ssim
 from sana_edge.int8 import quant
 from sana_edge.request import Plan
 from sana_edge.sampler import denoise
-from sana_edge.torch_runtime.runtime import Stages
+from sana_edge.torch_runtime.runtime import TorchRuntime
 
 Pixels = NDArray[np.uint8]
 
@@ -69,18 +69,18 @@ class Retraced:
     velocity_errors: list[float]
 
 
-def follow(stages: Stages, plan: Plan, on_step: Callable[[], None] = lambda: None) -> Trajectory:
+def follow(runtime: TorchRuntime, plan: Plan, on_step: Callable[[], None] = lambda: None) -> Trajectory:
     """Make a picture from ``plan.seed`` as `sana_edge.Sana.stream` does, and keep what is on the way."""
-    return decoded(stages, denoised(stages, plan, on_step))
+    return decoded(runtime, denoised(runtime, plan, on_step))
 
 
 @torch.inference_mode()
-def denoised(stages: Stages, plan: Plan, on_step: Callable[[], None] = lambda: None) -> Trajectory:
+def denoised(runtime: TorchRuntime, plan: Plan, on_step: Callable[[], None] = lambda: None) -> Trajectory:
     """`follow` up to the picture: needs the denoiser alone."""
-    context, _ = stages.read(plan)
-    sampler, tables = stages.schedule(plan)
+    context, _ = runtime.read(plan)
+    sampler, tables = runtime.schedule(plan)
     steps = []
-    for step in denoise(sampler, stages.velocity(plan, tables, context), stages.noise(plan)):
+    for step in denoise(sampler, runtime.velocity(plan, tables, context), runtime.noise(plan)):
         steps.append(step)
         on_step()
     return Trajectory(
@@ -92,35 +92,39 @@ def denoised(stages: Stages, plan: Plan, on_step: Callable[[], None] = lambda: N
 
 
 @torch.inference_mode()
-def decoded(stages: Stages, trajectory: Trajectory) -> Trajectory:
+def decoded(runtime: TorchRuntime, trajectory: Trajectory) -> Trajectory:
     """With its picture: needs the decoder alone."""
-    return replace(trajectory, pixels=stages.decode(trajectory.latents[-1:].to(stages.device)))
+    return replace(trajectory, pixels=runtime.decode(trajectory.latents[-1:].to(runtime.device)))
 
 
-def compare(stages: Stages, reference: Trajectory, on_step: Callable[[], None] = lambda: None) -> Comparison:
+def compare(
+    runtime: TorchRuntime, reference: Trajectory, on_step: Callable[[], None] = lambda: None
+) -> Comparison:
     """Follow a float model's plan with a quantized one; ``on_step`` is called twice for each step."""
-    return judged(stages, reference, retraced(stages, reference, on_step))
+    return judged(runtime, reference, retraced(runtime, reference, on_step))
 
 
 @torch.inference_mode()
-def retraced(stages: Stages, reference: Trajectory, on_step: Callable[[], None] = lambda: None) -> Retraced:
+def retraced(
+    runtime: TorchRuntime, reference: Trajectory, on_step: Callable[[], None] = lambda: None
+) -> Retraced:
     """`compare` up to the pictures: needs the denoiser alone."""
     plan = reference.plan
-    context, _ = stages.read(plan)
-    _, tables = stages.schedule(plan)
-    velocity = stages.velocity(plan, tables, context)
-    latents, errors = reference.latents.to(stages.device), []
+    context, _ = runtime.read(plan)
+    _, tables = runtime.schedule(plan)
+    velocity = runtime.velocity(plan, tables, context)
+    latents, errors = reference.latents.to(runtime.device), []
     for i in range(plan.steps):
         found = velocity(latents[i : i + 1], i).cpu()
         errors.append(quant.relative_error(found, reference.velocities[i : i + 1]))
         on_step()
-    return Retraced(denoised(stages, plan, on_step), errors)
+    return Retraced(denoised(runtime, plan, on_step), errors)
 
 
 @torch.inference_mode()
-def judged(stages: Stages, reference: Trajectory, found: Retraced) -> Comparison:
+def judged(runtime: TorchRuntime, reference: Trajectory, found: Retraced) -> Comparison:
     """The rest of `compare`: needs the quantized decoder alone."""
-    picture, expected = decoded(stages, found.own).pixels, reference.pixels
+    picture, expected = decoded(runtime, found.own).pixels, reference.pixels
     assert picture is not None and expected is not None
     pairs = zip(found.own.latents[1:], reference.latents[1:], strict=True)
     return Comparison(
@@ -129,7 +133,7 @@ def judged(stages: Stages, reference: Trajectory, found: Retraced) -> Comparison
         latent_errors=[quant.relative_error(*pair) for pair in pairs],
         psnr=psnr(picture, expected),
         ssim=ssim(picture, expected),
-        decoder_psnr=psnr(stages.decode(reference.latents[-1:].to(stages.device)), expected),
+        decoder_psnr=psnr(runtime.decode(reference.latents[-1:].to(runtime.device)), expected),
         reference=expected,
         picture=picture,
     )

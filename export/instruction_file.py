@@ -24,9 +24,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sana_edge import atomic
 from sana_edge.nets.text_encoder import TextEncoder
 from sana_edge.prompt import CHI
+from sana_edge.system import atomic
 
 
 @torch.no_grad()

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 
 from sana_edge import __version__
-from sana_edge.atomic import new_folder
-from sana_edge.engines.telemetry import silence_onnxruntime
+from sana_edge.engines.onnxruntime import without_telemetry
 from sana_edge.errors import InvalidInput, SanaError, export_extra
 from sana_edge.export.graph.builder import GraphBuilder
 from sana_edge.export.graph.decoder import Size, add_decoder
@@ -25,7 +24,6 @@ from sana_edge.export.graph.text import add_text_encoder
 from sana_edge.export.instruction_file import write_instruction
 from sana_edge.export.settings import Settings
 from sana_edge.export.source import Source, describe
-from sana_edge.memory import memory_errors
 from sana_edge.nets.quantize import set_graph_activations
 from sana_edge.nets.text_encoder import TextEncoder
 from sana_edge.nets.text_weights import load_text_model
@@ -34,7 +32,10 @@ from sana_edge.store import hub, manifest
 from sana_edge.store.hub import ResolvedModel
 from sana_edge.store.manifest import INSTRUCTION, DecoderPart, Manifest, TextShape
 from sana_edge.store.manifest_files import stored_files
-from sana_edge.torch_runtime.load import DTYPES, load_decoder, load_denoiser
+from sana_edge.system.atomic import new_folder
+from sana_edge.system.memory import memory_errors
+from sana_edge.torch_runtime.device import DTYPES
+from sana_edge.torch_runtime.load import load_decoder, load_denoiser
 from sana_edge.torch_runtime.tiling import DEFAULT_TILE
 
 # `sana_edge.export.verify.compare.compare`
@@ -214,7 +215,7 @@ class _Export:
 
 def _comparison() -> _Compare:
     """Needs onnxruntime, which nothing else here does."""
-    silence_onnxruntime()
+    without_telemetry()
     with export_extra():
         from sana_edge.export.verify import compare
     return compare.compare

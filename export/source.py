@@ -16,7 +16,7 @@ from sana_edge.store.known_models import BUNDLED, KNOWN
 from sana_edge.store.package import Quantization
 from sana_edge.store.pairing import read_sampler
 from sana_edge.store.weights import StoredState, weight_files
-from sana_edge.torch_runtime.load import DTYPES
+from sana_edge.torch_runtime.device import DTYPES
 
 # begin the names of files with the terms of the weights
 _TERMS = ("LICENSE", "LICENCE", "NOTICE", "COPYING")

@@ -18,12 +18,12 @@ from concurrent import futures
 from pathlib import Path
 from typing import Any
 
-from sana_edge import atomic
 from sana_edge.engines.tensorrt.engine import logger_class
 from sana_edge.engines.tensorrt.profiles import Shapes
 from sana_edge.errors import InvalidInput, SanaError, UnsupportedDevice
 from sana_edge.progress import Progress
 from sana_edge.store.manifest import REMAKE, Manifest
+from sana_edge.system import atomic
 
 logger = logging.getLogger("sana_edge")
 

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
         SanaError,
         UnsupportedDevice,
     )
+    from sana_edge.generation import Step
     from sana_edge.image import Image, read_metadata
-    from sana_edge.pipeline import Sana, Step
+    from sana_edge.pipeline import Sana
 
 __version__ = "0.1.0"
 
@@ -44,7 +45,7 @@ __all__ = [
 # a library says nothing unless the application listens
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
-_HOMES = {"Sana": "pipeline", "Step": "pipeline", "Image": "image", "read_metadata": "image"}
+_HOMES = {"Sana": "pipeline", "Step": "generation", "Image": "image", "read_metadata": "image"}
 
 
 def __getattr__(name: str) -> Any:

@@ -42,6 +42,16 @@ def tile_cells(longest: int, cell: int, tile: int | None, stride: int | None) ->
     return tile // cell, stride // cell
 
 
+def shrink(latent: NDArray[np.float32], factor: int) -> NDArray[np.float32]:
+    """Means of factor x factor cells; those at the right and the bottom may be of fewer."""
+    sums, (height, width) = latent.astype(np.float64), latent.shape[-2:]
+    for axis, length in ((2, height), (3, width)):
+        starts = np.arange(0, length, factor)
+        counts = np.minimum(factor, length - starts)
+        sums = np.add.reduceat(sums, starts, axis) / counts.reshape([-1, 1] if axis == 2 else [-1])
+    return sums.astype(np.float32)
+
+
 def resize_and_crop(pixels: NDArray[np.float32], asked: tuple[int, int]) -> NDArray[np.float32]:
     """A picture (C, H, W) at size ``asked`` (width, height): bilinear, corners not aligned, no antialiasing.
 

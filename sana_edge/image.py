@@ -16,8 +16,8 @@ import PIL.Image
 from numpy.typing import NDArray
 from PIL.PngImagePlugin import PngInfo
 
-from sana_edge import atomic
 from sana_edge.errors import InvalidInput, SanaError
+from sana_edge.system import atomic
 
 logger = logging.getLogger("sana_edge")
 

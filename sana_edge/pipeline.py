@@ -1,61 +1,29 @@
-"""From a prompt to a picture."""
+"""Sana: a model that is loaded once and makes pictures, one at a time, for any thread."""
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import logging
 import os
 import threading
-import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, overload
 
-import numpy as np
-from numpy.typing import NDArray
-
-from sana_edge import __version__
-from sana_edge.errors import Cancelled, OutOfMemory, SanaError
+from sana_edge.errors import SanaError
+from sana_edge.generation import Step, generation, stop_if
 from sana_edge.image import Image
-from sana_edge.memory import memory_errors
 from sana_edge.progress import Progress, unseen, watched
-from sana_edge.request import LoadOptions, Options, Plan, Request
-from sana_edge.runtime import Stages, load_stages
-from sana_edge.sampler import denoise
-from sana_edge.threads import PROCESS
+from sana_edge.request import LoadOptions, Options, Request
+from sana_edge.runtime import Runtime, load_runtime
+from sana_edge.system.threads import PROCESS
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
 logger = logging.getLogger("sana_edge")
-
-
-@dataclass(frozen=True, eq=False)
-class Step:
-    """One denoising step that has been taken.
-
-    Attributes:
-        index: 0 to total - 1, over all pictures of the call.
-        total: steps times pictures.
-        image: the finished picture, on the last step of each; None before.
-    """
-
-    index: int
-    total: int
-    image: Image | None
-    _preview: Callable[[], NDArray[np.uint8]] = dataclasses.field(repr=False)
-
-    def preview(self) -> NDArray[np.uint8]:
-        """Decode what the picture will be, as far as this step can tell: RGB uint8, sides of at most 256.
-
-        Costs a small decode, and only when it is called.
-        """
-        return self._preview()
 
 
 class Sana:
@@ -68,8 +36,8 @@ class Sana:
     objects are independent.
     """
 
-    def __init__(self, stages: Stages) -> None:
-        self._stages: Stages | None = stages
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime: Runtime | None = runtime
         self._lock = threading.Lock()
         self._owner: int | None = None
 
@@ -143,24 +111,24 @@ class Sana:
             threads=threads,
         )
         told = watched(on_progress, cancel, "loading")
-        stages, folder = load_stages(os.fspath(model), options, told)
-        kinds = f"{stages.dtype}, {stages.quantization}" if stages.quantization else stages.dtype
-        used = f"{stages.place}, backend {stages.backend.name}"
-        logger.info("loaded %s from %s: %s on %s", stages.name, folder, kinds, used)
-        for name, reason in stages.backend.reasons.items():
+        runtime, folder = load_runtime(os.fspath(model), options, told)
+        kinds = f"{runtime.dtype}, {runtime.quantization}" if runtime.quantization else runtime.dtype
+        used = f"{runtime.place}, backend {runtime.backend.name}"
+        logger.info("loaded %s from %s: %s on %s", runtime.name, folder, kinds, used)
+        for name, reason in runtime.backend.reasons.items():
             logger.info("backend %s is not used: %s", name, reason)
-        for note in stages.notes:
+        for note in runtime.notes:
             logger.warning(note)
-        return cls(stages)
+        return cls(runtime)
 
     def close(self) -> None:
         """Let go of the model and free its memory; a stream that is under way finishes with it first."""
         if PROCESS.forked:
             # freeing would wait for threads that are not here; the memory is the parent's
             return
-        stages, self._stages = self._stages, None
-        if stages is not None:
-            self._free(stages)
+        runtime, self._runtime = self._runtime, None
+        if runtime is not None:
+            self._free(runtime)
 
     def __enter__(self) -> Sana:
         return self
@@ -273,74 +241,47 @@ class Sana:
         nothing is decoded then. Until the iterator is used up, closed or collected, other calls wait; in the
         thread that took the last step, which would wait for itself, they are an error.
         """
-        stages = self._open()
+        runtime = self._open()
         request = Request.of(prompt, images=images, **options)
-        plan = request.plan(stages.trained_side, stages.sampler.kind, stages.fixed_size)
-        stages.check_plan(plan)
-        steps = self._steps(
-            stages, plan, on_progress or unseen, cancel or threading.Event(), _foreign(stages, options)
-        )
-        return _inside(stages.computing, steps)
+        plan = request.plan(runtime.trained_side, runtime.sampler.kind, runtime.fixed_size)
+        runtime.check_plan(plan)
+        cancel = cancel or threading.Event()
+        steps = generation(runtime, plan, on_progress or unseen, cancel, _foreign(runtime, options))
+        return _inside(runtime.computing, self._alone(runtime, cancel, steps))
 
-    def _steps(
-        self,
-        stages: Stages,
-        plan: Plan,
-        on_progress: Progress,
-        cancel: threading.Event,
-        said: tuple[str, ...],
-    ) -> Generator[Step, None, None]:
-        total = plan.images * plan.steps
-        told = watched(on_progress, cancel, "the generation")
-        with self._turn(stages, cancel), _released(stages), memory_errors(f"{plan.width}x{plan.height}"):
-            clock = _Clock(stages.synchronize)
-            with clock.stage("text"):
-                context, notes = stages.read(plan)
-            sampler, tables = stages.schedule(plan)
-            with clock.stage("denoise"):
-                predict, more = stages.predict(plan, tables, context)
-            for picture in range(plan.images):
-                steps = denoise(sampler, predict, stages.noise(plan, picture))
-                for i in range(plan.steps):
-                    _stop_if(cancel)
-                    PROCESS.check()
-                    with clock.stage("denoise"):
-                        step = next(steps)
-                    on_progress("denoise", picture * plan.steps + i + 1, total)
-                    image = None
-                    if i == plan.steps - 1:
-                        _stop_if(cancel)
-                        with clock.stage("decode"):
-                            pixels = stages.decode(step.x, plan.size, told)
-                        image = _image(stages, plan, picture, pixels, clock.read(), (*said, *notes, *more))
-                    preview = functools.partial(stages.preview, step.clean)
-                    yield Step(picture * plan.steps + i, total, image, preview)
-                    # the next step may be taken by another thread than the last one
-                    self._owner = threading.get_ident()
-
-    def _open(self) -> Stages:
-        if self._stages is None:
+    def _open(self) -> Runtime:
+        if self._runtime is None:
             raise SanaError("this Sana is closed", "load the model again")
         PROCESS.check()
-        return self._stages
+        return self._runtime
 
-    def _free(self, stages: Stages) -> None:
+    def _free(self, runtime: Runtime) -> None:
         """Free a closed model's memory, unless a stream holds the lock, which does it at its end."""
         if self._lock.acquire(blocking=False):
             try:
-                stages.close()
+                runtime.close()
             finally:
                 self._lock.release()
 
+    def _alone(
+        self, runtime: Runtime, cancel: threading.Event, steps: Generator[Step, None, None]
+    ) -> Generator[Step, None, None]:
+        """Take the steps while holding the lock."""
+        with self._turn(runtime, cancel), closing(steps):
+            for step in steps:
+                yield step
+                # the next step may be taken by another thread than the last one
+                self._owner = threading.get_ident()
+
     @contextmanager
-    def _turn(self, stages: Stages, cancel: threading.Event) -> Iterator[None]:
+    def _turn(self, runtime: Runtime, cancel: threading.Event) -> Iterator[None]:
         """Wait for the generation under way in another thread, if any, and hold the lock."""
         if self._owner == threading.get_ident():
             raise SanaError(
                 "a stream of this model is still open in this thread", "close it or use it up first"
             )
         while not self._lock.acquire(timeout=0.1):
-            _stop_if(cancel)
+            stop_if(cancel)
         try:
             self._owner = threading.get_ident()
             yield
@@ -348,8 +289,8 @@ class Sana:
             self._owner = None
             self._lock.release()
             # behind the release: a `close` that found the lock taken has set this before
-            if self._stages is None:
-                self._free(stages)
+            if self._runtime is None:
+                self._free(runtime)
 
 
 def _inside(
@@ -365,69 +306,9 @@ def _inside(
             yield step
 
 
-class _Clock:
-    """Seconds spent in each stage of a picture; the caller's time between steps does not count."""
-
-    def __init__(self, synchronize: Callable[[], None]) -> None:
-        self._synchronize = synchronize
-        self._seconds: dict[str, float] = {}
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        # also keeps the host from queueing steps that a cancellation could not take back
-        self._synchronize()
-        self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
-
-    def read(self) -> dict[str, float]:
-        """Return the seconds and start again at zero; the text is read once, for the first picture."""
-        seconds, self._seconds = self._seconds, {"text": 0.0}
-        return seconds
-
-
-def _image(
-    stages: Stages,
-    plan: Plan,
-    picture: int,
-    pixels: NDArray[np.uint8],
-    timings: dict[str, float],
-    notes: tuple[str, ...],
-) -> Image:
-    seed = plan.seed + picture
-    metadata = {
-        **plan.metadata(),
-        "seed": seed,
-        "model": stages.name,
-        "dtype": stages.dtype,
-        "backend": stages.backend.name,
-        "version": __version__,
-    }
-    if stages.decoder is not None:
-        metadata["decoder"] = stages.decoder
-    if stages.quantization is not None:
-        metadata["quantization"] = stages.quantization
-    return Image(pixels, seed, metadata, timings, notes)
-
-
-@contextmanager
-def _released(stages: Stages) -> Iterator[None]:
-    """Let go of all memory that is not the model where it ran out, so that the next picture may fit."""
-    try:
-        yield
-    except OutOfMemory:
-        stages.release()
-        raise
-
-
-def _foreign(stages: Stages, options: Mapping[str, object]) -> tuple[str, ...]:
+def _foreign(runtime: Runtime, options: Mapping[str, object]) -> tuple[str, ...]:
     """A note where another model's metadata are the options."""
     other = options.get("model")
-    if other in (None, stages.name):
+    if other in (None, runtime.name):
         return ()
-    return (f"the metadata is of a picture by {other}, this one is by {stages.name}",)
-
-
-def _stop_if(cancel: threading.Event) -> None:
-    if cancel.is_set():
-        raise Cancelled("the generation was cancelled")
+    return (f"the metadata is of a picture by {other}, this one is by {runtime.name}",)

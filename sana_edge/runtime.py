@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from sana_edge.config import SamplerConfig
 from sana_edge.errors import InvalidInput, MissingDependency, torch_extra
-from sana_edge.memory import memory_errors
 from sana_edge.progress import Progress, bar, both, unseen
 from sana_edge.request import BACKENDS, DEVICES, TORCH_BACKENDS, TORCH_DEVICES, LoadOptions, Plan
 from sana_edge.sampler import Sampler
 from sana_edge.store import hub
-from sana_edge.threads import MAX_THREADS, PROCESS
+from sana_edge.system.memory import memory_errors
+from sana_edge.system.threads import MAX_THREADS, PROCESS
 
 # a latent (1, C, h, w) fp32: a tensor, or a numpy array
 Latent = Any
@@ -32,8 +32,8 @@ class Backend(Protocol):
     def reasons(self) -> Mapping[str, str]: ...
 
 
-class Stages(Protocol):
-    """What `sana_edge.Sana` needs of a loaded model; `sana_edge.torch_runtime.runtime.Stages` explains each.
+class Runtime(Protocol):
+    """A loaded model as `sana_edge.Sana` needs it; `torch_runtime.runtime.TorchRuntime` explains each method.
 
     What ``schedule`` and ``read`` give is for ``predict`` only. ``computing`` is entered around all work,
     ``synchronize`` waits for it. ``close`` frees what does not go with the last reference; work that comes
@@ -82,7 +82,7 @@ class Stages(Protocol):
     def close(self) -> None: ...
 
 
-def load_stages(model: str, options: LoadOptions, on_progress: Progress = unseen) -> tuple[Stages, Path]:
+def load_runtime(model: str, options: LoadOptions, on_progress: Progress = unseen) -> tuple[Runtime, Path]:
     """Load a model, and say which folder it is; errors are those of `sana_edge.Sana.load`.
 
     Tells ``on_progress`` what is downloaded (bytes) and loaded (parts); what that raises ends both.
@@ -118,12 +118,13 @@ def load_stages(model: str, options: LoadOptions, on_progress: Progress = unseen
     return _load_torch(model, options, on_progress)
 
 
-def _load_torch(model: str, options: LoadOptions, on_progress: Progress) -> tuple[Stages, Path]:
+def _load_torch(model: str, options: LoadOptions, on_progress: Progress) -> tuple[Runtime, Path]:
     hub.check_name(model)
     try:
         # whose libraries are mapped
         with memory_errors("torch"), torch_extra():
-            from sana_edge.torch_runtime import runtime
+            from sana_edge.torch_runtime.device import check_target
+            from sana_edge.torch_runtime.runtime import TorchRuntime
     except MissingDependency as error:
         graphs = hub.bundled_graphs(model, int8=True)
         if graphs is not None and options.backend == "auto":
@@ -134,7 +135,7 @@ def _load_torch(model: str, options: LoadOptions, on_progress: Progress) -> tupl
         raise MissingDependency(f"{model} is no exported folder, and {error.message}", hint) from error
     int8, dtype, backend = options.int8, options.dtype, options.backend
     # what can be said before the model is found
-    place = runtime.check_target(options.device, dtype, backend)
+    place = check_target(options.device, dtype, backend)
     with torch_extra():
         found = hub.resolve(
             model,
@@ -147,7 +148,7 @@ def _load_torch(model: str, options: LoadOptions, on_progress: Progress) -> tupl
         )
     needed = sum(file.stat().st_size for file in found.path.rglob("*.safetensors") if file.is_file())
     with torch_extra(), memory_errors(model, needed), bar(not options.progress, "part") as shown:
-        loaded = runtime.load_stages(
+        loaded = TorchRuntime.load(
             found,
             device=place,
             dtype=dtype,
@@ -161,8 +162,8 @@ def _load_torch(model: str, options: LoadOptions, on_progress: Progress) -> tupl
 
 def _load_engines(
     folder: Path, options: LoadOptions, on_progress: Progress, notes: tuple[str, ...] = ()
-) -> Stages:
-    from sana_edge.engines import runtime
+) -> Runtime:
+    from sana_edge.engines.runtime import EngineRuntime
 
     backend = options.backend
     if backend != "auto" and backend in TORCH_BACKENDS:
@@ -175,7 +176,7 @@ def _load_engines(
         found = f"revision {options.revision!r} is of a repository, {folder} is none"
         raise InvalidInput(found, "leave out the revision")
     with memory_errors(str(folder)), bar(not options.progress, "part") as shown:
-        return runtime.load_stages(
+        return EngineRuntime.load(
             folder,
             device=options.device,
             dtype=options.dtype,

@@ -20,6 +20,7 @@ import pytest
 import tiny
 import torch
 from emulator import Emulator, FakeGpu, Gpu, OnGpu, keep_stderr
+from filelock import FileLock
 from guarded import guarded as guard
 
 from sana_edge.engines.tensorrt import cuda
@@ -68,12 +69,16 @@ def turing_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _emulate(architecture: int, folder: pytest.TempPathFactory) -> Path:
     if shutil.which(os.environ.get("CXX", "g++")) is None:
         pytest.skip("no C++ compiler")
-    # SANA_EDGE_EMULATED_FOLDER keeps what was built, for those who run one test file again and again
-    kept = os.environ.get("SANA_EDGE_EMULATED_FOLDER")
-    place = Path(kept) if kept else folder.mktemp("emulated")
+    # SANA_EDGE_EMULATED_FOLDER keeps what was built, for those who run one test file again and again;
+    # the workers of one run have the folder above their own in common
+    base = folder.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    place = Path(os.environ.get("SANA_EDGE_EMULATED_FOLDER") or shared / "emulated")
+    place.mkdir(exist_ok=True)
     library = place / f"libsana_edge_emulated_{architecture}.so"
     command = [sys.executable, str(CSRC / "compile.py"), "--emulated", str(architecture)]
-    done = subprocess.run([*command, "--output", str(library)], capture_output=True, text=True)
+    with FileLock(f"{library}.lock"):
+        done = subprocess.run([*command, "--output", str(library)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return library
 

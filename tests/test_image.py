@@ -14,9 +14,9 @@ import pytest
 from PIL import Image as PILImage
 from PIL.PngImagePlugin import PngInfo
 
-from sana_edge.atomic import check_writable
 from sana_edge.errors import InvalidInput, SanaError
 from sana_edge.image import Image, read_metadata
+from sana_edge.system.atomic import check_writable
 
 METADATA = {"prompt": "a house", "negative_prompt": "", "seed": 7, "size": [64, 32], "guidance": 4.5}
 

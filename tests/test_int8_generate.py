@@ -20,14 +20,15 @@ from sana_edge.calib.package_component import write_config, write_weights
 from sana_edge.cli.main import main
 from sana_edge.image_metrics import psnr
 from sana_edge.nets.text_weights import quantize_text_state
-from sana_edge.store import hub, package
+from sana_edge.store import catalogue, hub, package
 from sana_edge.store.folder import read_json
 from sana_edge.store.hub import ResolvedModel
 from sana_edge.store.known_models import BUNDLED
 from sana_edge.store.package import KEY, Quantization
 from sana_edge.store.package_tensors import is_scale, to_16_bit
 from sana_edge.torch_runtime import runtime
-from sana_edge.torch_runtime.load import DTYPES, load_decoder, load_denoiser
+from sana_edge.torch_runtime.device import DTYPES
+from sana_edge.torch_runtime.load import load_decoder, load_denoiser
 
 Capture = pytest.CaptureFixture[str]
 PROMPT = "a red house left of a yellow star"
@@ -134,7 +135,7 @@ def test_a_sprint_package(tiny_sprint_folder: Path, tmp_path: Path) -> None:
 def test_the_clamp_survives_packaging(tiny_folder: Path, tmp_path: Path, clamp: bool) -> None:
     folder = write_package(tiny_folder, tmp_path / "package", clamp=clamp)
     with Sana.load(str(folder), device="cpu") as sana:
-        assert sana._stages is not None and sana._stages.denoiser.clamp == clamp
+        assert sana._runtime is not None and sana._runtime.denoiser.clamp == clamp
 
 
 def test_what_runs_once_stays_in_16_bit(tiny_package: Path) -> None:
@@ -177,7 +178,7 @@ def test_a_bundled_name_takes_its_package(
     shutil.copytree(tiny_folder, tmp_path / "small")
     shutil.copytree(tiny_folder, tmp_path / "alone")
     shutil.copytree(tiny_package, tmp_path / "small-int8")
-    monkeypatch.setattr(hub, "BUNDLED", tmp_path)
+    monkeypatch.setattr(catalogue, "BUNDLED", tmp_path)
     assert hub.resolve("small").path == tmp_path / "small"
     for name in ("small", "small-int8"):
         found = hub.resolve(name, int8=True)

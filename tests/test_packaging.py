@@ -19,7 +19,7 @@ MODELS_LIMIT = 51e6
 # of these the CUDA build of torch pins its own
 PINNED_BY_TORCH = ("nvidia-", "cuda-", "triton")
 TORCH_FREE = (
-    *("cli.main", "cli.doctor", "config", "errors", "image", "memory", "prompt", "pipeline"),
+    *("cli.main", "cli.doctor", "config", "errors", "image", "prompt", "pipeline", "system.memory"),
     *("request", "runtime", "sampler", "engines.runtime", "engines.text", "engines.choose", "engines.noise"),
     *("store.hub", "store.known_models", "store.manifest", "store.manifest_files", "store.folder"),
 )

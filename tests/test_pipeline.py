@@ -23,9 +23,9 @@ from diffusers import FlowMatchEulerDiscreteScheduler, SanaPipeline, SanaSprintP
 from numpy.typing import NDArray
 
 from sana_edge import Cancelled, Image, OutOfMemory, Sana, SanaError, Step, UnsupportedDevice
-from sana_edge.memory import memory_errors
 from sana_edge.store.hub import ResolvedModel
 from sana_edge.store.known_models import BUNDLED, KNOWN
+from sana_edge.system.memory import memory_errors
 from sana_edge.torch_runtime import runtime
 
 PROMPT = "a red house left of a yellow star"
@@ -200,22 +200,22 @@ def test_what_was_trained_in_fp16_is_clamped(
 ) -> None:
     SanaPipeline.from_pretrained(tiny_folder).to(dtype).save_pretrained(tmp_path / "model")
     with Sana.load(str(tmp_path / "model"), device="cpu") as loaded:
-        assert loaded._stages is not None and loaded._stages.denoiser.clamp == clamp
+        assert loaded._runtime is not None and loaded._runtime.denoiser.clamp == clamp
     # the table knows better than the files
     for name, known in (("sana-1.6b-1024", True), ("sana-1.6b-1024-bf16", False)):
         model = ResolvedModel(tmp_path / "model", name, KNOWN[name])
-        loaded_stages = runtime.load_stages(model, device=torch.device("cpu"), dtype="fp32")
-        assert loaded_stages.denoiser.clamp == known
+        told = runtime.TorchRuntime.load(model, device=torch.device("cpu"), dtype="fp32")
+        assert told.denoiser.clamp == known
 
 
 def test_sprint_is_not_clamped(sprint: Sana) -> None:
-    assert sprint._stages is not None and not sprint._stages.denoiser.clamp
+    assert sprint._runtime is not None and not sprint._runtime.denoiser.clamp
 
 
 @pytest.mark.parametrize(("part", "name"), [("denoiser", "latent"), ("autoencoder", "decoded picture")])
 def test_values_that_are_not_finite_are_no_picture(tiny_folder: Path, part: str, name: str) -> None:
     with Sana.load(str(tiny_folder)) as broken:
-        next(getattr(broken._stages, part).parameters()).fill_(torch.inf)
+        next(getattr(broken._runtime, part).parameters()).fill_(torch.inf)
         with pytest.raises(SanaError, match=f"the {name} has values that are not finite") as caught:
             broken.generate(PROMPT, steps=1)
     assert "lower guidance" in caught.value.hint
@@ -251,7 +251,7 @@ def forbid_decoding(sana: Sana, monkeypatch: pytest.MonkeyPatch) -> None:
     def decode(*_: object) -> None:
         raise AssertionError("decoded after a cancellation")
 
-    runtime = sana._stages
+    runtime = sana._runtime
     assert runtime is not None
     monkeypatch.setattr(runtime.autoencoder, "decode", decode)
 
@@ -285,7 +285,7 @@ def test_cancel_event(sana: Sana, monkeypatch: pytest.MonkeyPatch, after: int) -
 
 def test_cancel_during_the_last_step_prevents_decoding(sana: Sana, monkeypatch: pytest.MonkeyPatch) -> None:
     cancel = threading.Event()
-    runtime = sana._stages
+    runtime = sana._runtime
     assert runtime is not None
     hook = runtime.denoiser.register_forward_hook(lambda *_: cancel.set())
     try:
@@ -379,7 +379,7 @@ def test_a_stream_that_was_never_started_holds_nothing(sana: Sana) -> None:
 
 def test_closing(tiny_folder: Path) -> None:
     sana = Sana.load(str(tiny_folder))
-    runtime: Any = sana._stages
+    runtime: Any = sana._runtime
     with closing(sana.stream(PROMPT, steps=2)) as steps:
         next(steps)
         sana.close()
@@ -396,7 +396,7 @@ def test_closing_frees_the_networks(tiny_folder: Path, during: bool) -> None:
     """At once, not when a garbage collection comes."""
     sana = Sana.load(str(tiny_folder), device="cpu")
     names = ("denoiser", "autoencoder", "text_encoder")
-    alive = [weakref.ref(getattr(sana._stages, name)) for name in names]
+    alive = [weakref.ref(getattr(sana._runtime, name)) for name in names]
     gc.disable()
     try:
         with closing(sana.stream(PROMPT, seed=7, steps=2)) as steps:
@@ -446,7 +446,7 @@ def test_running_out_of_memory(sana: Sana, monkeypatch: pytest.MonkeyPatch, erro
     def fail(*_: object) -> None:
         raise error
 
-    runtime = sana._stages
+    runtime = sana._runtime
     assert runtime is not None
     with monkeypatch.context() as patched, pytest.raises(OutOfMemory, match="128x128"):
         patched.setattr(runtime.autoencoder, "decode", fail)

@@ -78,9 +78,9 @@ def sana(
     monkeypatch.setattr(engine_decoder, "strip_bytes", lambda free: 0)
     monkeypatch.setattr(engine_strips, "_MIN_ROWS_PER_HALO", 2)
     with Sana.load(GRAPHS, device="cpu", backend="onnxruntime") as sana:
-        stages = sana._stages
+        loaded = sana._runtime
         if request.param == "tiles":
-            monkeypatch.setattr(stages._decoder, "_parts", ())
+            monkeypatch.setattr(loaded._decoder, "_parts", ())
         yield sana
 
 

@@ -21,7 +21,7 @@ from harness.results import BASELINE, INT8, OURS, Say
 from harness.table import Table
 from harness.work import Output, Stage, Work
 from sana_edge.errors import SanaError
-from sana_edge.memory import memory_errors
+from sana_edge.system.memory import memory_errors
 
 # a sample of a shorter stage consists of several calls
 SAMPLE_SECONDS = 0.1

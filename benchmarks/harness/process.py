@@ -21,7 +21,7 @@ from typing import IO, TYPE_CHECKING
 
 from harness import ROOT
 from sana_edge.errors import OutOfMemory, SanaError
-from sana_edge.memory import memory_errors, peak_memory
+from sana_edge.system.memory import memory_errors, peak_memory
 
 if TYPE_CHECKING:
     from harness.work import Stage, Work

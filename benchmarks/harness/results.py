@@ -18,8 +18,8 @@ from typing import Any
 
 from harness import RESULTS
 from harness.machine import PACKAGES, commit, machine, versions
-from sana_edge.atomic import check_writable, write_bytes
 from sana_edge.errors import SanaError
+from sana_edge.system.atomic import check_writable, write_bytes
 
 # takes a line of progress
 Say = Callable[[str], None]

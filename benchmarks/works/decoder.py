@@ -18,7 +18,8 @@ from sana_edge.nets.autoencoder import Autoencoder
 from sana_edge.nets.quantize import decoder_targets, quantize_decoder
 from sana_edge.store.weights import load_into
 from sana_edge.torch_runtime import tiling
-from sana_edge.torch_runtime.load import DTYPES, store_in_16_bit
+from sana_edge.torch_runtime.device import DTYPES
+from sana_edge.torch_runtime.load import store_in_16_bit
 from works.shapes import AUTOENCODERS, random_latent, random_weights, static_scales
 
 

@@ -20,7 +20,8 @@ from sana_edge.nets.quantize import quantize_denoiser
 from sana_edge.nets.text_encoder import TextFeatures
 from sana_edge.prompt import MAX_TOKENS
 from sana_edge.sampler import denoise, make_sampler
-from sana_edge.torch_runtime.load import DTYPES, store_in_16_bit
+from sana_edge.torch_runtime.device import DTYPES
+from sana_edge.torch_runtime.load import store_in_16_bit
 from sana_edge.torch_runtime.steps import make_predictor
 from works.shapes import DENOISERS, random_latent, random_weights
 

@@ -23,8 +23,8 @@ from sana_edge.request import Plan, Request
 from sana_edge.store import hub
 from sana_edge.store.folder import read_json
 from sana_edge.store.package import is_package
-from sana_edge.torch_runtime.load import DTYPES
-from sana_edge.torch_runtime.runtime import load_stages
+from sana_edge.torch_runtime.device import DTYPES
+from sana_edge.torch_runtime.runtime import TorchRuntime
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,35 +105,35 @@ class _Ours:
         self.plan = plan = work.plan()
         found = hub.resolve(work.model, int8=int8, offline=True)
         device = torch.device(work.device)
-        self.stages = load_stages(found, device=device, dtype=work.dtype, int8=int8, backend="auto")
-        self.sana = Sana(self.stages)
-        self.groups = self._encoded(self.stages.text_encoder)
-        self.texts = self.stages.denoiser.text_context(self.groups)
-        self.sampler, self.tables = self.stages.schedule(plan)
-        self.noise = self.stages.noise(plan)()
+        self.runtime = TorchRuntime.load(found, device=device, dtype=work.dtype, int8=int8, backend="auto")
+        self.sana = Sana(self.runtime)
+        self.groups = self._encoded(self.runtime.text_encoder)
+        self.texts = self.runtime.denoiser.text_context(self.groups)
+        self.sampler, self.tables = self.runtime.schedule(plan)
+        self.noise = self.runtime.noise(plan)()
 
     @torch.inference_mode()
     def text_first(self) -> Tensor:
         # one that has not met the instruction yet
-        known = self.stages.text_encoder
+        known = self.runtime.text_encoder
         return _valid(self._encoded(TextEncoder(known._tokenizer, known._model)))
 
     @torch.inference_mode()
     def text(self) -> Tensor:
-        return _valid(self._encoded(self.stages.text_encoder))
+        return _valid(self._encoded(self.runtime.text_encoder))
 
     @torch.inference_mode()
     def context(self) -> None:
-        self.stages.denoiser.text_context(self.groups)
-        self.stages.schedule(self.plan)
+        self.runtime.denoiser.text_context(self.groups)
+        self.runtime.schedule(self.plan)
 
     @torch.inference_mode()
     def step(self) -> Tensor:
-        return self.stages.velocity(self.plan, self.tables, self.texts)(self.noise, 0)
+        return self.runtime.velocity(self.plan, self.tables, self.texts)(self.noise, 0)
 
     @torch.inference_mode()
     def decode(self) -> NDArray[np.uint8]:
-        return self.stages.decode(self.noise)
+        return self.runtime.decode(self.noise)
 
     def picture(self) -> NDArray[np.uint8]:
         plan = self.plan
@@ -217,8 +217,8 @@ class _Diffusers:
 
 def _our_stages(work: ModelWork, *, int8: bool = False) -> dict[str, Stage]:
     ours = _Ours(work, int8=int8)
-    stages = ours.stages
-    found = _stages(ours, stages.text_encoder._model, stages.denoiser, stages.autoencoder)
+    runtime = ours.runtime
+    found = _stages(ours, runtime.text_encoder._model, runtime.denoiser, runtime.autoencoder)
     found["text-first"] = Stage(ours.text_first, found["text"].weights)
     found["context"] = Stage(ours.context, found["step"].weights)
     return found

@@ -63,7 +63,7 @@ def main() -> int:
         picture.save(options.output / f"{name}.png")
         found |= {f"{name} {part}": spent for part, spent in seconds.items()}
         found[name], before = time.time() - before, time.time()
-    from sana_edge.memory import peak_memory
+    from sana_edge.system.memory import peak_memory
 
     print(json.dumps({**found, "peak": peak_memory()}))
     return 0
@@ -88,7 +88,7 @@ def _diffusers(options: argparse.Namespace) -> Draw:
     from diffusers import SanaSprintPipeline
 
     from sana_edge.prompt import CHI
-    from sana_edge.torch_runtime.load import DTYPES
+    from sana_edge.torch_runtime.device import DTYPES
 
     pipeline = SanaSprintPipeline.from_pretrained(options.model, torch_dtype=DTYPES[options.dtype])
     pipeline.set_progress_bar_config(disable=True)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from harness.work import Work
 from sana_edge.config import LATENT_CELL, AutoencoderConfig, DenoiserConfig
 from sana_edge.int8.quant import QMAX
-from sana_edge.torch_runtime.load import DTYPES
+from sana_edge.torch_runtime.device import DTYPES
 
 # the scale of a layer that saw nothing but zeros
 LEAST = 1e-6

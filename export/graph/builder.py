@@ -17,8 +17,9 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor
 
-from sana_edge import __version__, atomic
+from sana_edge import __version__
 from sana_edge.export.graph.external_data import ExternalData
+from sana_edge.system import atomic
 
 # opset, and version of the format. Opset 20 has Gelu, Q/DQ of 16 bit and all else that is used, and is the
 # last that TensorRT 10.0 documents; convolutions of bf16 came with 22, in the ONNX that 10.6 is built with

@@ -47,7 +47,7 @@ def _commands(whole: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.Ar
 
 
 def _options(parser: argparse.ArgumentParser) -> Iterator[_Option]:
-    from sana_edge.store.hub import bundled_names
+    from sana_edge.store.catalogue import bundled_names
     from sana_edge.store.known_models import DECODERS, KNOWN
 
     models = (*bundled_names(), *KNOWN)

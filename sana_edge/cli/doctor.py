@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import sana_edge
-from sana_edge.store import hub, snapshots
+from sana_edge.store import catalogue, snapshots
 
 HELP = "show what this machine can run, and why not"
 
@@ -69,7 +69,7 @@ def facts() -> dict[str, Any]:
         "engines": [asdict(backend) for backend in engine_backends()],
         "models": [
             {"name": model.name, "bytes": model.size, "path": str(model.path)}
-            for model in hub.list_models()
+            for model in catalogue.list_models()
             if model.path is not None
         ],
         "downloads": {"path": str(cache), "free": shutil.disk_usage(existing).free},

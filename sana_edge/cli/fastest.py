@@ -67,10 +67,10 @@ def fastest(model: str, options: LoadOptions, say: Callable[[str], None], progre
 
 def _openvino_suits(options: LoadOptions) -> bool:
     """Whether OpenVINO is there, its INT8 sums are exact on this CPU, and no GPU would be taken."""
-    from sana_edge.engines import openvino
+    from sana_edge.engines.openvino.backend import sums_are_exact
 
     try:
-        if not openvino.sums_are_exact():
+        if not sums_are_exact():
             return False
     except MissingDependency:
         return False

@@ -19,8 +19,8 @@ from sana_edge.cli import build, completion, convert, doctor, export, generate, 
 from sana_edge.cli.arguments import SIZE
 from sana_edge.cli.parser import Parser, UsageError
 from sana_edge.errors import SanaError
-from sana_edge.memory import memory_errors
-from sana_edge.threads import wait_passively
+from sana_edge.system.memory import memory_errors
+from sana_edge.system.threads import wait_passively
 
 # each has HELP, add_options(parser) and run(arguments)
 COMMANDS = {

@@ -43,9 +43,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _list(as_json: bool) -> None:
-    from sana_edge.store import hub
+    from sana_edge.store import catalogue
 
-    models = hub.list_models()
+    models = catalogue.list_models()
     if as_json:
         entries = [
             {

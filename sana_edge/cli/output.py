@@ -32,8 +32,8 @@ class Output:
     """
 
     def __init__(self, arguments: argparse.Namespace, seed: int) -> None:
-        from sana_edge.atomic import check_writable
         from sana_edge.image import format_of, refuse_overwrite
+        from sana_edge.system.atomic import check_writable
 
         self._arguments = arguments
         self._said: set[str] = set()

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sana_edge
-from sana_edge.atomic import check_writable
 from sana_edge.cli.fastest import fastest
 from sana_edge.errors import InvalidInput, SanaError, extra
 from sana_edge.progress import Progress, bar, both
 from sana_edge.request import BACKENDS, DEVICES, LoadOptions
 from sana_edge.store import hub
+from sana_edge.system.atomic import check_writable
 
 if TYPE_CHECKING:
     from sana_edge.pipeline import Sana

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sana_edge.engines.engine import EngineKind, Settings
 from sana_edge.engines.onnxruntime import OnnxRuntime
-from sana_edge.engines.openvino import OpenVino
+from sana_edge.engines.openvino.backend import OpenVino
 from sana_edge.engines.tensorrt.backend import TensorRT
 from sana_edge.errors import InvalidInput, SanaError
 from sana_edge.store import manifest

@@ -9,8 +9,8 @@ from sana_edge.engines.sessions import Graphs
 from sana_edge.engines.strips import MIN_BYTES, Tail, decode_strips
 from sana_edge.engines.text import Floats
 from sana_edge.engines.tiles import choose_tile, decode_tiles
-from sana_edge.memory import available_memory
 from sana_edge.progress import Progress, unseen
+from sana_edge.system.memory import available_memory
 
 _WHOLE = "decoder"
 # Of the memory that is free, the share for the maps of strips, and the most, which is about what a tile takes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,10 +16,9 @@ from numpy.typing import NDArray
 from sana_edge.engines import ports
 from sana_edge.engines.engine import EngineKind, Settings
 from sana_edge.engines.ports import ANY, Arrays
-from sana_edge.engines.telemetry import silence_onnxruntime
 from sana_edge.errors import InvalidInput, MissingDependency, SanaError, UnsupportedDevice
 from sana_edge.store.manifest import Port, export_command
-from sana_edge.threads import cpu_threads, shown_threads
+from sana_edge.system.threads import cpu_threads, shown_threads
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -179,8 +179,13 @@ class OnnxRuntimeEngine:
         return own
 
 
+def without_telemetry() -> None:
+    """Call before its first import; from 1.29 on it otherwise uploads events and stores a device ID."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+
 def _runtime() -> ModuleType:
-    silence_onnxruntime()
+    without_telemetry()
     try:
         import onnxruntime
     except ModuleNotFoundError as error:

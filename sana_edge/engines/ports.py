@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sana_edge.errors import CheckpointError, InvalidInput, SanaError
-from sana_edge.memory import is_memory, out_of_memory
 from sana_edge.store.manifest import DAMAGED, REMAKE, Port, export_command
+from sana_edge.system.memory import is_memory, out_of_memory
 
 Arrays = Mapping[str, NDArray[Any]]
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sana_edge.config import SamplerConfig
-from sana_edge.decoding import PREVIEW_CELLS, check_finite, resize_and_crop
+from sana_edge.decoding import PREVIEW_CELLS, check_finite, resize_and_crop, shrink
 from sana_edge.engines import choose
 from sana_edge.engines.decoder import EngineDecoder
 from sana_edge.engines.engine import EngineKind, Settings
@@ -20,7 +20,6 @@ from sana_edge.engines.projected_text import Context, ProjectedText, padding_mas
 from sana_edge.engines.sessions import DENOISERS, Graphs
 from sana_edge.engines.text import EngineText, Floats
 from sana_edge.errors import InvalidInput, OutOfMemory
-from sana_edge.memory import HINT, available_memory, peak_memory
 from sana_edge.progress import Progress, unseen
 from sana_edge.prompt import instruction_of, reading_notes
 from sana_edge.request import Plan
@@ -28,15 +27,13 @@ from sana_edge.sampler import Sampler, guide, sampler_of
 from sana_edge.store import manifest, manifest_files
 from sana_edge.store.domain import read_domain
 from sana_edge.store.manifest import Manifest
+from sana_edge.system.memory import HINT, available_memory, peak_memory
 
-# Text encoder, denoiser and decoder are needed one after the other. Each makes room for the next where its
-# files are larger than a quarter of what is free beside it; a picture then waits some seconds for each GB of
-# them. One that is small for the machine stays.
-_TEXT, _DENOISER, _DECODER, _SHARE = "text_encoder", "denoiser", "decoder", 4
+_TEXT, _DENOISER, _DECODER = "text_encoder", "denoiser", "decoder"
 
 
-class EngineStages:
-    """What `sana_edge.runtime.Stages` promises, of an exported folder. Latents are (1, C, h, w) fp32."""
+class EngineRuntime:
+    """What `sana_edge.runtime.Runtime` promises, of an exported folder. Latents are (1, C, h, w) fp32."""
 
     def __init__(
         self, folder: Path, described: Manifest, kind: EngineKind, notes: tuple[str, ...] = ()
@@ -48,6 +45,67 @@ class EngineStages:
         self._decoder = EngineDecoder(self.graphs)
         # a method of this object would keep it, and with it the engines, until a garbage collection
         self._text = EngineText(folder, described.text, partial(_run_text, self.graphs))
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        int8: bool = False,
+        backend: str = "auto",
+        engine_folder: Path | None = None,
+        trust_engine: bool = False,
+        threads: int | None = None,
+        notes: tuple[str, ...] = (),
+        on_progress: Progress = unseen,
+    ) -> EngineRuntime:
+        """Read an exported folder and load a usual picture's graphs; only the text where memory is short.
+
+        Args:
+            device: one of `choose.DEVICES`.
+            dtype: one of `choose.PRECISIONS`.
+            int8: refuse a float model.
+            backend: "auto" or one of `choose.NAMES`.
+            engine_folder, trust_engine, threads: see `engine.Settings`.
+            notes: why this folder was taken.
+            on_progress: told before files are verified and each graph is loaded; what it raises ends that.
+
+        Raises:
+            CheckpointError: a file is missing or damaged.
+            InvalidInput, MissingDependency, UnsupportedDevice: see `choose.choose`.
+        """
+        described = manifest.read(folder)
+        if int8 and described.quantization is None:
+            command = described.export_command(int8=True)
+            hint = f"`{command}` makes an INT8 one; or leave out --int8"
+            raise InvalidInput(f"{folder} is an exported float model", hint)
+        settings = Settings(
+            threads=threads, precision=dtype, engine_folder=engine_folder, trust_engine=trust_engine
+        )
+        kind = choose.choose(backend, device, folder, settings)
+        loading = partial(on_progress, f"loading {described.name}")
+        loading(0, 5)
+        manifest_files.verify(folder, described)
+        runtime = cls(folder, described, kind, notes)
+        # Sprint models never are guided
+        usual = "denoiser" if described.sampler.kind == "scm" else "denoiser_folded"
+        try:
+            everything = runtime.graphs.fit(_TEXT, _DENOISER, _DECODER)
+            for number, name in enumerate(
+                (_TEXT, "text_projection", *([usual] if everything else [])), start=1
+            ):
+                loading(number, 5)
+                runtime.graphs.load(name)
+            loading(4, 5)
+            if everything:
+                runtime.load_decoder()
+        except BaseException:
+            # the error's traceback would keep those that were loaded
+            runtime.close()
+            raise
+        return runtime
 
     @property
     def name(self) -> str:
@@ -144,13 +202,13 @@ class EngineStages:
     def read(self, plan: Plan) -> tuple[Context, tuple[str, ...]]:
         """Encode the prompt, and the negative one where it is used; say what was cut or ignored."""
         if _TEXT not in self.graphs.loaded:
-            self._make_room(_DENOISER, _DECODER, for_graph=_TEXT)
+            self.graphs.make_room(_DENOISER, _DECODER, for_graph=_TEXT)
         prompt = self._project(self._text.encode(plan.prompt, instruction=instruction_of(plan)))
         negative = None
         if plan.guided:
             negative = self._project(self._text.encode(plan.negative_prompt, instruction=None))
         notes = reading_notes(plan, self._text, self._domain, self.name)
-        self._make_room(_TEXT)
+        self.graphs.make_room(_TEXT)
         return Context(prompt, negative), (*self.notes, *notes)
 
     def schedule(self, plan: Plan) -> tuple[Sampler, Floats]:
@@ -202,7 +260,7 @@ class EngineStages:
         Raises:
             SanaError: the latent, or what the decoder makes of it, has NaN or infinite values.
         """
-        self._make_room(_DENOISER)
+        self.graphs.make_room(_DENOISER)
         return self._picture(latent, size, on_progress or unseen)
 
     def _picture(
@@ -240,96 +298,11 @@ class EngineStages:
 
     def _load_denoiser(self, name: str) -> None:
         if name not in self.graphs.loaded:
-            self._make_room(_TEXT, _DECODER)
+            self.graphs.make_room(_TEXT, _DECODER)
             self.graphs.load(name)
-
-    def fits(self) -> bool:
-        """Whether all engines of a usual picture can be in memory, and each stays there."""
-        sizes = [self.graphs.bytes_of(name) for name in (_TEXT, _DENOISER, _DECODER)]
-        free = self._free()
-        return free is None or sum(sizes) + _SHARE * max(sizes) <= free
-
-    def _free(self) -> int | None:
-        """Bytes of the CPU's memory; of a GPU's nothing is known."""
-        return available_memory() if self.backend.device == "cpu" else None
-
-    def _make_room(self, *names: str, for_graph: str | None = None) -> None:
-        """Free some engines if that helps: each by its own size, or all by what a graph will need."""
-        for name in names:
-            free = self._free()
-            if free is not None and _SHARE * self.graphs.bytes_of(for_graph or name) > free:
-                self.graphs.close(*(DENOISERS if name == _DENOISER else (name,)))
 
     def _project(self, embeddings: Floats) -> ProjectedText:
         return ProjectedText(**self.graphs.run("text_projection", embeddings=embeddings))
-
-
-def load_stages(
-    folder: Path,
-    *,
-    device: str = "auto",
-    dtype: str = "auto",
-    int8: bool = False,
-    backend: str = "auto",
-    engine_folder: Path | None = None,
-    trust_engine: bool = False,
-    threads: int | None = None,
-    notes: tuple[str, ...] = (),
-    on_progress: Progress = unseen,
-) -> EngineStages:
-    """Read an exported folder and load the graphs of a usual picture; only the text where memory is short.
-
-    Args:
-        device: one of `choose.DEVICES`.
-        dtype: one of `choose.PRECISIONS`.
-        int8: refuse a float model.
-        backend: "auto" or one of `choose.NAMES`.
-        engine_folder, trust_engine, threads: see `engine.Settings`.
-        notes: why this folder was taken.
-        on_progress: told before the files are verified and each graph is loaded; what it raises ends that.
-
-    Raises:
-        CheckpointError: a file is missing or damaged.
-        InvalidInput, MissingDependency, UnsupportedDevice: see `choose.choose`.
-    """
-    described = manifest.read(folder)
-    if int8 and described.quantization is None:
-        command = described.export_command(int8=True)
-        hint = f"`{command}` makes an INT8 one; or leave out --int8"
-        raise InvalidInput(f"{folder} is an exported float model", hint)
-    settings = Settings(
-        threads=threads, precision=dtype, engine_folder=engine_folder, trust_engine=trust_engine
-    )
-    kind = choose.choose(backend, device, folder, settings)
-    loading = partial(on_progress, f"loading {described.name}")
-    loading(0, 5)
-    manifest_files.verify(folder, described)
-    stages = EngineStages(folder, described, kind, notes)
-    # Sprint models never are guided
-    usual = "denoiser" if described.sampler.kind == "scm" else "denoiser_folded"
-    try:
-        everything = stages.fits()
-        for number, name in enumerate((_TEXT, "text_projection", *([usual] if everything else [])), start=1):
-            loading(number, 5)
-            stages.graphs.load(name)
-        loading(4, 5)
-        if everything:
-            stages.load_decoder()
-    except BaseException:
-        # the error's traceback would keep those that were loaded
-        stages.close()
-        raise
-    return stages
-
-
-def shrink(latent: Floats, factor: int) -> Floats:
-    """Means of factor x factor cells; those at the right and the bottom may be of fewer."""
-    sums, (height, width) = latent.astype(np.float64), latent.shape[-2:]
-    for axis, length in ((2, height), (3, width)):
-        starts = np.arange(0, length, factor)
-        counts = np.minimum(factor, length - starts)
-        sums = np.add.reduceat(sums, starts, axis) / counts.reshape([-1, 1] if axis == 2 else [-1])
-    return sums.astype(np.float32)
 
 
 def _run_text(graphs: Graphs, ids: NDArray[np.int64], keys: Floats, values: Floats) -> Floats:

@@ -1,4 +1,9 @@
-"""The graphs of an exported folder, and which of their engines are in memory."""
+"""The graphs of an exported folder, which of their engines are in memory, and who makes room for whom.
+
+Text encoder, denoiser and decoder are needed one after the other. Each makes room for the next where its
+files are larger than a quarter of what is free beside it; a picture then waits some seconds for each GB of
+them. One that is small for the machine stays.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +17,12 @@ from numpy.typing import NDArray
 from sana_edge.engines.engine import Engine, EngineKind
 from sana_edge.engines.text import Floats
 from sana_edge.store.manifest import Manifest
+from sana_edge.system.memory import available_memory
 
 # which hold the same weights
 DENOISERS = ("denoiser", "denoiser_folded")
+# so many times the size of what stays has to be free
+_SHARE = 4
 
 
 @runtime_checkable
@@ -91,6 +99,23 @@ class Graphs:
         files = self.described.files
         stem = self.described.graphs[name].file.removesuffix(".onnx")
         return sum(file.bytes for path, file in files.items() if path.partition(".")[0] == stem)
+
+    def fit(self, *names: str) -> bool:
+        """Whether the engines of these graphs can be in memory together, and each stays there."""
+        sizes = [self.bytes_of(name) for name in names]
+        free = self._free()
+        return free is None or sum(sizes) + _SHARE * max(sizes) <= free
+
+    def make_room(self, *names: str, for_graph: str | None = None) -> None:
+        """Free some engines if that helps: each by its own size, or all by what a graph will need."""
+        for name in names:
+            free = self._free()
+            if free is not None and _SHARE * self.bytes_of(for_graph or name) > free:
+                self.close(*(DENOISERS if name in DENOISERS else (name,)))
+
+    def _free(self) -> int | None:
+        """Bytes of the CPU's memory; of a GPU's nothing is known."""
+        return available_memory() if self.kind.device == "cpu" else None
 
     def close(self, *names: str) -> None:
         """Free the engines of some graphs, without names of all; they are loaded again when needed."""

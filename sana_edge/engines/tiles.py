@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from sana_edge.decoding import DEFAULT_TILE, tile_cells
 from sana_edge.errors import OutOfMemory
-from sana_edge.memory import HINT
+from sana_edge.system.memory import HINT
 
 Array = NDArray[np.float32]
 Run = Callable[[Array], Array]

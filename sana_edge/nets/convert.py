@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sana_edge.atomic import new_entries, write_json
 from sana_edge.config import AutoencoderConfig, DenoiserConfig
 from sana_edge.errors import CheckpointError, InvalidInput
 from sana_edge.nets.autoencoder import Autoencoder
@@ -22,6 +21,7 @@ from sana_edge.store.checkpoint import Checkpoint, Weights, read_checkpoint
 from sana_edge.store.folder import check_folder, needed_files, read_json
 from sana_edge.store.tensor_names import DENOISER
 from sana_edge.store.weights import check_state, save_state
+from sana_edge.system.atomic import new_entries, write_json
 
 _PIPELINE = ("model_index.json", "scheduler", "tokenizer", "text_encoder", "transformer", "vae")
 _WEIGHTS = "diffusion_pytorch_model.safetensors"

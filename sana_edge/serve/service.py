@@ -9,12 +9,12 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from sana_edge import atomic
 from sana_edge.errors import Cancelled, SanaError
 from sana_edge.progress import Progress, unseen
 from sana_edge.serve.job import Job, Picture
 from sana_edge.serve.queue import Closed, Queue
 from sana_edge.serve.worker import Loader, Worker
+from sana_edge.system import atomic
 
 logger = logging.getLogger("sana_edge")
 

@@ -1,15 +1,29 @@
-"""Removing a model from the download cache, which other programs share."""
+"""Downloads: fetching a repository into the cache, which other programs share, and removing it from there."""
 
 from __future__ import annotations
 
+import errno
+import glob
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import cast
 
-from sana_edge.errors import InvalidInput, ModelNotFound, SanaError
-from sana_edge.store import hub, snapshots
-from sana_edge.store.known_models import DECODERS, KNOWN
+from sana_edge.errors import CheckpointError, InvalidInput, ModelNotFound, SanaError
+from sana_edge.progress import Progress, bar, both
+from sana_edge.store import snapshots
+from sana_edge.store.catalogue import bundled_names, is_repository
+from sana_edge.store.folder import component_files, needed_files
+from sana_edge.store.known_models import DECODERS, KNOWN, close_model
+
+# a full disk, a file system without large files, a cache folder that cannot be one
+_STORAGE = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR),
+)
 
 
 @dataclass(frozen=True)
@@ -21,6 +35,68 @@ class Download:
     size: int
 
 
+def fetch(
+    repository: str,
+    variant: str | None,
+    revision: str | None,
+    *,
+    offline: bool,
+    progress: bool,
+    on_progress: Progress,
+    component: bool = False,
+) -> Path:
+    """Fetch a variant's files, or a component's repository, going on where an earlier attempt broke off."""
+    from huggingface_hub import HfApi, constants, snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    if offline or constants.HF_HUB_OFFLINE:
+        raise _not_here(repository, revision)
+    # the HTTP client under huggingface_hub depends on its version: the base of its error is that client's;
+    # hf_xet, its other way to download, raises RuntimeError
+    network_errors = cast(tuple[type[Exception], ...], (OSError, RuntimeError, *HfHubHTTPError.__bases__))
+    try:
+        siblings = HfApi().model_info(repository, revision=revision).siblings or []
+        names = [file.rfilename for file in siblings]
+        files = component_files(names) if component else needed_files(names, variant)
+        index = "config.json" if component else "model_index.json"
+        if index not in files:
+            close = None if component else close_model(repository, ())
+            hint = "only repositories in diffusers layout can be used"
+            meant = f"; did you mean {close}?" if close else ""
+            raise CheckpointError(f"{repository} has no {index}", f"{hint}{meant}")
+        with bar(not progress, "B") as shown:
+            told = partial(both(on_progress, shown), repository)
+            return Path(
+                snapshot_download(
+                    repository,
+                    revision=revision,
+                    allow_patterns=[glob.escape(name) for name in files],
+                    tqdm_class=_told(told),
+                )
+            )
+    except GatedRepoError as error:
+        raise ModelNotFound(
+            f"{repository} is gated",
+            "accept its terms on its page, then set HF_TOKEN or run `hf auth login`",
+        ) from error
+    except RevisionNotFoundError as error:
+        hint = "give a branch, a tag or a whole commit that the repository has"
+        raise ModelNotFound(f"{repository} has no revision {revision}", hint) from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        close = close_model(repository, ())
+        hint = f"did you mean {KNOWN[close].repository}?" if close else "check the spelling"
+        hint += "" if close else "; private ones need HF_TOKEN"
+        raise ModelNotFound(f"no folder and no repository {repository}", hint) from error
+    except network_errors as error:
+        raise _broken_download(repository, error) from error
+
+
 def find(model: str) -> Download:
     """What `remove` would remove: the download of a name of the tables, or of a SANA model's repository.
 
@@ -28,7 +104,7 @@ def find(model: str) -> Download:
         InvalidInput: the model comes with the package, is a folder of the user's, or not a SANA model.
         ModelNotFound: it is not in the cache.
     """
-    if model in hub.bundled_names():
+    if model in bundled_names():
         raise InvalidInput(f"{model} comes with sana-edge", "only downloads are removed")
     named = {**KNOWN, **DECODERS}
     info = named.get(model.lower())
@@ -37,7 +113,7 @@ def find(model: str) -> Download:
     repository = info.repository if info else model
     folder = snapshots.cache_folder() / f"models--{repository.replace('/', '--')}"
     known = any(entry.repository == repository for entry in named.values())
-    if hub.is_repository(repository) and os.path.isdir(folder):
+    if is_repository(repository) and os.path.isdir(folder):
         if os.path.islink(folder) or not (known or repository in snapshots.repositories()):
             raise InvalidInput(f"{folder} is not a SANA model", "only models of this program are removed")
         return Download(repository, folder, _size(folder))
@@ -57,6 +133,51 @@ def remove(download: Download) -> None:
             f"cannot remove {download.folder}: {error.strerror or error}",
             "close what uses it, or remove the folder yourself",
         ) from error
+
+
+def _told(on_bytes: Callable[[int, int], None]) -> type:
+    """A class of bars for huggingface_hub, the first of which that counts bytes calls ``on_bytes``."""
+    from tqdm import tqdm
+
+    counting: list[object] = []
+
+    class _Told(tqdm):  # type: ignore[misc]
+        def __init__(self, *args: object, **kwargs: object) -> None:
+            super().__init__(*args, **{**kwargs, "disable": True})
+            if kwargs.get("unit") == "B" and not counting:
+                counting.append(self)
+
+        def update(self, n: float | None = 1) -> None:
+            # a disabled bar does not count
+            self.n += n or 0
+            if counting and counting[0] is self:
+                on_bytes(int(self.n), int(self.total or 0))
+
+    return _Told
+
+
+def _not_here(repository: str, revision: str | None) -> ModelNotFound:
+    what = repository if revision is None else f"{repository} at revision {revision}"
+    message = f"{what} is not on this machine, or not whole, and offline mode is on"
+    others = [path.name for path in snapshots.snapshots(repository, None)]
+    if revision is None and len(others) > 1:
+        return ModelNotFound(message, f"choose a revision that is here: {', '.join(others)}")
+    if revision is not None:
+        return ModelNotFound(message, "with a network, run it once without offline mode")
+    return ModelNotFound(message, f"with a network, run `sana-edge models pull {repository}`")
+
+
+def _broken_download(repository: str, error: Exception) -> SanaError:
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    if isinstance(error, OSError) and error.errno in _STORAGE:
+        return SanaError(
+            f"cannot store {repository}: {reason}",
+            f"free some space or set HF_HOME; the cache is {snapshots.cache_folder()}",
+        )
+    return SanaError(
+        f"cannot download {repository}: {reason}",
+        "check the network and run it again; whole files that have arrived are kept",
+    )
 
 
 def _size(folder: Path) -> int:

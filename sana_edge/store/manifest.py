@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal
 
-from sana_edge import atomic
 from sana_edge.config import SamplerConfig
 from sana_edge.errors import CheckpointError
 from sana_edge.store.identify import explain
 from sana_edge.store.json_values import Reader
 from sana_edge.store.known_models import BUNDLED, KNOWN
+from sana_edge.system import atomic
 
 FILE = "manifest.json"
 FORMAT = "sana-edge-onnx"

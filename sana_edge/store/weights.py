@@ -12,12 +12,12 @@ from safetensors.torch import load_file as _load_safetensors
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sana_edge import atomic
 from sana_edge.config import DenoiserConfig
 from sana_edge.errors import CheckpointError
 from sana_edge.store import tensor_names
 from sana_edge.store.folder import choose_entry, shard_names
 from sana_edge.store.identify import explain
+from sana_edge.system import atomic
 
 _DAMAGED = "the file is damaged or its download was interrupted; download it again"
 

@@ -32,8 +32,7 @@ from sana_edge.store.hub import ResolvedModel
 from sana_edge.store.package import Description, Quantization
 from sana_edge.store.package_tensors import check_tensors, is_scale, to_16_bit
 from sana_edge.store.weights import StoredState, load_into, load_state, needs_clamp
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+from sana_edge.torch_runtime.device import DTYPES
 
 
 def load_denoiser(

@@ -15,11 +15,10 @@ from torch import Tensor
 
 from sana_edge.config import AutoencoderConfig, DenoiserConfig, SamplerConfig
 from sana_edge.decoding import PREVIEW_CELLS, check_finite
-from sana_edge.errors import InvalidInput, OutOfMemory, UnsupportedDevice
+from sana_edge.errors import OutOfMemory
 from sana_edge.fused import backends
 from sana_edge.fused.backends import Backend
 from sana_edge.fused.decoder import fuse_decoder
-from sana_edge.memory import HINT, available_memory, peak_memory
 from sana_edge.nets.autoencoder import Autoencoder
 from sana_edge.nets.denoiser import Denoiser, Modulation, TextContext
 from sana_edge.nets.text_encoder import EncodedTexts, TextEncoder
@@ -34,10 +33,10 @@ from sana_edge.store.folder import foreign_parts
 from sana_edge.store.hub import ResolvedModel
 from sana_edge.store.package import Description, Quantization
 from sana_edge.store.pairing import read_sampler
-from sana_edge.threads import quota
+from sana_edge.system.memory import HINT, available_memory, peak_memory
 from sana_edge.torch_runtime import tiling
-from sana_edge.torch_runtime.load import DTYPES, load_decoder, load_denoiser
-from sana_edge.torch_runtime.precision import full_precision
+from sana_edge.torch_runtime.device import DTYPES, full_precision, torch_threads, without_fp16
+from sana_edge.torch_runtime.load import load_decoder, load_denoiser
 from sana_edge.torch_runtime.steps import Predictor, Velocity, make_predictor
 
 WHILE_LOADING = "quantized while loading, without calibration; `sana-edge quantize` makes a package"
@@ -47,7 +46,7 @@ _TOKEN_COPIES = 12
 
 
 @dataclass(frozen=True, eq=False)
-class Stages:
+class TorchRuntime:
     """What turns a prompt into a picture, one method for each part of the way.
 
     ``dtype`` is the denoiser's, by its short name, ``backend`` what its steps run on, ``quantization`` an
@@ -71,6 +70,102 @@ class Stages:
     decoder: str | None = None
     threads: int | None = None
 
+    @classmethod
+    def load(
+        cls,
+        model: ResolvedModel,
+        *,
+        device: torch.device,
+        dtype: str,
+        int8: bool = False,
+        backend: str = "torch",
+        threads: int | None = None,
+        on_progress: Progress = unseen,
+    ) -> TorchRuntime:
+        """Read a model folder, a float one or a package.
+
+        Args:
+            dtype: "auto", "fp32", "bf16" or "fp16", for the denoiser. The other two networks overflow in fp16
+                and run in bf16 then, or in fp32 where the device has no bf16. In an INT8 model, of what is
+                not INT8.
+            int8: make float weights INT8 while they are loaded; a package is INT8 anyway.
+            backend: see `backends.choose`.
+            threads: see `torch_threads`.
+            on_progress: told before each of the three networks; what it raises ends the loading.
+
+        Raises:
+            CheckpointError: a file is missing, damaged, or does not fit its config.
+            InvalidInput, UnsupportedDevice: the backend cannot be used for this model.
+        """
+        transformer, vae = (package.describe(model.component(name)) for name in ("transformer", "vae"))
+        if model.decoder is not None:
+            # of the model's latents, whatever the other autoencoder's are
+            own = package.describe(model.path / "vae").values
+            scale = {"scaling_factor": AutoencoderConfig.from_dict(own).scaling_factor}
+            vae = Description({**vae.values, **scale}, vae.quantization)
+        quantization = transformer.quantization or vae.quantization
+        quantize = int8 and quantization is None
+        if quantize:
+            quantization = Quantization("token")
+        config = DenoiserConfig.from_dict(transformer.values)
+        chosen = backends.choose(backend, device, dtype, quantization is not None, config)
+        loading = partial(on_progress, f"loading {model.name}")
+        loading(0, 3)
+        denoiser, dtype = load_denoiser(
+            model, device=device, dtype=dtype, int8=quantize, fused=chosen.fused, description=transformer
+        )
+        sampler, sampler_notes = read_sampler(model.path, config)
+        others = DTYPES[dtype] if dtype != "fp16" else without_fp16(device)
+        loading(1, 3)
+        decoder = load_decoder(model, device=device, dtype=others, int8=quantize, description=vae)
+        if chosen.name == "cuda" and others.itemsize == 2:
+            decoder = fuse_decoder(decoder, chosen.name)
+        loading(2, 3)
+        return cls(
+            name=model.name,
+            device=device,
+            dtype=dtype,
+            text_encoder=TextEncoder.load(
+                model.path,
+                dtype=others,
+                device=device,
+                variant=model.component_variant("text_encoder"),
+                int8=quantize,
+            ),
+            denoiser=denoiser,
+            autoencoder=decoder,
+            sampler=sampler,
+            backend=chosen,
+            predictor=make_predictor(denoiser, chosen.name, device),
+            quantization=quantization.summary if quantization else None,
+            notes=(*((WHILE_LOADING,) if quantize else ()), *sampler_notes, *foreign_parts(model.path)),
+            decoder=model.decoder_name,
+            domain=read_domain(model.path),
+            threads=threads,
+        )
+
+    @classmethod
+    def of_networks(
+        cls,
+        model: ResolvedModel,
+        text_encoder: TextEncoder | EncodedTexts,
+        denoiser: Denoiser,
+        autoencoder: Autoencoder,
+        device: torch.device,
+    ) -> TorchRuntime:
+        """Networks in fp32 that were loaded one by one, some perhaps without weights."""
+        return cls(
+            name=model.name,
+            device=device,
+            dtype="fp32",
+            text_encoder=text_encoder,
+            denoiser=denoiser.requires_grad_(False).eval(),
+            autoencoder=autoencoder.requires_grad_(False).eval(),
+            sampler=read_sampler(model.path, denoiser.config)[0],
+            backend=backends.choose("torch", device, "fp32", False, denoiser.config),
+            predictor=make_predictor(denoiser, "torch", device),
+        )
+
     @property
     def place(self) -> str:
         """Where it runs, for people."""
@@ -93,7 +188,7 @@ class Stages:
 
     @property
     def peak_memory(self) -> int | None:
-        """See `sana_edge.memory.peak_memory`."""
+        """See `sana_edge.system.memory.peak_memory`."""
         return peak_memory(self.device)
 
     @contextmanager
@@ -235,164 +330,8 @@ class Stages:
         return self.decode(F.avg_pool2d(latent, factor, ceil_mode=True))
 
 
-def load_stages(
-    model: ResolvedModel,
-    *,
-    device: torch.device,
-    dtype: str,
-    int8: bool = False,
-    backend: str = "torch",
-    threads: int | None = None,
-    on_progress: Progress = unseen,
-) -> Stages:
-    """Read a model folder, a float one or a package.
-
-    Args:
-        dtype: "auto", "fp32", "bf16" or "fp16", for the denoiser. The other two networks overflow in fp16 and
-            run in bf16 then, or in fp32 where the device has no bf16. In an INT8 model, of what is not INT8.
-        int8: make float weights INT8 while they are loaded; a package is INT8 anyway.
-        backend: see `backends.choose`.
-        threads: see `torch_threads`.
-        on_progress: told before each of the three networks; what it raises ends the loading.
-
-    Raises:
-        CheckpointError: a file is missing, damaged, or does not fit its config.
-        InvalidInput, UnsupportedDevice: the backend cannot be used for this model.
-    """
-    transformer, vae = (package.describe(model.component(name)) for name in ("transformer", "vae"))
-    if model.decoder is not None:
-        # of the model's latents, whatever the other autoencoder's are
-        own = package.describe(model.path / "vae").values
-        scale = {"scaling_factor": AutoencoderConfig.from_dict(own).scaling_factor}
-        vae = Description({**vae.values, **scale}, vae.quantization)
-    quantization = transformer.quantization or vae.quantization
-    quantize = int8 and quantization is None
-    if quantize:
-        quantization = Quantization("token")
-    config = DenoiserConfig.from_dict(transformer.values)
-    chosen = backends.choose(backend, device, dtype, quantization is not None, config)
-    loading = partial(on_progress, f"loading {model.name}")
-    loading(0, 3)
-    denoiser, dtype = load_denoiser(
-        model, device=device, dtype=dtype, int8=quantize, fused=chosen.fused, description=transformer
-    )
-    sampler, sampler_notes = read_sampler(model.path, config)
-    others = DTYPES[dtype] if dtype != "fp16" else _without_fp16(device)
-    loading(1, 3)
-    decoder = load_decoder(model, device=device, dtype=others, int8=quantize, description=vae)
-    if chosen.name == "cuda" and others.itemsize == 2:
-        decoder = fuse_decoder(decoder, chosen.name)
-    loading(2, 3)
-    return Stages(
-        name=model.name,
-        device=device,
-        dtype=dtype,
-        text_encoder=TextEncoder.load(
-            model.path,
-            dtype=others,
-            device=device,
-            variant=model.component_variant("text_encoder"),
-            int8=quantize,
-        ),
-        denoiser=denoiser,
-        autoencoder=decoder,
-        sampler=sampler,
-        backend=chosen,
-        predictor=make_predictor(denoiser, chosen.name, device),
-        quantization=quantization.summary if quantization else None,
-        notes=(*((WHILE_LOADING,) if quantize else ()), *sampler_notes, *foreign_parts(model.path)),
-        decoder=model.decoder_name,
-        domain=read_domain(model.path),
-        threads=threads,
-    )
-
-
-def plain_stages(
-    model: ResolvedModel,
-    text_encoder: TextEncoder | EncodedTexts,
-    denoiser: Denoiser,
-    autoencoder: Autoencoder,
-    device: torch.device,
-) -> Stages:
-    """Stages of networks in fp32 that were loaded one by one, some perhaps without weights."""
-    return Stages(
-        name=model.name,
-        device=device,
-        dtype="fp32",
-        text_encoder=text_encoder,
-        denoiser=denoiser.requires_grad_(False).eval(),
-        autoencoder=autoencoder.requires_grad_(False).eval(),
-        sampler=read_sampler(model.path, denoiser.config)[0],
-        backend=backends.choose("torch", device, "fp32", False, denoiser.config),
-        predictor=make_predictor(denoiser, "torch", device),
-    )
-
-
-@contextmanager
-def torch_threads(count: int | None) -> Iterator[None]:
-    """Inside torch computes on the CPU with so many threads; None: its own number, within a quota.
-
-    It counts the machine's cores, also where a container may use only some of them.
-    """
-    before = torch.get_num_threads()
-    wanted = min(before, quota()) if count is None else count
-    if wanted == before:
-        yield
-        return
-    torch.set_num_threads(wanted)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def check_target(device: str, dtype: str, backend: str) -> torch.device:
-    """The device of that name; checks what can be said before a model is found.
-
-    Raises:
-        InvalidInput, UnsupportedDevice: see `choose_device`, `check_dtype` and `backends.choose`.
-    """
-    place = choose_device(device)
-    check_dtype(dtype, place)
-    backends.choose(backend, place, dtype, int8=True)
-    return place
-
-
-def choose_device(name: str) -> torch.device:
-    """Return the device called "auto", "cpu" or "cuda"; auto is CUDA where there is any.
-
-    Raises:
-        UnsupportedDevice: no CUDA device is usable.
-        InvalidInput: unknown name.
-    """
-    if name not in ("auto", "cpu", "cuda"):
-        raise InvalidInput(f"unknown device {name!r}", "choose auto, cpu or cuda")
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        reason = "no CUDA device is usable" if torch.version.cuda else "this PyTorch is built without CUDA"
-        raise UnsupportedDevice(f"cuda cannot be used: {reason}", "choose cpu; `sana-edge doctor` says more")
-    return torch.device("cuda" if available and name != "cpu" else "cpu")
-
-
-def check_dtype(name: str, device: torch.device) -> None:
-    """Check a dtype's name before anything is loaded.
-
-    Raises:
-        InvalidInput: unknown name.
-        UnsupportedDevice: the device cannot compute in it.
-    """
-    if name not in ("auto", *DTYPES):
-        raise InvalidInput(f"unknown dtype {name!r}", f"choose auto, {', '.join(DTYPES)}")
-    if name == "fp16" and device.type == "cpu":
-        raise UnsupportedDevice("fp16 is not supported on the CPU", "choose fp32 or bf16")
-
-
 def _resized(pixels: Tensor, size: tuple[int, int]) -> Tensor:
     """As `sana_edge.decoding.resize_and_crop`, (1, C, H, W); a copy."""
     (width, height), (left, top) = resized((pixels.shape[3], pixels.shape[2]), size)
     scaled = F.interpolate(pixels, size=(height, width), mode="bilinear", align_corners=False)
     return scaled[:, :, top : top + size[1], left : left + size[0]].contiguous()
-
-
-def _without_fp16(device: torch.device) -> torch.dtype:
-    return torch.bfloat16 if device.type == "cpu" or torch.cuda.is_bf16_supported() else torch.float32

@@ -13,9 +13,9 @@ from sana_edge.decoding import DEFAULT_TILE as DEFAULT_TILE
 from sana_edge.decoding import tile_cells
 from sana_edge.errors import OutOfMemory
 from sana_edge.int8.feature_maps import strip_rows
-from sana_edge.memory import available_memory
 from sana_edge.nets.autoencoder import Autoencoder
 from sana_edge.nets.efficient_vit import EXPAND_RATIO
+from sana_edge.system.memory import available_memory
 
 # what a laptop can be expected to have free, to choose between tiles and a whole picture where it is unknown
 _ASSUMED_MEMORY = 4 << 30

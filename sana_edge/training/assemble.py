@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from transformers import Gemma2ForCausalLM
 
-from sana_edge.atomic import write_json
 from sana_edge.config import AutoencoderConfig, DenoiserConfig
 from sana_edge.nets.denoiser import Denoiser
 from sana_edge.store import domain, weights
+from sana_edge.system.atomic import write_json
 
 from . import train_autoencoder, train_denoiser, train_text_encoder
 from .latents import load_latents

@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from sana_edge.atomic import new_file
+from sana_edge.system.atomic import new_file
 
 TRAININGS = {
     "text": "text encoder",

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from sana_edge.atomic import new_file
 from sana_edge.nets.autoencoder import Autoencoder
+from sana_edge.system.atomic import new_file
 
 from .layout import training_scene
 from .scenes import Scene, render

@@ -15,8 +15,8 @@ from typing import Any
 
 from PIL import Image
 
-from sana_edge.atomic import new_file
 from sana_edge.errors import InvalidInput, SanaError
+from sana_edge.system.atomic import new_file
 
 NAME = "metadata.jsonl"
 _FULL = "check the free space and the permissions; the same command goes on from here"

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sana_edge.atomic import write_json
 from sana_edge.nets.denoiser import Denoiser
 from sana_edge.store.weights import save_state
+from sana_edge.system.atomic import write_json
 
 from .frozen import Frozen
 from .recipe import Recipe, Stage

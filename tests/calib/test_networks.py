@@ -26,7 +26,7 @@ from sana_edge.nets.text_encoder import TextEncoder
 from sana_edge.progress import unseen
 from sana_edge.request import Plan, Request
 from sana_edge.store import hub
-from sana_edge.torch_runtime.runtime import Stages, load_stages
+from sana_edge.torch_runtime.runtime import TorchRuntime
 
 CPU = torch.device("cpu")
 PROMPTS = ("a red house", "two blue fish")
@@ -38,8 +38,8 @@ def networks(tiny_folder: Path) -> Networks:
 
 
 @pytest.fixture(scope="module")
-def whole(tiny_folder: Path) -> Stages:
-    return load_stages(hub.resolve(str(tiny_folder)), device=CPU, dtype="fp32")
+def whole(tiny_folder: Path) -> TorchRuntime:
+    return TorchRuntime.load(hub.resolve(str(tiny_folder)), device=CPU, dtype="fp32")
 
 
 def planned(prompt: str = PROMPTS[0]) -> Plan:
@@ -48,7 +48,7 @@ def planned(prompt: str = PROMPTS[0]) -> Plan:
 
 @pytest.mark.parametrize("resident", [0, 1 << 17, 1 << 40], ids=["none", "some", "all"])
 def test_pictures_are_those_of_all_at_once(
-    networks: Networks, whole: Stages, monkeypatch: pytest.MonkeyPatch, resident: int
+    networks: Networks, whole: TorchRuntime, monkeypatch: pytest.MonkeyPatch, resident: int
 ) -> None:
     """Also with layers that are read again for every prompt: the same products, so equal bits."""
     monkeypatch.setattr(room, "RESIDENT", resident)
@@ -69,11 +69,11 @@ def test_layers_that_are_read_again_hold_nothing(tiny_folder: Path) -> None:
     assert not encoder._model.norm.weight.is_meta
 
 
-def test_only_one_network_has_weights(networks: Networks, whole: Stages) -> None:
+def test_only_one_network_has_weights(networks: Networks, whole: TorchRuntime) -> None:
     texts = networks.texts([], unseen)
     made = (networks.empty(), networks.denoising(texts), networks.decoding())
-    for stages, *here in zip(made, (False, True, False), (False, False, True), strict=True):
-        assert here == [not next(net.parameters()).is_meta for net in (stages.denoiser, stages.autoencoder)]
+    for runtime, *here in zip(made, (False, True, False), (False, False, True), strict=True):
+        assert here == [not next(net.parameters()).is_meta for net in (runtime.denoiser, runtime.autoencoder)]
     assert networks.checksum() == weights_checksum(whole.denoiser, whole.autoencoder)
 
 
@@ -97,11 +97,11 @@ def test_presets() -> None:
 
 def test_the_estimate_grows_with_the_work(networks: Networks, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sana_edge.calib.estimate._products_a_second", lambda: 1e9)
-    stages, plan = networks.empty(), planned()
+    runtime, plan = networks.empty(), planned()
 
     def seconds(settings: Settings | None = None, **changed: Any) -> float:
         options = {"text_weights": 1000, "compared": 2, "plan": plan, "prompts": 4, **changed}
-        return estimated_seconds(stages, settings=settings or Settings(), **options)
+        return estimated_seconds(runtime, settings=settings or Settings(), **options)
 
     least = seconds()
     longer, wider = (dataclasses.replace(plan, **change) for change in ({"steps": 3}, {"width": 128}))

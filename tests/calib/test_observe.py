@@ -20,7 +20,7 @@ from sana_edge.calib.statistics import Statistics
 from sana_edge.int8.linear import Linear
 from sana_edge.progress import Progress
 from sana_edge.store.hub import resolve
-from sana_edge.torch_runtime.runtime import Stages, load_stages
+from sana_edge.torch_runtime.runtime import TorchRuntime
 
 PROMPTS = ("a red house left of a yellow star", "two blue fish", "a cat on a mat")
 # 2 x 3 latent cells
@@ -28,47 +28,49 @@ OPTIONS: dict[str, Any] = {"steps": 3, "size": (96, 64), "guidance": 4.5, "seed"
 TOKENS = 6
 
 
-def loaded(folder: Path) -> Stages:
-    return load_stages(resolve(str(folder), offline=True), device=torch.device("cpu"), dtype="auto")
+def loaded(folder: Path) -> TorchRuntime:
+    return TorchRuntime.load(resolve(str(folder), offline=True), device=torch.device("cpu"), dtype="auto")
 
 
 @pytest.fixture(scope="module")
-def stages(tiny_folder: Path) -> Stages:
+def runtime(tiny_folder: Path) -> TorchRuntime:
     return loaded(tiny_folder)
 
 
 @pytest.fixture(scope="module")
-def sprint(tiny_sprint_folder: Path) -> Stages:
+def sprint(tiny_sprint_folder: Path) -> TorchRuntime:
     return loaded(tiny_sprint_folder)
 
 
 @pytest.fixture(scope="module")
-def whole(stages: Stages) -> Statistics:
-    return observe(stages, PROMPTS, **OPTIONS)
+def whole(runtime: TorchRuntime) -> Statistics:
+    return observe(runtime, PROMPTS, **OPTIONS)
 
 
 @pytest.fixture(autouse=True)
-def _layers_are_left_alone(stages: Stages, sprint: Stages) -> Iterator[None]:
+def _layers_are_left_alone(runtime: TorchRuntime, sprint: TorchRuntime) -> Iterator[None]:
     yield
-    for model in (stages, sprint):
+    for model in (runtime, sprint):
         assert all(layer.observer is None for layer in targets(model).values())
 
 
-def recorded(stages: Stages, prompts: tuple[str, ...], **options: Any) -> dict[str, list[tuple[int, Tensor]]]:
+def recorded(
+    runtime: TorchRuntime, prompts: tuple[str, ...], **options: Any
+) -> dict[str, list[tuple[int, Tensor]]]:
     """All inputs of all layers while pictures are made, with their steps; -1 before the first."""
-    inputs: dict[str, list[tuple[int, Tensor]]] = {name: [] for name in targets(stages)}
+    inputs: dict[str, list[tuple[int, Tensor]]] = {name: [] for name in targets(runtime)}
     step = -1
 
     def keep(name: str) -> Callable[[Tensor], None]:
         return lambda x: inputs[name].append((step, x.detach().clone().flatten(0, -2)))
 
-    layers = targets(stages)
+    layers = targets(runtime)
     for name, layer in layers.items():
         layer.observer = keep(name)
     seed = options.pop("seed")
-    read, predict = Stages.read, Stages.predict
+    read, predict = TorchRuntime.read, TorchRuntime.predict
 
-    class Counting(Stages):
+    class Counting(TorchRuntime):
         def read(self, *arguments: Any) -> Any:
             nonlocal step
             step = -1
@@ -86,16 +88,16 @@ def recorded(stages: Stages, prompts: tuple[str, ...], **options: Any) -> dict[s
 
     try:
         for number, prompt in enumerate(prompts):
-            Sana(Counting(**vars(stages))).generate(prompt, seed=seed + number, **options)
+            Sana(Counting(**vars(runtime))).generate(prompt, seed=seed + number, **options)
     finally:
         for layer in layers.values():
             layer.observer = None
     return inputs
 
 
-def test_it_sees_what_the_pipeline_sees(stages: Stages, whole: Statistics) -> None:
-    inputs = recorded(stages, PROMPTS, **OPTIONS)
-    assert list(whole.layers) == list(targets(stages)) and len(whole.layers) >= 30
+def test_it_sees_what_the_pipeline_sees(runtime: TorchRuntime, whole: Statistics) -> None:
+    inputs = recorded(runtime, PROMPTS, **OPTIONS)
+    assert list(whole.layers) == list(targets(runtime)) and len(whole.layers) >= 30
     for name, layer in whole.layers.items():
         rows = len(layer.absmax)
         assert rows == (3 if name.startswith("denoiser.") else 1), name
@@ -151,7 +153,7 @@ def test_layers_that_work_in_pieces() -> None:
     assert seen.absmax.item() == 2999 and int(seen.histogram.sum()) == 3000
 
 
-def test_info_says_what_was_observed(stages: Stages, whole: Statistics) -> None:
+def test_info_says_what_was_observed(runtime: TorchRuntime, whole: Statistics) -> None:
     info = dict(whole.info)
     assert len(info.pop("model_checksum")) == 64
     assert info.pop("prompt_checksum") == PromptSet.of(PROMPTS).checksum
@@ -185,16 +187,16 @@ def interrupt(prompt: int, step: int, steps: int = 3) -> Progress:
 
 @pytest.mark.parametrize(("prompt", "step"), [(1, 2), (2, 1), (2, 3), (3, 2)])
 def test_an_interrupted_observation_goes_on(
-    stages: Stages, whole: Statistics, tmp_path: Path, prompt: int, step: int
+    runtime: TorchRuntime, whole: Statistics, tmp_path: Path, prompt: int, step: int
 ) -> None:
     with pytest.raises(Interrupted):
-        observe(stages, PROMPTS, folder=tmp_path, progress=interrupt(prompt, step), **OPTIONS)
+        observe(runtime, PROMPTS, folder=tmp_path, progress=interrupt(prompt, step), **OPTIONS)
     files = list(tmp_path.iterdir())
     assert len(files) == (prompt > 1)
     taken: list[tuple[str, int, int]] = []
     notes: list[str] = []
     again = observe(
-        stages,
+        runtime,
         PROMPTS,
         folder=tmp_path,
         progress=lambda *now: taken.append(now),
@@ -209,7 +211,7 @@ def test_an_interrupted_observation_goes_on(
 
 
 def test_an_interrupted_observation_of_the_decoder_goes_on(
-    stages: Stages, whole: Statistics, tmp_path: Path
+    runtime: TorchRuntime, whole: Statistics, tmp_path: Path
 ) -> None:
     """What the denoiser made is not made again."""
 
@@ -218,36 +220,36 @@ def test_an_interrupted_observation_of_the_decoder_goes_on(
             raise Interrupted
 
     with pytest.raises(Interrupted):
-        observe(stages, PROMPTS, folder=tmp_path, progress=stop, **OPTIONS)
+        observe(runtime, PROMPTS, folder=tmp_path, progress=stop, **OPTIONS)
     taken: list[tuple[str, int, int]] = []
-    again = observe(stages, PROMPTS, folder=tmp_path, progress=lambda *now: taken.append(now), **OPTIONS)
+    again = observe(runtime, PROMPTS, folder=tmp_path, progress=lambda *now: taken.append(now), **OPTIONS)
     assert again.checksum() == whole.checksum() and not again.latents
     assert taken == [("observe the decoder", done, 3) for done in (2, 3)]
 
 
 def test_what_is_finished_is_not_observed_again(
-    stages: Stages, whole: Statistics, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    runtime: TorchRuntime, whole: Statistics, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    observe(stages, PROMPTS, folder=tmp_path, **OPTIONS)
+    observe(runtime, PROMPTS, folder=tmp_path, **OPTIONS)
     (path,) = tmp_path.iterdir()
     with caplog.at_level(logging.WARNING, "sana_edge"):
-        again = observe(stages, PROMPTS, folder=tmp_path, progress=interrupt(1, 1), **OPTIONS)
+        again = observe(runtime, PROMPTS, folder=tmp_path, progress=interrupt(1, 1), **OPTIONS)
     assert "3 of 3 prompts were observed before" in caplog.text
     assert again.checksum() == whole.checksum() == Statistics.load(path).checksum()
 
 
-def test_other_options_begin_anew_and_leave_the_others(stages: Stages, tmp_path: Path) -> None:
+def test_other_options_begin_anew_and_leave_the_others(runtime: TorchRuntime, tmp_path: Path) -> None:
     few = {**OPTIONS, "steps": 1}
-    observe(stages, PROMPTS[:1], folder=tmp_path, **few)
+    observe(runtime, PROMPTS[:1], folder=tmp_path, **few)
     (first,) = tmp_path.iterdir()
     content = first.read_bytes()
-    changed = copy.deepcopy(stages)
+    changed = copy.deepcopy(runtime)
     changed.denoiser.get_parameter("blocks.1.project.weight").data[0, 0] += 1e-3
-    others: list[tuple[Stages, tuple[str, ...], dict[str, Any]]] = [
-        (stages, PROMPTS[:1], {**few, "seed": 12}),
-        (stages, PROMPTS[:1], {**few, "guidance": 4.0}),
-        (stages, PROMPTS[:1], {**few, "size": (64, 96)}),
-        (stages, PROMPTS[1:2], few),
+    others: list[tuple[TorchRuntime, tuple[str, ...], dict[str, Any]]] = [
+        (runtime, PROMPTS[:1], {**few, "seed": 12}),
+        (runtime, PROMPTS[:1], {**few, "guidance": 4.0}),
+        (runtime, PROMPTS[:1], {**few, "size": (64, 96)}),
+        (runtime, PROMPTS[1:2], few),
         (changed, PROMPTS[:1], few),
     ]
     for count, (model, prompts, options) in enumerate(others, start=1):
@@ -258,9 +260,9 @@ def test_other_options_begin_anew_and_leave_the_others(stages: Stages, tmp_path:
 
 
 @pytest.mark.parametrize("damage", ["cut", "other"])
-def test_damaged_stored_statistics_are_not_used(stages: Stages, tmp_path: Path, damage: str) -> None:
+def test_damaged_stored_statistics_are_not_used(runtime: TorchRuntime, tmp_path: Path, damage: str) -> None:
     few = {**OPTIONS, "steps": 1}
-    expected = observe(stages, PROMPTS[:1], folder=tmp_path, **few).checksum()
+    expected = observe(runtime, PROMPTS[:1], folder=tmp_path, **few).checksum()
     (path,) = tmp_path.iterdir()
     if damage == "cut":
         path.write_bytes(path.read_bytes()[:-10])
@@ -269,12 +271,12 @@ def test_damaged_stored_statistics_are_not_used(stages: Stages, tmp_path: Path, 
         del stored.layers["decoder.conv_out.conv"]
         stored.save(path)
     notes: list[str] = []
-    assert observe(stages, PROMPTS[:1], folder=tmp_path, note=notes.append, **few).checksum() == expected
+    assert observe(runtime, PROMPTS[:1], folder=tmp_path, note=notes.append, **few).checksum() == expected
     assert len(notes) == 1 and "observing anew" in notes[0] and path.name in notes[0]
     assert Statistics.load(path).checksum() == expected
 
 
-def test_sprint_without_guidance(sprint: Stages, tmp_path: Path) -> None:
+def test_sprint_without_guidance(sprint: TorchRuntime, tmp_path: Path) -> None:
     few = PROMPTS[:2]
     options: dict[str, Any] = {"size": (64, 64), "seed": 3}
     expected = observe(sprint, few, **options)
@@ -290,16 +292,16 @@ def test_sprint_without_guidance(sprint: Stages, tmp_path: Path) -> None:
     assert observe(sprint, few, folder=tmp_path, **options).checksum() == expected.checksum()
 
 
-def test_one_prompt_and_one_step(stages: Stages) -> None:
-    made = observe(stages, [PROMPTS[0], f" {PROMPTS[0].upper()} "], steps=1, size=(32, 32), guidance=1.0)
+def test_one_prompt_and_one_step(runtime: TorchRuntime) -> None:
+    made = observe(runtime, [PROMPTS[0], f" {PROMPTS[0].upper()} "], steps=1, size=(32, 32), guidance=1.0)
     assert made.info["prompts"] == 1 and made.info["seed"] == 0
     assert all(len(layer.samples) and layer.absmax.amax() > 0 for layer in made.layers.values())
     assert made.layers["denoiser.blocks.0.cross_out"].histogram.sum() == 64
 
 
-def test_dropped_prompts_are_noted(stages: Stages) -> None:
+def test_dropped_prompts_are_noted(runtime: TorchRuntime) -> None:
     notes: list[str] = []
-    observe(stages, ["a cat", "A Cat"], steps=1, size=(32, 32), note=notes.append)
+    observe(runtime, ["a cat", "A Cat"], steps=1, size=(32, 32), note=notes.append)
     assert notes == ["own: 1 repeated prompts were dropped"]
 
 
@@ -322,21 +324,21 @@ def test_values_that_are_not_finite_name_layer_step_and_prompt(
     assert Statistics.load(path).info["observed"] == 1
 
 
-def test_observers_from_before_come_back(stages: Stages) -> None:
-    layer = stages.denoiser.get_submodule("blocks.1.out")
+def test_observers_from_before_come_back(runtime: TorchRuntime) -> None:
+    layer = runtime.denoiser.get_submodule("blocks.1.out")
     heard: list[Tensor] = []
     layer.observer = heard.append
     try:
-        observe(stages, PROMPTS[:1], **{**OPTIONS, "steps": 1})
+        observe(runtime, PROMPTS[:1], **{**OPTIONS, "steps": 1})
         assert not heard and layer.observer == heard.append
     finally:
         layer.observer = None
 
 
-def test_what_cannot_be_observed(stages: Stages, tmp_path: Path) -> None:
+def test_what_cannot_be_observed(runtime: TorchRuntime, tmp_path: Path) -> None:
     def refused(kind: type[SanaError], message: str, prompts: Any = PROMPTS, **options: Any) -> None:
         with pytest.raises(kind, match=message):
-            observe(stages, prompts, progress=interrupt(1, 1), **{**OPTIONS, **options})
+            observe(runtime, prompts, progress=interrupt(1, 1), **{**OPTIONS, **options})
 
     refused(InvalidInput, "no prompts", [])
     refused(InvalidInput, "no prompts", ["", " \n"])
@@ -351,11 +353,11 @@ def test_what_cannot_be_observed(stages: Stages, tmp_path: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_written_is_found_out_first(
-    stages: Stages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    runtime: TorchRuntime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(path: Path) -> None:
         raise SanaError(f"cannot write {path}")
 
     monkeypatch.setattr("sana_edge.calib.statistics_store.check_writable", full)
     with pytest.raises(SanaError, match="cannot write"):
-        observe(stages, PROMPTS, folder=tmp_path / "new", progress=interrupt(1, 1), **OPTIONS)
+        observe(runtime, PROMPTS, folder=tmp_path / "new", progress=interrupt(1, 1), **OPTIONS)

@@ -23,26 +23,26 @@ from sana_edge.calib.trajectory import Comparison, compare, follow
 from sana_edge.image_metrics import psnr
 from sana_edge.request import Plan, Request
 from sana_edge.store import hub
-from sana_edge.torch_runtime.runtime import Stages, load_stages
+from sana_edge.torch_runtime.runtime import TorchRuntime
 
 STEPS = 3
 
 
-def load(folder: Path) -> Stages:
-    return load_stages(hub.resolve(str(folder)), device=torch.device("cpu"), dtype="fp32")
+def load(folder: Path) -> TorchRuntime:
+    return TorchRuntime.load(hub.resolve(str(folder)), device=torch.device("cpu"), dtype="fp32")
 
 
-def plan_of(stages: Stages, seed: int = 5) -> Plan:
+def plan_of(runtime: TorchRuntime, seed: int = 5) -> Plan:
     request = Request("a cat on a mat", steps=STEPS, size=(96, 64), seed=seed)
-    return request.plan(stages.denoiser.config.native_size, stages.sampler.kind)
+    return request.plan(runtime.denoiser.config.native_size, runtime.sampler.kind)
 
 
 def test_a_trajectory_is_that_of_a_picture(tiny_folder: Path, tiny_sprint_folder: Path) -> None:
     for folder in (tiny_folder, tiny_sprint_folder):
-        stages = load(folder)
-        plan = plan_of(stages)
-        followed = follow(stages, plan)
-        image = Sana(stages).generate(plan.prompt, steps=STEPS, size=(96, 64), seed=plan.seed)
+        runtime = load(folder)
+        plan = plan_of(runtime)
+        followed = follow(runtime, plan)
+        image = Sana(runtime).generate(plan.prompt, steps=STEPS, size=(96, 64), seed=plan.seed)
         assert np.array_equal(followed.pixels, image.pixels)
         assert followed.latents.shape == (STEPS + 1, 32, 2, 3)
         assert followed.velocities.shape == (STEPS, 32, 2, 3)
@@ -50,20 +50,20 @@ def test_a_trajectory_is_that_of_a_picture(tiny_folder: Path, tiny_sprint_folder
 
 def test_a_model_equals_itself(tiny_sprint_folder: Path) -> None:
     # Sprint's sampler draws noise at every step: the same in both runs
-    stages = load(tiny_sprint_folder)
-    same = compare(stages, follow(stages, plan_of(stages)))
+    runtime = load(tiny_sprint_folder)
+    same = compare(runtime, follow(runtime, plan_of(runtime)))
     assert same.velocity_errors == same.latent_errors == [0.0] * STEPS
     assert same.psnr == same.decoder_psnr == math.inf
     assert same.ssim == pytest.approx(1)
 
 
 def test_a_difference_of_the_denoiser_is_found_where_it_is(tiny_folder: Path) -> None:
-    stages = load(tiny_folder)
-    reference = follow(stages, plan_of(stages))
+    runtime = load(tiny_folder)
+    reference = follow(runtime, plan_of(runtime))
     with torch.no_grad():
-        stages.denoiser.head.weight.mul_(1.01)
-        stages.denoiser.head.bias.mul_(1.01)
-    compared = compare(stages, reference)
+        runtime.denoiser.head.weight.mul_(1.01)
+        runtime.denoiser.head.bias.mul_(1.01)
+    compared = compare(runtime, reference)
     # a factor on the head is a factor on the velocity; 1e-4 is about a thousand fp32 roundings
     assert compared.velocity_errors == pytest.approx([0.01] * STEPS, rel=1e-2)
     assert 0 < compared.latent_errors[0] < compared.latent_errors[-1]
@@ -72,11 +72,11 @@ def test_a_difference_of_the_denoiser_is_found_where_it_is(tiny_folder: Path) ->
 
 
 def test_a_difference_of_the_decoder_is_found_where_it_is(tiny_folder: Path) -> None:
-    stages = load(tiny_folder)
-    reference = follow(stages, plan_of(stages))
+    runtime = load(tiny_folder)
+    reference = follow(runtime, plan_of(runtime))
     with torch.no_grad():
-        next(stages.autoencoder.parameters()).mul_(1.05)
-    compared = compare(stages, reference)
+        next(runtime.autoencoder.parameters()).mul_(1.05)
+    compared = compare(runtime, reference)
     assert compared.velocity_errors == compared.latent_errors == [0.0] * STEPS
     assert compared.psnr == compared.decoder_psnr < math.inf
 

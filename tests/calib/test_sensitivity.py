@@ -30,7 +30,7 @@ from sana_edge.nets.denoiser import Denoiser
 from sana_edge.nets.quantize import decoder_targets, denoiser_targets, quantize_decoder, quantize_denoiser
 from sana_edge.nets.text_encoder import TextFeatures
 from sana_edge.store.hub import resolve
-from sana_edge.torch_runtime.runtime import Stages, load_stages
+from sana_edge.torch_runtime.runtime import TorchRuntime
 
 TINY: dict[str, Any] = {
     "in_channels": 32,
@@ -245,12 +245,12 @@ def test_bad_budgets(budget: Any) -> None:
         choose_kept(sensitivities(0.1), budget)
 
 
-def stages(folder: Path) -> Stages:
-    return load_stages(resolve(str(folder)), device=torch.device("cpu"), dtype="fp32")
+def runtime(folder: Path) -> TorchRuntime:
+    return TorchRuntime.load(resolve(str(folder)), device=torch.device("cpu"), dtype="fp32")
 
 
 def test_probes_are_what_the_sampler_passes_through(tiny_folder: Path) -> None:
-    model = stages(tiny_folder)
+    model = runtime(tiny_folder)
     given = probe(model, ["a red house", "a cat on a mat"], cells=4, steps=5, seed=3)
     assert given.latents.shape == (6, 32, 4, 4) and given.clean.shape == (2, 32, 4, 4)
     assert torch.equal(
@@ -266,7 +266,7 @@ def test_probes_are_what_the_sampler_passes_through(tiny_folder: Path) -> None:
 
 
 def test_sprint_has_two_steps_to_probe(tiny_sprint_folder: Path) -> None:
-    model = stages(tiny_sprint_folder)
+    model = runtime(tiny_sprint_folder)
     given = probe(model, ["a red house"], cells=2)
     assert given.latents.shape == (2, 32, 2, 2)
     assert given.timesteps.shape == (2,) and given.guidance == 4.5

@@ -23,12 +23,12 @@ from sana_edge.cli.main import main
 from sana_edge.engines.engine import Settings
 from sana_edge.engines.tensorrt.backend import TensorRT
 from sana_edge.int8 import matmul, ops, text_linear
-from sana_edge.store import hub
+from sana_edge.store import catalogue
 
 
 def test_report(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "not" / "made" / "yet"))
-    monkeypatch.setattr(hub, "BUNDLED", tiny_folder.parent)
+    monkeypatch.setattr(catalogue, "BUNDLED", tiny_folder.parent)
     text = doctor.report()
     assert f"sana-edge {sana_edge.__version__}, Python 3." in text
     assert f"torch {torch.__version__}, transformers " in text

@@ -28,7 +28,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where exports go; every model is large, and every CPU suits."""
     monkeypatch.setenv("SANA_EDGE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(room, "_small", lambda: 0)
-    monkeypatch.setattr("sana_edge.engines.openvino.sums_are_exact", lambda: True)
+    monkeypatch.setattr("sana_edge.engines.openvino.backend.sums_are_exact", lambda: True)
     return tmp_path / "cache"
 
 
@@ -111,7 +111,7 @@ def test_small_models_and_other_machines_stay_with_torch(monkeypatch: pytest.Mon
         patched.setattr(room, "_small", lambda: 1 << 30)
         assert chosen() == (PACKAGE, [])
     with monkeypatch.context() as patched:
-        patched.setattr("sana_edge.engines.openvino.sums_are_exact", lambda: False)
+        patched.setattr("sana_edge.engines.openvino.backend.sums_are_exact", lambda: False)
         assert chosen() == (PACKAGE, [])
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     assert chosen(device="auto") == (PACKAGE, [])

@@ -226,9 +226,9 @@ def test_an_engine_that_fails_leaves_a_model_that_works(
         raise MemoryError
 
     with monkeypatch.context() as patched, pytest.raises(OutOfMemory, match="128x128"):
-        patched.setattr(engine._stages, "decode", fail)
+        patched.setattr(engine._runtime, "decode", fail)
         engine.generate(PROMPT, seed=1, steps=1)
-    assert engine._stages is not None and not engine._stages.graphs._engines
+    assert engine._runtime is not None and not engine._runtime.graphs._engines
     assert engine.generate(PROMPT, seed=1, steps=1).png() == before.png()
 
 
@@ -238,13 +238,13 @@ def test_closing_frees_the_engines(exported: Path, name: str) -> None:
     gc.disable()
     try:
         with Sana.load(str(exported), backend=name, device="cpu") as sana:
-            stages: Any = sana._stages
+            loaded: Any = sana._runtime
             sana.generate(PROMPT, seed=7, steps=1)
-            assert len(stages.graphs.loaded) == 4
-        assert stages.graphs.loaded == ()
+            assert len(loaded.graphs.loaded) == 4
+        assert loaded.graphs.loaded == ()
         # nothing refers to itself
-        alive = weakref.ref(stages)
-        del stages
+        alive = weakref.ref(loaded)
+        del loaded
         assert alive() is None
     finally:
         gc.enable()
@@ -252,20 +252,20 @@ def test_closing_frees_the_engines(exported: Path, name: str) -> None:
 
 def test_closing_during_a_stream(exported: Path) -> None:
     sana = Sana.load(str(exported), backend="onnxruntime", device="cpu")
-    stages: Any = sana._stages
+    loaded: Any = sana._runtime
     later = sana.stream(PROMPT, seed=7, steps=1)
     with closing(sana.stream(PROMPT, seed=7, steps=2)) as steps:
         next(steps)
-        before = stages.graphs.loaded
+        before = loaded.graphs.loaded
         sana.close()
         sana.close()
-        assert stages.graphs.loaded == before != ()
+        assert loaded.graphs.loaded == before != ()
         # nothing was loaded again for it
-        assert next(steps).image is not None and stages.graphs.loaded == before
-    assert stages.graphs.loaded == ()
+        assert next(steps).image is not None and loaded.graphs.loaded == before
+    assert loaded.graphs.loaded == ()
     # one that had not begun is no worse off, and leaves nothing behind either
     assert [step.image is not None for step in later] == [True]
-    assert stages.graphs.loaded == ()
+    assert loaded.graphs.loaded == ()
     with pytest.raises(SanaError, match="this Sana is closed"):
         sana.stream(PROMPT)
 
@@ -273,7 +273,7 @@ def test_closing_during_a_stream(exported: Path) -> None:
 def test_closing_while_another_thread_waits(exported: Path) -> None:
     """Its picture was asked for before: it is made, and whoever is last frees the engines."""
     sana = Sana.load(str(exported), backend="onnxruntime", device="cpu")
-    stages: Any = sana._stages
+    loaded: Any = sana._runtime
     expected, found = sana.generate(PROMPT, seed=7, steps=1).png(), []
     waiting = threading.Thread(target=lambda: found.append(sana.generate(PROMPT, seed=7, steps=1).png()))
     with closing(sana.stream(PROMPT, steps=2)) as steps:
@@ -282,7 +282,7 @@ def test_closing_while_another_thread_waits(exported: Path) -> None:
         waiting.join(0.3)
         sana.close()
     waiting.join(60)
-    assert found == [expected] and stages.graphs.loaded == ()
+    assert found == [expected] and loaded.graphs.loaded == ()
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton", "cuda"])

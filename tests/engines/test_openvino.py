@@ -15,9 +15,10 @@ import small_graphs
 openvino = pytest.importorskip("openvino", reason="openvino is not installed")
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")
 
-from sana_edge.engines import openvino as engine_openvino  # noqa: E402
 from sana_edge.engines.choose import choose  # noqa: E402
 from sana_edge.engines.engine import EngineKind, Settings  # noqa: E402
+from sana_edge.engines.openvino import backend  # noqa: E402
+from sana_edge.engines.openvino.engine import OpenVinoEngine, _config  # noqa: E402
 from sana_edge.errors import (  # noqa: E402
     CheckpointError,
     InvalidInput,
@@ -62,7 +63,7 @@ def test_computes(kind: EngineKind, ports: Any, tmp_path: Path) -> None:
 
 def test_keeps_few_sizes(kind: EngineKind, tmp_path: Path) -> None:
     engine = kind.load(product(tmp_path / "g.onnx"), *PORTS)
-    assert isinstance(engine, engine_openvino.OpenVinoEngine)
+    assert isinstance(engine, OpenVinoEngine)
     for rows in (3, 5, 3, 7):
         engine.run({"x": np.zeros((1, rows, 8), np.float32)})
     assert [dict(key) for key in engine._requests] == [{"B": 1, "h": 3}, {"B": 1, "h": 7}]
@@ -151,13 +152,13 @@ def test_phases_stay_exact(tmp_path: Path) -> None:
 
 def test_unsupported_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     core = type("Core", (), {"get_property": lambda self, device, name: ["FP32", "INT8"]})()
-    assert engine_openvino._precision(core, "cpu", Settings()) == "fp32"
+    assert backend._precision(core, "cpu", Settings()) == "fp32"
     with pytest.raises(InvalidInput, match="cannot compute in bf16 on this cpu") as caught:
-        engine_openvino._precision(core, "cpu", Settings(precision="bf16"))
+        backend._precision(core, "cpu", Settings(precision="bf16"))
     assert caught.value.hint == "choose dtype auto, fp32"
-    assert engine_openvino._precision(core, "gpu", Settings()) == "fp32"
-    assert engine_openvino._precision(core, "gpu", Settings(dtype="fp16")) == "fp16"
-    assert engine_openvino._precision(core, "npu", Settings()) == "fp16"
+    assert backend._precision(core, "gpu", Settings()) == "fp32"
+    assert backend._precision(core, "gpu", Settings(dtype="fp16")) == "fp16"
+    assert backend._precision(core, "npu", Settings()) == "fp16"
 
 
 def test_refuses_inputs(kind: EngineKind, tmp_path: Path) -> None:
@@ -253,12 +254,12 @@ def test_missing_devices(device: str) -> None:
     ],
 )
 def test_why_a_device_is_refused(device: str, there: bool, text: str, expected: str) -> None:
-    assert engine_openvino._refusal(device, there, RuntimeError(text)) == expected
+    assert backend._refusal(device, there, RuntimeError(text)) == expected
 
 
 def test_configuration_of_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SANA_EDGE_CACHE", str(tmp_path))
-    config, notes = engine_openvino._config(engine_openvino.OpenVino("gpu", "fp16", "", Settings(threads=1)))
+    config, notes = _config(backend.OpenVino("gpu", "fp16", "", Settings(threads=1)))
     assert config == {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": "f16",

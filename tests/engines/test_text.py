@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer
 
-from sana_edge.engines import runtime
+from sana_edge.engines.runtime import EngineRuntime
 from sana_edge.engines.text import EngineText
 from sana_edge.errors import CheckpointError
 from sana_edge.export.settings import Settings
@@ -66,7 +66,7 @@ def theirs(tiny_folder: Path) -> TextEncoder:
 
 @pytest.fixture(scope="module")
 def ours(exported: Path) -> EngineText:
-    return runtime.load_stages(exported, backend="onnxruntime", device="cpu")._text
+    return EngineRuntime.load(exported, backend="onnxruntime", device="cpu")._text
 
 
 @pytest.mark.parametrize("instruction", [CHI, None], ids=["prompt", "negative"])

@@ -18,7 +18,8 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not inst
 from sana_edge.config import AutoencoderConfig  # noqa: E402
 from sana_edge.engines import strips  # noqa: E402
 from sana_edge.engines.onnxruntime import EXACT_SUMS  # noqa: E402
-from sana_edge.engines.openvino import FLOAT_PRODUCTS, sums_are_exact  # noqa: E402
+from sana_edge.engines.openvino.backend import sums_are_exact  # noqa: E402
+from sana_edge.engines.openvino.engine import FLOAT_PRODUCTS  # noqa: E402
 from sana_edge.errors import CheckpointError  # noqa: E402
 from sana_edge.export.graph.builder import GraphBuilder  # noqa: E402
 from sana_edge.export.graph.decoder import add_decoder  # noqa: E402

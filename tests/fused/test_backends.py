@@ -21,7 +21,7 @@ from sana_edge.fused import backends
 from sana_edge.kernels.cuda import library as cuda_library
 from sana_edge.kernels.cuda.library import Library
 from sana_edge.kernels.triton import support
-from sana_edge.memory import memory_errors
+from sana_edge.system.memory import memory_errors
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 PROMPT = "a red house left of a yellow star"
@@ -247,8 +247,8 @@ def test_faults_in_the_loop(
             fail_after(patched, 36, fail)
             sana.generate(PROMPT, **options)
         assert hint in getattr(caught.value, "hint", "")
-        assert sana._stages is not None
-        kept = len(sana._stages.predictor._loops)
+        assert sana._runtime is not None
+        kept = len(sana._runtime.predictor._loops)
         assert kept == (0 if kind is OutOfMemory else 1)
         assert sana.generate(PROMPT, **options).png() == expected
 
@@ -302,9 +302,9 @@ def test_sprint_pictures(emulated: Any, tiny_sprint_folder: Path) -> None:
 @IN_ORDER
 def test_auto_dtype_is_16_bit(emulated: Any, tiny_folder: Path) -> None:
     with Sana.load(str(tiny_folder), int8=True, backend="cuda") as sana:
-        assert sana._stages is not None and sana._stages.dtype == "bf16"
+        assert sana._runtime is not None and sana._runtime.dtype == "bf16"
     with Sana.load(str(tiny_folder), int8=True) as sana:
-        assert sana._stages is not None and sana._stages.dtype == "fp32"
+        assert sana._runtime is not None and sana._runtime.dtype == "fp32"
 
 
 @IN_ORDER

@@ -24,7 +24,7 @@ from sana_edge.nets.denoiser import Denoiser, Modulation, TextContext
 from sana_edge.nets.quantize import quantize_denoiser
 from sana_edge.nets.text_encoder import TextFeatures
 from sana_edge.torch_runtime import cuda_graph
-from sana_edge.torch_runtime.runtime import Stages
+from sana_edge.torch_runtime.runtime import TorchRuntime
 from sana_edge.torch_runtime.steps import FusedNetwork, Predictor, Velocity
 
 pytestmark = [
@@ -236,15 +236,15 @@ def test_usable_after_running_out_of_memory(stage: str, monkeypatch: pytest.Monk
     with Sana.load("sana-tiny", device="cuda", int8=True) as sana:
         before = sana.generate("a red house", seed=7, steps=2).pixels
         # the estimate would refuse it before anything is computed
-        monkeypatch.setattr(Stages, "check_plan", lambda self, plan: None)
-        whole = getattr(Stages, stage)
+        monkeypatch.setattr(TorchRuntime, "check_plan", lambda self, plan: None)
+        whole = getattr(TorchRuntime, stage)
 
-        def cramped(self: Stages, *arguments: object) -> object:
+        def cramped(self: TorchRuntime, *arguments: object) -> object:
             _, total = torch.cuda.mem_get_info()
             torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + (8 << 20)) / total)
             return whole(self, *arguments)
 
-        monkeypatch.setattr(Stages, stage, cramped)
+        monkeypatch.setattr(TorchRuntime, stage, cramped)
         try:
             with pytest.raises(OutOfMemory):
                 sana.generate("a red house", seed=7, steps=2, size=(4096, 4096))

@@ -16,7 +16,7 @@ from serving import MODEL, SMALL, Client, FakeLoader, until
 from sana_edge.cli.main import main
 from sana_edge.serve.openai import spread
 from sana_edge.serve.service import Service
-from sana_edge.store import hub
+from sana_edge.store.known_models import BUNDLED
 
 PATH = "/v1/images/generations"
 # what `SMALL` has beyond OpenAI's own fields
@@ -113,7 +113,7 @@ def test_the_same_seed_gives_the_same_bytes(real: Client, tmp_path: Path) -> Non
     assert openai == automatic == picture["b64_json"]
     file = tmp_path / "house.png"
     options = ["--seed", "7", "--steps", "2", "--size", "64x64", "--exact-size", "--threads", "1"]
-    model = str(hub.BUNDLED / MODEL)
+    model = str(BUNDLED / MODEL)
     assert main(["generate", "a red house", "--model", model, "--output", str(file), *options]) == 0
     assert base64.b64decode(openai) == file.read_bytes() == real.get(picture["url"]).body
 

@@ -23,7 +23,7 @@ from sana_edge.serve import http as http_module
 from sana_edge.serve import server as server_module
 from sana_edge.serve.http import MAX_BODY
 from sana_edge.serve.service import Service
-from sana_edge.store import hub
+from sana_edge.store.known_models import BUNDLED
 
 DRAW = "/v1/images/generations"
 
@@ -161,7 +161,7 @@ def test_the_command_without_torch(tmp_path: Path) -> None:
     without = tmp_path / "torch.py"
     without.write_text("raise ImportError('torch was imported')")
     paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    options = ["--model", str(hub.BUNDLED / MODEL), "--threads", "1", "--queue", "3"]
+    options = ["--model", str(BUNDLED / MODEL), "--threads", "1", "--queue", "3"]
     with process(*options, PYTHONPATH=paths) as (started, client):
         answer = client.post(DRAW, {**SMALL, "size": "64x64", "prompt": "a SECRET house"})
         assert answer.status == 200 and client.get("/v1/models").json["data"][0]["id"] == MODEL
@@ -175,7 +175,7 @@ def test_the_command_without_torch(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_killed_and_started_again(tmp_path: Path) -> None:
     """On the same port, at once; a folder of pictures has none that is half."""
-    options = ["--model", str(hub.BUNDLED / MODEL), "--threads", "1", "--keep", str(tmp_path)]
+    options = ["--model", str(BUNDLED / MODEL), "--threads", "1", "--keep", str(tmp_path)]
     with process(*options) as (started, client):
         for _ in range(5):
             client.post("/v1/jobs", {**SMALL, "images": 10, "size": "256x256"})

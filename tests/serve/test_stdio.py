@@ -17,7 +17,7 @@ from serving import MODEL, SMALL, FakeLoader, until
 
 from sana_edge.serve.service import Service
 from sana_edge.serve.stdio import MAX_LINE, Sidecar
-from sana_edge.store import hub
+from sana_edge.store.known_models import BUNDLED
 
 
 class Parent:
@@ -144,7 +144,7 @@ def test_the_process_ends_with_its_parent() -> None:
     """Stdout has lines of JSON alone, also while libraries load, and the end of stdin is the end."""
     command = [sys.executable, "-m", "sana_edge", "serve", "--stdio", "--threads", "1"]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen([*command, "--model", str(hub.BUNDLED / MODEL)], **pipes) as started:
+    with subprocess.Popen([*command, "--model", str(BUNDLED / MODEL)], **pipes) as started:
         body = {"type": "generate", "id": "a", **SMALL, "size": "64x64"}
         later = {**body, "id": "b", "steps": 1000}
         started.stdin.write("".join(f"{json.dumps(line)}\n" for line in (body, later)).encode())

@@ -24,7 +24,7 @@ from safetensors.numpy import save_file
 from sana_edge import progress
 from sana_edge.cli.main import main
 from sana_edge.errors import Cancelled, CheckpointError, InvalidInput, ModelNotFound, SanaError
-from sana_edge.store import downloads, hub
+from sana_edge.store import catalogue, downloads, hub
 from sana_edge.store.known_models import DECODERS, KNOWN, KnownModel
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -183,7 +183,7 @@ def server(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 @pytest.fixture
 def bundled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(hub, "BUNDLED", tmp_path / "bundled")
+    monkeypatch.setattr(catalogue, "BUNDLED", tmp_path / "bundled")
     return write_model(tmp_path / "bundled" / "sana-tiny")
 
 
@@ -288,7 +288,7 @@ def test_download_takes_one_variant_and_what_is_needed(server: Hub, tmp_path: Pa
         "text_encoder/model.fp16-00001-of-00002.safetensors",
         "text_encoder/model.fp16-00002-of-00002.safetensors",
     }
-    entry = next(entry for entry in hub.list_models() if entry.name == KNOWN_NAME)
+    entry = next(entry for entry in catalogue.list_models() if entry.name == KNOWN_NAME)
     assert (entry.origin, entry.path) == ("public", model.path)
     assert entry.size == sum((folder / name).stat().st_size for name in files)
 
@@ -301,7 +301,7 @@ def test_cached_model_needs_no_network(server: Hub, tmp_path: Path) -> None:
     assert hub.resolve("someone/sana-mine") == first
     assert hub.resolve("someone/sana-mine", offline=True) == first
     assert len(server.fetched) == requests
-    assert "someone/sana-mine" in [entry.name for entry in hub.list_models()]
+    assert "someone/sana-mine" in [entry.name for entry in catalogue.list_models()]
 
 
 def test_incomplete_cache_is_completed(server: Hub, tmp_path: Path) -> None:
@@ -559,7 +559,9 @@ OTHER = "fedcba9876543210fedcba9876543210fedcba98"
 def test_the_only_snapshot_needs_no_reference(cache: Path) -> None:
     snapshots = pinned(cache, COMMIT)
     assert hub.resolve("someone/sana-mine", offline=True).path == snapshots / COMMIT
-    assert [model.path for model in hub.list_models() if model.origin == "cached"] == [snapshots / COMMIT]
+    assert [model.path for model in catalogue.list_models() if model.origin == "cached"] == [
+        snapshots / COMMIT
+    ]
 
 
 def test_revisions_in_the_cache(cache: Path) -> None:

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from sana_edge.errors import Cancelled, OutOfMemory
+from sana_edge.generation import Step
 from sana_edge.image import Image
-from sana_edge.pipeline import Step
 from sana_edge.serve.server import Server, address, listen
 from sana_edge.serve.service import Service
-from sana_edge.store import hub
+from sana_edge.store.known_models import BUNDLED
 
 MODEL = "sana-tiny-int8-onnx"
 # the smallest picture
@@ -179,7 +179,7 @@ class RealLoader:
     def __call__(self, model: str, on_progress: Any, cancel: threading.Event) -> Any:
         from sana_edge import Sana
 
-        return Sana.load(hub.BUNDLED / model, threads=1, on_progress=on_progress, cancel=cancel)
+        return Sana.load(BUNDLED / model, threads=1, on_progress=on_progress, cancel=cancel)
 
     def size(self, model: str) -> int:
         return 0

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sana_edge import atomic
 from sana_edge.engines.tensorrt.profiles import Size, Sizes, size_flags
 from sana_edge.errors import CheckpointError, InvalidInput, SanaError
 from sana_edge.store import package
 from sana_edge.store.cache import VARIABLE, user_cache
+from sana_edge.system import atomic
 
 FORMAT = "sana-edge-engine"
 VERSION = 1

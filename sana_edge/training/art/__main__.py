@@ -8,8 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from sana_edge.atomic import new_file
 from sana_edge.errors import SanaError
+from sana_edge.system.atomic import new_file
 
 from .catalogue import kinds
 from .layout import numbered_scene

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from sana_edge.atomic import new_file
+from sana_edge.system.atomic import new_file
 
 from ..metadata import NAME
 from .captions import caption

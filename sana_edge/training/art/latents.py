@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from sana_edge.atomic import new_file
 from sana_edge.nets.autoencoder import Autoencoder
 from sana_edge.nets.text_encoder import TextEncoder, TextFeatures
+from sana_edge.system.atomic import new_file
 
 from ..train_autoencoder import CONFIG, starting_state
 from .captions import caption

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from sana_edge.atomic import new_file
+from sana_edge.system.atomic import new_file
 
 from .layout import held_out_scene, numbered_scene
 from .scenes import render

@@ -145,6 +145,7 @@ def test_a_damaged_onnx_file_names_the_node(folder: Path, cache: Path, trt: Any,
         fake_export.built(folder, cache, trt, cuda)
 
 
+@pytest.mark.alone
 def test_ctrl_c_ends_the_build_at_the_next_step_and_leaves_nothing(
     folder: Path, cache: Path, trt: Any, cuda: Any
 ) -> None:

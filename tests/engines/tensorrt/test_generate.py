@@ -52,8 +52,8 @@ def test_a_picture(folder: Path, trt: Any, cuda: Any) -> None:
         found = sana.generate(PROMPT, seed=7, steps=3)
         # a negative prompt makes pairs, and another size
         pair = sana.generate(PROMPT, seed=7, steps=2, negative_prompt="blurred", size=(160, 128))
-        assert sana._stages is not None
-        assert sana._stages.place == f"TensorRT {trt.__version__} on {GPU}, fp32"
+        assert sana._runtime is not None
+        assert sana._runtime.place == f"TensorRT {trt.__version__} on {GPU}, fp32"
     with Sana.load(str(folder), backend="onnxruntime", device="cpu") as sana:
         expected = sana.generate(PROMPT, seed=7, steps=3)
         expected_pair = sana.generate(PROMPT, seed=7, steps=2, negative_prompt="blurred", size=(160, 128))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sana_edge.torch_runtime.precision import full_precision
+from sana_edge.torch_runtime.device import full_precision
 
 
 @pytest.mark.parametrize("allowed", [True, False])

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from sana_edge import atomic
 from sana_edge.errors import InvalidInput, SanaError
+from sana_edge.system import atomic
 
 KIND = "{'kind': 'model folder', 'is_kind': lambda folder: (folder / 'index').is_file()}"
 
@@ -38,7 +38,7 @@ def killed(output: Path, at: str) -> None:
     code = f"""
 import os, signal, sys
 from pathlib import Path
-from sana_edge import atomic
+from sana_edge.system import atomic
 left, rename = [{at}], os.rename
 def dying(source, target, **options):
     if Path(source).name != "lock.new":

@@ -19,16 +19,16 @@ from numpy.typing import NDArray
 
 from sana_edge import Sana, request
 from sana_edge.cli.main import main
-from sana_edge.engines import choose, decoder, runtime
+from sana_edge.decoding import shrink
+from sana_edge.engines import choose, decoder, runtime, sessions
 from sana_edge.engines.projected_text import ProjectedText, padding_mask, side_by_side
-from sana_edge.engines.runtime import EngineStages, load_stages, shrink
+from sana_edge.engines.runtime import EngineRuntime
 from sana_edge.engines.tensorrt import cache
 from sana_edge.errors import CheckpointError, InvalidInput, OutOfMemory, SanaError
 from sana_edge.export.settings import Settings
 from sana_edge.request import Plan, Request
 from sana_edge.store import hub, manifest
-from sana_edge.torch_runtime.runtime import Stages
-from sana_edge.torch_runtime.runtime import load_stages as load_torch_stages
+from sana_edge.torch_runtime.runtime import TorchRuntime
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 onnx_export = pytest.importorskip("sana_edge.export.onnx", reason="onnx is not installed")
@@ -67,13 +67,13 @@ def _exported(model: Path, folder: Path, **settings: Any) -> Path:
 
 
 @pytest.fixture(scope="module")
-def ours(exported: Path) -> EngineStages:
-    return load_stages(exported, backend="onnxruntime", device="cpu")
+def ours(exported: Path) -> EngineRuntime:
+    return EngineRuntime.load(exported, backend="onnxruntime", device="cpu")
 
 
 @pytest.fixture(scope="module")
-def theirs(tiny_folder: Path) -> Stages:
-    return load_torch_stages(hub.resolve(str(tiny_folder)), device=CPU, dtype="fp32")
+def theirs(tiny_folder: Path) -> TorchRuntime:
+    return TorchRuntime.load(hub.resolve(str(tiny_folder)), device=CPU, dtype="fp32")
 
 
 def planned(**options: Any) -> Plan:
@@ -99,16 +99,16 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("options", CASES.values(), ids=CASES)
-def test_velocities_equal_torch(ours: EngineStages, theirs: Stages, options: dict[str, Any]) -> None:
+def test_velocities_equal_torch(ours: EngineRuntime, theirs: TorchRuntime, options: dict[str, Any]) -> None:
     plan, found = planned(**options), []
     assert options.get("guidance") == 1.0 or plan.guided
-    for stages in (ours, theirs):
-        context, notes = stages.read(plan)
-        sampler, tables = stages.schedule(plan)
-        predict, more = stages.predict(plan, tables, context)
+    for either in (ours, theirs):
+        context, notes = either.read(plan)
+        sampler, tables = either.schedule(plan)
+        predict, more = either.predict(plan, tables, context)
         assert (notes, more) == (plan.size_notes, ())
         x = np.random.default_rng(1).standard_normal((1, 32, 2, 3), np.float32)
-        latent = x if stages is ours else torch.from_numpy(x)
+        latent = x if either is ours else torch.from_numpy(x)
         found.append([np.asarray(predict(sampler.model_input(latent, i), i)) for i in range(plan.steps)])
     for step, (a, b) in enumerate(zip(*found, strict=True)):
         # of u + g (c - u) the error may be g times that of a prediction
@@ -117,22 +117,22 @@ def test_velocities_equal_torch(ours: EngineStages, theirs: Stages, options: dic
 
 
 def test_sprint_embeds_the_guidance(sprint: Path, tiny_sprint_folder: Path) -> None:
-    theirs = load_torch_stages(hub.resolve(str(tiny_sprint_folder)), device=CPU, dtype="fp32")
-    ours = load_stages(sprint, backend="onnxruntime", device="cpu")
+    theirs = TorchRuntime.load(hub.resolve(str(tiny_sprint_folder)), device=CPU, dtype="fp32")
+    ours = EngineRuntime.load(sprint, backend="onnxruntime", device="cpu")
     results = {}
     for guidance in (1.5, 6.0):
         plan, found = planned(guidance=guidance, sampler="scm", steps=2), []
-        for stages in (ours, theirs):
-            _, tables = stages.schedule(plan)
-            predict, _ = stages.predict(plan, tables, stages.read(plan)[0])
+        for either in (ours, theirs):
+            _, tables = either.schedule(plan)
+            predict, _ = either.predict(plan, tables, either.read(plan)[0])
             x = np.random.default_rng(1).standard_normal((1, 32, 2, 3), np.float32)
-            found.append(np.asarray(predict(x if stages is ours else torch.from_numpy(x), 1)))
+            found.append(np.asarray(predict(x if either is ours else torch.from_numpy(x), 1)))
         assert relative(*found) <= LIMIT
         results[guidance] = found[0]
     assert relative(results[1.5], results[6.0]) > 0.001
 
 
-def test_noise_and_schedule_equal_torch(ours: EngineStages, theirs: Stages) -> None:
+def test_noise_and_schedule_equal_torch(ours: EngineRuntime, theirs: TorchRuntime) -> None:
     plan = planned(seed=2**40, images=3)
     for picture in (0, 2):
         draw, expected = ours.noise(plan, picture), theirs.noise(plan, picture)
@@ -142,7 +142,7 @@ def test_noise_and_schedule_equal_torch(ours: EngineStages, theirs: Stages) -> N
     assert ours.schedule(plan)[0].coefficients == theirs.schedule(plan)[0].coefficients
 
 
-def test_decoding_equals_torch(ours: EngineStages, theirs: Stages) -> None:
+def test_decoding_equals_torch(ours: EngineRuntime, theirs: TorchRuntime) -> None:
     latent = np.random.default_rng(2).standard_normal((1, 32, 3, 5), np.float32)
     picture, expected = ours.decode(latent), theirs.decode(torch.from_numpy(latent))
     assert picture.shape == (96, 160, 3) and picture.flags.c_contiguous
@@ -154,12 +154,12 @@ def test_decoding_equals_torch(ours: EngineStages, theirs: Stages) -> None:
 
 
 def test_larger_than_a_tile_equals_torch(
-    exported: Path, theirs: Stages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    exported: Path, theirs: TorchRuntime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(decoder, "DEFAULT_TILE", 64)
     latent = np.random.default_rng(5).standard_normal((1, 32, 3, 5), np.float32)
     expected = theirs.decode(torch.from_numpy(latent)).astype(int)
-    ours = load_stages(exported, backend="onnxruntime", device="cpu")
+    ours = EngineRuntime.load(exported, backend="onnxruntime", device="cpu")
     assert np.abs(ours.decode(latent) - expected).max() <= 1
     # a folder of an earlier version
     folder = Path(shutil.copytree(exported, tmp_path / "old"))
@@ -170,7 +170,7 @@ def test_larger_than_a_tile_equals_torch(
         del described["files"][f"{name}.onnx"]
         (folder / f"{name}.onnx").unlink()
     (folder / manifest.FILE).write_text(json.dumps(described))
-    old = load_stages(folder, backend="onnxruntime", device="cpu")
+    old = EngineRuntime.load(folder, backend="onnxruntime", device="cpu")
     picture = old.decode(latent)
     # seams
     assert picture.shape == expected.shape and np.abs(picture - expected).max() > 1
@@ -201,37 +201,37 @@ def test_texts_side_by_side() -> None:
 
 
 def test_only_one_denoiser_stays_and_released_engines_return(exported: Path) -> None:
-    stages = load_stages(exported, backend="onnxruntime", device="cpu")
-    assert set(stages.graphs.loaded) == {"text_encoder", "text_projection", "denoiser_folded", "decoder"}
-    context, _ = stages.read(planned(guidance=1.0))
+    engine = EngineRuntime.load(exported, backend="onnxruntime", device="cpu")
+    assert set(engine.graphs.loaded) == {"text_encoder", "text_projection", "denoiser_folded", "decoder"}
+    context, _ = engine.read(planned(guidance=1.0))
     plan = planned(guidance=1.0)
-    _, tables = stages.schedule(plan)
-    predict, _ = stages.predict(plan, tables, context)
-    assert "denoiser" in stages.graphs.loaded and "denoiser_folded" not in stages.graphs.loaded
+    _, tables = engine.schedule(plan)
+    predict, _ = engine.predict(plan, tables, context)
+    assert "denoiser" in engine.graphs.loaded and "denoiser_folded" not in engine.graphs.loaded
     x = np.ones((1, 32, 2, 3), np.float32)
     before = predict(x, 0)
-    stages.release()
-    assert not stages.graphs.loaded
-    assert np.array_equal(predict(x, 0), before) and stages.graphs.loaded == ("denoiser",)
+    engine.release()
+    assert not engine.graphs.loaded
+    assert np.array_equal(predict(x, 0), before) and engine.graphs.loaded == ("denoiser",)
 
 
 def test_a_large_text_encoder_makes_room(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stages, plan = load_stages(exported, backend="onnxruntime", device="cpu"), planned()
+    engine, plan = EngineRuntime.load(exported, backend="onnxruntime", device="cpu"), planned()
     files = manifest.read(exported).files
     size = files["text_encoder.onnx"].bytes + files["text_encoder.data"].bytes
     for free, stays in ((None, True), (4 * size, True), (4 * size - 1, False), (None, True)):
-        monkeypatch.setattr(runtime, "available_memory", lambda free=free: free)
-        context, _ = stages.read(plan)
-        assert ("text_encoder" in stages.graphs.loaded) == stays
+        monkeypatch.setattr(sessions, "available_memory", lambda free=free: free)
+        context, _ = engine.read(plan)
+        assert ("text_encoder" in engine.graphs.loaded) == stays
         if free is None:
             expected = context
         # the next prompt gets it back
         assert np.array_equal(context.prompt.keys, expected.prompt.keys)
     # of a GPU's memory nothing is known
-    monkeypatch.setattr(runtime, "available_memory", lambda: 0)
-    stages.backend = dataclasses.replace(stages.backend, device="cuda")
-    stages.read(plan)
-    assert "text_encoder" in stages.graphs.loaded
+    monkeypatch.setattr(sessions, "available_memory", lambda: 0)
+    engine.graphs.kind = dataclasses.replace(engine.graphs.kind, device="cuda")
+    engine.read(plan)
+    assert "text_encoder" in engine.graphs.loaded
 
 
 def test_one_engine_at_a_time_where_memory_is_short(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,24 +239,24 @@ def test_one_engine_at_a_time_where_memory_is_short(exported: Path, monkeypatch:
     plan, x = planned(guidance=1.0), np.ones((1, 32, 2, 3), np.float32)
 
     def picture(*loaded: set[str]) -> tuple[Any, ...]:
-        stages, found, seen = load_stages(exported, backend="onnxruntime", device="cpu"), [], []
+        engine, found, seen = EngineRuntime.load(exported, backend="onnxruntime", device="cpu"), [], []
         for _ in range(2):
-            context, _ = stages.read(plan)
-            seen.append(set(stages.graphs.loaded))
-            _, tables = stages.schedule(plan)
-            predict, _ = stages.predict(plan, tables, context)
+            context, _ = engine.read(plan)
+            seen.append(set(engine.graphs.loaded))
+            _, tables = engine.schedule(plan)
+            predict, _ = engine.predict(plan, tables, context)
             for _ in range(2):
-                found += [predict(x, 0), stages.preview(x)]
-                seen.append(set(stages.graphs.loaded))
-                found.append(stages.decode(x))
-                seen.append(set(stages.graphs.loaded))
+                found += [predict(x, 0), engine.preview(x)]
+                seen.append(set(engine.graphs.loaded))
+                found.append(engine.decode(x))
+                seen.append(set(engine.graphs.loaded))
         if loaded:
             assert [graphs & {"text_encoder", "denoiser", "decoder"} for graphs in seen] == [*loaded] * 2
         return tuple(found)
 
-    monkeypatch.setattr(runtime, "available_memory", lambda: None)
+    monkeypatch.setattr(sessions, "available_memory", lambda: None)
     plenty = picture()
-    monkeypatch.setattr(runtime, "available_memory", lambda: 1)
+    monkeypatch.setattr(sessions, "available_memory", lambda: 1)
     # the preview's decoder goes when the text encoder or the denoiser is loaded
     steps = [{"denoiser", "decoder"}, {"decoder"}] * 2
     short = picture(set(), *steps)
@@ -264,29 +264,29 @@ def test_one_engine_at_a_time_where_memory_is_short(exported: Path, monkeypatch:
 
 
 def test_little_is_loaded_where_memory_is_short(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = [load_stages(exported, backend="onnxruntime", device="cpu").graphs.bytes_of(name)
+    sizes = [EngineRuntime.load(exported, backend="onnxruntime", device="cpu").graphs.bytes_of(name)
              for name in ("text_encoder", "denoiser", "decoder")]  # fmt: skip
     enough = sum(sizes) + 4 * max(sizes)
     for free, loaded in ((enough, 4), (enough - 1, 2)):
-        monkeypatch.setattr(runtime, "available_memory", lambda free=free: free)
-        stages = load_stages(exported, backend="onnxruntime", device="cpu")
-        assert len(stages.graphs.loaded) == loaded
+        monkeypatch.setattr(sessions, "available_memory", lambda free=free: free)
+        engine = EngineRuntime.load(exported, backend="onnxruntime", device="cpu")
+        assert len(engine.graphs.loaded) == loaded
 
 
 def test_a_folder_for_one_size(fixed: Path) -> None:
-    stages = load_stages(fixed, backend="onnxruntime", device="cpu")
-    assert stages.native_size == (96, 64)
-    stages.check_plan(planned(size=(96, 64)))
+    engine = EngineRuntime.load(fixed, backend="onnxruntime", device="cpu")
+    assert engine.native_size == (96, 64)
+    engine.check_plan(planned(size=(96, 64)))
     with pytest.raises(InvalidInput, match="exported for 96x64 alone, not for 64x96") as caught:
-        stages.check_plan(planned(size=(64, 96)))
+        engine.check_plan(planned(size=(64, 96)))
     command = "`sana-edge export MODEL --size 64x96 --output DIR`"
     assert caught.value.hint == f"choose size 96x64, or export again: {command}; without --size for any"
     latent = np.random.default_rng(6).standard_normal((1, 32, 2, 3), np.float32)
     # the decoder knows no smaller latent
-    assert stages.preview(latent).shape == (64, 96, 3)
+    assert engine.preview(latent).shape == (64, 96, 3)
 
 
-def test_what_the_files_of_a_graph_take(ours: EngineStages, exported: Path) -> None:
+def test_what_the_files_of_a_graph_take(ours: EngineRuntime, exported: Path) -> None:
     """Of those that read the weights of another graph their own file alone."""
 
     def size(*names: str) -> int:
@@ -349,7 +349,7 @@ def test_engines_of_a_load_that_failed_are_freed(built: Path, cuda: Any) -> None
     # of its own size, so that only loading tells
     path.write_bytes(path.read_bytes()[:-1] + b" ")
     with pytest.raises(SanaError, match="is damaged") as caught:
-        load_stages(built, backend="tensorrt")
+        EngineRuntime.load(built, backend="tensorrt")
     assert caught.traceback
     assert_nothing_is_left(cuda)
 
@@ -357,19 +357,19 @@ def test_engines_of_a_load_that_failed_are_freed(built: Path, cuda: Any) -> None
 def test_a_size_that_engines_were_not_built_for_costs_nothing(built: Path, trt: Any) -> None:
     refused = pytest.raises(InvalidInput, match=r"size 640x128 is outside of .*, 128x128 to 512x512")
     with Sana.load(str(built), backend="tensorrt") as sana:
-        stages = sana._stages
-        assert isinstance(stages, EngineStages)
+        engine = sana._runtime
+        assert isinstance(engine, EngineRuntime)
         with refused:
             sana.stream(PROMPT, size=(640, 128))
         # as behind an error
-        stages.release()
+        engine.release()
         with refused:
             sana.stream(PROMPT, size=(640, 128), negative_prompt="blurred")
-        assert trt.state.executions == 0 and stages.graphs.loaded == ()
+        assert trt.state.executions == 0 and engine.graphs.loaded == ()
         sana.stream(PROMPT, size=(512, 512)).close()
 
 
-def test_a_picture_that_cannot_fit(ours: EngineStages, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_picture_that_cannot_fit(ours: EngineRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "available_memory", lambda: 100_000_000)
     with pytest.raises(OutOfMemory, match=r"8192x8192 needs more than .* GB, 0.1 GB are free"):
         ours.check_plan(planned(size=(8192, 8192)))
@@ -379,7 +379,7 @@ def test_a_picture_that_cannot_fit(ours: EngineStages, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_values_that_are_not_finite(
-    ours: EngineStages, value: float, monkeypatch: pytest.MonkeyPatch
+    ours: EngineRuntime, value: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     latent = np.zeros((1, 32, 1, 1), np.float32)
     latent[0, 3] = value
@@ -393,7 +393,7 @@ def test_values_that_are_not_finite(
 
 def test_int8_of_a_float_folder(exported: Path) -> None:
     with pytest.raises(InvalidInput, match="is an exported float model") as caught:
-        load_stages(exported, int8=True)
+        EngineRuntime.load(exported, int8=True)
     assert "--int8 --output DIR` makes an INT8 one" in caught.value.hint
 
 
@@ -404,11 +404,11 @@ def test_files_that_do_not_match_the_manifest(exported: Path, tmp_path: Path, fi
     content[len(content) // 2] ^= 1
     (folder / file).write_bytes(content)
     with pytest.raises(CheckpointError, match="has checksum") as caught:
-        load_stages(folder, backend="onnxruntime")
+        EngineRuntime.load(folder, backend="onnxruntime")
     assert "sana-edge export" in caught.value.hint
     (folder / file).write_bytes(content[:-1])
     with pytest.raises(CheckpointError, match=r"bytes, .* says"):
-        load_stages(folder, backend="onnxruntime")
+        EngineRuntime.load(folder, backend="onnxruntime")
 
 
 def test_what_can_be_asked_for_is_what_engines_know() -> None:

@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from sana_edge import memory
 from sana_edge.errors import CheckpointError, OutOfMemory, SanaError
+from sana_edge.system import memory
 
 CPU = torch.device("cpu")
 OTHERS = ("MemFree", "Buffers", "Cached", "Active", "Inactive", "Shmem", "Slab")
@@ -64,7 +64,7 @@ def test_free_here_is_plausible() -> None:
 def test_peak_is_this_program_s_own() -> None:
     # 1 GiB of pages that this process has touched
     ballast = bytearray(b"\1") * (1 << 30)
-    code = "import torch; from sana_edge.memory import peak_memory; print(peak_memory(torch.device('cpu')))"
+    code = "import torch; from sana_edge.system import memory; print(memory.peak_memory(torch.device('cpu')))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert len(ballast) == 1 << 30
     assert 1 << 24 < int(done.stdout) < 1 << 30
@@ -75,7 +75,7 @@ def test_peak_is_this_program_s_own() -> None:
 def test_free_within_the_limits_of_the_process(limit: str) -> None:
     code = f"""if True:
         import resource
-        from sana_edge.memory import available_memory
+        from sana_edge.system.memory import available_memory
         resource.setrlimit(resource.{limit}, (1 << 30, 1 << 30))
         before = available_memory()
         ballast = bytearray(1 << 28)
@@ -172,7 +172,7 @@ def test_loading_with_little_address_space(more: int) -> None:
         import resource, torch, transformers
         from transformers import Gemma2Model
         import sana_edge, sana_edge.torch_runtime.runtime
-        from sana_edge.memory import _STATUS, _table
+        from sana_edge.system.memory import _STATUS, _table
         most = _table(_STATUS)["VmSize"] * 1024 + {more}
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
         try:

@@ -1,8 +1,7 @@
-"""Files and folders that appear whole or not at all, and what dead processes left of theirs.
+"""Files and folders that appear whole or not at all.
 
-All writing goes to a hidden scratch folder in the same file system as its target; at the end everything is
-flushed and renamed. A scratch folder is locked while its process lives, so that the next writer beside it can
-tell what was left behind, and removes it.
+All writing goes to a scratch folder in the same file system as its target; at the end everything is flushed
+and renamed.
 """
 
 from __future__ import annotations
@@ -11,23 +10,20 @@ import contextlib
 import errno
 import json
 import os
-import shutil
-import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from sana_edge.errors import InvalidInput, SanaError
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
-_SUFFIX, _LOCK = ".sana-edge", "lock"
-# seconds; a scratch folder without a lock is being made, or lies where there are no locks
-_YOUNG = 24 * 3600.0
+from sana_edge.system.scratch import (
+    flush,
+    flush_folder,
+    flush_tree,
+    is_scratch,
+    scratch_folder,
+    take_entries,
+    take_folder,
+)
 
 _ROOM = "free some space or choose another folder"
 _HINTS = {
@@ -69,18 +65,18 @@ def new_file(
     try:
         if parents:
             target.parent.mkdir(parents=True, exist_ok=True)
-        with _scratch(target, target.parent) as scratch:
+        with scratch_folder(target, target.parent) as scratch:
             temporary = scratch / target.name
             yield temporary
             # some libraries make files that only their owner reads
             temporary.chmod((scratch / "mode").stat().st_mode & 0o666)
             # a full disk may show only here, and the name must not appear before the content
-            _flush(temporary)
+            flush(temporary)
             if force:
                 os.replace(temporary, target)
             else:
                 _name(temporary, target)
-            _flush_folder(target.parent)
+            flush_folder(target.parent)
     except Exception as error:
         taken = isinstance(error, FileExistsError) and not force
         if taken or not isinstance(error, (OSError, *failures)):
@@ -103,7 +99,7 @@ def check_writable(path: Path) -> None:
     """Raise `SanaError` where no file can be made at ``path``; found out by making one beside it."""
     target = Path(os.path.realpath(path))
     try:
-        with _scratch(target, target.parent) as scratch:
+        with scratch_folder(target, target.parent) as scratch:
             (scratch / target.name).touch()
             with contextlib.suppress(FileNotFoundError):
                 target.lstat()
@@ -127,7 +123,7 @@ def check_folder(output: Path, *, force: bool, kind: str, is_kind: Callable[[Pat
     try:
         _check_taken(output, force=force, kind=kind, is_kind=is_kind)
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _scratch(target, _room(target)):
+        with scratch_folder(target, _room(target)):
             pass
     except OSError as error:
         raise cannot_write(output, error) from error
@@ -146,16 +142,16 @@ def new_folder(
     check_folder(output, force=force, kind=kind, is_kind=is_kind)
     target = Path(os.path.realpath(output))
     try:
-        with _scratch(target, _room(target)) as scratch:
+        with scratch_folder(target, _room(target)) as scratch:
             folder = scratch / "new"
             folder.mkdir()
             yield folder
-            _flush_tree(folder)
+            flush_tree(folder)
             _check_taken(output, force=force, kind=kind, is_kind=is_kind)
             if scratch.parent == target:
-                _take_entries(scratch, target, [path.name for path in _entries(target)])
+                take_entries(scratch, target, [path.name for path in _entries(target)])
             else:
-                _take_folder(scratch, target)
+                take_folder(scratch, target)
     except OSError as error:
         raise cannot_write(output, error) from error
 
@@ -174,19 +170,19 @@ def new_entries(output: Path, *, force: bool = False) -> Iterator[Path]:
     target = Path(os.path.realpath(output))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _scratch(target, target if target.is_dir() else target.parent) as scratch:
+        with scratch_folder(target, target if target.is_dir() else target.parent) as scratch:
             folder = scratch / "new"
             folder.mkdir()
             yield folder
-            _flush_tree(folder)
+            flush_tree(folder)
             replaced = [path.name for path in folder.iterdir() if os.path.lexists(target / path.name)]
             if replaced and not force:
                 hint = "choose another --output, or add --force"
                 raise InvalidInput(f"{output / min(replaced)} exists", hint)
             if scratch.parent == target:
-                _take_entries(scratch, target, replaced)
+                take_entries(scratch, target, replaced)
             else:
-                _take_folder(scratch, target)
+                take_folder(scratch, target)
     except OSError as error:
         raise cannot_write(output, error) from error
 
@@ -204,11 +200,7 @@ def _check_taken(output: Path, *, force: bool, kind: str, is_kind: Callable[[Pat
 
 def _entries(folder: Path) -> list[Path]:
     """What is in a folder, but for scratch folders and what every new file system has."""
-    return [path for path in folder.iterdir() if not _is_scratch(path.name) and path.name != "lost+found"]
-
-
-def _is_scratch(name: str) -> bool:
-    return name.startswith(".") and name.endswith(_SUFFIX)
+    return [path for path in folder.iterdir() if not is_scratch(path.name) and path.name != "lost+found"]
 
 
 def _room(target: Path) -> Path:
@@ -231,166 +223,3 @@ def _name(temporary: Path, path: Path) -> None:
         except BaseException:
             path.unlink()
             raise
-
-
-def _take_folder(scratch: Path, target: Path) -> None:
-    """Rename a whole folder; an interruption after `plan.json` is finished by `_finish`."""
-    _write_plan(scratch, target, None)
-    old = scratch / "old"
-    try:
-        if os.path.lexists(target):
-            os.rename(target, old)
-        os.rename(scratch / "new", target)
-    except BaseException:
-        if old.exists() and not os.path.lexists(target):
-            os.rename(old, target)
-        raise
-    _flush_folder(target.parent)
-
-
-def _take_entries(scratch: Path, target: Path, replaced: list[str]) -> None:
-    """Rename entry by entry; an interruption after `plan.json` is finished by `_finish`."""
-    new, old = scratch / "new", scratch / "old"
-    old.mkdir()
-    _write_plan(scratch, target, replaced)
-    moved: list[str] = []
-    try:
-        for name in replaced:
-            os.rename(target / name, old / name)
-        for path in sorted(new.iterdir()):
-            os.rename(path, target / path.name)
-            moved.append(path.name)
-    except BaseException:
-        for name in moved:
-            os.rename(target / name, new / name)
-        for path in list(old.iterdir()):
-            os.rename(path, target / path.name)
-        raise
-    _flush_folder(target)
-
-
-def _write_plan(scratch: Path, target: Path, replaced: list[str] | None) -> None:
-    entries = sorted(path.name for path in (scratch / "new").iterdir())
-    plan = {"target": target.name, "replaced": replaced, "new": entries}
-    unnamed = scratch / "plan.json.new"
-    unnamed.write_text(json.dumps(plan), encoding="utf-8")
-    _flush(unnamed)
-    os.replace(unnamed, scratch / "plan.json")
-    _flush_folder(scratch)
-
-
-def _finish(scratch: Path) -> None:
-    """Rename to the end what a dead process had begun to rename; what it had not begun stays as it was."""
-    try:
-        plan = json.loads((scratch / "plan.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return
-    new, old = scratch / "new", scratch / "old"
-    if plan["replaced"] is None:
-        target = scratch.parent / plan["target"]
-        if old.exists() and new.exists() and not os.path.lexists(target):
-            os.rename(new, target)
-        return
-    left = {path.name for path in new.iterdir()}
-    if not any(old.iterdir()) and left == set(plan["new"]):
-        return
-    for name in plan["replaced"]:
-        if not os.path.lexists(old / name) and os.path.lexists(scratch.parent / name):
-            os.rename(scratch.parent / name, old / name)
-    for name in left:
-        os.rename(new / name, scratch.parent / name)
-
-
-@contextlib.contextmanager
-def _scratch(target: Path, folder: Path) -> Iterator[Path]:
-    """A locked folder in ``folder``, removed at the end with what is in it."""
-    _sweep(folder)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name[:64]}.", suffix=_SUFFIX, dir=folder))
-    lock: IO[bytes] | None = None
-    kept = False
-    try:
-        lock = _locked(scratch)
-        (scratch / "mode").touch()
-        yield scratch
-    except BaseException:
-        # what could be neither taken nor put back waits for the next writer
-        kept = _holds_old(scratch)
-        raise
-    finally:
-        if lock is not None:
-            lock.close()
-        if not kept:
-            shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _holds_old(scratch: Path) -> bool:
-    old = scratch / "old"
-    return old.is_dir() and any(old.iterdir())
-
-
-def _locked(scratch: Path) -> IO[bytes]:
-    if fcntl is None:
-        return open(scratch / _LOCK, "wb")
-    unnamed = scratch / f"{_LOCK}.new"
-    lock = open(unnamed, "wb")  # noqa: SIM115 (held until the end)
-    # where there are no locks it gets no name
-    with contextlib.suppress(OSError):
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.rename(unnamed, scratch / _LOCK)
-    return lock
-
-
-def _sweep(folder: Path) -> None:
-    """Remove scratch folders whose processes are dead."""
-    with contextlib.suppress(OSError):
-        with os.scandir(folder) as found:
-            left = [Path(entry.path) for entry in found if _is_scratch(entry.name)]
-        for scratch in left:
-            with contextlib.suppress(OSError), _unlocked(scratch) as dead:
-                if dead:
-                    _finish(scratch)
-                    shutil.rmtree(scratch, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _unlocked(scratch: Path) -> Iterator[bool]:
-    """Whether the process that made a scratch folder is dead; its lock is held until the end."""
-    lock = scratch / _LOCK
-    if not lock.exists():
-        # anything without the file that every scratch folder begins with is somebody's own
-        ours = (scratch / f"{_LOCK}.new").exists()
-        yield ours and time.time() - scratch.stat().st_mtime > _YOUNG
-    elif fcntl is None:
-        # Windows does not remove what is open
-        lock.unlink()
-        yield True
-    else:
-        with open(lock, "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield True
-
-
-def _flush(path: Path) -> None:
-    # Windows flushes only what could be written
-    with contextlib.suppress(PermissionError), open(path, "rb+") as file:
-        os.fsync(file.fileno())
-
-
-def _flush_tree(folder: Path) -> None:
-    for above, _, names in os.walk(folder):
-        for name in names:
-            if not os.path.islink(os.path.join(above, name)):
-                _flush(Path(above, name))
-        _flush_folder(Path(above))
-
-
-def _flush_folder(folder: Path) -> None:
-    """Names too are on the disk; Windows does not open folders."""
-    if fcntl is None:
-        return
-    with contextlib.suppress(OSError):
-        number = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(number)
-        finally:
-            os.close(number)

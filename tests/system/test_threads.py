@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from sana_edge import InvalidInput, Sana, threads
-from sana_edge.torch_runtime import runtime
+from sana_edge import InvalidInput, Sana
+from sana_edge.system import threads
+from sana_edge.torch_runtime import device
 
 
 def test_how_many(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -64,10 +65,10 @@ def test_threads_of_torch(
     monkeypatch: pytest.MonkeyPatch, asked: int | None, quota: int, inside: int
 ) -> None:
     before = torch.get_num_threads()
-    monkeypatch.setattr(runtime, "quota", lambda: quota)
+    monkeypatch.setattr(device, "quota", lambda: quota)
     try:
         torch.set_num_threads(3)
-        with runtime.torch_threads(asked):
+        with device.torch_threads(asked):
             assert torch.get_num_threads() == inside
         assert torch.get_num_threads() == 3
     finally:
@@ -77,15 +78,15 @@ def test_threads_of_torch(
 def test_threads_of_a_picture(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found, before = [], torch.get_num_threads()
     with Sana.load(str(tiny_folder), threads=before + 2) as sana:
-        stages: Any = sana._stages
-        decode = stages.autoencoder.decode
+        loaded: Any = sana._runtime
+        decode = loaded.autoencoder.decode
 
         def counted(latent: torch.Tensor) -> torch.Tensor:
             found.append(torch.get_num_threads())
             result: torch.Tensor = decode(latent)
             return result
 
-        monkeypatch.setattr(stages.autoencoder, "decode", counted)
+        monkeypatch.setattr(loaded.autoencoder, "decode", counted)
         sana.generate("a red house", steps=1, size=(64, 64), exact_size=True)
     assert found == [before + 2] and torch.get_num_threads() == before
 

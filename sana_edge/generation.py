@@ -1,0 +1,148 @@
+"""The generation of a plan's pictures on a loaded model: text, steps, decode, each timed."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sana_edge import __version__
+from sana_edge.errors import Cancelled, OutOfMemory
+from sana_edge.image import Image
+from sana_edge.progress import Progress, watched
+from sana_edge.request import Plan
+from sana_edge.runtime import Runtime
+from sana_edge.sampler import denoise
+from sana_edge.system.memory import memory_errors
+from sana_edge.system.threads import PROCESS
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One denoising step that has been taken.
+
+    Attributes:
+        index: 0 to total - 1, over all pictures of the call.
+        total: steps times pictures.
+        image: the finished picture, on the last step of each; None before.
+    """
+
+    index: int
+    total: int
+    image: Image | None
+    _preview: Callable[[], NDArray[np.uint8]] = dataclasses.field(repr=False)
+
+    def preview(self) -> NDArray[np.uint8]:
+        """Decode what the picture will be, as far as this step can tell: RGB uint8, sides of at most 256.
+
+        Costs a small decode, and only when it is called.
+        """
+        return self._preview()
+
+
+def generation(
+    runtime: Runtime, plan: Plan, on_progress: Progress, cancel: threading.Event, said: tuple[str, ...] = ()
+) -> Generator[Step, None, None]:
+    """Yield the steps of a plan that was checked; the last of each picture has it.
+
+    Args:
+        on_progress: as of `sana_edge.Sana.generate`.
+        cancel: looked at before each step and part of a decode.
+        said: notes that the pictures get beside those of the runtime.
+
+    Raises:
+        Cancelled, OutOfMemory, SanaError: see `sana_edge.Sana.generate`.
+    """
+    total = plan.images * plan.steps
+    told = watched(on_progress, cancel, "the generation")
+    with _released(runtime), memory_errors(f"{plan.width}x{plan.height}"):
+        clock = _Clock(runtime.synchronize)
+        with clock.stage("text"):
+            context, notes = runtime.read(plan)
+        sampler, tables = runtime.schedule(plan)
+        with clock.stage("denoise"):
+            predict, more = runtime.predict(plan, tables, context)
+        for picture in range(plan.images):
+            steps = denoise(sampler, predict, runtime.noise(plan, picture))
+            for i in range(plan.steps):
+                stop_if(cancel)
+                PROCESS.check()
+                with clock.stage("denoise"):
+                    step = next(steps)
+                on_progress("denoise", picture * plan.steps + i + 1, total)
+                image = None
+                if i == plan.steps - 1:
+                    stop_if(cancel)
+                    with clock.stage("decode"):
+                        pixels = runtime.decode(step.x, plan.size, told)
+                    image = _image(runtime, plan, picture, pixels, clock.read(), (*said, *notes, *more))
+                preview = functools.partial(runtime.preview, step.clean)
+                yield Step(picture * plan.steps + i, total, image, preview)
+
+
+def stop_if(cancel: threading.Event) -> None:
+    """Raise `Cancelled` once the event is set."""
+    if cancel.is_set():
+        raise Cancelled("the generation was cancelled")
+
+
+class _Clock:
+    """Seconds spent in each stage of a picture; the caller's time between steps does not count."""
+
+    def __init__(self, synchronize: Callable[[], None]) -> None:
+        self._synchronize = synchronize
+        self._seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        # also keeps the host from queueing steps that a cancellation could not take back
+        self._synchronize()
+        self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def read(self) -> dict[str, float]:
+        """Return the seconds and start again at zero; the text is read once, for the first picture."""
+        seconds, self._seconds = self._seconds, {"text": 0.0}
+        return seconds
+
+
+def _image(
+    runtime: Runtime,
+    plan: Plan,
+    picture: int,
+    pixels: NDArray[np.uint8],
+    timings: dict[str, float],
+    notes: tuple[str, ...],
+) -> Image:
+    seed = plan.seed + picture
+    metadata = {
+        **plan.metadata(),
+        "seed": seed,
+        "model": runtime.name,
+        "dtype": runtime.dtype,
+        "backend": runtime.backend.name,
+        "version": __version__,
+    }
+    if runtime.decoder is not None:
+        metadata["decoder"] = runtime.decoder
+    if runtime.quantization is not None:
+        metadata["quantization"] = runtime.quantization
+    return Image(pixels, seed, metadata, timings, notes)
+
+
+@contextmanager
+def _released(runtime: Runtime) -> Iterator[None]:
+    """Let go of all memory that is not the model where it ran out, so that the next picture may fit."""
+    try:
+        yield
+    except OutOfMemory:
+        runtime.release()
+        raise

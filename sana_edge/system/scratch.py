@@ -1,0 +1,194 @@
+"""Locked scratch folders beside what is being written, and what dead processes left of theirs.
+
+A scratch folder is locked while its process lives, so that the next writer beside it can tell what was left
+behind, and removes it. Renames of several steps are written into its `plan.json` before the first; whoever
+removes it finishes what was interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+_SUFFIX, _LOCK = ".sana-edge", "lock"
+# seconds; a scratch folder without a lock is being made, or lies where there are no locks
+_YOUNG = 24 * 3600.0
+
+
+@contextlib.contextmanager
+def scratch_folder(target: Path, folder: Path) -> Iterator[Path]:
+    """A locked folder in ``folder``, removed at the end with what is in it."""
+    _sweep(folder)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name[:64]}.", suffix=_SUFFIX, dir=folder))
+    lock: IO[bytes] | None = None
+    kept = False
+    try:
+        lock = _locked(scratch)
+        (scratch / "mode").touch()
+        yield scratch
+    except BaseException:
+        # what could be neither taken nor put back waits for the next writer
+        kept = _holds_old(scratch)
+        raise
+    finally:
+        if lock is not None:
+            lock.close()
+        if not kept:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def is_scratch(name: str) -> bool:
+    return name.startswith(".") and name.endswith(_SUFFIX)
+
+
+def _holds_old(scratch: Path) -> bool:
+    old = scratch / "old"
+    return old.is_dir() and any(old.iterdir())
+
+
+def _locked(scratch: Path) -> IO[bytes]:
+    if fcntl is None:
+        return open(scratch / _LOCK, "wb")
+    unnamed = scratch / f"{_LOCK}.new"
+    lock = open(unnamed, "wb")  # noqa: SIM115 (held until the end)
+    # where there are no locks it gets no name
+    with contextlib.suppress(OSError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.rename(unnamed, scratch / _LOCK)
+    return lock
+
+
+def _sweep(folder: Path) -> None:
+    """Remove scratch folders whose processes are dead."""
+    with contextlib.suppress(OSError):
+        with os.scandir(folder) as found:
+            left = [Path(entry.path) for entry in found if is_scratch(entry.name)]
+        for scratch in left:
+            with contextlib.suppress(OSError), _unlocked(scratch) as dead:
+                if dead:
+                    _finish(scratch)
+                    shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _unlocked(scratch: Path) -> Iterator[bool]:
+    """Whether the process that made a scratch folder is dead; its lock is held until the end."""
+    lock = scratch / _LOCK
+    if not lock.exists():
+        # anything without the file that every scratch folder begins with is somebody's own
+        ours = (scratch / f"{_LOCK}.new").exists()
+        yield ours and time.time() - scratch.stat().st_mtime > _YOUNG
+    elif fcntl is None:
+        # Windows does not remove what is open
+        lock.unlink()
+        yield True
+    else:
+        with open(lock, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield True
+
+
+def take_folder(scratch: Path, target: Path) -> None:
+    """Rename a whole folder; an interruption after `plan.json` is finished by `_finish`."""
+    _write_plan(scratch, target, None)
+    old = scratch / "old"
+    try:
+        if os.path.lexists(target):
+            os.rename(target, old)
+        os.rename(scratch / "new", target)
+    except BaseException:
+        if old.exists() and not os.path.lexists(target):
+            os.rename(old, target)
+        raise
+    flush_folder(target.parent)
+
+
+def take_entries(scratch: Path, target: Path, replaced: list[str]) -> None:
+    """Rename entry by entry; an interruption after `plan.json` is finished by `_finish`."""
+    new, old = scratch / "new", scratch / "old"
+    old.mkdir()
+    _write_plan(scratch, target, replaced)
+    moved: list[str] = []
+    try:
+        for name in replaced:
+            os.rename(target / name, old / name)
+        for path in sorted(new.iterdir()):
+            os.rename(path, target / path.name)
+            moved.append(path.name)
+    except BaseException:
+        for name in moved:
+            os.rename(target / name, new / name)
+        for path in list(old.iterdir()):
+            os.rename(path, target / path.name)
+        raise
+    flush_folder(target)
+
+
+def _write_plan(scratch: Path, target: Path, replaced: list[str] | None) -> None:
+    entries = sorted(path.name for path in (scratch / "new").iterdir())
+    plan = {"target": target.name, "replaced": replaced, "new": entries}
+    unnamed = scratch / "plan.json.new"
+    unnamed.write_text(json.dumps(plan), encoding="utf-8")
+    flush(unnamed)
+    os.replace(unnamed, scratch / "plan.json")
+    flush_folder(scratch)
+
+
+def _finish(scratch: Path) -> None:
+    """Rename to the end what a dead process had begun to rename; what it had not begun stays as it was."""
+    try:
+        plan = json.loads((scratch / "plan.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    new, old = scratch / "new", scratch / "old"
+    if plan["replaced"] is None:
+        target = scratch.parent / plan["target"]
+        if old.exists() and new.exists() and not os.path.lexists(target):
+            os.rename(new, target)
+        return
+    left = {path.name for path in new.iterdir()}
+    if not any(old.iterdir()) and left == set(plan["new"]):
+        return
+    for name in plan["replaced"]:
+        if not os.path.lexists(old / name) and os.path.lexists(scratch.parent / name):
+            os.rename(scratch.parent / name, old / name)
+    for name in left:
+        os.rename(new / name, scratch.parent / name)
+
+
+def flush(path: Path) -> None:
+    # Windows flushes only what could be written
+    with contextlib.suppress(PermissionError), open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
+def flush_tree(folder: Path) -> None:
+    for above, _, names in os.walk(folder):
+        for name in names:
+            if not os.path.islink(os.path.join(above, name)):
+                flush(Path(above, name))
+        flush_folder(Path(above))
+
+
+def flush_folder(folder: Path) -> None:
+    """Names too are on the disk; Windows does not open folders."""
+    if fcntl is None:
+        return
+    with contextlib.suppress(OSError):
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
