@@ -26,7 +26,7 @@ MAX_READ = 32 << 20
 BODY_SECONDS = 30.0
 HEARTBEAT_SECONDS = 15.0
 # what below /v1/ is no part of OpenAI's API
-_OWN = ("/v1/jobs", "/v1/pictures", "/v1/status")
+_OWN = ("/v1/jobs", "/v1/pictures", "/v1/status", "/v1/estimate")
 _STATUS: dict[type[SanaError], int] = {
     ModelNotFound: 404,
     Cancelled: 409,

@@ -27,6 +27,7 @@ class Jobs:
             Route("/v1/jobs/{id}", self.job),
             Route("/v1/jobs/{id}", self.cancel, methods=["DELETE"]),
             Route("/v1/jobs/{id}/events", self.events),
+            Route("/v1/estimate", self.estimate, methods=["POST"]),
             Route("/v1/pictures/{id}/{index:int}", self.picture),
         ]
 
@@ -34,6 +35,11 @@ class Jobs:
         """Queue a job and say its id."""
         job = self._service.submit((await fields(request)).job(self._service.known), keep=True)
         return Json(self._described(job), 202, {"location": f"/v1/jobs/{job.id}"})
+
+    async def estimate(self, request: Request) -> Response:
+        """How long a job would take from its first step; null at a size that was never drawn."""
+        job = (await fields(request)).job(self._service.known)
+        return Json({"seconds": self._service.workers[job.model].pace.seconds(job.request)})
 
     async def jobs(self, request: Request) -> Response:
         """All jobs that are known, oldest first."""

@@ -81,7 +81,10 @@ class Service:
 
     def load(self, on_progress: Progress = unseen) -> None:
         """Load the default model; errors are those of `Sana.load`."""
-        self.workers[self.default].load(on_progress, threading.Event())
+        worker = self.workers[self.default]
+        worker.load(on_progress, threading.Event())
+        # which lets it go again
+        worker.start()
 
     def submit(self, job: Job, *, keep: bool = False) -> Job:
         """Queue a job; `find` knows it for a while after its end where ``keep`` is true.

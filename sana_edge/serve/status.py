@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from importlib import resources
 
@@ -13,6 +14,7 @@ from starlette.routing import Route
 from sana_edge import __version__
 from sana_edge.serve.http import Json
 from sana_edge.serve.service import Service
+from sana_edge.system.memory import shown
 
 # the page is one file, which brings all that it shows
 _POLICY = (
@@ -57,8 +59,16 @@ class Status:
             for name, worker in self._service.workers.items()
         ]
         queue = self._service.queue
-        content = {"version": __version__, "models": models, "waiting": queue.waiting}
-        return Json({**content, "running": queue.running, "limit": queue.limit})
+        cores, memory = psutil.cpu_count(logical=False) or os.cpu_count(), psutil.virtual_memory().total
+        content = {
+            "version": __version__,
+            "machine": f"{cores} cores, {shown(memory)} of memory",
+            "models": models,
+            "waiting": queue.waiting,
+            "running": queue.running,
+            "limit": queue.limit,
+        }
+        return Json(content)
 
     async def metrics(self, request: Request) -> Response:
         """Counters and gauges in the text format of Prometheus."""

@@ -38,6 +38,8 @@ def test_seconds_that_are_left(real: Client) -> None:
         job = real.post("/v1/jobs", {**SMALL, "size": "96x64", "steps": 4}).json
         real.get(f"/v1/jobs/{job['id']}/events")
     again = real.post("/v1/jobs", {**SMALL, "size": "96x64", "steps": 4}).json
+    assert real.post("/v1/estimate", {**SMALL, "size": "96x64", "steps": 8}).json["seconds"] > 0
+    assert real.post("/v1/estimate", {**SMALL, "size": "32x64"}).json == {"seconds": None}
     assert again["seconds_left"] > 0
     progress = [
         content["seconds_left"]
