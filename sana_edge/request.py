@@ -13,6 +13,7 @@ from typing import Any, TypedDict
 from sana_edge import sizes
 from sana_edge.config import LATENT_CELL, SamplerKind
 from sana_edge.errors import InvalidInput
+from sana_edge.system.json_values import shown
 
 MAX_SIDE = 8192
 MAX_STEPS = 1000
@@ -20,6 +21,8 @@ MAX_IMAGES = 10_000
 MAX_GUIDANCE = 1000
 MAX_SHIFT = 100
 MAX_INSTRUCTION = 20_000
+# characters, of which 300 tokens are read
+MAX_PROMPT = 100_000
 MAX_SEED = 2**63 - 1
 SAMPLERS: tuple[SamplerKind, ...] = typing.get_args(SamplerKind)
 # what can be asked for, of models (`sana_edge.fused.backends`) and of exported folders (`sana_edge.engines`)
@@ -80,14 +83,11 @@ class Request:
         if self.seed is not None:
             _check_whole(self.seed, "seed", 0, MAX_SEED - self.images + 1)
         if self.sampler is not None and self.sampler not in SAMPLERS:
-            raise InvalidInput(f"unknown sampler {self.sampler!r}", f"choose {', '.join(SAMPLERS)}")
+            raise InvalidInput(f"unknown sampler {shown(self.sampler)}", f"choose {', '.join(SAMPLERS)}")
         if self.flow_shift is not None:
             _check_shift(self.flow_shift)
         if self.instruction is not None:
-            _check_text(self.instruction, "instruction")
-            if len(self.instruction) > MAX_INSTRUCTION:
-                found = f"the instruction has {len(self.instruction)} characters"
-                raise InvalidInput(found, f"give at most {MAX_INSTRUCTION}")
+            _check_text(self.instruction, "instruction", MAX_INSTRUCTION)
 
     @classmethod
     def of(cls, prompt: str, **options: Any) -> Request:
@@ -220,9 +220,11 @@ def random_seed() -> int:
     return secrets.randbelow(2**32)
 
 
-def _check_text(text: Any, name: str) -> None:
+def _check_text(text: Any, name: str, most: int = MAX_PROMPT) -> None:
     if not isinstance(text, str):
-        raise InvalidInput(f"the {name} is {text!r}", "give a string")
+        raise InvalidInput(f"the {name} is {shown(text)}", "give a string")
+    if len(text) > most:
+        raise InvalidInput(f"the {name} has {len(text)} characters", f"give at most {most}")
 
 
 def _plain(value: Any) -> Any:
@@ -238,7 +240,7 @@ def _check_whole(value: Any, name: str, low: int, high: int, usual: str = "") ->
     # bool is an int to Python
     if type(value) is not int or not low <= value <= high:
         raise InvalidInput(
-            f"{name} is {_shown(value)}",
+            f"{name} is {shown(value)}",
             f"choose a whole number from {low} to {high}" + (f"; {usual}" if usual else ""),
         )
 
@@ -247,7 +249,7 @@ def _check_guidance(value: Any) -> None:
     real: Any = value if isinstance(value, numbers.Real) else math.nan
     if not 0 <= real <= MAX_GUIDANCE:
         raise InvalidInput(
-            f"guidance is {_shown(value)}",
+            f"guidance is {shown(value)}",
             f"choose a number from 0 to {MAX_GUIDANCE}; 4.5 is usual, 1 turns guidance off",
         )
 
@@ -255,25 +257,20 @@ def _check_guidance(value: Any) -> None:
 def _check_shift(value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MAX_SHIFT:
         hint = f"choose a number above 0, at most {MAX_SHIFT}; 3 is usual, 4 for the 0.6B at 1024 px"
-        raise InvalidInput(f"flow shift is {_shown(value)}", hint)
+        raise InvalidInput(f"flow shift is {shown(value)}", hint)
 
 
 def _check_size(size: Any, *, exact: bool) -> None:
     if not isinstance(size, tuple) or len(size) != 2 or any(type(side) is not int for side in size):
-        raise InvalidInput(f"size is {size!r}", "give width and height in pixels, such as (512, 512)")
+        raise InvalidInput(f"size is {shown(size)}", "give width and height in pixels, such as (512, 512)")
     width, height = size
-    shown, least = f"{_shown(width)}x{_shown(height)}", LATENT_CELL if exact else 1
+    named, least = f"{shown(width)}x{shown(height)}", LATENT_CELL if exact else 1
     if min(size) < least:
-        raise InvalidInput(f"size {shown} is too small", f"choose sides of at least {least}")
+        raise InvalidInput(f"size {named} is too small", f"choose sides of at least {least}")
     if max(size) > MAX_SIDE:
-        raise InvalidInput(f"size {shown} is too large", f"choose sides of at most {MAX_SIDE}")
+        raise InvalidInput(f"size {named} is too large", f"choose sides of at most {MAX_SIDE}")
     if exact and (width % LATENT_CELL or height % LATENT_CELL):
         below = "x".join(str(max(side // LATENT_CELL, 1) * LATENT_CELL) for side in size)
         above = "x".join(str(-(-side // LATENT_CELL) * LATENT_CELL) for side in size)
         hint = f"try {below} or {above}, or leave out the exact size: any is then resized to"
-        raise InvalidInput(f"size {shown} is not a multiple of {LATENT_CELL}", hint)
-
-
-def _shown(value: Any) -> str:
-    # Python refuses to write integers of thousands of digits
-    return "a huge number" if isinstance(value, int) and abs(value) >= 10**30 else repr(value)
+        raise InvalidInput(f"size {named} is not a multiple of {LATENT_CELL}", hint)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from pathlib import Path
 
 from sana_edge.errors import InvalidInput
+from sana_edge.request import BACKENDS, DEVICES
 
 SIZE = re.compile(r"(-?\d+)x(-?\d+)")
 # what is read of stdin, in bytes: far more than the 300 tokens that a model reads
@@ -19,6 +21,28 @@ def size(text: str) -> tuple[int, int]:
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT, such as 512x512")
     return int(match.group(1)), int(match.group(2))
+
+
+def add_load_options(parser: argparse.ArgumentParser) -> None:
+    """Add how a model is loaded: options of `sana_edge.request.LoadOptions`, None where they are not given."""
+    add = parser.add_argument
+    dtypes = "of the denoiser (default: auto, the checkpoint's own; on the CPU fp32 in place of fp16;"
+    dtypes += " what suits an engine)"
+    add("--dtype", choices=("auto", "fp32", "bf16", "fp16"), help=dtypes)
+    eight = "INT8 layers: the bundled package, or quantized while loading; packages are INT8 without it"
+    add("--int8", action="store_true", default=None, help=eight)
+    backend = "of the denoiser: triton and cuda need --int8 and a GPU; of exported folders: tensorrt, which"
+    backend += " runs what `build` made, onnxruntime or openvino (default: auto, the best that works)"
+    add("--backend", choices=BACKENDS, help=backend)
+    devices = "for exported folders also gpu and npu, which are Intel's, and tensorrt, onnxruntime's own"
+    devices += " TensorRT (default: %(default)s, cuda where it can be used)"
+    add("--device", choices=DEVICES, default="auto", help=devices)
+    engines = "of --backend tensorrt: what `build --output` wrote (default: your own engine folder)"
+    add("--engines", type=Path, metavar="DIR", help=engines)
+    trust = "load engines also from elsewhere than your own engine folder, which runs the code in them"
+    add("--trust-engine", action="store_true", help=trust)
+    counted = "that compute on a CPU (default: OMP_NUM_THREADS or the cores, within a container's quota)"
+    add("--threads", type=int, metavar="N", help=counted)
 
 
 def prompt_from_stdin() -> str:

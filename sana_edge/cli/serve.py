@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sana_edge
+from sana_edge.cli.arguments import add_load_options
 from sana_edge.cli.fastest import fastest
 from sana_edge.errors import InvalidInput, SanaError, extra
 from sana_edge.progress import Progress, bar, both
-from sana_edge.request import BACKENDS, DEVICES, LoadOptions
+from sana_edge.request import LoadOptions
 from sana_edge.store import hub
 from sana_edge.system.atomic import check_writable
 
@@ -34,7 +35,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     models = "a name from `models list`, a folder, also one that `export` made, or a repository; may be given"
     models += " several times: the first is the default, and loaded at the start (default: sana-tiny)"
     add("--model", action="append", metavar="NAME", help=models)
-    add("--int8", action="store_true", help="INT8 layers: the bundled package, or quantized while loading")
+    add_load_options(parser)
     add("--host", default=HOST, metavar="NAME", help="of the address to listen on (default: %(default)s)")
     add("--port", type=int, default=PORT, metavar="N", help="0 takes a free one (default: %(default)s)")
     key = f"what clients must send; without one only this machine may ask (default: {KEY}, else none)"
@@ -45,10 +46,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--keep", type=Path, metavar="DIR", help="write every picture to this folder as well")
     add("--open", action="store_true", help="show the page in a browser")
     add("--stdio", action="store_true", help="a sidecar: lines of JSON on stdin and stdout, no address")
-    add("--backend", choices=BACKENDS, default="auto", help="as of `generate` (default: %(default)s)")
-    add("--device", choices=DEVICES, default="auto", help="as of `generate` (default: %(default)s)")
-    counted = "that compute on a CPU (default: OMP_NUM_THREADS or the cores, within a container's quota)"
-    add("--threads", type=int, metavar="N", help=counted)
     add("--offline", action="store_true", help="never use the network")
 
 
@@ -117,9 +114,9 @@ class _Loader:
 
     def __init__(self, arguments: argparse.Namespace, *, quiet: bool) -> None:
         self._quiet = quiet
-        self._options: dict[str, Any] = {
-            name: getattr(arguments, name) for name in ("int8", "device", "backend", "offline", "threads")
-        }
+        names = ("dtype", "int8", "backend", "device", "engines", "trust_engine", "threads", "offline")
+        options = {name: getattr(arguments, name) for name in names}
+        self._options: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
 
     def __call__(self, model: str, on_progress: Progress, cancel: threading.Event) -> Sana:
         options = {**self._options, "progress": not self._quiet}
@@ -128,10 +125,11 @@ class _Loader:
         return sana_edge.Sana.load(found, **options, on_progress=on_progress, cancel=cancel)
 
     def size(self, model: str) -> int:
+        int8 = self._options.get("int8", False)
         try:
             folder = hub.exported(model)
             if folder is None:
-                folder = hub.resolve(model, int8=self._options["int8"], offline=True, progress=False).path
+                folder = hub.resolve(model, int8=int8, offline=True, progress=False).path
         except SanaError:
             return 0
         files = (file for end in ("safetensors", "data", "onnx") for file in folder.rglob(f"*.{end}"))

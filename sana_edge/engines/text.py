@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from sana_edge.decoding import check_finite
 from sana_edge.errors import CheckpointError
 from sana_edge.prompt import CHI, known_tokens, token_limit, tokenized_text
 from sana_edge.store.manifest import DAMAGED, INSTRUCTION, TOKENIZER, TextShape
@@ -45,7 +46,8 @@ class Instruction:
 
         try:
             tensors = load_file(path)
-        except (OSError, SafetensorError, KeyError) as error:
+        # KeyError: dtypes that numpy lacks
+        except (OSError, RuntimeError, ValueError, TypeError, SafetensorError, KeyError) as error:
             raise CheckpointError(f"cannot read {path}: {_one_line(error)}", DAMAGED) from error
         count = tensors["ids"].size if "ids" in tensors else 0
         past = (shape.layers, shape.kv_heads, count, shape.head_dim)
@@ -55,6 +57,9 @@ class Instruction:
             if found != wanted:
                 raise CheckpointError(f"{path}: {name} is {found}, expected {wanted}", DAMAGED)
         floats = {name: tensors[name].astype(np.float32) for name in ("hidden", "keys", "values")}
+        for name, values in floats.items():
+            if not np.isfinite(values).all():
+                raise CheckpointError(f"{path}: {name} has NaN or infinite values", DAMAGED)
         return cls([int(token) for token in tensors["ids"]], **floats)
 
 
@@ -93,7 +98,9 @@ class EngineText:
         keys, values = (np.ascontiguousarray(past[:, :, :known]) for past in (before.keys, before.values))
         hidden = np.concatenate([before.hidden[:, :known], self._run(ids, keys, values)], axis=1)
         first = self._length(instruction) - 1 if instruction else 1
-        return np.concatenate([hidden[:, :1], hidden[:, first:]], axis=1)
+        features = np.concatenate([hidden[:, :1], hidden[:, first:]], axis=1)
+        check_finite("encoded text", float(features.min()), float(features.max()))
+        return features
 
     def tokens_over_limit(self, prompt: str, *, instruction: Sequence[str] | None = CHI) -> int:
         """Return how many tokens of ``prompt`` `encode` cuts off; 0 if all of it is read."""

@@ -21,7 +21,7 @@ from sana_edge.nets.embedding_table import MappedEmbedding
 from sana_edge.store import package
 from sana_edge.store.folder import read_json
 from sana_edge.store.package_tensors import check_tensors, to_16_bit
-from sana_edge.store.weights import StoredState, check_state, load_state
+from sana_edge.store.weights import StoredState, check_state, check_values, load_state
 
 if TYPE_CHECKING:
     from transformers import Gemma2Model
@@ -81,7 +81,7 @@ def load_text_model(
         targets = []
     check_state(expected, state, where=where)
     most = None if targets else resident
-    _fill(model, state, targets, dtype, torch.device(device), most)
+    _fill(model, state, targets, dtype, torch.device(device), folder, most)
     return model.requires_grad_(False).eval()
 
 
@@ -160,12 +160,14 @@ def _fill(
     targets: Collection[str],
     dtype: torch.dtype,
     device: torch.device,
+    folder: Path,
     resident: int | None = None,
 ) -> None:
     """Give an empty model its tensors, ``targets`` in INT8, one by one on ``device``."""
 
     def placed(name: str) -> Tensor:
         tensor = _float(state, name)
+        check_values({name: tensor}, where=str(folder))
         return tensor.to(_stored_dtype(tensor, name) if targets else dtype).to(device, dtype)
 
     names, weights = list(model.state_dict()), {f"{name}.weight" for name in targets}

@@ -97,7 +97,7 @@ class Automatic1111:
             await finished(request, self._service, job)
         finally:
             self._jobs.remove(job)
-        return Json(await asyncio.to_thread(_answer, job, notes))
+        return await asyncio.to_thread(lambda: Json(_answer(job, notes)))
 
     async def redraw(self, request: Request) -> Response:
         """Nothing draws from a picture yet."""

@@ -39,11 +39,11 @@ class News:
         self._pictures = len(job.pictures)
         if finished and not self.over:
             self.over = True
-            events.append(ending(job))
+            events.append(_ending(job))
         return events
 
 
-def ending(job: Job) -> dict[str, Any]:
+def _ending(job: Job) -> dict[str, Any]:
     """The last event of a job."""
     if job.error is None:
         return {"type": "done"}

@@ -53,7 +53,7 @@ class OpenAI:
             return Events(self._service, job, _Stream(job).take, owned=True)
         await finished(request, self._service, job)
         base = str(request.base_url) if by_url else None
-        return Json(await asyncio.to_thread(_answer, job, base))
+        return await asyncio.to_thread(lambda: Json(_answer(job, base)))
 
     async def edits(self, request: Request) -> Response:
         """Nothing draws from a picture yet."""

@@ -53,6 +53,12 @@ class Queue:
         with self._changed:
             return len(self._taken)
 
+    def unfinished(self, model: str) -> list[Job]:
+        """The jobs of a model, those that are drawn and those that wait."""
+        with self._changed:
+            taken = [job for job in self._taken if job.model == model]
+            return [*taken, *self._waiting.get(model, ())]
+
     def put(self, job: Job) -> None:
         """Add a job.
 

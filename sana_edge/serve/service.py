@@ -93,7 +93,7 @@ class Service:
             QueueFull: as many jobs wait as may.
         """
         worker = self.workers[job.model]
-        job.expect(worker.pace.seconds(job.request))
+        job.expect(self._expected(job))
         self.queue.put(job)
         worker.start()
         if keep:
@@ -101,6 +101,14 @@ class Service:
                 self._kept[job.id] = job
         self._forget()
         return job
+
+    def _expected(self, job: Job) -> float | None:
+        """Seconds until its end, with the jobs before it; None where one of them is not known."""
+        own = self.workers[job.model].pace.seconds(job.request)
+        # the last of those that wait has the others in its time
+        before = self.queue.unfinished(job.model)[-1:]
+        ahead = before[0].seconds_left if before else 0.0
+        return None if own is None or ahead is None else own + ahead
 
     def find(self, identity: str) -> Job | None:
         """A job that was kept, by its id."""

@@ -31,7 +31,7 @@ from sana_edge.store import package
 from sana_edge.store.hub import ResolvedModel
 from sana_edge.store.package import Description, Quantization
 from sana_edge.store.package_tensors import check_tensors, is_scale, to_16_bit
-from sana_edge.store.weights import StoredState, load_into, load_state, needs_clamp
+from sana_edge.store.weights import StoredState, check_values, is_finite, load_into, load_state, needs_clamp
 from sana_edge.torch_runtime.device import DTYPES
 
 
@@ -67,6 +67,9 @@ def load_denoiser(
     if dtype == "auto":
         stored = _stored_dtype(state, device)
         dtype = half_dtype(device) if fused and stored != "fp16" else stored
+    if quantization is not None or not int8:
+        # INT8 layers look at their weights when they are made
+        check_values(state, where=str(folder))
     denoiser = Denoiser.from_diffusers(config, state)
     denoiser.clamp = clamps(model, config, state, quantization)
     # quantized layers let go of their float weights one by one
@@ -99,6 +102,8 @@ def load_decoder(
         check_tensors(state, quantization, decoder_layers(autoencoder), where=str(folder))
         prepare_decoder(autoencoder, state)
     load_into(autoencoder, state, where=str(folder))
+    if quantization is not None or not int8:
+        check_values(state, where=str(folder))
     del state
     if int8 and quantization is None:
         quantize_decoder(autoencoder)
@@ -162,6 +167,6 @@ def store_in_16_bit(network: nn.Module) -> None:
     """
     for name, tensor in network.state_dict(keep_vars=True).items():
         if tensor.is_floating_point() and not is_scale(name):
-            if not tensor.isfinite().all():
+            if not is_finite(tensor):
                 raise CheckpointError(f"{name} has NaN or infinite values", "the checkpoint is damaged")
             tensor.data = to_16_bit(tensor.data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from sana_edge import InvalidInput, Sana
 from sana_edge.calib.quantize import quantize
 from sana_edge.calib.settings import Settings
 from sana_edge.cli.main import main
-from sana_edge.errors import CheckpointError, ModelNotFound
+from sana_edge.errors import CheckpointError, ModelNotFound, SanaError
 from sana_edge.prompt import CHI
 from sana_edge.sampler import sampler_of
 from sana_edge.store import hub
@@ -253,3 +254,39 @@ def test_exported_folders_have_their_decoder(tmp_path: Path, lite: Path) -> None
 
 def test_known_decoders_have_a_licence() -> None:
     assert all(isinstance(info, KnownModel) and info.licence for info in DECODERS.values())
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize(
+    ("component", "name"),
+    [
+        ("transformer", "transformer_blocks.0.attn1.to_out.0.weight"),
+        ("transformer", "transformer_blocks.1.attn2.to_k.bias"),
+        ("vae", "decoder.norm_out.weight"),
+        ("text_encoder", "layers.1.mlp.up_proj.weight"),
+        ("text_encoder", "norm.weight"),
+    ],
+)
+def test_a_weight_that_is_not_finite_is_named(
+    tiny_folder: Path, tmp_path: Path, component: str, name: str, int8: bool, value: float
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    (path,) = (folder / component).glob("*.safetensors")
+    state = load_file(path)
+    state[name].flatten()[-1] = value
+    save_file(state, path)
+    with pytest.raises(CheckpointError, match=r"NaN or infinite"):
+        Sana.load(str(folder), int8=int8)
+
+
+def test_an_embedding_that_is_not_finite_gives_no_picture(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    (path,) = (folder / "text_encoder").glob("*.safetensors")
+    state = load_file(path)
+    state["embed_tokens.weight"][:] = math.nan
+    save_file(state, path)
+    with Sana.load(str(folder)) as sana, pytest.raises(SanaError, match="encoded text has values"):
+        sana.generate("a house", steps=1)
