@@ -32,6 +32,7 @@ ROOMS: dict[str, set[str]] = {
     "torch_runtime": {"fused", "nets", "int8", "store"},
     "engines": {"store"},
     "roof": {"torch_runtime", "engines", "store"},
+    "serve": {"pipeline"},
     "calib": {"torch_runtime", "nets", "int8", "store"},
     "export": {"torch_runtime", "engines", "nets", "int8", "store"},
     "training": {"torch_runtime", "nets", "int8", "store"},
@@ -39,9 +40,9 @@ ROOMS: dict[str, set[str]] = {
 # who may import everything
 FREE = {"cli"}
 # what only the command line imports
-TOOLS = {"calib", "export", "training"}
+TOOLS = {"calib", "export", "training", "serve"}
 # modules that import no torch, nor anything that does: whole rooms, and the store's and the roof's files
-TORCH_FREE = {"engines", "floor", "roof"}
+TORCH_FREE = {"engines", "floor", "roof", "serve"}
 
 MAX_FILES_AT_THE_ROOT = 16
 

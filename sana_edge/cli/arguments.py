@@ -7,9 +7,11 @@ import difflib
 import re
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import NoReturn
 
 from sana_edge.errors import InvalidInput
+from sana_edge.request import BACKENDS, DEVICES
 
 _CHOICE = re.compile(r"invalid choice: '(.*)' \(choose from (.*)\)")
 SIZE = re.compile(r"(-?\d+)x(-?\d+)")
@@ -62,6 +64,28 @@ def add_revision(parser: argparse.ArgumentParser, of: str = "a repository") -> N
     """Add ``--revision``."""
     text = f"of {of}: a branch, a tag or a commit (default: main, or the only one that is cached)"
     parser.add_argument("--revision", metavar="NAME", help=text)
+
+
+def add_load_options(parser: argparse.ArgumentParser) -> None:
+    """Add how a model is loaded: fields of `sana_edge.request.LoadOptions`, None where not given."""
+    add = parser.add_argument
+    dtypes = "of the denoiser (default: auto, the checkpoint's own; on the CPU fp32 in place of fp16;"
+    dtypes += " what suits an engine)"
+    add("--dtype", choices=("auto", "fp32", "bf16", "fp16"), help=dtypes)
+    eight = "INT8 layers: the bundled package, or quantized while loading; packages are INT8 without it"
+    add("--int8", action="store_true", default=None, help=eight)
+    backend = "of the denoiser: triton and cuda need --int8 and a GPU; of exported folders: tensorrt, which"
+    backend += " runs what `build` made, onnxruntime or openvino (default: auto, the best that works)"
+    add("--backend", choices=BACKENDS, help=backend)
+    devices = "for exported folders also gpu and npu, which are Intel's, and tensorrt, onnxruntime's own"
+    devices += " TensorRT (default: %(default)s, cuda where it can be used)"
+    add("--device", choices=DEVICES, default="auto", help=devices)
+    engines = "of --backend tensorrt: what `build --output` wrote (default: your own engine folder)"
+    add("--engines", type=Path, metavar="DIR", help=engines)
+    trust = "load engines also from elsewhere than your own engine folder, which runs the code in them"
+    add("--trust-engine", action="store_true", help=trust)
+    counted = "that compute on a CPU (default: OMP_NUM_THREADS or the cores, within a container's quota)"
+    add("--threads", type=int, metavar="N", help=counted)
 
 
 def prompt_from_stdin() -> str:
