@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import pickletools
 import re
@@ -61,7 +62,7 @@ def pickled_objects(path: Path) -> list[str]:
         if not zipfile.is_zipfile(path):
             found = list(_opcodes(file))
         else:
-            with zipfile.ZipFile(file) as archive, archive.open(pickle_in(archive)) as content:
+            with zipfile.ZipFile(file) as archive, open_pickle(archive) as content:
                 found = list(_opcodes(content))
     names = (argument.replace(" ", ".", 1) for name, argument in found if name == "GLOBAL")
     # Python 2's name, which the oldest protocols have
@@ -94,6 +95,15 @@ def check_archive(path: Path) -> None:
 def pickle_in(archive: zipfile.ZipFile) -> str:
     """The pickle in a file of torch; empty where a zip archive is none."""
     return next((name for name in archive.namelist() if name.endswith("data.pkl")), "")
+
+
+def open_pickle(archive: zipfile.ZipFile) -> IO[bytes]:
+    """The content of `pickle_in`, also in a file that was written without checksums."""
+    part = copy.copy(archive.getinfo(pickle_in(archive)))
+    if part.CRC == 0:
+        # as zipfile knows one that has none
+        del part.CRC
+    return archive.open(part)
 
 
 def pickled_text(file: IO[bytes]) -> list[str]:

@@ -18,6 +18,7 @@ from sana_edge.store import tensor_names
 from sana_edge.store.headers import (
     MOST,
     header_length,
+    open_pickle,
     pickle_in,
     pickled_text,
     safetensors_header,
@@ -148,7 +149,7 @@ def _zip(path: Path, file: IO[bytes]) -> Identified:
     with zipfile.ZipFile(file) as archive:
         if not pickle_in(archive):
             return Identified("a zip archive", "unpack it first")
-        with archive.open(pickle_in(archive)) as content:
+        with open_pickle(archive) as content:
             return _weights(path, "a checkpoint of torch", pickled_text(content))
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import small_graphs
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")
 
+from sana_edge import Sana  # noqa: E402
 from sana_edge.engines import onnxruntime  # noqa: E402
 from sana_edge.engines.choose import choose  # noqa: E402
 from sana_edge.engines.engine import EngineKind, Settings  # noqa: E402
@@ -25,6 +28,7 @@ from sana_edge.errors import (  # noqa: E402
     SanaError,
     UnsupportedDevice,
 )
+from sana_edge.store.known_models import BUNDLED  # noqa: E402
 
 product: Callable[..., Path] = small_graphs.product
 huge: Callable[[Path], Path] = small_graphs.huge
@@ -162,3 +166,26 @@ def test_options_of_providers(tmp_path: Path) -> None:
     )
     assert options["trt_engine_cache_path"] == str(tmp_path) and options["trt_fp16_enable"] == "True"
     assert memory["arena_extend_strategy"] == "kSameAsRequested"
+
+
+def test_the_number_of_threads_changes_no_pixel() -> None:
+    """On one machine: the products of the bundled INT8 model are split by rows and columns, not by sums."""
+    pictures = []
+    for threads in (1, 2, 3):
+        with Sana.load("sana-tiny", int8=True, backend="onnxruntime", threads=threads) as sana:
+            pictures.append(sana.generate("a red house", seed=3, steps=2).pixels)
+    assert all(np.array_equal(pictures[0], other) for other in pictures[1:])
+
+
+@pytest.mark.parametrize("names", [("text_encoder", "denoiser"), ("decoder", "text_projection")])
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_graphs_that_were_swapped(tmp_path: Path, backend: str, names: tuple[str, str]) -> None:
+    pytest.importorskip(backend)
+    folder = tmp_path / "onnx"
+    shutil.copytree(BUNDLED / "sana-tiny-int8-onnx", folder)
+    content = json.loads((folder / "manifest.json").read_text())
+    first, second = (content["graphs"][name] for name in names)
+    first["file"], second["file"] = second["file"], first["file"]
+    (folder / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(SanaError), Sana.load(str(folder), backend=backend) as sana:
+        list(sana.stream("a red house", steps=1))

@@ -9,6 +9,7 @@ import pickle
 import random
 import sys
 import types
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -238,3 +239,49 @@ def test_the_content_tells_the_container(tmp_path: Path) -> None:
     save_file(network(), tmp_path / "b.ckpt")
     for name in ("a.safetensors", "b.ckpt"):
         assert_state(read_checkpoint(tmp_path / name).state, network())
+
+
+ODD: dict[str, tuple[object, str]] = {
+    "meta": (torch.empty(3, 4, device="meta"), "without values"),
+    "sparse": (torch.eye(4).to_sparse(), "sparse_coo"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("tensor", "message"), ODD.values(), ids=ODD)
+def test_tensors_that_are_not_plain(tmp_path: Path, tensor: object, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        read_checkpoint(write(tmp_path, {**network(), "blocks.0.odd": tensor}))
+
+
+def test_keys_that_are_no_names(tmp_path: Path) -> None:
+    odd = {1: torch.ones(2), None: torch.ones(2), ("a",): {"b": torch.ones(2)}, 2.5: 3}
+    assert_state(read_checkpoint(write(tmp_path, {**network(), **odd})).state, network())
+
+
+def test_a_bit_that_flipped(tmp_path: Path) -> None:
+    file = write(tmp_path, network())
+    content = bytearray(file.read_bytes())
+    # of a weight's value
+    content[content.index(torch.full((3,), 1.0).numpy().tobytes()) + 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"its part .*data/0 is damaged: Bad CRC-32"):
+        read_checkpoint(file)
+
+
+def test_a_file_without_checksums(tmp_path: Path) -> None:
+    torch.serialization.set_crc32_options(False)
+    try:
+        file = write(tmp_path, network())
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert_state(read_checkpoint(file).state, network())
+
+
+def test_a_part_that_is_compressed(tmp_path: Path) -> None:
+    file = write(tmp_path, network())
+    with zipfile.ZipFile(file) as old, zipfile.ZipFile(tmp_path / "b.pth", "w") as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name), zipfile.ZIP_DEFLATED)
+    with pytest.raises(CheckpointError, match="is compressed: save it again"):
+        read_checkpoint(tmp_path / "b.pth")

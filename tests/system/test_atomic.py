@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -180,3 +181,23 @@ def test_entries_appear_beside_others(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), atomic.new_entries(tmp_path / "more"):
         raise RuntimeError
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("replaced", [["mine"], ["../mine"], None])
+def test_a_scratch_folder_that_came_with_a_download(tmp_path: Path, replaced: list[str] | None) -> None:
+    """Its plan renames nothing, and what it names stays."""
+    (tmp_path / "out").mkdir()
+    for place in (tmp_path, tmp_path / "out"):
+        (place / "mine").write_text("mine")
+    scratch = tmp_path / "out" / ".made.x.sana-edge"
+    for name in ("new", "old"):
+        (scratch / name).mkdir(parents=True)
+    (scratch / "lock").touch()
+    (scratch / "old" / "a").touch()
+    (scratch / "new" / "mine").write_text("theirs")
+    plan = {"inode": 1, "target": "made", "replaced": replaced, "new": ["mine", "b"]}
+    (scratch / "plan.json").write_text(json.dumps(plan))
+    atomic.write_bytes(tmp_path / "out" / "file", b"x")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["file", "mine"]
+    for place in (tmp_path, tmp_path / "out"):
+        assert (place / "mine").read_text() == "mine"

@@ -291,3 +291,12 @@ def test_the_checksum_is_that_of_graphs_and_weights() -> None:
     assert engine_cache.model_checksum(dict(reversed(files.items()))) == same
     for changed in ({"a.onnx": "9"}, {"b.data": "9"}, {"c.data": "2"}):
         assert engine_cache.model_checksum({**files, **changed}) != same
+
+
+@pytest.mark.parametrize("value", ["Infinity", "NaN", "-1", "1e999", "null", '"5"', "[5]", "[" * 100_000])
+def test_a_sidecar_with_an_odd_value_hides_no_other(cache: Path, value: str) -> None:
+    entry = made(cache)
+    text = (cache / f"{KEY.name}.json").read_text()
+    (cache / "a.engine.json").write_text(text.replace(f'"bytes": {entry.bytes}', f'"bytes": {value}'))
+    assert [found.path for found in engine_cache.entries(cache)] == [entry.path]
+    assert find(cache, KEY, SOURCE).path == entry.path
