@@ -24,7 +24,7 @@ def size(text: str) -> tuple[int, int]:
 
 
 def add_load_options(parser: argparse.ArgumentParser) -> None:
-    """Add how a model is loaded: options of `sana_edge.request.LoadOptions`, None where they are not given."""
+    """Add how a model is loaded: those of `sana_edge.request.LoadOptions`, None where they are not given."""
     add = parser.add_argument
     dtypes = "of the denoiser (default: auto, the checkpoint's own; on the CPU fp32 in place of fp16;"
     dtypes += " what suits an engine)"
