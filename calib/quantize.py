@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import shutil
@@ -32,7 +33,7 @@ from sana_edge.nets.text_encoder import EncodedTexts
 from sana_edge.progress import Progress, unseen
 from sana_edge.request import MAX_SEED, Plan, Request
 from sana_edge.store import hub, package
-from sana_edge.store.folder import read_json
+from sana_edge.store.folder import foreign_parts, read_json
 from sana_edge.store.hub import ResolvedModel
 from sana_edge.system.atomic import write_json
 from sana_edge.system.memory import give_back, memory_errors, shown
@@ -52,6 +53,7 @@ def quantize(
     *,
     device: str = "auto",
     offline: bool = False,
+    revision: str | None = None,
     force: bool = False,
     progress: Progress | None = None,
     say: Callable[[str], None] = logger.info,
@@ -66,6 +68,7 @@ def quantize(
         output: the folder to make. A calibration that is interrupted leaves a hidden folder beside it, which
             the next one takes up.
         device: of the calibration, "auto", "cpu" or "cuda".
+        revision: of a repository, see `sana_edge.store.hub.resolve`.
         force: replace a model folder at ``output``, but not the float model itself.
         progress: called as the work goes on; a download is shown on stderr where it is given.
         say: is told what a calibration will do, and about how long, before it starts.
@@ -80,12 +83,15 @@ def quantize(
     with new_folder(output, force=force) as folder, memory_errors(model):
         # a mistake in these shows before anything is downloaded
         given = None if settings.prompts is None else load_prompts(settings.prompts)
-        found = hub.resolve(model, offline=offline, progress=progress is not None)
+        found = hub.resolve(model, offline=offline, progress=progress is not None, revision=revision)
         if package.is_package(found.path):
             raise InvalidInput(f"{model} is already quantized", "give the float model that it was made of")
         source = found.path.resolve()
         if output.resolve() in (source, *source.parents):
             raise InvalidInput(f"{output} is where the float model is", "choose another --output")
+        # what is not copied into the package cannot be noted when it draws
+        for note in foreign_parts(found.path):
+            say(f"note:  {note}")
         job = Job(found, folder, settings, place, progress or unseen)
         if settings.calibrate:
             prompts = given or default_set(found.name, found.path)
@@ -111,7 +117,9 @@ def _uncalibrated(job: Job) -> Report:
         )
         job.write("transformer", denoiser)
         config = AutoencoderConfig.from_dict(read_json(job.model.path / "vae" / "config.json"))
-        job.write("vae", package_component.quantized_decoder(config, job.state("vae"), note_error))
+        decoder = package_component.quantized_decoder(config, job.state("vae"), note_error)
+        encoder = package_component.stored(package_component.quantized_encoder(config, job.state("vae")))
+        job.write("vae", itertools.chain(decoder, encoder))
         job.write_rest()
     order = {name: place for place, name in enumerate(layer_names(job.denoiser_config))}
     # q, k and v are separate in the file: the lowest stands for the layer
@@ -202,7 +210,9 @@ def _networks(
         info = {**statistics.info, "checksum": statistics.checksum(), "alpha": settings.alpha}
         decoder = calibrate_decoder(runtime.autoencoder, statistics, given, settings, **told)
     with job.part("quantize"):
-        sources = {"vae": _written(job, "vae", runtime.autoencoder.state_dict())}
+        encoder = package_component.quantized_encoder(runtime.autoencoder.config, job.state("vae"))
+        sources = {"vae": _written(job, "vae", {**runtime.autoencoder.state_dict(), **encoder})}
+        del encoder
         del runtime
     with job.part("calibrate"):
         runtime = networks.denoising(texts)

@@ -9,7 +9,7 @@ from typing import Literal
 from sana_edge.calib.prompts import PromptSet
 from sana_edge.config import SamplerKind
 from sana_edge.errors import InvalidInput
-from sana_edge.request import Request
+from sana_edge.request import Request, plain
 from sana_edge.store.package import Activations
 
 # compared side by side in the report
@@ -58,6 +58,8 @@ class Settings:
     cells: int = 8
 
     def __post_init__(self) -> None:
+        for name in ("steps", "size", "guidance", "seed", "alpha", "keep", "pictures"):
+            object.__setattr__(self, name, plain(getattr(self, name)))
         # the same limits as for a picture
         Request(
             "calibration",

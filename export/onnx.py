@@ -17,6 +17,7 @@ from sana_edge.export.graph.builder import GraphBuilder
 from sana_edge.export.graph.decoder import Size, add_decoder
 from sana_edge.export.graph.decoder_parts import add_decoder_part, decoder_parts
 from sana_edge.export.graph.denoiser import add_denoiser, add_denoiser_folded
+from sana_edge.export.graph.encoder import add_encoder
 from sana_edge.export.graph.external_data import ExternalData
 from sana_edge.export.graph.ports import ports
 from sana_edge.export.graph.projection import add_text_projection
@@ -30,12 +31,12 @@ from sana_edge.nets.text_weights import load_text_model
 from sana_edge.progress import Progress, unseen
 from sana_edge.store import hub, manifest
 from sana_edge.store.hub import ResolvedModel
-from sana_edge.store.manifest import INSTRUCTION, DecoderPart, Manifest, TextShape
+from sana_edge.store.manifest import ENCODER, INSTRUCTION, DecoderPart, Manifest, TextShape
 from sana_edge.store.manifest_files import stored_files
 from sana_edge.system.atomic import new_folder
 from sana_edge.system.memory import memory_errors
 from sana_edge.torch_runtime.device import DTYPES
-from sana_edge.torch_runtime.load import load_decoder, load_denoiser
+from sana_edge.torch_runtime.load import load_decoder, load_denoiser, load_encoder
 from sana_edge.torch_runtime.tiling import DEFAULT_TILE
 
 # `sana_edge.export.verify.compare.compare`
@@ -53,6 +54,7 @@ def export(
     settings: Settings | None = None,
     *,
     offline: bool = False,
+    revision: str | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
@@ -61,6 +63,7 @@ def export(
     Args:
         model: as `sana_edge.Sana.load` takes it; an INT8 one has to be calibrated.
         output: the folder to make.
+        revision: of a repository, see `sana_edge.store.hub.resolve`.
         force: replace an exported folder at ``output``; an empty one is replaced anyway.
         progress: called as each of `PARTS` begins; a download is shown on stderr where it is given.
 
@@ -77,7 +80,13 @@ def export(
     settings, output = settings or Settings(), output.absolute()
     compare = _comparison() if settings.verify else None
     with new_folder(output, force=force, kind="exported folder", is_kind=_is_ours) as folder:
-        found = hub.resolve(model, int8=settings.int8, offline=offline, progress=progress is not None)
+        found = hub.resolve(
+            model,
+            int8=settings.int8,
+            offline=offline,
+            progress=progress is not None,
+            revision=revision,
+        )
         place = found.path.resolve()
         if output.resolve() in (place, *place.parents):
             raise InvalidInput(f"{output} is where the model is", "choose another --output")
@@ -110,6 +119,8 @@ class _Export:
         self._write_denoiser()
         self._begin("decoder")
         parts = self._write_decoder()
+        if self._settings.encoder:
+            self._write_encoder()
         self._begin("checksums")
         written = self._manifest(text, parts)
         if compare is not None:
@@ -190,8 +201,16 @@ class _Export:
                 graph.save(self._folder / f"{part.name}.onnx")
         return tuple(DecoderPart(part.name, part.halo, part.scale, part.values) for part in parts)
 
+    def _write_encoder(self) -> None:
+        encoder = load_encoder(self._source.model, device=_CPU, dtype=DTYPES["fp32"])
+        with ExternalData(self._folder / f"{ENCODER}.data") as data:
+            graph = GraphBuilder(ENCODER, data, self._others)
+            add_encoder(graph, encoder, self._source.autoencoder.scaling_factor)
+            graph.save(self._folder / f"{ENCODER}.onnx")
+
     def _manifest(self, text: TextShape, parts: tuple[DecoderPart, ...]) -> Manifest:
         source, names = self._source, [*manifest.GRAPHS, *(part.graph for part in parts)]
+        names += [ENCODER] if self._settings.encoder else []
         return Manifest(
             sana_edge=__version__,
             name=source.model.name,
@@ -210,6 +229,7 @@ class _Export:
             files=stored_files(self._folder, without=[_README, *source.terms()]),
             verification=None,
             decoder_parts=parts,
+            notes=source.notes,
         )
 
 

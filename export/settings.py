@@ -6,7 +6,7 @@ import typing
 from dataclasses import dataclass
 
 from sana_edge.errors import InvalidInput
-from sana_edge.request import Request
+from sana_edge.request import Request, plain
 from sana_edge.store.manifest import Dtype
 
 DTYPES: tuple[Dtype, ...] = typing.get_args(Dtype)
@@ -21,6 +21,7 @@ class Settings:
             in fp16 and are fp32 then.
         size: (width, height) in pixels for graphs that know no other; None for any.
         int8: of a bundled model take its package; a package is INT8 anyway.
+        encoder: also a graph of the autoencoder's encoder, for pictures to start from.
         verify: run every graph in onnxruntime beside the torch module.
 
     Raises:
@@ -30,11 +31,13 @@ class Settings:
     dtype: Dtype = "fp32"
     size: tuple[int, int] | None = None
     int8: bool = False
+    encoder: bool = False
     verify: bool = True
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise InvalidInput(f"unknown dtype {self.dtype!r}", f"choose {', '.join(DTYPES)}")
+        object.__setattr__(self, "size", plain(self.size))
         if self.size is not None:
             # which knows what a size may be
             Request("a picture", size=self.size, exact_size=True)

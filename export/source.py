@@ -10,7 +10,7 @@ import torch
 from sana_edge.config import AutoencoderConfig, DenoiserConfig, SamplerConfig
 from sana_edge.errors import CheckpointError, InvalidInput
 from sana_edge.store import package
-from sana_edge.store.folder import WEIGHT_COMPONENTS, needed_files, read_json
+from sana_edge.store.folder import WEIGHT_COMPONENTS, foreign_parts, needed_files, read_json
 from sana_edge.store.hub import ResolvedModel
 from sana_edge.store.known_models import BUNDLED, KNOWN
 from sana_edge.store.package import Quantization
@@ -26,13 +26,17 @@ _BESIDES = 64 << 20
 
 @dataclass(frozen=True)
 class Source:
-    """A model folder whose components are all float, or all INT8 with calibrated scales."""
+    """A model folder whose components are all float, or all INT8 with calibrated scales.
+
+    ``notes`` say what it has, or was made for, that has no effect here.
+    """
 
     model: ResolvedModel
     denoiser: DenoiserConfig
     autoencoder: AutoencoderConfig
     sampler: SamplerConfig
     quantizations: dict[str, Quantization]
+    notes: tuple[str, ...] = ()
 
     @property
     def quantization(self) -> str | None:
@@ -134,10 +138,12 @@ def describe(model: ResolvedModel, *, int8: bool) -> Source:
                 "make it again: `sana-edge quantize MODEL --output DIR --force`, without --no-calibration",
             )
     denoiser = DenoiserConfig.from_dict(read_json(folder / "transformer" / "config.json"))
+    sampler, notes = read_sampler(folder, denoiser)
     return Source(
         model=model,
         denoiser=denoiser,
         autoencoder=AutoencoderConfig.from_dict(read_json(folder / "vae" / "config.json")),
-        sampler=read_sampler(folder, denoiser)[0],
+        sampler=sampler,
         quantizations=given,
+        notes=(*notes, *foreign_parts(folder)),
     )

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL.PngImagePlugin import PngInfo
 
 from sana_edge.errors import InvalidInput, SanaError
+from sana_edge.request import plain
 from sana_edge.system import atomic
 from sana_edge.system.json_values import parse
 
@@ -107,7 +108,7 @@ class Image:
                 something else; or ``quality`` does not go with it.
             SanaError: the folder is missing or read-only, or the disk is full.
         """
-        path = Path(path)
+        path, quality = Path(path), plain(quality)
         kind = format_of(path, quality)
         refuse_overwrite(path, force=force)
         try:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import math
 import numbers
 import secrets
 import typing
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
+
+import numpy as np
 
 from sana_edge import sizes
 from sana_edge.config import LATENT_CELL, SamplerKind
 from sana_edge.errors import InvalidInput
+from sana_edge.init_image import InitImage, read_image, read_mask, to_size
 from sana_edge.system.json_values import shown
+
+if TYPE_CHECKING:
+    from sana_edge.init_image import Picture
 
 MAX_SIDE = 8192
 MAX_STEPS = 1000
@@ -24,6 +29,8 @@ MAX_INSTRUCTION = 20_000
 # characters, of which 300 tokens are read
 MAX_PROMPT = 100_000
 MAX_SEED = 2**63 - 1
+# as diffusers has it
+DEFAULT_STRENGTH = 0.6
 SAMPLERS: tuple[SamplerKind, ...] = typing.get_args(SamplerKind)
 # what can be asked for, of models (`sana_edge.fused.backends`) and of exported folders (`sana_edge.engines`)
 TORCH_BACKENDS = ("auto", "torch", "triton", "cuda")
@@ -44,6 +51,10 @@ class Options(TypedDict, total=False):
     exact_size: bool
     flow_shift: float | None
     instruction: str | None
+    tile: int | None
+    image: Picture | None
+    strength: float | None
+    mask: Picture | None
 
 
 @dataclass(frozen=True)
@@ -65,14 +76,20 @@ class Request:
     exact_size: bool = False
     flow_shift: float | None = None
     instruction: str | None = None
+    tile: int | None = None
+    image: Picture | None = field(default=None, compare=False)
+    strength: float | None = None
+    mask: Picture | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         _check_text(self.prompt, "prompt")
         if not self.prompt.strip():
             raise InvalidInput("the prompt is empty", "say what the picture should show")
         _check_text(self.negative_prompt, "negative prompt")
-        for name in ("size", "steps", "images", "seed"):
-            object.__setattr__(self, name, _plain(getattr(self, name)))
+        for name in ("size", "steps", "images", "seed", "guidance", "flow_shift", "tile", "strength"):
+            object.__setattr__(self, name, plain(getattr(self, name)))
+        # numpy's too, as JSON has it in a picture's metadata
+        object.__setattr__(self, "exact_size", bool(self.exact_size))
         if self.size is not None:
             _check_size(self.size, exact=self.exact_size)
         if self.steps is not None:
@@ -86,8 +103,40 @@ class Request:
             raise InvalidInput(f"unknown sampler {shown(self.sampler)}", f"choose {', '.join(SAMPLERS)}")
         if self.flow_shift is not None:
             _check_shift(self.flow_shift)
+        if self.tile is not None:
+            _check_tile(self.tile)
         if self.instruction is not None:
             _check_text(self.instruction, "instruction", MAX_INSTRUCTION)
+        self._check_image()
+
+    def _check_image(self) -> None:
+        """Read the image and its mask, which then are pixels."""
+        if self.image is None:
+            for name in ("mask", "strength"):
+                if getattr(self, name) is not None:
+                    raise InvalidInput(f"a {name} was given, but no image", f"give the image, or no {name}")
+            return
+        if self.strength is not None:
+            _check_strength(self.strength)
+        pixels = read_image(self.image)
+        object.__setattr__(self, "image", pixels)
+        height, width = pixels.shape[:2]
+        if self.size is None:
+            _check_size((width, height), exact=self.exact_size)
+        if self.mask is not None:
+            object.__setattr__(self, "mask", read_mask(self.mask, (width, height)))
+
+    @property
+    def _image_size(self) -> tuple[int, int] | None:
+        return (self.image.shape[1], self.image.shape[0]) if isinstance(self.image, np.ndarray) else None
+
+    def _init(self, size: tuple[int, int]) -> InitImage | None:
+        """The image at the size that is asked for."""
+        if not isinstance(self.image, np.ndarray):
+            return None
+        mask = to_size(self.mask, size) if isinstance(self.mask, np.ndarray) else None
+        strength = DEFAULT_STRENGTH if self.strength is None else float(self.strength)
+        return InitImage(to_size(self.image, size), strength, mask)
 
     @classmethod
     def of(cls, prompt: str, **options: Any) -> Request:
@@ -121,7 +170,7 @@ class Request:
         if sampler == "scm" and self.flow_shift is not None:
             hint = "leave it out: Sprint models have no shift"
             raise InvalidInput(f"flow shift {self.flow_shift} does not work with this model", hint)
-        asked = self.size or fixed or (native_size, native_size)
+        asked = self.size or self._image_size or fixed or (native_size, native_size)
         exact = self.exact_size or asked == fixed
         width, height = asked if exact else sizes.bucket(*asked, native_size)
         return Plan(
@@ -139,6 +188,8 @@ class Request:
             images=self.images,
             flow_shift=None if self.flow_shift is None else float(self.flow_shift),
             instruction=self.instruction,
+            tile=self.tile,
+            init=self._init(asked),
         )
 
 
@@ -180,6 +231,13 @@ class Plan:
     images: int
     flow_shift: float | None = None
     instruction: str | None = None
+    tile: int | None = None
+    init: InitImage | None = None
+
+    @property
+    def skip(self) -> int:
+        """How many steps an image leaves out at the start."""
+        return 0 if self.init is None else self.init.skip(self.steps)
 
     @property
     def guided(self) -> bool:
@@ -190,12 +248,12 @@ class Plan:
     def size_notes(self) -> tuple[str, ...]:
         """Sentences about a picture that is enlarged, or drawn far from what the model was trained on."""
         drawn, native = f"{self.width}x{self.height}", self.native_size
-        if not sizes.has_buckets(native):
-            return ()
         if self.size[0] > self.width or self.size[1] > self.height:
             enlarged = f"enlarged to {self.size[0]}x{self.size[1]}"
             return (f"drawn at {drawn}, the nearest size that the model was trained on, and {enlarged}",)
-        if self.exact_size and not 0.5 <= self.width * self.height / native**2 <= 2:
+        if sizes.has_buckets(native) and not self.exact_size:
+            return ()
+        if not 0.5 <= self.width * self.height / native**2 <= 2:
             return (f"{drawn} is far from {native}x{native}, which the model was trained for: expect debris",)
         return ()
 
@@ -212,6 +270,8 @@ class Plan:
             "sampler": self.sampler,
             **({} if self.flow_shift is None else {"flow_shift": self.flow_shift}),
             **({} if self.instruction is None else {"instruction": self.instruction}),
+            **({} if self.tile is None else {"tile": self.tile}),
+            **({} if self.init is None else self.init.metadata()),
         }
 
 
@@ -227,13 +287,25 @@ def _check_text(text: Any, name: str, most: int = MAX_PROMPT) -> None:
         raise InvalidInput(f"the {name} has {len(text)} characters", f"give at most {most}")
 
 
-def _plain(value: Any) -> Any:
-    """Whole numbers of any library, also in a pair, as Python's own, which JSON and torch take."""
+def plain(value: Any) -> Any:
+    """Numbers of any library, alone or in a row, as Python's own, which JSON and torch take.
+
+    What is no number is returned as it is, to be refused in its own words.
+    """
+    # numpy's scalars and arrays, and torch's
+    if callable(convert := getattr(value, "tolist", None)):
+        value = convert()
     if isinstance(value, tuple | list):
-        return tuple(_plain(item) for item in value)
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        return tuple(plain(item) for item in value)
+    if isinstance(value, bool | int | float):
         return value
-    return int(value)
+    try:
+        if isinstance(value, numbers.Integral):
+            return int(value)
+        return float(value) if isinstance(value, numbers.Real) else value
+    # a fraction of huge numbers
+    except OverflowError:
+        return value
 
 
 def _check_whole(value: Any, name: str, low: int, high: int, usual: str = "") -> None:
@@ -245,19 +317,35 @@ def _check_whole(value: Any, name: str, low: int, high: int, usual: str = "") ->
         )
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _check_guidance(value: Any) -> None:
-    real: Any = value if isinstance(value, numbers.Real) else math.nan
-    if not 0 <= real <= MAX_GUIDANCE:
+    if not _is_number(value) or not 0 <= value <= MAX_GUIDANCE:
         raise InvalidInput(
             f"guidance is {shown(value)}",
             f"choose a number from 0 to {MAX_GUIDANCE}; 4.5 is usual, 1 turns guidance off",
         )
 
 
+def _check_strength(value: Any) -> None:
+    if not _is_number(value) or not 0 < value <= 1:
+        hint = "choose a number above 0, at most 1, where nothing of the image stays; 0.6 is usual"
+        raise InvalidInput(f"strength is {shown(value)}", hint)
+
+
 def _check_shift(value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MAX_SHIFT:
+    if not _is_number(value) or not 0 < value <= MAX_SHIFT:
         hint = f"choose a number above 0, at most {MAX_SHIFT}; 3 is usual, 4 for the 0.6B at 1024 px"
         raise InvalidInput(f"flow shift is {shown(value)}", hint)
+
+
+def _check_tile(value: Any) -> None:
+    fits = type(value) is int and (value == 0 or (2 * LATENT_CELL <= value <= MAX_SIDE))
+    if not fits or value % LATENT_CELL:
+        hint = f"choose a multiple of {LATENT_CELL} from {2 * LATENT_CELL} to {MAX_SIDE}, 1024 is usual;"
+        raise InvalidInput(f"tile is {shown(value)}", f"{hint} or 0 for none, which is --tile off")
 
 
 def _check_size(size: Any, *, exact: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -13,8 +14,8 @@ from numpy.typing import NDArray
 from sana_edge.config import SamplerConfig
 from sana_edge.errors import InvalidInput, MissingDependency, torch_extra
 from sana_edge.progress import Progress, bar, both, unseen
-from sana_edge.request import BACKENDS, DEVICES, TORCH_BACKENDS, TORCH_DEVICES, LoadOptions, Plan
-from sana_edge.sampler import Sampler
+from sana_edge.request import BACKENDS, DEVICES, TORCH_BACKENDS, TORCH_DEVICES, LoadOptions, Plan, plain
+from sana_edge.sampler import Origin, Sampler
 from sana_edge.store import hub
 from sana_edge.system.memory import memory_errors
 from sana_edge.system.threads import MAX_THREADS, PROCESS
@@ -73,9 +74,16 @@ class Runtime(Protocol):
     def predict(
         self, plan: Plan, tables: Any, context: Any
     ) -> tuple[Callable[[Latent, int], Latent], tuple[str, ...]]: ...
+    def origin(self, plan: Plan) -> Origin[Latent]: ...
     def noise(self, plan: Plan, picture: int) -> Callable[[], Latent]: ...
     def decode(
-        self, latent: Latent, size: tuple[int, int] | None = None, on_progress: Progress | None = None
+        self,
+        latent: Latent,
+        size: tuple[int, int] | None = None,
+        on_progress: Progress | None = None,
+        *,
+        tile: int | None = None,
+        on_tiled: Callable[[int], None] | None = None,
     ) -> NDArray[np.uint8]: ...
     def preview(self, latent: Latent) -> NDArray[np.uint8]: ...
     def release(self) -> None: ...
@@ -94,6 +102,7 @@ def load_runtime(model: str, options: LoadOptions, on_progress: Progress = unsee
     if engines is not None and backend not in ("auto", "tensorrt"):
         hint = "leave out the folder of engines, or choose backend tensorrt"
         raise InvalidInput(f"backend {backend} does not run the engines in {engines}", hint)
+    options = dataclasses.replace(options, threads=plain(options.threads))
     threads = options.threads
     if threads is not None and (type(threads) is not int or not 1 <= threads <= MAX_THREADS):
         raise InvalidInput(f"threads is {threads!r}", f"choose a whole number from 1 to {MAX_THREADS}")

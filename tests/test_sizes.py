@@ -71,6 +71,11 @@ def test_plans() -> None:
     assert "far from 4096x4096" in far.size_notes[0]
     small = Request("a", size=(300, 300)).plan(1024, "flow-dpm")
     assert (small.width, small.height) == (1024, 1024) and small.size_notes == ()
+    # also of models without buckets, such as a fine-tuned one of 768 px
+    near = Request("a", size=(640, 800)).plan(768, "flow-dpm")
+    assert near.size_notes == ()
+    odd = Request("a", size=(256, 250)).plan(768, "flow-dpm")
+    assert "256x256 is far from 768x768" in odd.size_notes[0]
     # a graph of one size draws at that size and no other
     assert Request("a").plan(1024, "flow-dpm", fixed=(768, 512)).size == (768, 512)
     fixed = Request("a", size=(768, 512)).plan(1024, "flow-dpm", fixed=(768, 512))

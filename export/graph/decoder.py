@@ -73,7 +73,7 @@ def add_stage(g: GraphBuilder, autoencoder: Autoencoder, stage: int, x: Value) -
                 x = res_block(g, block, x, kind)
             else:
                 assert isinstance(block, EfficientViTBlock)
-                x = _efficient_vit(g, block, x)
+                x = efficient_vit(g, block, x)
     return x
 
 
@@ -89,7 +89,8 @@ def leave(g: GraphBuilder, autoencoder: Autoencoder, x: Value) -> Value:
             return upsample(g, decoder.conv_out, x)
 
 
-def _efficient_vit(g: GraphBuilder, block: EfficientViTBlock, x: Value) -> Value:
+def efficient_vit(g: GraphBuilder, block: EfficientViTBlock, x: Value) -> Value:
+    """`EfficientViTBlock`, (B, C, H, W)."""
     with g.scope("attn"):
         x = _linear_attention(g, block.attn, x)
     with g.scope("conv_out"):

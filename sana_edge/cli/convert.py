@@ -6,7 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from sana_edge.errors import torch_extra
+from sana_edge.cli.arguments import add_revision
+from sana_edge.errors import InvalidInput, torch_extra
 
 HELP = "turn a checkpoint, such as an NVlabs .pth, into a diffusers model folder"
 
@@ -26,20 +27,27 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     weights = "of a training's checkpoint its moving average or the weights themselves"
     add("--weights", choices=("ema", "raw"), help=f"{weights} (default: ema where there is one)")
     add("--force", action="store_true", help="replace existing files")
+    add("--offline", action="store_true", help="never use the network")
+    add_revision(parser, "--base where it is a repository")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Convert; print what was written."""
     from sana_edge.store import hub
 
+    if arguments.revision is not None and arguments.base is None:
+        raise InvalidInput("--revision without --base", "leave it out: a checkpoint file has no revisions")
     with torch_extra():
         from sana_edge.nets.convert import convert
+    base = None
+    if arguments.base:
+        base = hub.resolve(arguments.base, offline=arguments.offline, revision=arguments.revision).path
     written = convert(
         arguments.file,
         arguments.output,
         size=arguments.size,
         cross_attention_heads=arguments.cross_attention_heads,
-        base=hub.resolve(arguments.base).path if arguments.base else None,
+        base=base,
         weights=arguments.weights,
         force=arguments.force,
         tell=lambda note: None if arguments.quiet else print(f"note:  {note}", file=sys.stderr),

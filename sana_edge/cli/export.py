@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sana_edge.cli.arguments import size
+from sana_edge.cli.arguments import add_revision, size
 from sana_edge.errors import export_extra
 from sana_edge.progress import bar
 
@@ -34,9 +34,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help=dtypes)
     sizes = f"of the pictures, if the graphs need to know only one (default: {DYNAMIC}, any size)"
     add("--size", type=size_or_any, metavar=f"WxH|{DYNAMIC}", help=sizes)
+    add("--encoder", action="store_true", help="also the encoder, which `generate --image` needs")
     add("--no-verify", action="store_true", help="do not run the graphs beside the model")
     add("--force", action="store_true", help="replace an exported folder at DIR")
     add("--offline", action="store_true", help="never use the network")
+    add_revision(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -48,6 +50,7 @@ def run(arguments: argparse.Namespace) -> None:
         dtype=arguments.dtype,
         size=arguments.size,
         int8=arguments.int8,
+        encoder=arguments.encoder,
         verify=not arguments.no_verify,
     )
     with export_extra():
@@ -58,10 +61,13 @@ def run(arguments: argparse.Namespace) -> None:
             arguments.output,
             settings,
             offline=arguments.offline,
+            revision=arguments.revision,
             force=arguments.force,
             progress=None if arguments.quiet else progress,
         )
     if not arguments.quiet:
+        for note in made.notes:
+            print(f"note:  {note}", file=sys.stderr)
         print(_summary(made), file=sys.stderr)
     print(arguments.output)
 

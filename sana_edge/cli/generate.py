@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import sana_edge
 from sana_edge.cli import again
-from sana_edge.cli.arguments import add_load_options, prompt_from_stdin, size
+from sana_edge.cli.arguments import add_load_options, add_revision, prompt_from_stdin, size
 from sana_edge.cli.fastest import fastest
 from sana_edge.cli.output import NAME, Output
 from sana_edge.errors import InvalidInput, MissingDependency, ModelNotFound, UnsupportedDevice
@@ -56,20 +56,39 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--force", action="store_true", help="replace existing files")
     add("--offline", action="store_true", help="never use the network")
+    tiles = "decode in tiles of so many pixels, or never in tiles (default: in tiles of 1024 where memory is"
+    add("--tile", type=_tile, metavar="N|off", help=f"{tiles} short, which the metadata says)")
+    _add_image_options(parser)
     _add_model_options(parser)
+
+
+def _add_image_options(parser: argparse.ArgumentParser) -> None:
+    """A picture to start from."""
+    add = parser.add_argument
+    given = "start from this picture, whose size is the default of --size"
+    add("--image", type=Path, metavar="FILE", help=f"{given} (default: noise)")
+    share = "how much of --image is drawn anew: the share of the steps that are taken, above 0 to 1"
+    add("--strength", type=float, metavar="F", help=f"{share} (default: 0.6)")
+    mask = "white where --image is drawn anew, black where it stays as it is (default: all anew)"
+    add("--mask", type=Path, metavar="FILE", help=mask)
 
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
     """What differs from how the model was made."""
     add = parser.add_argument
-    revision = "of a repository: a branch, a tag or a commit (default: main, or the only one that is cached)"
-    add("--revision", metavar="NAME", help=revision)
+    add_revision(parser)
     decoder = "an autoencoder in place of the model's own: dc-ae-lite, a folder or a repository"
     add("--decoder", metavar="NAME|DIR", help=f"{decoder} (default: its own)")
     shift = "of the noise levels, in place of the model's (default: the model's, usually 3)"
     add("--flow-shift", type=float, metavar="F", help=shift)
     instruction = "right before the prompt, as it is, or none (default: SANA's own)"
     add("--instruction", type=_instruction, metavar="TEXT|none", help=instruction)
+
+
+def _tile(text: str) -> int:
+    if text != "off" and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of pixels, nor off")
+    return 0 if text == "off" else int(text)
 
 
 def _instruction(text: str) -> str:
@@ -82,7 +101,7 @@ def run(arguments: argparse.Namespace) -> None:
     prompt = _prompt(arguments, taken)
     seed = random_seed() if arguments.seed is None else arguments.seed
     names = ["negative_prompt", "size", "exact_size", "steps", "guidance", "sampler", "images"]
-    names += ["flow_shift", "instruction"]
+    names += ["flow_shift", "instruction", "tile", "image", "strength", "mask"]
     options: dict[str, Any] = {name: getattr(arguments, name) for name in names}
     # what is wrong shows here, before torch is loaded and anything is computed
     Request(prompt, seed=seed, **options)

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 
+from sana_edge.cli.arguments import add_revision
 from sana_edge.errors import InvalidInput
 
 HELP = "list the models with a name, download or remove one"
@@ -17,6 +18,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("action", nargs="?", choices=("list", "pull", "rm"), default="list", help="(default: list)")
     add("name", nargs="?", help="the model to pull or remove: a name from the list or a repository")
     add("--force", action="store_true", help="remove without a question")
+    add_revision(parser, "what is pulled")
     add("--json", action="store_true", help="list as one JSON array; errors as a JSON object")
 
 
@@ -25,7 +27,9 @@ def run(arguments: argparse.Namespace) -> None:
     from sana_edge.store import hub
     from sana_edge.store.known_models import DECODERS
 
-    action, name = arguments.action, arguments.name
+    action, name, revision = arguments.action, arguments.name, arguments.revision
+    if revision is not None and action != "pull":
+        arguments.parser.error(f"--revision is of models pull, not of {action}")
     if action == "list":
         if name is not None:
             arguments.parser.error(f"unrecognized arguments: {name}")
@@ -37,9 +41,10 @@ def run(arguments: argparse.Namespace) -> None:
     if action == "rm":
         _remove(name, arguments.force)
     elif name in DECODERS:
-        print(hub.resolve_decoder(name, refresh=True, progress=not arguments.quiet))
+        shown = not arguments.quiet
+        print(hub.resolve_decoder(name, refresh=True, progress=shown, revision=revision))
     else:
-        print(hub.resolve(name, refresh=True, progress=not arguments.quiet).path)
+        print(hub.resolve(name, refresh=True, progress=not arguments.quiet, revision=revision).path)
 
 
 def _list(as_json: bool) -> None:
@@ -53,6 +58,7 @@ def _list(as_json: bool) -> None:
                 "origin": model.origin,
                 "path": str(model.path) if model.path else None,
                 "bytes": model.size,
+                "download_bytes": model.info.download if model.info and model.size is None else None,
                 "repository": model.info.repository if model.info else None,
                 "licence": model.info.licence if model.info else None,
             }
@@ -62,13 +68,15 @@ def _list(as_json: bool) -> None:
         return
     licences: list[str] = []
     for model in models:
-        state = f"{model.size / 1e6:.0f} MB" if model.size is not None else "not downloaded"
+        state = f"{model.size / 1e6:.0f} MB" if model.size is not None else "not here"
+        if model.size is None and model.info is not None:
+            state += f", {model.info.download / 1e9:.1f} GB"
         source = ""
         if model.info is not None:
             if model.info.licence not in licences:
                 licences.append(model.info.licence)
             source = f"{model.info.repository} [{licences.index(model.info.licence) + 1}]"
-        print(f"{model.name:26} {model.origin:8} {state:15} {source}".rstrip())
+        print(f"{model.name:26} {model.origin:8} {state:16} {source}".rstrip())
     for number, licence in enumerate(licences, start=1):
         print(f"[{number}] licence: {licence}")
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sana_edge.cli.arguments import size
+from sana_edge.cli.arguments import add_revision, size
 from sana_edge.errors import torch_extra
 from sana_edge.progress import bar
 
@@ -45,6 +45,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help=devices)
     add("--force", action="store_true", help="replace a model folder at DIR")
     add("--offline", action="store_true", help="never use the network")
+    add_revision(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -70,6 +71,7 @@ def run(arguments: argparse.Namespace) -> None:
             settings,
             device=arguments.device,
             offline=arguments.offline,
+            revision=arguments.revision,
             force=arguments.force,
             progress=None if arguments.quiet else progress,
             say=(lambda text: None) if arguments.quiet else (lambda text: print(text, file=sys.stderr)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 from sana_edge.decoding import DEFAULT_TILE
@@ -9,6 +10,7 @@ from sana_edge.engines.sessions import Graphs
 from sana_edge.engines.strips import MIN_BYTES, Tail, decode_strips
 from sana_edge.engines.text import Floats
 from sana_edge.engines.tiles import choose_tile, decode_tiles
+from sana_edge.errors import OutOfMemory
 from sana_edge.progress import Progress, unseen
 from sana_edge.system.memory import available_memory
 
@@ -45,20 +47,34 @@ class EngineDecoder:
         if not self._parts or max(width, height) <= DEFAULT_TILE:
             self._graphs.load(_WHOLE)
 
-    def decode(self, latent: Floats, on_progress: Progress = unseen) -> Floats:
+    def decode(
+        self,
+        latent: Floats,
+        on_progress: Progress = unseen,
+        tile: int | None = None,
+        on_tiled: Callable[[int], None] | None = None,
+    ) -> Floats:
         """Pixels (1, 3, H, W), about -1 to 1, of a latent (1, C, h, w).
 
         Tells ``on_progress`` before each strip or tile; what that raises ends the decode.
+
+        Args:
+            tile: side of a tile in pixels; a picture that is no larger is not tiled, and none is for 0. None
+                tiles what the memory, or the lack of parts, asks for.
+            on_tiled: called with the side of the tiles in pixels, if there are several, before the first.
 
         Raises:
             OutOfMemory: it fits in no way, or an engine found that it does not.
         """
         height, width = latent.shape[2:]
-        pixels = height * width * self._cell**2
-        if max(height, width) * self._cell <= DEFAULT_TILE and self._fits(pixels):
+        pixels, longest = height * width * self._cell**2, max(height, width) * self._cell
+        in_tiles = partial(self._in_tiles, latent, on_progress, on_tiled)
+        if tile and tile < longest:
+            return in_tiles(tile)
+        if longest <= DEFAULT_TILE and self._fits(pixels):
             return self._run(_WHOLE, latent)
         if not self._parts:
-            return self._in_tiles(latent, DEFAULT_TILE, on_progress)
+            return in_tiles(DEFAULT_TILE) if tile is None else self._run(_WHOLE, latent)
         # what it holds would make the difference
         self._graphs.close(_WHOLE)
         free = self._free()
@@ -66,8 +82,16 @@ class EngineDecoder:
         head = self._value_bytes * self._parts[0].values * height * width
         if free is None or head + picture <= free:
             return self._in_strips(latent, strip_bytes(free), on_progress)
-        tile = choose_tile(height, width, cell=self._cell, pixel_bytes=self._pixel_bytes, memory_limit=free)
-        return self._in_tiles(latent, tile, on_progress)
+        if tile is not None:
+            raise OutOfMemory(
+                f"decoding {width * self._cell}x{height * self._cell} without tiles needs about"
+                f" {(head + picture) / 1e9:.1f} GB, {free / 1e9:.1f} GB are free",
+                "choose a tile, or leave the choice to sana-edge",
+                needed=head + picture,
+                free=free,
+            )
+        side = choose_tile(height, width, cell=self._cell, pixel_bytes=self._pixel_bytes, memory_limit=free)
+        return in_tiles(side)
 
     def _free(self) -> int | None:
         """What is left for maps when the weights are there; None: unknown, as of a GPU's memory."""
@@ -111,7 +135,15 @@ class EngineDecoder:
         finally:
             self._graphs.close(*(part.graph for part in self._parts))
 
-    def _in_tiles(self, latent: Floats, tile: int | None, on_progress: Progress) -> Floats:
+    def _in_tiles(
+        self,
+        latent: Floats,
+        on_progress: Progress,
+        on_tiled: Callable[[int], None] | None,
+        tile: int | None,
+    ) -> Floats:
+        if on_tiled is not None and tile is not None and tile < max(latent.shape[2:]) * self._cell:
+            on_tiled(tile)
         on_tile = partial(on_progress, "decode")
         return decode_tiles(latent, partial(self._run, _WHOLE), cell=self._cell, tile=tile, on_tile=on_tile)
 

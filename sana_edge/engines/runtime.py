@@ -16,17 +16,23 @@ from sana_edge.engines import choose
 from sana_edge.engines.decoder import EngineDecoder
 from sana_edge.engines.engine import EngineKind, Settings
 from sana_edge.engines.noise import NoiseSource
-from sana_edge.engines.projected_text import Context, ProjectedText, padding_mask, side_by_side
 from sana_edge.engines.sessions import DENOISERS, Graphs
-from sana_edge.engines.text import EngineText, Floats
+from sana_edge.engines.text import (
+    Context,
+    EngineText,
+    Floats,
+    ProjectedText,
+    padding_mask,
+    side_by_side,
+)
 from sana_edge.errors import InvalidInput, OutOfMemory
 from sana_edge.progress import Progress, unseen
 from sana_edge.prompt import instruction_of, reading_notes
 from sana_edge.request import Plan
-from sana_edge.sampler import Sampler, guide, sampler_of
+from sana_edge.sampler import Origin, Sampler, guide, sampler_of
 from sana_edge.store import manifest, manifest_files
 from sana_edge.store.domain import read_domain
-from sana_edge.store.manifest import Manifest
+from sana_edge.store.manifest import ENCODER, Manifest
 from sana_edge.system.memory import HINT, available_memory, peak_memory
 
 _TEXT, _DENOISER, _DECODER = "text_encoder", "denoiser", "decoder"
@@ -128,8 +134,8 @@ class EngineRuntime:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What happened while loading."""
-        return (*self._notes, *self.graphs.notes)
+        """What happened while loading, and what of the exported model is not done."""
+        return (*self._notes, *self._manifest.notes, *self.graphs.notes)
 
     @property
     def sampler(self) -> SamplerConfig:
@@ -186,6 +192,12 @@ class EngineRuntime:
                 f"{self.name} was exported for {made} alone, not for {asked}",
                 f"{hint}; without --size for any",
             )
+        if size is not None and plan.tile and plan.tile < max(size):
+            made = f"`{self._manifest.export_command()}` without --size makes graphs that can"
+            found = f"{self.name} was exported for one size, tiles of {plan.tile} are another"
+            raise InvalidInput(found, made)
+        if plan.init is not None:
+            self._check_encoder()
         # which of them a prompt needs shows when it has been read
         for name in DENOISERS:
             self.graphs.check(name, latent=self._latent_shape(plan))
@@ -213,7 +225,7 @@ class EngineRuntime:
 
     def schedule(self, plan: Plan) -> tuple[Sampler, Floats]:
         """Make the sampler; its timesteps (S,) are what the denoiser gets."""
-        sampler = sampler_of(self.sampler, plan.sampler, plan.steps, plan.flow_shift)
+        sampler = sampler_of(self.sampler, plan.sampler, plan.steps, plan.flow_shift, plan.skip)
         return sampler, sampler.timesteps
 
     def predict(
@@ -245,29 +257,57 @@ class EngineRuntime:
 
         return velocity, ()
 
+    def origin(self, plan: Plan) -> Origin[Floats]:
+        """Encode the plan's image."""
+        assert plan.init is not None
+        self.graphs.make_room(_TEXT, _DENOISER, _DECODER, for_graph=ENCODER)
+        drawn = (plan.width, plan.height)
+        latent = self.graphs.run(ENCODER, pixels=plan.init.at(drawn))["latent"]
+        # it is needed once a picture
+        self.graphs.close(ENCODER)
+        return Origin(latent, plan.init.cells(drawn, self._manifest.cell))
+
+    def _check_encoder(self) -> None:
+        if ENCODER not in self._manifest.graphs:
+            found = f"{self.name} was exported without an encoder, which an image needs"
+            command = self._manifest.export_command(int8=self.quantization is not None)
+            raise InvalidInput(found, f"`{command} --encoder` makes one that has it")
+        if self.backend.name == "tensorrt":
+            found = "TensorRT's engines have no encoder, which an image needs"
+            raise InvalidInput(found, "choose another backend")
+
     def noise(self, plan: Plan, picture: int = 0) -> Callable[[], Floats]:
         """What draws N(0, 1) for one of the plan's pictures, as with torch."""
         source, shape = NoiseSource(plan.seed + picture), self._latent_shape(plan)
         return lambda: source.normal(shape)
 
     def decode(
-        self, latent: Floats, size: tuple[int, int] | None = None, on_progress: Progress | None = None
+        self,
+        latent: Floats,
+        size: tuple[int, int] | None = None,
+        on_progress: Progress | None = None,
+        *,
+        tile: int | None = None,
+        on_tiled: Callable[[int], None] | None = None,
     ) -> NDArray[np.uint8]:
         """Turn a latent into (H, W, 3) uint8, resized and cropped to ``size`` (width, height).
 
-        Tells ``on_progress`` between strips or tiles; what that raises ends the decode.
+        Tells ``on_progress`` between strips or tiles; what that raises ends the decode. ``tile`` and
+        ``on_tiled`` are those of `EngineDecoder.decode`.
 
         Raises:
             SanaError: the latent, or what the decoder makes of it, has NaN or infinite values.
         """
         self.graphs.make_room(_DENOISER)
-        return self._picture(latent, size, on_progress or unseen)
+        told = on_progress or unseen
+        decode = partial(self._decoder.decode, on_progress=told, tile=tile, on_tiled=on_tiled)
+        return self._picture(latent, decode, size)
 
     def _picture(
-        self, latent: Floats, size: tuple[int, int] | None = None, on_progress: Progress = unseen
+        self, latent: Floats, decode: Callable[[Floats], Floats], size: tuple[int, int] | None = None
     ) -> NDArray[np.uint8]:
         check_finite("latent", float(latent.min()), float(latent.max()))
-        pixels = self._decoder.decode(latent, on_progress)
+        pixels = decode(latent)
         check_finite("decoded picture", float(pixels.min()), float(pixels.max()))
         picture = pixels[0] if size is None else resize_and_crop(pixels[0], size)
         levels = np.clip(picture * np.float32(0.5) + np.float32(0.5), 0, 1) * np.float32(255)
@@ -277,8 +317,9 @@ class EngineRuntime:
         """Decode a latent shrunk to at most 8 cells a side."""
         if not isinstance(self._manifest.graphs["decoder"].inputs["latent"][1][2], str):
             # the graph knows only the height of the whole picture
-            return self._picture(latent)
-        return self._picture(shrink(latent, -(-max(latent.shape[-2:]) // PREVIEW_CELLS)))
+            return self._picture(latent, self._decoder.decode)
+        small = shrink(latent, -(-max(latent.shape[-2:]) // PREVIEW_CELLS))
+        return self._picture(small, self._decoder.decode)
 
     def load_decoder(self) -> None:
         """Load what decodes pictures of the native size, where it stays in memory."""

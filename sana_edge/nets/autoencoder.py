@@ -34,7 +34,9 @@ def _blocks(config: AutoencoderConfig, side: str, stage: int) -> Iterator[nn.Mod
             yield EfficientViTBlock(channels, config.attention_head_dim, kernels)
 
 
-class _Encoder(nn.Module):
+class Encoder(nn.Module):
+    """Pixels to latents, `Autoencoder.encode` on its own."""
+
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
         channels, layers = config.encoder_block_out_channels, config.encoder_layers_per_block
@@ -113,7 +115,7 @@ class Autoencoder(nn.Module):
     def __init__(self, config: AutoencoderConfig, *, encoder: bool = True) -> None:
         super().__init__()
         self.config = config
-        self.encoder = _Encoder(config) if encoder else None
+        self.encoder = Encoder(config) if encoder else None
         self.decoder = _Decoder(config)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
 
@@ -134,6 +136,11 @@ class Autoencoder(nn.Module):
         """Return pixels (B, 3, f h, f w), about [-1, 1], of ``latent`` (B, latent channels, h, w)."""
         pixels: Tensor = self.decoder(latent.contiguous(memory_format=torch.channels_last))
         return pixels
+
+
+def encoder_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Select the encoder's entries of a full state dict, by their names in `Encoder`."""
+    return {name[8:]: tensor for name, tensor in state.items() if name.startswith("encoder.")}
 
 
 def decoder_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

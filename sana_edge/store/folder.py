@@ -23,7 +23,7 @@ PIPELINES = {
     "SanaPipeline": "",
     "SanaSprintPipeline": "",
     "SanaPAGPipeline": "perturbed-attention guidance is not done, only plain guidance",
-    "SanaSprintImg2ImgPipeline": "pictures are drawn from the prompt alone, not from another picture",
+    "SanaSprintImg2ImgPipeline": "",
     "SanaControlNetPipeline": "its ControlNet is not used",
 }
 

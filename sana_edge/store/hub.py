@@ -108,25 +108,28 @@ def resolve_decoder(
     refresh: bool = False,
     progress: bool = True,
     on_progress: Progress = unseen,
+    revision: str | None = None,
 ) -> Path:
     """The folder of an autoencoder; arguments and errors are those of `resolve`."""
     info, folder = DECODERS.get(decoder.lower()), Path(os.path.expanduser(decoder))
     if info is None and decoder and os.path.isdir(folder):
         place = folder / "vae" if os.path.isdir(folder / "vae") else folder
         check_component(place)
+        _check_revision(revision, decoder)
         return place
     if info is None:
         _refuse_file(decoder)
     if info is None and not is_repository(decoder):
         hint = f"choose {', '.join(DECODERS)}, the folder of an autoencoder, or a repository"
         raise ModelNotFound(f"unknown decoder {decoder!r}", hint)
+    _check_revision(revision)
     repository = info.repository if info else decoder
-    path = None if refresh and not offline else cached(repository, None, component=True)
+    path = None if refresh and not offline else cached(repository, None, revision, component=True)
     if path is None:
         path = downloads.fetch(
             repository,
             None,
-            None,
+            revision,
             offline=offline,
             progress=progress,
             on_progress=on_progress,

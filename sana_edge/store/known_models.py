@@ -17,12 +17,18 @@ _SPRINT = (
 )
 
 
+# parameters of the published networks: denoisers by what their models' names have in them, decoders with
+# their encoders
+_DENOISERS = {"0.6b": 592_000_000, "1.6b": 1_605_000_000, "4.8b": 4_722_000_000}
+_TEXT_ENCODER, _DC_AE, _DC_AE_LITE = 2_614_000_000, 312_000_000, 421_000_000
+
+
 @dataclass(frozen=True)
 class KnownModel:
     """A public model, or a decoder of one.
 
     ``trained`` is the precision its denoiser was trained in ("fp16" or "bf16"), ``variant`` the weight files
-    to take, None for those without a variant name.
+    to take, None for those without a variant name, ``download`` about how many bytes they are.
     """
 
     name: str
@@ -30,10 +36,13 @@ class KnownModel:
     trained: str
     variant: str | None
     licence: str = _SANA
+    download: int = 0
 
 
 def _model(name: str, repository: str, trained: str, variant: str | None, licence: str = _SANA) -> KnownModel:
-    return KnownModel(name, f"{_OWNER}/{repository}_diffusers", trained, variant, licence)
+    denoiser = next(size for kind, size in _DENOISERS.items() if kind in name)
+    size = 2 * (denoiser + _TEXT_ENCODER) + 4 * _DC_AE
+    return KnownModel(name, f"{_OWNER}/{repository}_diffusers", trained, variant, licence, size)
 
 
 # autoencoders that decode the latents of the public models
@@ -43,7 +52,8 @@ DECODERS: dict[str, KnownModel] = {
         "mit-han-lab/dc-ae-lite-f32c32-sana-1.1-diffusers",
         "bf16",
         None,
-        "see the licence file of the repository",
+        "see the licence file of the repository; DC-AE's code is Apache-2.0",
+        4 * _DC_AE_LITE,
     )
 }
 KNOWN: dict[str, KnownModel] = {

@@ -27,6 +27,8 @@ FILE = "manifest.json"
 FORMAT = "sana-edge-onnx"
 VERSION = 1
 GRAPHS = ("text_encoder", "text_projection", "denoiser", "denoiser_folded", "decoder")
+# in folders that were exported with it
+ENCODER = "encoder"
 INSTRUCTION = "instruction.safetensors"
 TOKENIZER = "tokenizer/tokenizer.json"
 
@@ -123,6 +125,7 @@ class Manifest:
         verification: how far the graphs are from the torch modules; None where nobody looked.
         decoder_parts: graphs that together do what ``decoder`` does, the first on the whole latent and the
             others on strips of rows; none in folders of earlier versions, and of models that have no such.
+        notes: sentences about what the model has, or was made for, that has no effect here.
     """
 
     sana_edge: _Name
@@ -141,6 +144,7 @@ class Manifest:
     files: dict[str, StoredFile]
     verification: dict[str, Any] | None
     decoder_parts: Annotated[tuple[DecoderPart, ...], Between(0, 64)] = ()
+    notes: Annotated[tuple[str, ...], Between(0, 64)] = ()
 
     @classmethod
     def from_dict(cls, data: object, *, where: str) -> Manifest:
@@ -161,7 +165,7 @@ class Manifest:
                 f"{where}: version is {version}, this sana-edge reads up to {VERSION}", "upgrade sana-edge"
             )
         # which version 1 had not from the beginning, and can do without
-        manifest: Manifest = reader.convert({"decoder_parts": [], **data}, cls)
+        manifest: Manifest = reader.convert({"decoder_parts": [], "notes": [], **data}, cls)
         _check_values(manifest, reader)
         return manifest
 

@@ -266,6 +266,8 @@ def _autoencoder_config(state: Mapping[str, Tensor]) -> AutoencoderConfig:
         downsample_block_type="Conv" if down.resampled == down.widths[down.first + 1] else "pixel_unshuffle",
         decoder_norm_types=("rms_norm",) * up.stages,
         decoder_act_fns=("silu",) * up.stages,
+        # which no tensor tells: of the published decoders DC-AE-Lite's is SiLU, and has an empty stage
+        decoder_conv_act_fn="relu" if up.layers[0] else "silu",
         scaling_factor=SCALING_FACTOR,
     )
 

@@ -13,17 +13,20 @@ import torch
 from torch import Tensor, nn
 
 from sana_edge.config import AutoencoderConfig, DenoiserConfig
-from sana_edge.errors import CheckpointError
+from sana_edge.errors import CheckpointError, InvalidInput
 from sana_edge.fused.backends import half_dtype
 from sana_edge.nets import parameter_names
-from sana_edge.nets.autoencoder import Autoencoder, decoder_state
+from sana_edge.nets.autoencoder import Autoencoder, Encoder, decoder_state, encoder_state
 from sana_edge.nets.denoiser import Denoiser
 from sana_edge.nets.quantize import (
     decoder_targets,
     denoiser_targets,
+    encoder_targets,
     prepare_decoder,
+    prepare_encoder,
     quantize_decoder,
     quantize_denoiser,
+    quantize_encoder,
     set_activations,
     stacked,
 )
@@ -33,6 +36,16 @@ from sana_edge.store.package import Description, Quantization
 from sana_edge.store.package_tensors import check_tensors, is_scale, to_16_bit
 from sana_edge.store.weights import StoredState, check_values, is_finite, load_into, load_state, needs_clamp
 from sana_edge.torch_runtime.device import DTYPES
+
+
+def describe(model: ResolvedModel) -> tuple[Description, Description]:
+    """What both networks' folders say; a chosen decoder takes the latents of the model's own."""
+    transformer, vae = (package.describe(model.component(name)) for name in ("transformer", "vae"))
+    if model.decoder is not None:
+        own = package.describe(model.path / "vae").values
+        scale = {"scaling_factor": AutoencoderConfig.from_dict(own).scaling_factor}
+        vae = Description({**vae.values, **scale}, vae.quantization)
+    return transformer, vae
 
 
 def load_denoiser(
@@ -113,6 +126,39 @@ def load_decoder(
     return autoencoder.requires_grad_(False).eval()
 
 
+def load_encoder(
+    model: ResolvedModel, *, device: torch.device, dtype: torch.dtype, int8: bool = False
+) -> Encoder:
+    """Read the encoder of the model's own ``vae/``; arguments are those of `load_denoiser`.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, or does not fit its config.
+        InvalidInput: there is no encoder.
+    """
+    folder = model.path / "vae"
+    description = package.describe(folder)
+    quantization, config = description.quantization, AutoencoderConfig.from_dict(description.values)
+    state = encoder_state(load_state(folder, variant=model.component_variant("vae")))
+    if not state:
+        hint = "give the model that it was made from, or quantize that again with this version"
+        raise InvalidInput(f"{model.name} has no encoder, which an image needs", hint)
+    with torch.device("meta"):
+        encoder = Encoder(config)
+    if quantization is not None:
+        package.verify(folder, quantization)
+        # it is never calibrated
+        check_tensors(state, Quantization("token"), encoder_layers(encoder), where=str(folder))
+        prepare_encoder(encoder, state)
+    load_into(encoder, state, where=str(folder))
+    del state
+    if int8 and quantization is None:
+        quantize_encoder(encoder)
+        store_in_16_bit(encoder)
+    encoder.to(device, dtype)
+    encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
+    return encoder.requires_grad_(False).eval()
+
+
 def denoiser_layers(config: DenoiserConfig) -> list[tuple[str, ...]]:
     """What can be INT8 in a denoiser, as `check_tensors` wants it, by diffusers' names."""
     with torch.device("meta"):
@@ -124,6 +170,11 @@ def denoiser_layers(config: DenoiserConfig) -> list[tuple[str, ...]]:
 def decoder_layers(autoencoder: Autoencoder) -> list[tuple[str, ...]]:
     """What can be INT8 in a decoder, as `check_tensors` wants it."""
     return [stacked(target) for target in decoder_targets(autoencoder)]
+
+
+def encoder_layers(encoder: Encoder) -> list[tuple[str, ...]]:
+    """What can be INT8 in an encoder, as `check_tensors` wants it."""
+    return [stacked(target) for target in encoder_targets(encoder)]
 
 
 def clamps(

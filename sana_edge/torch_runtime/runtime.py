@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -13,30 +13,29 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sana_edge.config import AutoencoderConfig, DenoiserConfig, SamplerConfig
+from sana_edge.config import DenoiserConfig, SamplerConfig
 from sana_edge.decoding import PREVIEW_CELLS, check_finite
 from sana_edge.errors import OutOfMemory
 from sana_edge.fused import backends
 from sana_edge.fused.backends import Backend
 from sana_edge.fused.decoder import fuse_decoder
-from sana_edge.nets.autoencoder import Autoencoder
+from sana_edge.nets.autoencoder import Autoencoder, Encoder
 from sana_edge.nets.denoiser import Denoiser, Modulation, TextContext
 from sana_edge.nets.text_encoder import EncodedTexts, TextEncoder
 from sana_edge.progress import Progress, unseen
 from sana_edge.prompt import instruction_of, reading_notes
-from sana_edge.request import Plan
-from sana_edge.sampler import Sampler, guide, sampler_of
+from sana_edge.request import MAX_SIDE, Plan
+from sana_edge.sampler import Origin, Sampler, guide, sampler_of
 from sana_edge.sizes import resized
-from sana_edge.store import package
 from sana_edge.store.domain import Domain, read_domain
 from sana_edge.store.folder import foreign_parts
 from sana_edge.store.hub import ResolvedModel
-from sana_edge.store.package import Description, Quantization
+from sana_edge.store.package import Quantization
 from sana_edge.store.pairing import read_sampler
 from sana_edge.system.memory import HINT, available_memory, peak_memory
 from sana_edge.torch_runtime import tiling
 from sana_edge.torch_runtime.device import DTYPES, full_precision, torch_threads, without_fp16
-from sana_edge.torch_runtime.load import load_decoder, load_denoiser
+from sana_edge.torch_runtime.load import describe, load_decoder, load_denoiser, load_encoder
 from sana_edge.torch_runtime.steps import Predictor, Velocity, make_predictor
 
 WHILE_LOADING = "quantized while loading, without calibration; `sana-edge quantize` makes a package"
@@ -69,6 +68,7 @@ class TorchRuntime:
     domain: Domain | None = None
     decoder: str | None = None
     threads: int | None = None
+    encoder: Callable[[], Encoder] | None = None
 
     @classmethod
     def load(
@@ -97,12 +97,7 @@ class TorchRuntime:
             CheckpointError: a file is missing, damaged, or does not fit its config.
             InvalidInput, UnsupportedDevice: the backend cannot be used for this model.
         """
-        transformer, vae = (package.describe(model.component(name)) for name in ("transformer", "vae"))
-        if model.decoder is not None:
-            # of the model's latents, whatever the other autoencoder's are
-            own = package.describe(model.path / "vae").values
-            scale = {"scaling_factor": AutoencoderConfig.from_dict(own).scaling_factor}
-            vae = Description({**vae.values, **scale}, vae.quantization)
+        transformer, vae = describe(model)
         quantization = transformer.quantization or vae.quantization
         quantize = int8 and quantization is None
         if quantize:
@@ -142,6 +137,7 @@ class TorchRuntime:
             decoder=model.decoder_name,
             domain=read_domain(model.path),
             threads=threads,
+            encoder=cache(partial(load_encoder, model, device=device, dtype=others, int8=quantize)),
         )
 
     @classmethod
@@ -208,11 +204,12 @@ class TorchRuntime:
         """Compare an estimate of the largest stage with what is free, where that is known; computes nothing.
 
         Raises:
-            OutOfMemory: it does not fit, even decoded in tiles.
+            OutOfMemory: it does not fit, even decoded in tiles, where these are not turned off.
         """
         config, dtype = self.autoencoder.config, next(self.autoencoder.parameters()).dtype
         cell = config.spatial_compression
-        tile = tiling.DEFAULT_TILE // cell
+        side = tiling.DEFAULT_TILE if plan.tile is None else plan.tile or MAX_SIDE
+        tile = side // cell
         height, width = plan.height // cell, plan.width // cell
         pixels = config.in_channels * plan.height * plan.width * dtype.itemsize
         # the sums of an INT8 layer are INT32
@@ -241,10 +238,25 @@ class TorchRuntime:
 
     def schedule(self, plan: Plan) -> tuple[Sampler, Modulation]:
         """Make the sampler, and the denoiser's modulation tables for all of its steps."""
-        sampler = sampler_of(self.sampler, plan.sampler, plan.steps, plan.flow_shift)
+        sampler = sampler_of(self.sampler, plan.sampler, plan.steps, plan.flow_shift, plan.skip)
         embedded = plan.guidance if self.denoiser.config.guidance_embeds else None
         timesteps = torch.from_numpy(sampler.timesteps).to(self.device)
         return sampler, self.denoiser.modulation(timesteps, embedded)
+
+    def origin(self, plan: Plan) -> Origin[Tensor]:
+        """Encode the plan's image, with an encoder that is loaded for the first one.
+
+        Raises:
+            InvalidInput: the model has no encoder.
+        """
+        assert plan.init is not None and self.encoder is not None
+        encoder, drawn = self.encoder(), (plan.width, plan.height)
+        weight = next(encoder.parameters())
+        pixels = torch.from_numpy(plan.init.at(drawn)).to(weight.device, weight.dtype)
+        latent = encoder(pixels.contiguous(memory_format=torch.channels_last)).float()
+        cells = plan.init.cells(drawn, self.autoencoder.config.spatial_compression)
+        mask = None if cells is None else torch.from_numpy(cells).to(self.device)
+        return Origin(latent * self.autoencoder.config.scaling_factor, mask)
 
     def noise(self, plan: Plan, picture: int = 0) -> Callable[[], Tensor]:
         """What draws N(0, 1) for one of the plan's pictures, as diffusers does for a generator on the CPU.
@@ -285,24 +297,36 @@ class TorchRuntime:
         return velocity
 
     def decode(
-        self, latent: Tensor, size: tuple[int, int] | None = None, on_progress: Progress | None = None
+        self,
+        latent: Tensor,
+        size: tuple[int, int] | None = None,
+        on_progress: Progress | None = None,
+        *,
+        tile: int | None = None,
+        on_tiled: Callable[[int], None] | None = None,
     ) -> NDArray[np.uint8]:
         """Turn a latent into (H, W, 3) uint8, resized and cropped to ``size`` (width, height).
 
-        Tells ``on_progress`` before each block of the decoder; what that raises ends the decode.
+        Tells ``on_progress`` before each block of the decoder; what that raises ends the decode. ``tile`` and
+        ``on_tiled`` are those of `tiling.decode`, but that a tile of 0 is the whole picture.
 
         Raises:
             SanaError: the latent, or what the autoencoder makes of it, has NaN or infinite values.
         """
         check_finite("latent", *map(float, latent.aminmax()))
         weight = next(self.autoencoder.parameters())
+        if tile == 0:
+            tile = max(latent.shape[2:]) * self.autoencoder.config.spatial_compression
         latent = latent.to(weight.dtype) / self.autoencoder.config.scaling_factor
         on_block = None if on_progress is None else partial(on_progress, "decode")
-        pixels = self._decode_or_none(latent, on_block)
+        decode = partial(
+            tiling.decode, self.autoencoder, latent, tile=tile, on_block=on_block, on_tiled=on_tiled
+        )
+        pixels = self._decode_or_none(decode)
         if pixels is None:
             # what steps were recorded with can be had again; the error would have kept what failed
             self.release()
-            pixels = tiling.decode(self.autoencoder, latent, on_block=on_block)
+            pixels = decode()
         check_finite("decoded picture", *map(float, pixels.aminmax()))
         if size is not None and size != (pixels.shape[3], pixels.shape[2]):
             pixels = _resized(pixels, size)
@@ -310,10 +334,10 @@ class TorchRuntime:
         result: NDArray[np.uint8] = levels.byte().permute(1, 2, 0).contiguous().cpu().numpy()
         return result
 
-    def _decode_or_none(self, latent: Tensor, on_block: Callable[[int, int], None] | None) -> Tensor | None:
+    def _decode_or_none(self, decode: Callable[[], Tensor]) -> Tensor | None:
         """None where a GPU's memory runs out."""
         try:
-            return tiling.decode(self.autoencoder, latent, on_block=on_block)
+            return decode()
         except (torch.OutOfMemoryError, OutOfMemory):
             if self.device.type != "cuda":
                 raise

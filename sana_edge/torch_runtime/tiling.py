@@ -31,6 +31,7 @@ def decode(
     memory_limit: int | None = None,
     on_tile: Callable[[int, int], None] | None = None,
     on_block: Callable[[int, int], None] | None = None,
+    on_tiled: Callable[[int], None] | None = None,
 ) -> Tensor:
     """Decode a latent, one picture and one tile at a time.
 
@@ -48,6 +49,7 @@ def decode(
         on_tile: called with (tiles done, all tiles) after each tile.
         on_block: called with (blocks done, all blocks) before each block of the decoder, for each tile; what
             it raises ends the decode.
+        on_tiled: called with the side of the tiles in pixels, if there are several, before the first.
 
     Returns:
         Pixels (B, 3, f h, f w), about [-1, 1].
@@ -74,6 +76,8 @@ def decode(
             needed=needed,
             free=free,
         )
+    if on_tiled is not None and side < max(height, width):
+        on_tiled(side * cell)
     if on_block is None:
         return _decode_tiles(autoencoder, latent, side, step, on_tile)
     tiles = batch * len(range(0, height, step)) * len(range(0, width, step))

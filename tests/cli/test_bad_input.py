@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -57,6 +58,14 @@ BAD_REQUESTS: dict[str, tuple[dict[str, Any], str, str]] = {
     "images-zero": ({"images": 0}, "images is 0", "from 1"),
     "images-negative": ({"images": -3}, "images is -3", "from 1"),
     "shift-zero": ({"flow_shift": 0}, "flow shift is 0", "above 0"),
+    "shift-bool": ({"flow_shift": True}, "flow shift is True", "above 0"),
+    "guidance-bool": ({"guidance": True}, "guidance is True", "from 0 to 1000"),
+    "guidance-complex": ({"guidance": 1j}, "guidance is 1j", "from 0 to 1000"),
+    "tile-odd": ({"tile": 1000}, "tile is 1000", "or 0 for none"),
+    "tile-one-cell": ({"tile": 32}, "tile is 32", "from 64 to 8192"),
+    "tile-bool": ({"tile": True}, "tile is True", "multiple of 32"),
+    "steps-numpy": ({"steps": np.float32(2.5)}, "steps is 2.5", "whole number"),
+    "seed-numpy-bool": ({"seed": np.bool_(True)}, "seed is True", "from 0 to"),
     "shift-nan": ({"flow_shift": float("nan")}, "flow shift is nan", "above 0"),
     "shift-huge": ({"flow_shift": 10**400}, "flow shift is a huge number", "at most 100"),
     "shift-text": ({"flow_shift": "3"}, "flow shift is '3'", "above 0"),

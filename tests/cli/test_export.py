@@ -25,6 +25,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import sana_edge.export.onnx as exporting
+from sana_edge import Sana
 from sana_edge.calib.quantize import quantize
 from sana_edge.calib.settings import Settings as Calibration
 from sana_edge.cli.main import main
@@ -36,6 +37,7 @@ from sana_edge.nets.autoencoder import Autoencoder
 from sana_edge.nets.quantize import decoder_targets
 from sana_edge.store import hub, manifest, manifest_files, package
 from sana_edge.store.folder import read_json
+from sana_edge.store.known_models import BUNDLED
 from sana_edge.store.manifest import GRAPHS, Manifest
 
 Capture = pytest.CaptureFixture[str]
@@ -98,7 +100,7 @@ def test_sana_tiny_in_int8(int8_folder: Path) -> None:
     assert (found.dtype, found.native_size, found.size) == ("fp32", 256, None)
     assert (found.latent_channels, found.cell, found.guidance_embeds) == (32, 32, False)
     assert (found.sampler.kind, found.sampler.flow_shift) == ("flow-dpm", 3.0)
-    path = hub.BUNDLED / "sana-tiny-int8"
+    path = BUNDLED / "sana-tiny-int8"
     assert found.source.checksums == {
         component: package.checksum(path / component) for component in ("transformer", "vae", "text_encoder")
     }
@@ -120,7 +122,7 @@ def test_weights_are_int8_and_the_rest_is_shared(int8_folder: Path) -> None:
     }
     # six layers in each of eight blocks, of which a graph may split some; Gemma's seven in each of four; q, k
     # and v of a decoder are one
-    config = AutoencoderConfig.from_dict(read_json(hub.BUNDLED / "sana-tiny-int8" / "vae" / "config.json"))
+    config = AutoencoderConfig.from_dict(read_json(BUNDLED / "sana-tiny-int8" / "vae" / "config.json"))
     decoder = len(decoder_targets(Autoencoder(config, encoder=False)))
     assert weights["denoiser"] == weights["denoiser_folded"] >= 48
     assert (weights["text_encoder"], weights["decoder"]) == (28, decoder)
@@ -523,3 +525,17 @@ def test_the_parts_are_told(tiny_folder: Path, tmp_path: Path) -> None:
     )
     assert tuple(told) == exporting.PARTS[:-1]
     assert isinstance(made, Manifest) and manifest.read(tmp_path / "onnx") == made
+
+
+def test_what_is_not_done_is_noted_in_the_folder(tiny_folder: Path, tmp_path: Path, capsys: Capture) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_folder, model)
+    index = model / "model_index.json"
+    index.write_text(index.read_text().replace('"SanaPipeline"', '"SanaPAGPipeline"'))
+    save_file({"a.lora_A.weight": torch.zeros(2, 2)}, model / "my_lora.safetensors")
+    assert quick(model, tmp_path / "graphs") == 0
+    said = capsys.readouterr().err
+    with Sana.load(tmp_path / "graphs", backend="onnxruntime", device="cpu") as sana:
+        notes = sana.generate("a house", steps=1, seed=1).notes
+    for words in ("made for SanaPAGPipeline", "my_lora.safetensors is a LoRA"):
+        assert words in said and any(words in note for note in notes)

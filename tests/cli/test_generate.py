@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image as PILImage
 
 from sana_edge import Image, Sana, SanaError, progress, read_metadata
@@ -216,6 +217,12 @@ def test_metadata_are_arguments(tiny_folder: Path) -> None:
     with Sana.load(str(tiny_folder)) as sana:
         made = sana.generate("a house", seed=np.int64(3), steps=np.int32(1), size=(np.int64(64), 96))
         assert type(made.metadata["seed"]) is int and made.metadata["size"] == [64, 96]
+        floats = {"guidance": np.float32(4.5), "flow_shift": np.float16(3)}
+        again = sana.generate("a house", seed=torch.tensor(3), steps=1, size=np.array([64, 96]), **floats)
+        assert {**made.metadata, "flow_shift": 3.0} == again.metadata
+        assert type(again.metadata["guidance"]) is float
+        assert np.array_equal(again.pixels, made.pixels)
+        made.save("a.webp", quality=np.int64(80))
         path = made.save("a.png")
         assert sana.generate(**read_metadata(path)).png() == made.png()
         later = {**read_metadata(path), "what later versions add": 1}

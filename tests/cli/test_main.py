@@ -230,6 +230,8 @@ def test_models(capsys: Capture) -> None:
     assert capsys.readouterr().out == listed
     assert re.search(r"^sana-0\.6b-1024 +public .*/Sana_600M_1024px_diffusers \[1\]$", listed, re.MULTILINE)
     assert "\n[1] licence: " in listed
+    # what is to be downloaded, decoders too
+    assert re.search(r"^dc-ae-lite +decoder +(not here, 1\.7 GB|\d+ MB) +mit-han-lab/", listed, re.MULTILINE)
     assert main(["models", "pull"]) == 1
     assert "no model to pull" in capsys.readouterr().err
 

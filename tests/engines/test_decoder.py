@@ -328,3 +328,31 @@ def test_what_strips_of_the_public_decoder_compute_again(
     heights = [cells * 4, cells * 8, cells * 16]
     found = [counts[part.name] / height for part, height in zip(others, heights, strict=True)]
     assert (round(min(found), 2), round(max(found), 2)) == (least, most)
+
+
+def test_tiles_that_are_asked_for(models: dict[str, tuple[Path, Any]]) -> None:
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    made, sides = graphs(models["sana-tiny"], "onnxruntime"), []
+    expected, decoder, calls = whole(made, latents()), EngineDecoder(made), counted(made)
+    tiled = decoder.decode(latents(), tile=160, on_tiled=sides.append)
+    assert sides == [160] and set(calls) == {"decoder"} and calls["decoder"] == 4
+    assert not np.array_equal(tiled, expected)
+    # a tile that is no smaller than the picture, and none: the sums of strips are those of the whole
+    for tile in (32 * max(SIZE), 0):
+        found = decoder.decode(latents(), tile=tile, on_tiled=sides.append)
+        assert error(found, expected)[0] < 100 * 2**-24
+    old = EngineDecoder(graphs(models["sana-tiny"], "onnxruntime", decoder_parts=()))
+    assert np.array_equal(old.decode(latents(), tile=0, on_tiled=sides.append), expected)
+    assert sides == [160]
+    old.decode(latents(), on_tiled=sides.append)
+    assert sides == [160, TILE]
+
+
+def test_no_tiles_where_memory_is_short(
+    models: dict[str, tuple[Path, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    free(monkeypatch, 1 << 20)
+    with pytest.raises(OutOfMemory, match="without tiles needs about") as caught:
+        EngineDecoder(graphs(models["sana-tiny"], "onnxruntime")).decode(latents(), tile=0)
+    assert caught.value.needed > caught.value.free

@@ -21,9 +21,9 @@ from sana_edge import Sana, request
 from sana_edge.cli.main import main
 from sana_edge.decoding import shrink
 from sana_edge.engines import choose, decoder, runtime, sessions
-from sana_edge.engines.projected_text import ProjectedText, padding_mask, side_by_side
 from sana_edge.engines.runtime import EngineRuntime
 from sana_edge.engines.tensorrt import cache
+from sana_edge.engines.text import ProjectedText, padding_mask, side_by_side
 from sana_edge.errors import CheckpointError, InvalidInput, OutOfMemory, SanaError
 from sana_edge.export.settings import Settings
 from sana_edge.request import Plan, Request
@@ -386,7 +386,7 @@ def test_values_that_are_not_finite(
     with pytest.raises(SanaError, match="the latent has values that are not finite") as caught:
         ours.decode(latent)
     assert "lower guidance" in caught.value.hint
-    monkeypatch.setattr(ours._decoder, "decode", lambda *_: np.full((1, 3, 32, 32), value, np.float32))
+    monkeypatch.setattr(ours._decoder, "decode", lambda *_, **__: np.full((1, 3, 32, 32), value, np.float32))
     with pytest.raises(SanaError, match="the decoded picture has values that are not finite"):
         ours.decode(np.zeros((1, 32, 1, 1), np.float32))
 

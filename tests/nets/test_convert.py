@@ -373,13 +373,17 @@ def test_a_compiled_and_averaged_denoiser(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "empty",
     [
-        {"decoder_layers_per_block": (0, 2, 3)},
-        {"decoder_layers_per_block": (0, 2, 3), "encoder_layers_per_block": (0, 2, 1)},
+        {"decoder_layers_per_block": (0, 2, 3), "decoder_conv_act_fn": "silu"},
+        {
+            "decoder_layers_per_block": (0, 2, 3),
+            "encoder_layers_per_block": (0, 2, 1),
+            "decoder_conv_act_fn": "silu",
+        },
     ],
     ids=["decoder", "both"],
 )
 def test_an_empty_first_stage(tmp_path: Path, up: str, down: str, empty: dict[str, object]) -> None:
-    """DC-AE-Lite's: what projects to pixels is an upsampling, `decoder.project_out.2.conv.conv`."""
+    """DC-AE-Lite's: what projects to pixels is an upsampling (`decoder.project_out.2.conv.conv`) of SiLU."""
     model = autoencoder(upsample_block_type=up, downsample_block_type=down, **empty)
     published = published_autoencoder(model)
     both = "encoder_layers_per_block" in empty

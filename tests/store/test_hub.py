@@ -594,6 +594,14 @@ def test_a_revision_is_downloaded(server: Hub, tmp_path: Path) -> None:
     assert server.fetched == []
 
 
+def test_a_revision_is_pulled(server: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    server.repositories["someone/sana-mine"] = write_model(tmp_path / "remote")
+    assert main(["models", "pull", "someone/sana-mine", "--revision", COMMIT, "--quiet"]) == 0
+    assert capsys.readouterr().out.strip().endswith(COMMIT)
+    assert main(["models", "pull", "someone/sana-mine", "--revision", "../x"]) == 1
+    assert "is no branch, tag or commit" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("revision", ["", "..", "../../x", "a b", "-x", "/etc"])
 def test_what_is_no_revision(cache: Path, revision: str) -> None:
     with pytest.raises(InvalidInput, match="is no branch, tag or commit"):

@@ -18,11 +18,12 @@ from sana_edge import InvalidInput, Sana
 from sana_edge.calib.quantize import quantize
 from sana_edge.calib.settings import Settings
 from sana_edge.cli.main import main
-from sana_edge.errors import CheckpointError, ModelNotFound, SanaError
+from sana_edge.errors import CheckpointError, ModelNotFound, OutOfMemory, SanaError
 from sana_edge.prompt import CHI
 from sana_edge.sampler import sampler_of
 from sana_edge.store import hub
 from sana_edge.store.known_models import DECODERS, KnownModel
+from sana_edge.torch_runtime import tiling
 
 PROMPT = "a red house"
 
@@ -105,11 +106,11 @@ def test_what_a_pipeline_does_besides_is_said(folder: Path, pipeline: str, said:
     assert any(said in note for note in notes) if said else not notes
 
 
-def test_image_to_image_is_said(tiny_sprint_folder: Path, tmp_path: Path) -> None:
+def test_an_image_to_image_pipeline_needs_no_image(tiny_sprint_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_sprint_folder, tmp_path / "model")
     edit(tmp_path / "model/model_index.json", _class_name="SanaSprintImg2ImgPipeline")
     with Sana.load(tmp_path / "model") as sana:
-        assert "from the prompt alone" in sana.generate(PROMPT).notes[0]
+        assert not sana.generate(PROMPT).notes
 
 
 @pytest.mark.parametrize(
@@ -290,3 +291,63 @@ def test_an_embedding_that_is_not_finite_gives_no_picture(tiny_folder: Path, tmp
     save_file(state, path)
     with Sana.load(str(folder)) as sana, pytest.raises(SanaError, match="encoded text has values"):
         sana.generate("a house", steps=1)
+
+
+TILED = "decoded in tiles of 64 pixels, as memory was short"
+
+
+def test_tiles_are_in_the_metadata(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Sana.load(folder) as sana:
+        options = {"steps": 1, "seed": 3, "size": (96, 96)}
+        whole, tiled = sana.generate(PROMPT, **options), sana.generate(PROMPT, tile=64, **options)
+        assert "tile" not in whole.metadata and tiled.metadata["tile"] == 64
+        assert tiled.notes == whole.notes and not np.array_equal(tiled.pixels, whole.pixels)
+        # a larger tile than the picture
+        large = sana.generate(PROMPT, tile=128, **options)
+        assert np.array_equal(large.pixels, whole.pixels)
+        monkeypatch.setattr(tiling, "DEFAULT_TILE", 64)
+        monkeypatch.setattr(tiling, "decode_bytes", lambda config, h, w, *_: (h * w > 4) << 60)
+        monkeypatch.setattr(tiling, "available_memory", lambda device: 1 << 40)
+        chosen = sana.generate(PROMPT, **options)
+        assert any(note.startswith(TILED) for note in chosen.notes)
+        again = sana.generate(**chosen.metadata)
+        assert np.array_equal(again.pixels, tiled.pixels) and again.metadata == chosen.metadata
+        assert not any(note.startswith(TILED) for note in again.notes)
+        with pytest.raises(OutOfMemory, match="96x96"):
+            sana.generate(PROMPT, tile=0, **options)
+
+
+def test_tiles_on_the_command_line(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["generate", PROMPT, "--model", str(tiny_folder), "--steps", "1", "--seed", "3", "--json"]
+    found = []
+    for tile in ("64", "off"):
+        assert main([*arguments, "--tile", tile, "--output", f"{tile}.png"]) == 0
+        found.append(json.loads(capsys.readouterr().out)["tile"])
+    assert found == [64, 0]
+    with pytest.raises(SystemExit, match="2"):
+        main([*arguments, "--tile", "some"])
+    assert "argument --tile: 'some' is no number of pixels, nor off" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["quantize", "export", "models pull"])
+def test_every_command_has_revisions(
+    tiny_folder: Path, tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = [] if command == "models pull" else ["--output", str(tmp_path / "new")]
+    assert main([*command.split(), str(tiny_folder), "--revision", "v1", *output]) == 1
+    assert "revision 'v1' is of a repository" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_revisions_of_what_has_none(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["models", "list", "--revision", "v1"])
+    convert = ["convert", str(tmp_path / "a.pth"), "--output", str(tmp_path / "new"), "--revision", "v1"]
+    assert main(convert) == 1 and "--revision without --base" in capsys.readouterr().err
+    assert main([*convert, "--base", str(tiny_folder)]) == 1
+    assert "revision 'v1' is of a repository" in capsys.readouterr().err
