@@ -204,7 +204,7 @@ class _Export:
     def _write_encoder(self) -> None:
         encoder = load_encoder(self._source.model, device=_CPU, dtype=DTYPES["fp32"])
         with ExternalData(self._folder / f"{ENCODER}.data") as data:
-            graph = GraphBuilder(ENCODER, data, self._others)
+            graph = GraphBuilder(ENCODER, data, self._others, int8_activations=False)
             add_encoder(graph, encoder, self._source.autoencoder.scaling_factor)
             graph.save(self._folder / f"{ENCODER}.onnx")
 
