@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -101,6 +103,19 @@ class Fields:
         # Pillow's scale begins at 1
         return Encoding(_FORMATS[name], QUALITY if value is None else max(value, 1))
 
+    def picture(self, *names: str) -> bytes | None:
+        """A picture file in base64, also as a data URL; a path or another URL is not opened."""
+        name, value = self._first(names)
+        if value is None:
+            return None
+        if isinstance(value, bytes):
+            return value
+        text = value.rpartition("base64,")[2] if isinstance(value, str) else ""
+        try:
+            return base64.b64decode(text, validate=True) if text else _no_picture(name)
+        except (binascii.Error, ValueError):
+            return _no_picture(name)
+
     def request(self, *, images: int | None, size: tuple[int, int] | None, **more: Any) -> Request:
         """The request in the fields that all faces share, by the names that clients have for them.
 
@@ -129,7 +144,13 @@ class Fields:
         every = self.whole("preview_every", low=0, high=1000) or 0
         return Job(
             known(self.text("model")),
-            self.request(images=self.whole("images", "n", low=1, high=MAX_PICTURES), size=self.size()),
+            self.request(
+                images=self.whole("images", "n", low=1, high=MAX_PICTURES),
+                size=self.size(),
+                image=self.picture("image"),
+                mask=self.picture("mask"),
+                strength=self.number("strength"),
+            ),
             preview=lambda step, steps: every > 0 and (step + 1) % every == 0,
             encoding=self.encoding(),
         )
@@ -147,6 +168,10 @@ def shown(value: Any) -> str:
     except ValueError:  # an integer of thousands of digits
         return "a huge number"
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def _no_picture(name: str) -> NoReturn:
+    raise InvalidInput(f"{name} is no picture in base64", "send the bytes of a picture file in base64")
 
 
 def _no_number(name: str) -> NoReturn:

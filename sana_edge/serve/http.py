@@ -8,6 +8,7 @@ import json
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -18,8 +19,9 @@ from sana_edge.serve.job import Job
 from sana_edge.serve.queue import Closed, QueueFull
 from sana_edge.serve.service import Service
 
-# a model reads 300 tokens of a prompt
+# a model reads 300 tokens of a prompt; with pictures in it a body may be larger
 MAX_BODY = 1 << 20
+MAX_PICTURES_BODY = 24 << 20
 # bytes that are read, and thrown away, so that the client sees the answer
 MAX_READ = 32 << 20
 # seconds in which a body must be here, and after which a stream that has no news says that it lives
@@ -27,6 +29,8 @@ BODY_SECONDS = 30.0
 HEARTBEAT_SECONDS = 15.0
 # what below /v1/ is no part of OpenAI's API
 _OWN = ("/v1/jobs", "/v1/pictures", "/v1/status", "/v1/estimate")
+# of a form, what is never a number
+_TEXTS = {"prompt", "negative_prompt", "model", "size", "instruction", "user"}
 _STATUS: dict[type[SanaError], int] = {
     ModelNotFound: 404,
     Cancelled: 409,
@@ -53,20 +57,58 @@ class Json(Response):
         return json.dumps(content, separators=(",", ":")).encode("ascii")
 
 
-async def fields(request: Request) -> Fields:
-    """Read the body.
+async def fields(request: Request, most: int = MAX_BODY) -> Fields:
+    """Read the body: JSON, or a form of `multipart/form-data`.
 
     Raises:
         Refused: it is too large, or too slow.
-        InvalidInput: it is no JSON object.
+        InvalidInput: it is neither.
     """
+    body = await _body(request, most)
+    if request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        return await _form(request, body)
+    return Fields.parse(body)
+
+
+async def _form(request: Request, body: bytes) -> Fields:
+    """The fields of a form, files as bytes; what is no text in JSON is read as JSON.
+
+    A name that comes twice, which JSON would have as a list, is an error; "image[]" is image.
+    """
+
+    async def stream() -> AsyncGenerator[bytes, None]:
+        yield body
+
+    try:
+        parser = MultiPartParser(
+            request.headers, stream(), max_files=8, max_fields=64, max_part_size=MAX_BODY
+        )
+        form = await parser.parse()
+    except (MultiPartException, KeyError) as error:
+        raise InvalidInput(f"this is no form: {error}", "send multipart/form-data with a boundary") from error
+    values: dict[str, Any] = {}
+    for name, value in form.multi_items():
+        name = name.removesuffix("[]")
+        if name in values:
+            raise InvalidInput(f"there is more than one {name}", "send one")
+        values[name] = value if isinstance(value, str) else await value.read()
+    await form.close()
+    for name in values.keys() - _TEXTS:
+        if isinstance(values[name], str):
+            # 2, 0.5, true
+            with contextlib.suppress(ValueError, RecursionError):
+                values[name] = json.loads(values[name])
+    return Fields(values)
+
+
+async def _body(request: Request, most: int) -> bytes:
     body, size = bytearray(), 0
 
     async def read() -> None:
         nonlocal size
         async for part in request.stream():
             size += len(part)
-            if size <= MAX_BODY:
+            if size <= most:
                 body.extend(part)
             elif size > MAX_READ:
                 break
@@ -75,9 +117,10 @@ async def fields(request: Request) -> Fields:
         await asyncio.wait_for(read(), BODY_SECONDS)
     except asyncio.TimeoutError as error:
         raise Refused(408, f"the request took longer than {BODY_SECONDS:.0f} s", "send it again") from error
-    if size > MAX_BODY:
-        raise Refused(413, f"the request has more than {MAX_BODY} bytes", "send a shorter prompt")
-    return Fields.parse(bytes(body))
+    if size > most:
+        hint = "send a shorter prompt" if most == MAX_BODY else "send a smaller picture"
+        raise Refused(413, f"the request has more than {most} bytes", hint)
+    return bytes(body)
 
 
 def status_of(error: SanaError, invalid: int) -> int:

@@ -1,16 +1,32 @@
-"""The face of OpenAI's image API: generations, also as a stream with true partial pictures, and models."""
+"""The face of OpenAI's image API: generations and edits, also as streams with true partial pictures."""
 
 from __future__ import annotations
 
 import asyncio
+import io
 from typing import Any
 
+import numpy as np
+import PIL.Image
+from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from sana_edge.errors import InvalidInput
+from sana_edge.init_image import MAX_PIXELS
 from sana_edge.serve.fields import MAX_PICTURES, Fields
-from sana_edge.serve.http import Events, Json, Refused, event, fields, finished, openai_error, status_of
+from sana_edge.serve.http import (
+    MAX_PICTURES_BODY,
+    Events,
+    Json,
+    Refused,
+    event,
+    fields,
+    finished,
+    openai_error,
+    status_of,
+)
 from sana_edge.serve.job import Job, never
 from sana_edge.serve.service import Service
 
@@ -28,20 +44,38 @@ class OpenAI:
         return [
             Route("/v1/images/generations", self.generations, methods=["POST"]),
             Route("/v1/images/edits", self.edits, methods=["POST"]),
-            Route("/v1/images/variations", self.edits, methods=["POST"]),
+            Route("/v1/images/variations", self.variations, methods=["POST"]),
             Route("/v1/models", self.models),
             Route("/v1/models/{name:path}", self.model),
         ]
 
     async def generations(self, request: Request) -> Response:
         """Draw: JSON with all pictures, or a stream of events."""
-        asked = await fields(request)
+        return await self._draw(request, await fields(request), "image_generation")
+
+    async def edits(self, request: Request) -> Response:
+        """Draw from a picture: as much of it as ``strength`` says, with a mask where that is transparent."""
+        asked = await fields(request, MAX_PICTURES_BODY)
+        image = asked.picture("image")
+        if image is None:
+            raise InvalidInput("there is no image", "send one, or draw with /v1/images/generations")
+        mask, strength = asked.picture("mask"), asked.number("strength")
+        if mask is not None:
+            # all of what is masked
+            strength = 1.0 if strength is None else strength
+        cut = None if mask is None else await asyncio.to_thread(_transparent, mask)
+        return await self._draw(request, asked, "image_edit", image=image, mask=cut, strength=strength)
+
+    async def variations(self, request: Request) -> Response:
+        """Pictures are drawn from a prompt."""
+        raise Refused(400, "variations without a prompt are not there", "send a prompt to /v1/images/edits")
+
+    async def _draw(self, request: Request, asked: Fields, kind: str, **more: Any) -> Response:
         streamed, by_url = asked.flag("stream"), _by_url(asked)
         partials = asked.whole("partial_images", low=0, high=MAX_PARTIALS) or 0
-        wanted = asked.request(
-            images=asked.whole("n", low=1, high=MAX_PICTURES),
-            size=asked.size(),
-        )
+        images = asked.whole("n", low=1, high=MAX_PICTURES)
+        # a picture that is sent is decoded here
+        wanted = await asyncio.to_thread(lambda: asked.request(images=images, size=asked.size(), **more))
         job = Job(
             self._service.known(asked.text("model")),
             wanted,
@@ -50,15 +84,10 @@ class OpenAI:
         )
         self._service.submit(job, keep=by_url)
         if streamed:
-            return Events(self._service, job, _Stream(job).take, owned=True)
+            return Events(self._service, job, _Stream(job, kind).take, owned=True)
         await finished(request, self._service, job)
         base = str(request.base_url) if by_url else None
         return await asyncio.to_thread(lambda: Json(_answer(job, base)))
-
-    async def edits(self, request: Request) -> Response:
-        """Nothing draws from a picture yet."""
-        what = request.url.path.rpartition("/")[2]
-        raise Refused(400, f"{what} of pictures are not there yet", "draw with /v1/images/generations")
 
     async def models(self, request: Request) -> Response:
         """The models that requests may name; any other name is the first."""
@@ -75,8 +104,9 @@ class OpenAI:
 class _Stream:
     """The events of a job as OpenAI has them."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, kind: str) -> None:
         self._job = job
+        self._kind = kind
         self._previews = 0
         self._pictures = 0
         # of the current picture
@@ -109,11 +139,30 @@ class _Stream:
         return events
 
     def _event(self, kind: str, b64_json: str, **more: Any) -> bytes:
-        name = f"image_generation.{kind}"
+        name = f"{self._kind}.{kind}"
         output_format = self._job.encoding.kind.lower()
         created = int(self._job.created)
         content = {"type": name, "b64_json": b64_json, "created_at": created, "output_format": output_format}
         return event(name, {**content, **more})
+
+
+def _transparent(mask: bytes) -> NDArray[np.uint8]:
+    """White where a picture is transparent, black where it is not.
+
+    Raises:
+        InvalidInput: it is no picture, or nothing of it can be transparent.
+    """
+    try:
+        with PIL.Image.open(io.BytesIO(mask)) as image:
+            alpha = (
+                image.convert("RGBA").getchannel("A") if image.width * image.height <= MAX_PIXELS else None
+            )
+    except Exception as error:
+        raise InvalidInput(f"cannot read the mask: {error}", "send a PNG") from error
+    found = None if alpha is None else 255 - np.array(alpha)
+    if found is None or not found.any():
+        raise InvalidInput("the mask is transparent nowhere", "make transparent what is to be drawn anew")
+    return found
 
 
 def spread(count: int) -> Any:

@@ -16,8 +16,8 @@ from sana_edge.serve.service import PATIENCE, Service
 
 # of the lines; a later one may add types and fields
 PROTOCOL = 1
-# bytes of a line
-MAX_LINE = 1 << 20
+# bytes of a line, which may have a picture in it
+MAX_LINE = 24 << 20
 
 
 class Sidecar:
@@ -59,7 +59,10 @@ class Sidecar:
             try:
                 if len(line) > MAX_LINE:
                     self._skip(line)
-                    raise InvalidInput(f"a line has more than {MAX_LINE} bytes", "send a shorter prompt")
+                    raise InvalidInput(
+                        f"a line has more than {MAX_LINE} bytes",
+                        "send a shorter prompt, or a smaller picture",
+                    )
                 if line.strip() and not self._take(Fields.parse(line)):
                     break
             except SanaError as error:
