@@ -85,7 +85,7 @@ def test_errors_as_the_client_knows_them(openai: Any) -> None:
     with pytest.raises(module.BadRequestError, match="size 65x64 is not a multiple of 32: try") as error:
         openai.images.generate(prompt="a house", size="65x64", extra_body=EXTRA)
     assert error.value.body["hint"].startswith("try 64x64")
-    with pytest.raises(module.BadRequestError, match="edits of pictures are not there yet"):
+    with pytest.raises(module.BadRequestError, match="cannot read the image"):
         openai.images.edit(image=b"png", prompt="a house")
     with pytest.raises(module.APIError, match="sampler scm does not work"):
         # known only to the model, when the stream has begun
