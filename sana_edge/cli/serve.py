@@ -68,7 +68,9 @@ def run(arguments: argparse.Namespace) -> None:
         print(url, flush=True)
         if arguments.open:
             webbrowser.open(url)
-        Server(service, key).answer(listening)
+        if not Server(service, key).answer(listening):
+            # the interpreter cannot end around a thread that computes
+            os._exit(0)
 
 
 def _check(arguments: argparse.Namespace) -> None:

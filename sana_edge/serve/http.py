@@ -27,7 +27,7 @@ MAX_BODY = 1 << 20
 # bytes beyond the limit that are read, and thrown away, so that the client sees the answer
 MAX_READ = 32 << 20
 # seconds in which a body must be here, and after which a stream that has no news says that it lives
-BODY_SECONDS = 30.0
+BODY_SECONDS = 120.0
 HEARTBEAT_SECONDS = 15.0
 # what below /v1/ is no part of OpenAI's API
 _OWN = ("/v1/jobs", "/v1/pictures", "/v1/status", "/v1/estimate")

@@ -111,6 +111,21 @@ def test_openai_client(torch_server: Client) -> None:
     assert [event.type for event in events] == ["image_edit.partial_image", "image_edit.completed"]
 
 
+def test_webuiapi(torch_server: Client) -> None:
+    webuiapi = pytest.importorskip("webuiapi")
+    api = webuiapi.WebUIApi(host=torch_server.host, port=torch_server.port)
+    result = api.img2img(
+        images=[picture()],
+        mask_image=PIL.Image.fromarray(half_mask()),
+        prompt="a red house",
+        steps=2,
+        seed=7,
+        width=64,
+        height=64,
+    )
+    assert result.image.size == (64, 64) and result.info["all_seeds"] == [7]
+
+
 def test_a_model_without_an_encoder(real: Client) -> None:
     answer = real.post("/v1/jobs", {**START, "model": MODEL, "image": text(encoded(picture()))})
     (kind, error) = real.get(f"/v1/jobs/{answer.json['id']}/events").events[-1]
