@@ -1,4 +1,4 @@
-"""The face of Automatic1111's web UI, for the clients that speak it: text to image, progress, and lists."""
+"""The face of Automatic1111's web UI: text and image to image, progress, and lists that clients ask for."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ import json
 import math
 from typing import Any
 
+import PIL.ImageOps
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from sana_edge.errors import InvalidInput
-from sana_edge.init_image import read_image
 from sana_edge.request import SAMPLERS
 from sana_edge.serve.fields import MAX_PICTURES, Fields, shown
-from sana_edge.serve.http import MAX_PICTURES_BODY, Json, fields, finished
+from sana_edge.serve.http import Json, fields, finished
 from sana_edge.serve.job import Job
 from sana_edge.serve.service import Service
+from sana_edge.serve.uploads import MAX_UPLOAD
 
 _PREFIX = "/sdapi/v1"
 # what of a request would change the picture there and does not here; true, or a list that is not empty
@@ -90,16 +91,15 @@ class Automatic1111:
 
     async def draw(self, request: Request) -> Response:
         """Text to image."""
-        return await self._draw(request, *_job(await fields(request), self._service, self._model))
+        return await self._answer(request, await fields(request), {})
 
     async def redraw(self, request: Request) -> Response:
-        """Image to image, and inpainting where there is a mask."""
-        asked = await fields(request, MAX_PICTURES_BODY)
-        # pictures are decoded here
-        job = await asyncio.to_thread(lambda: _job(asked, self._service, self._model, **_origin(asked)))
-        return await self._draw(request, *job)
+        """Image to image."""
+        asked = await fields(request, MAX_UPLOAD)
+        return await self._answer(request, asked, await asyncio.to_thread(_start, asked))
 
-    async def _draw(self, request: Request, job: Job, notes: list[str]) -> Response:
+    async def _answer(self, request: Request, asked: Fields, start: dict[str, Any]) -> Response:
+        job, notes = await asyncio.to_thread(_job, asked, self._service, self._model, start)
         self._service.submit(job)
         self._jobs.append(job)
         try:
@@ -135,7 +135,7 @@ class Automatic1111:
         state = {
             "skipped": False,
             "interrupted": job is not None and job.cancel.is_set(),
-            "job": "" if job is None else "txt2img" if job.request.image is None else "img2img",
+            "job": "" if job is None else "txt2img",
             "job_count": 0 if job is None else job.request.images,
             "job_no": 0 if job is None else len(job.pictures),
             "job_timestamp": "0" if job is None else str(int(job.created)),
@@ -148,26 +148,24 @@ class Automatic1111:
         return Json({**content, "current_image": current, "textinfo": None})
 
 
-def _origin(asked: Fields) -> dict[str, Any]:
-    """What image to image starts from; a mask is white where the picture is drawn anew, or inverted."""
-    pictures = asked.values.get("init_images")
-    if not isinstance(pictures, list) or len(pictures) != 1:
-        count = f"{len(pictures)} pictures" if isinstance(pictures, list) else shown(pictures)
-        raise InvalidInput(f"init_images is {count}", "send a list of one picture in base64")
-    strength = asked.number("denoising_strength")
-    found: dict[str, Any] = {
-        "image": Fields({"init_images": pictures[0]}).picture("init_images"),
-        # theirs, where it is left out
-        "strength": 0.75 if strength is None else strength,
-    }
+def _start(asked: Fields) -> dict[str, Any]:
+    """What a drawing starts from."""
+    images = asked.values.get("init_images")
+    if not isinstance(images, list) or len(images) != 1:
+        raise InvalidInput(f"init_images is {shown(images)}", "give a list with one picture in base64")
     mask = asked.picture("mask")
-    if mask is not None:
-        inverted = asked.whole("inpainting_mask_invert", low=0, high=1)
-        found["mask"] = 255 - read_image(mask)[..., 0] if inverted else mask
-    return found
+    if mask is not None and asked.whole("inpainting_mask_invert", low=0, high=1):
+        mask = PIL.ImageOps.invert(mask.convert("L"))
+    return {
+        "image": Fields({"init_images": images[0]}).picture("init_images"),
+        "mask": mask,
+        "strength": asked.number("denoising_strength"),
+    }
 
 
-def _job(asked: Fields, service: Service, model: str, **origin: Any) -> tuple[Job, list[str]]:
+def _job(
+    asked: Fields, service: Service, model: str, start: dict[str, Any] | None = None
+) -> tuple[Job, list[str]]:
     """The job of a request, and what the caller should know about it."""
     notes = [
         f"{name} is not there and has no effect"
@@ -189,7 +187,7 @@ def _job(asked: Fields, service: Service, model: str, **origin: Any) -> tuple[Jo
     width, height = asked.whole("width"), asked.whole("height")
     if (width is None) != (height is None):
         raise InvalidInput(f"width is {shown(width)}, height is {shown(height)}", "give both, or none")
-    more: dict[str, Any] = {"sampler": sampler, **origin}
+    more: dict[str, Any] = {"sampler": sampler, **(start or {})}
     if asked.whole("seed") == -1:
         # their word for a random one
         asked = Fields({**asked.values, "seed": None})

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
+
+import PIL.Image
 
 from sana_edge.errors import InvalidInput
 from sana_edge.image import QUALITY
 from sana_edge.request import Request, random_seed
+from sana_edge.serve import uploads
 from sana_edge.serve.job import Encoding, Job
 
 # pictures of one request
 MAX_PICTURES = 10
 _SIZE = re.compile(r"(\d{1,9})\s*[xX*]\s*(\d{1,9})")
 _FORMATS = {"png": "PNG", "jpeg": "JPEG", "jpg": "JPEG", "webp": "WEBP"}
+# of a form, what may look like a number and is none
+_TEXTS = ("prompt", "negative_prompt", "instruction", "model", "size", "user")
 # characters of a value in an error
 _SHOWN = 60
 
@@ -31,6 +34,17 @@ class Fields:
 
     def __init__(self, values: dict[str, Any]) -> None:
         self.values = values
+
+    @classmethod
+    def of_form(cls, items: Iterable[tuple[str, str | bytes]]) -> Fields:
+        """The fields of a form, where all is text but files; ``image[]`` is ``image``."""
+        values: dict[str, Any] = {}
+        for name, value in items:
+            name = name.removesuffix("[]")
+            if name in values:
+                raise InvalidInput(f"there are several fields {shown(name)}", "send one")
+            values[name] = value if isinstance(value, bytes) or name in _TEXTS else _plain(value)
+        return cls(values)
 
     @classmethod
     def parse(cls, text: bytes | str) -> Fields:
@@ -96,25 +110,20 @@ class Fields:
             raise InvalidInput(f"{name} is {shown(value)}", 'give "WIDTHxHEIGHT" in pixels, or "auto"')
         return int(match.group(1)), int(match.group(2))
 
+    def picture(self, name: str) -> PIL.Image.Image | None:
+        """A picture: base64, or the bytes of a file that a form has."""
+        value = self.values.get(name)
+        if isinstance(value, bytes):
+            return uploads.decode(value, name)
+        text = self.text(name)
+        return uploads.decode_text(text, name) if text else None
+
     def encoding(self, kind: str = "output_format", quality: str = "output_compression") -> Encoding:
         """How pictures are sent."""
         name = self.choice(kind, tuple(_FORMATS)) or "png"
         value = self.whole(quality, low=0, high=100)
         # Pillow's scale begins at 1
         return Encoding(_FORMATS[name], QUALITY if value is None else max(value, 1))
-
-    def picture(self, *names: str) -> bytes | None:
-        """A picture file in base64, also as a data URL; a path or another URL is not opened."""
-        name, value = self._first(names)
-        if value is None:
-            return None
-        if isinstance(value, bytes):
-            return value
-        text = value.rpartition("base64,")[2] if isinstance(value, str) else ""
-        try:
-            return base64.b64decode(text, validate=True) if text else _no_picture(name)
-        except (binascii.Error, ValueError):
-            return _no_picture(name)
 
     def request(self, *, images: int | None, size: tuple[int, int] | None, **more: Any) -> Request:
         """The request in the fields that all faces share, by the names that clients have for them.
@@ -161,17 +170,24 @@ class Fields:
         return name, self.values.get(name)
 
 
+def _plain(text: str) -> Any:
+    """A number, true, false or null that a form has as text."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return text if isinstance(value, str | list | dict) else value
+
+
 def shown(value: Any) -> str:
     """A value for an error, cut."""
     try:
         text = json.dumps(value)
+    except TypeError:
+        return "a file"
     except ValueError:  # an integer of thousands of digits
         return "a huge number"
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
-
-
-def _no_picture(name: str) -> NoReturn:
-    raise InvalidInput(f"{name} is no picture in base64", "send the bytes of a picture file in base64")
 
 
 def _no_number(name: str) -> NoReturn:

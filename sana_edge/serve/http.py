@@ -8,6 +8,8 @@ import json
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
+# starlette would miss it at the first form only
+import python_multipart  # noqa: F401
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -18,19 +20,17 @@ from sana_edge.serve.fields import Fields
 from sana_edge.serve.job import Job
 from sana_edge.serve.queue import Closed, QueueFull
 from sana_edge.serve.service import Service
+from sana_edge.serve.uploads import MAX_UPLOAD
 
-# a model reads 300 tokens of a prompt; with pictures in it a body may be larger
+# a model reads 300 tokens of a prompt
 MAX_BODY = 1 << 20
-MAX_PICTURES_BODY = 24 << 20
-# bytes that are read, and thrown away, so that the client sees the answer
+# bytes beyond the limit that are read, and thrown away, so that the client sees the answer
 MAX_READ = 32 << 20
 # seconds in which a body must be here, and after which a stream that has no news says that it lives
-BODY_SECONDS = 30.0
+BODY_SECONDS = 120.0
 HEARTBEAT_SECONDS = 15.0
 # what below /v1/ is no part of OpenAI's API
 _OWN = ("/v1/jobs", "/v1/pictures", "/v1/status", "/v1/estimate")
-# of a form, what is never a number
-_TEXTS = {"prompt", "negative_prompt", "model", "size", "instruction", "user"}
 _STATUS: dict[type[SanaError], int] = {
     ModelNotFound: 404,
     Cancelled: 409,
@@ -58,47 +58,35 @@ class Json(Response):
 
 
 async def fields(request: Request, most: int = MAX_BODY) -> Fields:
-    """Read the body: JSON, or a form of `multipart/form-data`.
+    """Read the body, of at most ``most`` bytes.
 
     Raises:
         Refused: it is too large, or too slow.
-        InvalidInput: it is neither.
+        InvalidInput: it is no JSON object.
     """
-    body = await _body(request, most)
-    if request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        return await _form(request, body)
-    return Fields.parse(body)
+    return Fields.parse(await _body(request, most))
 
 
-async def _form(request: Request, body: bytes) -> Fields:
-    """The fields of a form, files as bytes; what is no text in JSON is read as JSON.
+async def form(request: Request) -> Fields:
+    """Read a form with files, or JSON with base64; errors are those of `fields`."""
+    body = await _body(request, MAX_UPLOAD)
+    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+        return Fields.parse(body)
 
-    A name that comes twice, which JSON would have as a list, is an error; "image[]" is image.
-    """
-
-    async def stream() -> AsyncGenerator[bytes, None]:
+    async def whole() -> AsyncGenerator[bytes, None]:
         yield body
 
+    parser = MultiPartParser(request.headers, whole(), max_files=16, max_fields=100, max_part_size=MAX_BODY)
+    # nothing goes to the disk
+    parser.spool_max_size = MAX_UPLOAD
     try:
-        parser = MultiPartParser(
-            request.headers, stream(), max_files=8, max_fields=64, max_part_size=MAX_BODY
-        )
-        form = await parser.parse()
-    except (MultiPartException, KeyError) as error:
-        raise InvalidInput(f"this is no form: {error}", "send multipart/form-data with a boundary") from error
-    values: dict[str, Any] = {}
-    for name, value in form.multi_items():
-        name = name.removesuffix("[]")
-        if name in values:
-            raise InvalidInput(f"there is more than one {name}", "send one")
-        values[name] = value if isinstance(value, str) else await value.read()
-    await form.close()
-    for name in values.keys() - _TEXTS:
-        if isinstance(values[name], str):
-            # 2, 0.5, true
-            with contextlib.suppress(ValueError, RecursionError):
-                values[name] = json.loads(values[name])
-    return Fields(values)
+        found = await parser.parse()
+    except (MultiPartException, KeyError, UnicodeError) as error:
+        raise InvalidInput(f"this is no form: {error}", "send multipart/form-data, or JSON") from error
+    items = [
+        (name, value if isinstance(value, str) else await value.read()) for name, value in found.multi_items()
+    ]
+    return Fields.of_form(items)
 
 
 async def _body(request: Request, most: int) -> bytes:
@@ -110,7 +98,7 @@ async def _body(request: Request, most: int) -> bytes:
             size += len(part)
             if size <= most:
                 body.extend(part)
-            elif size > MAX_READ:
+            elif size > most + MAX_READ:
                 break
 
     try:
@@ -118,8 +106,7 @@ async def _body(request: Request, most: int) -> bytes:
     except asyncio.TimeoutError as error:
         raise Refused(408, f"the request took longer than {BODY_SECONDS:.0f} s", "send it again") from error
     if size > most:
-        hint = "send a shorter prompt" if most == MAX_BODY else "send a smaller picture"
-        raise Refused(413, f"the request has more than {most} bytes", hint)
+        raise Refused(413, f"the request has more than {most} bytes", "send less")
     return bytes(body)
 
 

@@ -1,34 +1,20 @@
-"""The face of OpenAI's image API: generations and edits, also as streams with true partial pictures."""
+"""The face of OpenAI's image API: generations, edits, streams with true partial pictures, and models."""
 
 from __future__ import annotations
 
 import asyncio
-import io
 from typing import Any
 
-import numpy as np
-import PIL.Image
-from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from sana_edge.errors import InvalidInput
-from sana_edge.init_image import MAX_PIXELS
 from sana_edge.serve.fields import MAX_PICTURES, Fields
-from sana_edge.serve.http import (
-    MAX_PICTURES_BODY,
-    Events,
-    Json,
-    Refused,
-    event,
-    fields,
-    finished,
-    openai_error,
-    status_of,
-)
+from sana_edge.serve.http import Events, Json, Refused, event, fields, finished, form, openai_error, status_of
 from sana_edge.serve.job import Job, never
 from sana_edge.serve.service import Service
+from sana_edge.serve.uploads import transparent
 
 # of each picture of a stream
 MAX_PARTIALS = 3
@@ -51,31 +37,22 @@ class OpenAI:
 
     async def generations(self, request: Request) -> Response:
         """Draw: JSON with all pictures, or a stream of events."""
-        return await self._draw(request, await fields(request), "image_generation")
+        return await self._draw(request, await fields(request), "image_generation", {})
 
     async def edits(self, request: Request) -> Response:
-        """Draw from a picture: as much of it as ``strength`` says, with a mask where that is transparent."""
-        asked = await fields(request, MAX_PICTURES_BODY)
-        image = asked.picture("image")
-        if image is None:
-            raise InvalidInput("there is no image", "send one, or draw with /v1/images/generations")
-        mask, strength = asked.picture("mask"), asked.number("strength")
-        if mask is not None:
-            # all of what is masked
-            strength = 1.0 if strength is None else strength
-        cut = None if mask is None else await asyncio.to_thread(_transparent, mask)
-        return await self._draw(request, asked, "image_edit", image=image, mask=cut, strength=strength)
+        """Draw from a picture, where its mask is transparent, or anywhere; the rest stays."""
+        asked = await form(request)
+        return await self._draw(request, asked, "image_edit", await asyncio.to_thread(_start, asked))
 
     async def variations(self, request: Request) -> Response:
-        """Pictures are drawn from a prompt."""
-        raise Refused(400, "variations without a prompt are not there", "send a prompt to /v1/images/edits")
+        """There is no prompt to draw by."""
+        raise Refused(400, "variations are not there", "draw with a prompt from /v1/images/edits")
 
-    async def _draw(self, request: Request, asked: Fields, kind: str, **more: Any) -> Response:
+    async def _draw(self, request: Request, asked: Fields, kind: str, start: dict[str, Any]) -> Response:
         streamed, by_url = asked.flag("stream"), _by_url(asked)
         partials = asked.whole("partial_images", low=0, high=MAX_PARTIALS) or 0
-        images = asked.whole("n", low=1, high=MAX_PICTURES)
-        # a picture that is sent is decoded here
-        wanted = await asyncio.to_thread(lambda: asked.request(images=images, size=asked.size(), **more))
+        count = asked.whole("n", low=1, high=MAX_PICTURES)
+        wanted = await asyncio.to_thread(asked.request, images=count, size=asked.size(), **start)
         job = Job(
             self._service.known(asked.text("model")),
             wanted,
@@ -105,8 +82,7 @@ class _Stream:
     """The events of a job as OpenAI has them."""
 
     def __init__(self, job: Job, kind: str) -> None:
-        self._job = job
-        self._kind = kind
+        self._job, self._kind = job, kind
         self._previews = 0
         self._pictures = 0
         # of the current picture
@@ -146,23 +122,13 @@ class _Stream:
         return event(name, {**content, **more})
 
 
-def _transparent(mask: bytes) -> NDArray[np.uint8]:
-    """White where a picture is transparent, black where it is not.
-
-    Raises:
-        InvalidInput: it is no picture, or nothing of it can be transparent.
-    """
-    try:
-        with PIL.Image.open(io.BytesIO(mask)) as image:
-            alpha = (
-                image.convert("RGBA").getchannel("A") if image.width * image.height <= MAX_PIXELS else None
-            )
-    except Exception as error:
-        raise InvalidInput(f"cannot read the mask: {error}", "send a PNG") from error
-    found = None if alpha is None else 255 - np.array(alpha)
-    if found is None or not found.any():
-        raise InvalidInput("the mask is transparent nowhere", "make transparent what is to be drawn anew")
-    return found
+def _start(asked: Fields) -> dict[str, Any]:
+    """What a drawing starts from."""
+    image, mask = asked.picture("image"), asked.picture("mask")
+    if image is None:
+        raise InvalidInput("there is no image", "send one, or draw with /v1/images/generations")
+    strength = asked.number("strength")
+    return {"image": image, "mask": None if mask is None else transparent(mask), "strength": strength}
 
 
 def spread(count: int) -> Any:

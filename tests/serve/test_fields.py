@@ -21,7 +21,18 @@ NAMES = (
     *("prompt", "negative_prompt", "model", "seed", "steps", "num_inference_steps", "guidance", "cfg_scale"),
     *("size", "width", "height", "n", "images", "batch_size", "n_iter", "sampler", "sampler_name"),
     *("exact_size", "flow_shift", "instruction", "preview_every", "output_format", "output_compression"),
-    *("override_settings", "enable_hr", "styles", "type", "id", "another"),
+    *(
+        "image",
+        "mask",
+        "strength",
+        "init_images",
+        "override_settings",
+        "enable_hr",
+        "styles",
+        "type",
+        "id",
+        "another",
+    ),
 )
 NUMBERS = st.one_of(st.integers(), st.floats(), st.sampled_from([0, -1, 1, 64, 2**31, 2**63, 10**400, 1e308]))
 TEXTS = st.one_of(
