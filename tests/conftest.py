@@ -41,6 +41,14 @@ def pytest_configure() -> None:
     keep_stderr()
 
 
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """How many inputs the parsers were given, also by workers, whose output nobody sees."""
+    reports = [report for name in ("passed", "failed") for report in terminalreporter.getreports(name)]
+    for name, line in (pair for report in reports for pair in getattr(report, "user_properties", ())):
+        if name == "fuzz":
+            terminalreporter.write_line(line)
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)

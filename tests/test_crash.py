@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,9 +11,11 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import PIL.Image
 import pytest
 from safetensors import safe_open
 
+from sana_edge.image import read_metadata
 from sana_edge.store import manifest, manifest_files, package
 
 pytestmark = pytest.mark.slow
@@ -39,7 +40,18 @@ def whole_export(folder: Path) -> None:
     manifest_files.verify(folder, manifest.read(folder))
 
 
+def whole_picture(path: Path) -> None:
+    with PIL.Image.open(path) as image:
+        image.load()
+    assert read_metadata(path)["prompt"] == "a"
+
+
 COMMANDS: dict[str, tuple[Sequence[str], Callable[[Path], None]]] = {
+    "generate": (
+        ("generate", "a", "--model", "MODEL", "--steps", "1", "--offline", "--force"),
+        whole_picture,
+    ),
+    "convert": (("convert", "MODEL/transformer", "--base", "MODEL", "--force"), whole_model),
     "quantize": (("quantize", "MODEL", "--no-calibration", "--force"), whole_model),
     "export": (("export", "MODEL", "--no-verify", "--force"), whole_export),
 }
@@ -49,8 +61,9 @@ COMMANDS: dict[str, tuple[Sequence[str], Callable[[Path], None]]] = {
 def test_killed_at_any_moment(
     tmp_path: Path, tiny_folder: Path, command: Sequence[str], check: Callable[[Path], None]
 ) -> None:
-    output = tmp_path / "out" / "made"
-    words = [str(tiny_folder) if word == "MODEL" else word for word in command]
+    output = tmp_path / "out" / ("made.png" if command[0] == "generate" else "made")
+    output.parent.mkdir()
+    words = [word.replace("MODEL", str(tiny_folder)) for word in command]
     run = [sys.executable, "-m", "sana_edge", *words, "--output", str(output), "--quiet"]
     start = time.monotonic()
     subprocess.run(run, check=True, capture_output=True)
@@ -69,5 +82,4 @@ def test_killed_at_any_moment(
             check(output)
     subprocess.run(run, check=True, capture_output=True)
     check(output)
-    assert os.listdir(tmp_path / "out") == ["made"]
-    shutil.rmtree(output)
+    assert os.listdir(output.parent) == [output.name]

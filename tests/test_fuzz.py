@@ -341,7 +341,7 @@ PARSERS: dict[str, Parser] = {
     "package": Parser(
         "vae/config.json", JSON, copy_of("sana-tiny-int8", "vae", "transformer"), read_package, 0.3
     ),
-    "manifest": Parser("manifest.json", JSON, copy_of("sana-tiny-int8-onnx"), read_manifest, 2),
+    "manifest": Parser("manifest.json", JSON, copy_of("sana-tiny-int8-onnx"), read_manifest),
     "instruction": Parser(
         "instruction.safetensors",
         fuzz.safetensors_file,
@@ -361,7 +361,7 @@ PARSERS: dict[str, Parser] = {
     "weights bytes": Parser("vae/diffusion_pytorch_model.safetensors", BYTES, copy_of(), read_weights, 0.5),
     "shards": Parser("a/model.safetensors.index.json", JSON, write_shards, read_shards),
     "shard": Parser("a/model-00001-of-00002.safetensors", fuzz.safetensors_file, write_shards, read_shards),
-    "pth": Parser("a.pth", fuzz.checkpoint_file, write_checkpoint, read_pth),
+    "pth": Parser("a.pth", fuzz.checkpoint_file, write_checkpoint, read_pth, 0.15),
     "pth bytes": Parser("a.pth", BYTES, write_checkpoint, read_pth),
     "png": Parser("a.png", fuzz.png_file, lambda f: PICTURE.save(f / "a.png"), read_picture("a.png")),
     "png bytes": Parser("a.png", BYTES, lambda f: PICTURE.save(f / "a.png"), read_picture("a.png")),
@@ -391,7 +391,7 @@ PARSERS: dict[str, Parser] = {
         f"{'ab' * 8}-256px/latents-k.safetensors", fuzz.safetensors_file, write_latents, read_latents
     ),
     "files.jsonl": Parser(f"{'ab' * 8}-256px/files.jsonl", fuzz.lines_file, write_latents, read_latents),
-    "plan": Parser("plan", JSON, write_plan, read_plan),
+    "plan": Parser("plan", JSON, write_plan, read_plan, 0.3),
     "cache refs": Parser("models--a--b/refs/main", BYTES, write_cache, read_cache, 0.2),
     "cache index": Parser(
         f"models--a--b/snapshots/{'0' * 40}/model_index.json", JSON, write_cache, read_cache, 0.3
@@ -447,7 +447,7 @@ def test_mutated(parser: Parser, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_many(parser: Parser, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_many(parser: Parser, tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     """A share of `ALL` inputs, each from a seed of its own; all failures are shown, by kind."""
     original = (tmp_path / "in" / parser.file).read_bytes()
     count = int(ALL * parser.share / sum(each.share for each in PARSERS.values())) + 1
@@ -463,8 +463,7 @@ def test_many(parser: Parser, tmp_path: Path, capsys: pytest.CaptureFixture[str]
             failures.setdefault(kind_of(error), []).append(
                 f"seed {seed}: {type(error).__name__}: {error}"[:300]
             )
-    with capsys.disabled():
-        print(f"\n{parser.file}: {count} inputs, {dict(outcomes)}")
+    record_property("fuzz", f"{parser.file}: {count} inputs, {dict(outcomes)}")
     shown = [f"{len(found)} x {kind}\n    {found[0]}" for kind, found in failures.items()]
     assert not failures, "\n".join(shown)
 

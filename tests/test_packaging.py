@@ -38,7 +38,7 @@ def test_wheel_installs_one_name(wheel: zipfile.ZipFile) -> None:
     (info,) = {name.split("/")[0] for name in names if not name.startswith("sana_edge/")}
     assert info.endswith(".dist-info")
     assert wheel.read(f"{info}/top_level.txt").split() == [b"sana_edge"]
-    assert b"sana-edge = sana_edge.cli.main:main" in wheel.read(f"{info}/entry_points.txt")
+    assert b"sana-edge = sana_edge.__main__:main" in wheel.read(f"{info}/entry_points.txt")
     assert any(name.endswith("LICENSE") for name in names)
 
 

@@ -14,7 +14,7 @@ from typing import cast
 
 from sana_edge.errors import CheckpointError, InvalidInput, ModelNotFound, SanaError
 from sana_edge.progress import Progress, bar, both
-from sana_edge.store import snapshots
+from sana_edge.store import blobs, snapshots
 from sana_edge.store.catalogue import bundled_names, is_repository
 from sana_edge.store.folder import component_files, needed_files
 from sana_edge.store.known_models import DECODERS, KNOWN, close_model
@@ -61,7 +61,8 @@ def fetch(
     # hf_xet, its other way to download, raises RuntimeError
     network_errors = cast(tuple[type[Exception], ...], (OSError, RuntimeError, *HfHubHTTPError.__bases__))
     try:
-        siblings = HfApi().model_info(repository, revision=revision).siblings or []
+        info = HfApi().model_info(repository, revision=revision, files_metadata=True)
+        siblings = info.siblings or []
         names = [file.rfilename for file in siblings]
         files = component_files(names) if component else needed_files(names, variant)
         index = "config.json" if component else "model_index.json"
@@ -72,14 +73,29 @@ def fetch(
             raise CheckpointError(f"{repository} has no {index}", f"{hint}{meant}")
         with bar(not progress, "B") as shown:
             told = partial(both(on_progress, shown), repository)
-            return Path(
-                snapshot_download(
-                    repository,
-                    revision=revision,
-                    allow_patterns=[glob.escape(name) for name in files],
-                    tqdm_class=_told(told),
-                )
+            needed = [file for file in siblings if file.rfilename in files]
+            large = sum(file.lfs.size for file in needed if file.lfs is not None)
+            home = snapshots.home(repository)
+            blobs.fetch_blobs(
+                repository,
+                info.sha or revision or "main",
+                needed,
+                home,
+                lambda before: _told(lambda done, _: told(before + done, large)),
             )
+            if large:
+                told(large, large)
+            path = snapshot_download(
+                repository,
+                revision=revision,
+                allow_patterns=[glob.escape(name) for name in files],
+                # of small files alone there is nothing more to tell
+                tqdm_class=_told(lambda done, total: None if large else told(done, total)),
+            )
+            blobs.check_small(needed, Path(path))
+            return Path(path)
+    except SanaError:
+        raise
     except GatedRepoError as error:
         raise ModelNotFound(
             f"{repository} is gated",
@@ -95,6 +111,13 @@ def fetch(
         raise ModelNotFound(f"no folder and no repository {repository}", hint) from error
     except network_errors as error:
         raise _broken_download(repository, error) from error
+    # what the library makes of an answer that is none of the hub's, whichever its parser meets first
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"[:200]
+        raise SanaError(
+            f"cannot download {repository}: the answer is not the hub's ({reason})",
+            "open a browser to see whether the network asks for a login, then run it again",
+        ) from error
 
 
 def find(model: str) -> Download:
@@ -176,7 +199,7 @@ def _broken_download(repository: str, error: Exception) -> SanaError:
         )
     return SanaError(
         f"cannot download {repository}: {reason}",
-        "check the network and run it again; whole files that have arrived are kept",
+        "check the network and run it again; it goes on from what has arrived",
     )
 
 

@@ -22,6 +22,8 @@ _PICKLES = 4
 
 def stored_names(path: Path) -> list[str]:
     """The names in a safetensors file's header; empty for other files."""
+    if not path.is_file():
+        return []
     try:
         with open(path, "rb") as file:
             header = safetensors_header(file, path.stat().st_size)

@@ -139,6 +139,8 @@ def digest(files: Iterable[Path]) -> str:
     """
     sha256, block = hashlib.sha256(), memoryview(bytearray(_BLOCK))
     for path in files:
+        if not path.is_file():
+            raise CheckpointError(f"{path} is no regular file", DAMAGED)
         try:
             # fresh memory for every block would cost as much as hashing it
             with open(path, "rb", buffering=0) as file:

@@ -21,24 +21,25 @@ def cache_folder() -> Path:
     return Path(constants.HF_HUB_CACHE)
 
 
-def _home(repository: str) -> Path:
+def home(repository: str) -> Path:
+    """A repository's folder in it."""
     return cache_folder() / f"models--{repository.replace('/', '--')}"
 
 
 def snapshots(repository: str, revision: str | None) -> list[Path]:
     """The snapshots of a revision in the download cache, whole or not; without main's all that there are."""
-    home = _home(repository)
+    place = home(repository)
     try:
-        commit = read_bounded(home / "refs" / (revision or "main"), 4096).decode().strip()
+        commit = read_bounded(place / "refs" / (revision or "main"), 4096).decode().strip()
     except (OSError, ValueError):
         commit = revision or ""
     # a damaged file may say anything
     if not _COMMIT.fullmatch(commit):
         commit = ""
-    if commit and os.path.isdir(home / "snapshots" / commit):
-        return [home / "snapshots" / commit]
+    if commit and os.path.isdir(place / "snapshots" / commit):
+        return [place / "snapshots" / commit]
     # a commit may be shortened
-    found = sorted(home.glob(f"snapshots/{glob.escape(commit) if revision else ''}*"))
+    found = sorted(place.glob(f"snapshots/{glob.escape(commit) if revision else ''}*"))
     return found if revision is None or len(commit) >= 7 else []
 
 

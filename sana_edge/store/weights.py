@@ -49,6 +49,9 @@ def weight_files(folder: Path, *, variant: str | None = None) -> list[Path]:
         raise CheckpointError(f"{folder} is missing", "download the model again")
     entry = folder / choose_entry((path.name for path in folder.iterdir()), variant, str(folder))
     if entry.suffix != ".json":
+        # a pipe would wait for its writer
+        if not entry.is_file():
+            raise CheckpointError(f"{entry} is no regular file", "download the model again")
         return [entry]
     names = shard_names(entry)
     for name in names:

@@ -38,12 +38,12 @@ def read_bounded(path: Path, most: int = MOST) -> bytes:
     # a pipe would wait for its writer
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     with open(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
             raise ValueError("it is no regular file")
-        content = file.read(most + 1)
-    if len(content) > most:
-        raise ValueError(f"it has more than {most} bytes")
-    return content
+        if status.st_size > most:
+            raise ValueError(f"it has more than {most} bytes")
+        return file.read(status.st_size)
 
 
 def parse(content: bytes | str) -> Any:

@@ -76,6 +76,9 @@ class Hub(ThreadingHTTPServer):
         self.repositories: dict[str, Path] = {}
         self.gated: set[str] = set()
         self.fetched: list[tuple[str, str]] = []  # (path of a file, its Range header)
+        self.large = False  # whether weights have checksums of their own, as in Git LFS
+        self.spoil: set[str] = set()  # files of which a byte arrives changed
+        self.answer = b""  # to every question, in place of the right one
         self.stall: dict[str, int] = {}  # bytes of a file after which nothing more comes
         self.cut: dict[str, int] = {}  # bytes of a file after which the connection is closed, once
         self.endpoint = f"http://127.0.0.1:{self.server_port}"
@@ -99,6 +102,8 @@ class _Handler(BaseHTTPRequestHandler):
         repository = "/".join(parts[2:4] if parts[0] == "api" else parts[:2])
         if repository in self.server.gated:
             return self._send(403, b"{}", {"X-Error-Code": "GatedRepo"})
+        if self.server.answer:
+            return self._send(200, self.server.answer, {"Content-Type": "text/html"})
         folder = self.server.repositories.get(repository)
         if folder is None:
             return self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"})
@@ -119,15 +124,19 @@ class _Handler(BaseHTTPRequestHandler):
         info = {
             "id": repository,
             "sha": self.server.commit,
-            "siblings": [{"rfilename": name} for name in files],
+            "siblings": [_sibling(folder, name, self.server.large) for name in files],
         }
         return self._send(200, json.dumps(info).encode())
 
     def _file(self, folder: Path, name: str) -> None:
         data = (folder / name).read_bytes()
+        linked = self.server.large and name.endswith(".safetensors")
+        etag = hashlib.sha256(data).hexdigest() if linked else _hash(folder / name)
+        if name in self.server.spoil:
+            data = data[:-1] + bytes([data[-1] ^ 1])
         headers = {
             "X-Repo-Commit": self.server.commit,
-            "ETag": f'"{_hash(folder / name)}"',
+            "ETag": f'"{etag}"',
             "Accept-Ranges": "bytes",
         }
         asked = self.headers.get("Range", "")
@@ -157,7 +166,18 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _hash(path: Path) -> str:
-    return hashlib.sha1(path.read_bytes()).hexdigest()
+    """As git names a file's content."""
+    content = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def _sibling(folder: Path, name: str, large: bool) -> dict[str, object]:
+    path = folder / name
+    sibling: dict[str, object] = {"rfilename": name, "size": path.stat().st_size, "blobId": _hash(path)}
+    if large and name.endswith(".safetensors"):
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        sibling["lfs"] = {"sha256": sha256, "size": path.stat().st_size, "pointerSize": 130}
+    return sibling
 
 
 @pytest.fixture
@@ -532,6 +552,66 @@ def test_killed_download_keeps_whole_files(server: Hub, cache: Path, tmp_path: P
     assert hub.resolve("someone/sana-mine", progress=False).path == snapshot
     assert [name for name, _ in server.fetched] == [TRANSFORMER]
     assert (snapshot / TRANSFORMER).read_bytes() == (folder / TRANSFORMER).read_bytes()
+
+
+def test_a_killed_download_goes_on_in_the_file(server: Hub, cache: Path, tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "remote")
+    save_file({"a": np.arange(6_000_000, dtype=np.float32)}, folder / TRANSFORMER)
+    server.repositories["someone/sana-mine"] = folder
+    server.large, server.stall[TRANSFORMER] = True, 15_000_000
+    code = "from sana_edge.store.hub import resolve; print(resolve('someone/sana-mine', progress=False).path)"
+    environment = {**os.environ, "HF_ENDPOINT": server.endpoint, "HF_HUB_CACHE": str(cache)}
+    child = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL)
+    blobs = cache / "models--someone--sana-mine" / "blobs"
+    deadline = time.monotonic() + 20
+    while not any(path.stat().st_size > 5_000_000 for path in blobs.glob("*.incomplete")):
+        assert child.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    child.kill()
+    child.wait()
+    # of an older run, and shorter
+    (left,) = blobs.glob("*.incomplete")
+    left.with_name(f"{left.name.partition('.')[0]}.00000000.incomplete").write_bytes(b"x")
+
+    server.stall.clear()
+    server.fetched.clear()
+    told: list[tuple[int, int]] = []
+    path = hub.resolve(
+        "someone/sana-mine", progress=False, on_progress=lambda _, done, total: told.append((done, total))
+    ).path
+    (asked,) = [asked for name, asked in server.fetched if name == TRANSFORMER]
+    assert 5_000_000 < int(asked.removeprefix("bytes=").split("-")[0]) <= 15_000_000
+    assert (path / TRANSFORMER).read_bytes() == (folder / TRANSFORMER).read_bytes()
+    assert list(blobs.glob("*.incomplete")) == []
+    whole = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
+    assert told[-1] == (whole, whole) and told == sorted(told)
+
+
+@pytest.mark.parametrize("name", [TRANSFORMER, "vae/config.json"])
+def test_what_arrives_otherwise_than_it_is_on_the_hub(server: Hub, tmp_path: Path, name: str) -> None:
+    folder = write_model(tmp_path / "remote")
+    # equal contents are one blob
+    save_file({"b": np.ones(5, np.float32)}, folder / TRANSFORMER)
+    (folder / "vae/config.json").write_text('{"in_channels": 3}')
+    server.repositories["someone/sana-mine"] = folder
+    server.large, server.spoil = True, {name}
+    with pytest.raises(SanaError, match=rf"{name} .*did not arrive as it is on the hub"):
+        hub.resolve("someone/sana-mine", progress=False)
+    server.spoil.clear()
+    path = hub.resolve("someone/sana-mine", progress=False).path
+    assert (path / name).read_bytes() == (tmp_path / "remote" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"<html><body>Please log in", b"[]", b"null", b'{"siblings": 5}', b'{"siblings": [{"rfilename": 7}]}'],
+)
+def test_an_answer_that_is_not_the_hubs(server: Hub, answer: bytes) -> None:
+    server.answer = answer
+    with pytest.raises(SanaError) as caught:
+        hub.resolve("someone/sana-mine", progress=False)
+    assert "someone/sana-mine" in caught.value.message and caught.value.hint
 
 
 def test_download_again_asks_for_the_newest(server: Hub, tmp_path: Path) -> None:

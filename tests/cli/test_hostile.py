@@ -1,0 +1,101 @@
+"""Pipes and devices that never end, streams that are closed, Ctrl-C while the program is still starting."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sana_edge.calib.prompts import load_prompts
+from sana_edge.errors import InvalidInput, SanaError
+from sana_edge.request import MAX_PROMPT, Request
+from sana_edge.store import domain, folder, hub, manifest
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs pipes by name, and signals")
+COMMAND = [sys.executable, "-m", "sana_edge"]
+
+
+@pytest.fixture
+def pipe(tmp_path: Path) -> Path:
+    """A pipe that nobody writes to."""
+    os.mkfifo(tmp_path / "pipe")
+    return tmp_path / "pipe"
+
+
+def test_prompts_of_a_pipe_or_a_device(pipe: Path) -> None:
+    for path in (pipe, Path("/dev/zero"), Path("/dev/stdin"), Path("/proc/self/mem")):
+        with pytest.raises(InvalidInput):
+            load_prompts(path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("model_index.json", "transformer/config.json", "vae/config.json", "text_encoder/config.json"),
+        *("scheduler/scheduler_config.json", "tokenizer/tokenizer.json"),
+        "transformer/diffusion_pytorch_model.safetensors",
+    ],
+)
+def test_pipes_in_a_model_folder(tiny_folder: Path, tmp_path: Path, pipe: Path, name: str) -> None:
+    """Links to one, as an archive may bring them."""
+    import shutil
+
+    from sana_edge import Sana
+
+    model = tmp_path / "model"
+    shutil.copytree(tiny_folder, model)
+    (model / name).unlink()
+    (model / name).symlink_to(pipe)
+    with pytest.raises(SanaError):
+        Sana.load(str(model))
+
+
+def test_pipes_in_other_folders(tmp_path: Path, pipe: Path) -> None:
+    (tmp_path / "tokenizer").mkdir()
+    for name in ("manifest.json", "tokenizer/domain.json", "model_index.json"):
+        (tmp_path / name).symlink_to(pipe)
+    for read in (manifest.read, domain.read_domain, lambda f: folder.read_json(f / "model_index.json")):
+        with pytest.raises(SanaError):
+            read(tmp_path)
+    assert manifest.format_of(tmp_path) is None
+    with pytest.raises(SanaError):
+        hub.resolve(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["prompt", "negative_prompt"])
+def test_a_prompt_of_ten_million_characters(name: str) -> None:
+    with pytest.raises(InvalidInput, match="has 10000000 characters") as caught:
+        Request(**{"prompt": "a", name: "a" * 10_000_000})
+    assert caught.value.hint == f"give at most {MAX_PROMPT}"
+    Request("a " * (MAX_PROMPT // 2))
+
+
+@pytest.mark.parametrize("seconds", [0.01, 0.05, 0.1, 0.2, 0.4])
+def test_ctrl_c_while_starting(tmp_path: Path, seconds: float) -> None:
+    """Not while Python itself starts, which has no handler of ours."""
+    # says when it begins
+    code = "import sys; from sana_edge import __main__; sys.argv[:] = ['sana-edge', 'models', 'list']; "
+    code += "print(1, flush=True); sys.exit(__main__.main())"
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert child.stdout is not None
+    child.stdout.readline()
+    time.sleep(seconds)
+    child.send_signal(signal.SIGINT)
+    _, err = child.communicate()
+    assert "Traceback" not in err
+    assert child.returncode in (0, 130, -signal.SIGINT)
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&-", "<&-", "<&- >&- 2>&-"])
+def test_closed_streams(tmp_path: Path, closed: str) -> None:
+    command = f"{sys.executable} -m sana_edge generate 'a red house' --steps 1 --output a.png {closed}"
+    done = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr and (tmp_path / "a.png").is_file()
