@@ -12,11 +12,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from sana_edge.config import AutoencoderConfig, DenoiserConfig
+from sana_edge.config import DenoiserConfig
 from sana_edge.errors import CheckpointError
 from sana_edge.fused.backends import half_dtype
 from sana_edge.nets import parameter_names
-from sana_edge.nets.autoencoder import Autoencoder, decoder_state
+from sana_edge.nets.autoencoder import LatentDecoder, decoder_state
+from sana_edge.nets.convert import read_decoder
 from sana_edge.nets.denoiser import Denoiser
 from sana_edge.nets.quantize import (
     decoder_targets,
@@ -27,10 +28,13 @@ from sana_edge.nets.quantize import (
     set_activations,
     stacked,
 )
+from sana_edge.nets.tiny_autoencoder import latent_decoder
 from sana_edge.store import package
 from sana_edge.store.hub import ResolvedModel
 from sana_edge.store.package import Description, Quantization
 from sana_edge.store.package_tensors import check_tensors, is_scale, to_16_bit
+from sana_edge.store.pairing import in_place_of
+from sana_edge.store.tiny_autoencoder import decoder_config
 from sana_edge.store.weights import StoredState, load_into, load_state, needs_clamp
 from sana_edge.torch_runtime.device import DTYPES
 
@@ -86,14 +90,23 @@ def load_decoder(
     dtype: torch.dtype,
     int8: bool = False,
     description: Description | None = None,
-) -> Autoencoder:
-    """Read the decoder of ``vae/``; arguments and errors are those of `load_denoiser`."""
+) -> LatentDecoder:
+    """Read the decoder of ``vae/``, or the one that takes its place, which may be a checkpoint's file.
+
+    Arguments and errors are those of `load_denoiser`.
+    """
     folder = model.component("vae")
-    description = description or package.describe(folder)
-    quantization, config = description.quantization, AutoencoderConfig.from_dict(description.values)
-    state = decoder_state(_read(model, "vae", int8 or quantization is not None))
+    if folder.is_file():
+        read = read_decoder(folder)
+        config, state, quantization = read.config, read.state, None
+    else:
+        description = description or package.describe(folder)
+        quantization, config = description.quantization, decoder_config(description.values)
+        state = decoder_state(_read(model, "vae", int8 or quantization is not None))
+    if model.decoder is not None:
+        config = in_place_of(config, model.path, folder)
     with torch.device("meta"):
-        autoencoder = Autoencoder(config, encoder=False)
+        autoencoder = latent_decoder(config)
     if quantization is not None:
         package.verify(folder, quantization)
         check_tensors(state, quantization, decoder_layers(autoencoder), where=str(folder))
@@ -116,7 +129,7 @@ def denoiser_layers(config: DenoiserConfig) -> list[tuple[str, ...]]:
     return [tuple(name.removesuffix(".weight") for name in names[f"{target}.weight"]) for target in targets]
 
 
-def decoder_layers(autoencoder: Autoencoder) -> list[tuple[str, ...]]:
+def decoder_layers(autoencoder: LatentDecoder) -> list[tuple[str, ...]]:
     """What can be INT8 in a decoder, as `check_tensors` wants it."""
     return [stacked(target) for target in decoder_targets(autoencoder)]
 

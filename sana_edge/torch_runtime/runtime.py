@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sana_edge.config import AutoencoderConfig, DenoiserConfig, SamplerConfig
+from sana_edge.config import DenoiserConfig, SamplerConfig
 from sana_edge.decoding import PREVIEW_CELLS, check_finite
 from sana_edge.errors import OutOfMemory
 from sana_edge.fused import backends
 from sana_edge.fused.backends import Backend
 from sana_edge.fused.decoder import fuse_decoder
-from sana_edge.nets.autoencoder import Autoencoder
+from sana_edge.nets.autoencoder import Autoencoder, LatentDecoder
 from sana_edge.nets.denoiser import Denoiser, Modulation, TextContext
 from sana_edge.nets.text_encoder import EncodedTexts, TextEncoder
 from sana_edge.progress import Progress, unseen
@@ -31,7 +31,7 @@ from sana_edge.store import package
 from sana_edge.store.domain import Domain, read_domain
 from sana_edge.store.folder import foreign_parts
 from sana_edge.store.hub import ResolvedModel
-from sana_edge.store.package import Description, Quantization
+from sana_edge.store.package import Quantization
 from sana_edge.store.pairing import read_sampler
 from sana_edge.system.memory import HINT, available_memory, peak_memory
 from sana_edge.torch_runtime import tiling
@@ -60,7 +60,7 @@ class TorchRuntime:
     dtype: str
     text_encoder: TextEncoder | EncodedTexts
     denoiser: Denoiser
-    autoencoder: Autoencoder
+    autoencoder: LatentDecoder
     sampler: SamplerConfig
     backend: Backend
     predictor: Predictor
@@ -97,13 +97,10 @@ class TorchRuntime:
             CheckpointError: a file is missing, damaged, or does not fit its config.
             InvalidInput, UnsupportedDevice: the backend cannot be used for this model.
         """
-        transformer, vae = (package.describe(model.component(name)) for name in ("transformer", "vae"))
-        if model.decoder is not None:
-            # of the model's latents, whatever the other autoencoder's are
-            own = package.describe(model.path / "vae").values
-            scale = {"scaling_factor": AutoencoderConfig.from_dict(own).scaling_factor}
-            vae = Description({**vae.values, **scale}, vae.quantization)
-        quantization = transformer.quantization or vae.quantization
+        transformer, place = package.describe(model.component("transformer")), model.component("vae")
+        # a checkpoint's file is float
+        vae = None if place.is_file() else package.describe(place)
+        quantization = transformer.quantization or (vae.quantization if vae else None)
         quantize = int8 and quantization is None
         if quantize:
             quantization = Quantization("token")
@@ -118,7 +115,7 @@ class TorchRuntime:
         others = DTYPES[dtype] if dtype != "fp16" else without_fp16(device)
         loading(1, 3)
         decoder = load_decoder(model, device=device, dtype=others, int8=quantize, description=vae)
-        if chosen.name == "cuda" and others.itemsize == 2:
+        if chosen.name == "cuda" and others.itemsize == 2 and isinstance(decoder, Autoencoder):
             decoder = fuse_decoder(decoder, chosen.name)
         loading(2, 3)
         return cls(
@@ -150,7 +147,7 @@ class TorchRuntime:
         model: ResolvedModel,
         text_encoder: TextEncoder | EncodedTexts,
         denoiser: Denoiser,
-        autoencoder: Autoencoder,
+        autoencoder: LatentDecoder,
         device: torch.device,
     ) -> TorchRuntime:
         """Networks in fp32 that were loaded one by one, some perhaps without weights."""
@@ -210,7 +207,7 @@ class TorchRuntime:
         Raises:
             OutOfMemory: it does not fit, even decoded in tiles, where these are not turned off.
         """
-        config, dtype = self.autoencoder.config, next(self.autoencoder.parameters()).dtype
+        config, dtype = self.autoencoder.config, self.autoencoder.dtype
         cell = config.spatial_compression
         side = tiling.DEFAULT_TILE if plan.tile is None else plan.tile or MAX_SIDE
         tile = side // cell
@@ -303,10 +300,9 @@ class TorchRuntime:
             SanaError: the latent, or what the autoencoder makes of it, has NaN or infinite values.
         """
         check_finite("latent", *map(float, latent.aminmax()))
-        weight = next(self.autoencoder.parameters())
         if tile == 0:
             tile = max(latent.shape[2:]) * self.autoencoder.config.spatial_compression
-        latent = latent.to(weight.dtype) / self.autoencoder.config.scaling_factor
+        latent = latent.to(self.autoencoder.dtype) / self.autoencoder.config.scaling_factor
         on_block = None if on_progress is None else partial(on_progress, "decode")
         decode = partial(
             tiling.decode, self.autoencoder, latent, tile=tile, on_block=on_block, on_tiled=on_tiled
