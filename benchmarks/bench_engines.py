@@ -39,7 +39,7 @@ needs("torch", "transformers", "onnx")
 
 import torch
 
-from harness import sections
+from harness import engine_tables
 from harness.machine import versions
 from harness.measure import Row, measure, ratios_to, table
 from harness.results import (
@@ -106,10 +106,10 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> None:
         return whole
 
     if options.stage == "cold":
-        print(sections.cold(keep({"cold": measure_cold(options, partial(say, "cold"))})).text())
+        print(engine_tables.cold(keep({"cold": measure_cold(options, partial(say, "cold"))})).text())
     elif options.stage == "picture":
         found = measure_pictures(options, partial(say, "picture"), lambda found: keep({"picture": found}))
-        print(sections.pictures({**data, "picture": found}).text())
+        print(engine_tables.pictures({**data, "picture": found}).text())
     else:
         works: list[dict[str, Any]] = []
         for work in asked:

@@ -27,7 +27,7 @@ from harness import RESULTS, needs
 
 needs("torch", "transformers", "onnx", "onnxruntime", "tqdm")
 
-from harness import sections
+from harness import engine_tables
 from harness.results import Diary, digest, ended, header, positive, words, write_bytes, write_json
 from judge import paired
 from judge.evaluation import (
@@ -143,7 +143,7 @@ def report(options: argparse.Namespace, given: Sequence[str], diary: Diary, outc
     note = f"{len(found[TORCH])} held-out prompts, {settings['steps']} steps, guidance {settings['guidance']}"
     write_bytes(options.sheet, pair_sheet(title, note, _rows(diary, outcomes, alike)))
     write_json(options.output, data)
-    print(sections.engines_quality(data).text())
+    print(engine_tables.engines_quality(data).text())
 
 
 def _pairs(names: Iterable[str]) -> list[Pair]:

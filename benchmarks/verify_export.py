@@ -22,7 +22,7 @@ from harness import RESULTS, needs
 
 needs("torch", "transformers", "onnx", "onnxruntime")
 
-from harness import sections
+from harness import engine_tables
 from harness.results import ended, header, write_json
 from sana_edge.errors import SanaError
 from sana_edge.export.onnx import export
@@ -50,7 +50,7 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> None:
     exports = [exported(options.model, name, settings) for name, settings in EXPORTS.items()]
     data = {**header("benchmarks/verify_export.py", given), "exports": exports}
     write_json(options.output, data)
-    print(sections.verification(data).text())
+    print(engine_tables.verification(data).text())
     failed = [found["name"] for found in exports if found["failure"] is not None]
     if failed:
         raise SanaError(f"not exported: {', '.join(failed)}", f"the reasons are in {options.output}")

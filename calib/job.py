@@ -67,8 +67,7 @@ class Job:
         for name in _COMPONENTS:
             state = self.state(name)
             for key in state:
-                if not key.startswith("encoder."):
-                    check_finite(key, state[key])
+                check_finite(key, state[key])
 
     def write(self, name: str, tensors: Iterable[Named], calibration: Calibration | None = None) -> None:
         """Write one component."""
@@ -117,7 +116,7 @@ class Job:
             "calibration": calibration.info if calibration else None,
         }
         sizes = {
-            title: Sizes(_size(self.state(name), prefix), _size(StoredState(self.folder / name)))
+            title: Sizes(_size(self.state(name), prefix), _size(StoredState(self.folder / name), prefix))
             for title, name, prefix in (
                 ("denoiser", "transformer", ""),
                 ("decoder", "vae", "decoder."),

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from sana_edge.calib.package_writer import check_finite, write_shards
-from sana_edge.config import DenoiserConfig
+from sana_edge.config import AutoencoderConfig, DenoiserConfig
 from sana_edge.int8 import quant
 from sana_edge.int8.conv import PhaseConv2d
-from sana_edge.nets.autoencoder import decoder_state
+from sana_edge.nets.autoencoder import Encoder, LatentConfig, decoder_state, encoder_state
 from sana_edge.nets.denoiser import Denoiser
-from sana_edge.nets.quantize import decoder_targets, quantize_decoder, stacked
+from sana_edge.nets.quantize import decoder_targets, quantize_decoder, quantize_encoder, stacked
 from sana_edge.nets.tiny_autoencoder import latent_decoder
 from sana_edge.store import package
 from sana_edge.store.package import Quantization
@@ -92,7 +92,7 @@ def quantized_decoder(
 ) -> Iterator[Named]:
     """A float decoder's tensors with INT8 weights, as `quantize_decoder` makes them without calibration.
 
-    Arguments and errors are those of `quantized_denoiser`; the encoder is left out.
+    Arguments and errors are those of `quantized_denoiser`; `quantized_encoder` has the rest.
     """
     with torch.device("meta"):
         decoder = latent_decoder(config)
@@ -104,6 +104,26 @@ def quantized_decoder(
             note_error(target, _layer_sqnr(decoder.get_submodule(name)))
     quantize_decoder(decoder)
     yield from stored(decoder.state_dict())
+
+
+def quantized_encoder(config: LatentConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A float encoder's tensors with INT8 weights, by their names in the source; nothing where there is none.
+
+    It is not calibrated: its layers take the scales of each picture.
+
+    Raises:
+        CheckpointError: as `quantized_denoiser`.
+    """
+    found = encoder_state(state)
+    if not found or not isinstance(config, AutoencoderConfig):
+        return {}
+    with torch.device("meta"):
+        encoder = Encoder(config)
+    load_into(encoder, found, where="vae")
+    for name, tensor in encoder.state_dict().items():
+        check_finite(f"encoder.{name}", tensor)
+    quantize_encoder(encoder)
+    return {f"encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}
 
 
 def stored(state: Mapping[str, Tensor], half: torch.dtype = torch.float16) -> Iterator[Named]:

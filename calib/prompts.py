@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sana_edge.errors import InvalidInput
+from sana_edge.system.json_values import read_bounded
 
 BUNDLED = Path(__file__).parent / "prompts"
 OWN_SET = "calibration_prompts.txt"
@@ -101,10 +102,7 @@ def _text(path: Path) -> str:
             raise InvalidInput(
                 f"no prompt file {path}", f"give a file, or a bundled set: {', '.join(bundled_sets())}"
             )
-        size = path.stat().st_size
-        if size > _MAX_BYTES:
-            raise InvalidInput(f"{path} has {size} bytes, too many for a file of prompts", _FORMAT)
-        content = path.read_bytes()
+        content = read_bounded(path, _MAX_BYTES)
     except (OSError, ValueError) as error:
         # ValueError: a NUL in the name
         raise InvalidInput(f"cannot read the prompts in {path}: {error}", _FORMAT) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import shutil
@@ -116,7 +117,9 @@ def _uncalibrated(job: Job) -> Report:
         )
         job.write("transformer", denoiser)
         config = decoder_config(read_json(job.model.path / "vae" / "config.json"))
-        job.write("vae", package_component.quantized_decoder(config, job.state("vae"), note_error))
+        decoder = package_component.quantized_decoder(config, job.state("vae"), note_error)
+        encoder = package_component.stored(package_component.quantized_encoder(config, job.state("vae")))
+        job.write("vae", itertools.chain(decoder, encoder))
         job.write_rest()
     order = {name: place for place, name in enumerate(layer_names(job.denoiser_config))}
     # q, k and v are separate in the file: the lowest stands for the layer
@@ -207,7 +210,9 @@ def _networks(
         info = {**statistics.info, "checksum": statistics.checksum(), "alpha": settings.alpha}
         decoder = calibrate_decoder(runtime.autoencoder, statistics, given, settings, **told)
     with job.part("quantize"):
-        sources = {"vae": _written(job, "vae", runtime.autoencoder.state_dict())}
+        encoder = package_component.quantized_encoder(runtime.autoencoder.config, job.state("vae"))
+        sources = {"vae": _written(job, "vae", {**runtime.autoencoder.state_dict(), **encoder})}
+        del encoder
         del runtime
     with job.part("calibrate"):
         runtime = networks.denoising(texts)

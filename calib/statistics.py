@@ -21,6 +21,7 @@ from torch import Tensor
 
 from sana_edge.errors import CheckpointError, SanaError
 from sana_edge.store.weights import save_state
+from sana_edge.system.json_values import parse
 
 BINS = 1024
 VERSION = 1
@@ -28,6 +29,8 @@ VERSION = 1
 # exponents of limits whose products with BINS and its inverse are normal numbers of fp32
 _EXPONENTS = (-100, 127)
 _LATENT = "latent."
+# steps or channels
+_MOST = 1 << 20
 _DAMAGED = "delete the file and calibrate again"
 
 
@@ -93,6 +96,18 @@ class LayerStatistics:
             self.samples = torch.cat([self.samples, torch.stack(rows)])
             self.sample_steps = torch.cat([self.sample_steps, torch.full((len(rows),), step)])
 
+    def whole(self) -> bool:
+        """Whether the tensors are of one layer, as they are when they come from a file."""
+        shape, rows = self.absmax.shape, len(self.sample_steps) if self.sample_steps.ndim == 1 else -1
+        expected = LayerStatistics.empty(*shape) if len(shape) == 2 and max(shape) <= _MOST else None
+        if expected is None or self.samples.shape != (rows, shape[1]):
+            return False
+        fits = all(tensor.dtype == expected.tensors()[name].dtype for name, tensor in self.tensors().items())
+        same = self.histogram.shape == expected.histogram.shape and self.limit.shape == expected.limit.shape
+        # values that a sum or a later limit cannot take
+        good = fits and same and bool((self.absmax.isfinite() & (self.absmax >= 0)).all())
+        return good and bool((self.limit.isfinite() & (self.limit >= 0)).all() & (self.histogram >= 0).all())
+
     def tensors(self) -> dict[str, Tensor]:
         """The fields by name."""
         return {item.name: getattr(self, item.name) for item in fields(self)}
@@ -137,7 +152,7 @@ class Statistics:
                 metadata = file.metadata() or {}
                 # copies: the file may be replaced while they are used
                 tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise CheckpointError(f"cannot read the statistics in {path}: {error}", _DAMAGED) from error
         version = metadata.get("statistics_version")
         if version != str(VERSION):
@@ -150,9 +165,12 @@ class Statistics:
             layers = {
                 name: LayerStatistics(**{part: tensors[f"{name}.{part}"] for part in parts}) for name in names
             }
-            return cls(layers, json.loads(metadata["info"]), latents)
+            info = parse(metadata["info"])
         except (KeyError, ValueError) as error:
             raise CheckpointError(f"{path} does not hold whole statistics: {error}", _DAMAGED) from error
+        if not isinstance(info, dict) or not all(layer.whole() for layer in layers.values()):
+            raise CheckpointError(f"{path} does not hold whole statistics", _DAMAGED)
+        return cls(layers, info, latents)
 
     def checksum(self) -> str:
         """sha256 of all values and ``info``, in hexadecimal; the order of layers does not matter."""

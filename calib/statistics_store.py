@@ -60,7 +60,11 @@ class StatisticsStore:
         if _shapes(statistics) != _shapes(self._empty):
             self._note(f"observing anew: {self.path.name} is of other layers")
             return self._empty
-        info: dict[str, Any] = {**self._empty.info, "observed": int(statistics.info.get("observed", 0))}
+        observed = statistics.info.get("observed", 0)
+        if type(observed) is not int or not 0 <= observed <= self._empty.info.get("prompts", 0):
+            self._note(f"observing anew: {self.path.name} is damaged")
+            return self._empty
+        info: dict[str, Any] = {**self._empty.info, "observed": observed}
         statistics.info = info
         self._note(f"{info['observed']} of {info['prompts']} prompts were observed before")
         return statistics

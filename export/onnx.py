@@ -17,6 +17,7 @@ from sana_edge.export.graph.builder import GraphBuilder
 from sana_edge.export.graph.decoder import Size, add_decoder
 from sana_edge.export.graph.decoder_parts import add_decoder_part, decoder_parts
 from sana_edge.export.graph.denoiser import add_denoiser, add_denoiser_folded
+from sana_edge.export.graph.encoder import add_encoder
 from sana_edge.export.graph.external_data import ExternalData
 from sana_edge.export.graph.ports import ports
 from sana_edge.export.graph.projection import add_text_projection
@@ -31,12 +32,12 @@ from sana_edge.nets.text_weights import load_text_model
 from sana_edge.progress import Progress, unseen
 from sana_edge.store import hub, manifest
 from sana_edge.store.hub import ResolvedModel
-from sana_edge.store.manifest import INSTRUCTION, DecoderPart, Manifest, TextShape
+from sana_edge.store.manifest import ENCODER, INSTRUCTION, DecoderPart, Manifest, TextShape
 from sana_edge.store.manifest_files import stored_files
 from sana_edge.system.atomic import new_folder
 from sana_edge.system.memory import memory_errors
 from sana_edge.torch_runtime.device import DTYPES
-from sana_edge.torch_runtime.load import load_decoder, load_denoiser
+from sana_edge.torch_runtime.load import load_decoder, load_denoiser, load_encoder
 from sana_edge.torch_runtime.tiling import DEFAULT_TILE
 
 # `sana_edge.export.verify.compare.compare`
@@ -119,6 +120,8 @@ class _Export:
         self._write_denoiser()
         self._begin("decoder")
         parts = self._write_decoder()
+        if self._settings.encoder:
+            self._write_encoder()
         self._begin("checksums")
         written = self._manifest(text, parts)
         if compare is not None:
@@ -189,8 +192,16 @@ class _Export:
         small = self._settings.size is not None and max(self._settings.size) <= DEFAULT_TILE
         return write_decoder(decoder, self._folder, self._others, self._latent if small else None)
 
+    def _write_encoder(self) -> None:
+        encoder = load_encoder(self._source.model, device=_CPU, dtype=DTYPES["fp32"])
+        with ExternalData(self._folder / f"{ENCODER}.data") as data:
+            graph = GraphBuilder(ENCODER, data, self._others)
+            add_encoder(graph, encoder, self._source.autoencoder.scaling_factor)
+            graph.save(self._folder / f"{ENCODER}.onnx")
+
     def _manifest(self, text: TextShape, parts: tuple[DecoderPart, ...]) -> Manifest:
         source, names = self._source, [*manifest.GRAPHS, *(part.graph for part in parts)]
+        names += [ENCODER] if self._settings.encoder else []
         return Manifest(
             sana_edge=__version__,
             name=source.model.name,

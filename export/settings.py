@@ -21,6 +21,7 @@ class Settings:
             in fp16 and are fp32 then.
         size: (width, height) in pixels for graphs that know no other; None for any.
         int8: of a bundled model take its package; a package is INT8 anyway.
+        encoder: also a graph of the autoencoder's encoder, for pictures to start from.
         verify: run every graph in onnxruntime beside the torch module.
 
     Raises:
@@ -30,6 +31,7 @@ class Settings:
     dtype: Dtype = "fp32"
     size: tuple[int, int] | None = None
     int8: bool = False
+    encoder: bool = False
     verify: bool = True
 
     def __post_init__(self) -> None:

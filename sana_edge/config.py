@@ -3,58 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from sana_edge.errors import CheckpointError
+from sana_edge.system.json_values import Between, Reader
 
 SamplerKind = Literal["flow-dpm", "flow-euler", "scm"]
 
 # pixels per latent cell of the f32 autoencoder that every public SANA model uses
 LATENT_CELL = 32
 
-_T = TypeVar("_T")
+# of numbers that a model may have; the largest SANA has 60 layers of 2240 channels
+Count = Annotated[int, Between(1, 1024)]
+Width = Annotated[int, Between(1, 1 << 16)]
+Positive = Annotated[float, Between(1e-12, 1e6)]
+_Names = Annotated[tuple[str, ...], Between(1, 16)]
+_Widths = Annotated[tuple[Width, ...], Between(1, 16)]
+_Layers = Annotated[tuple[Annotated[int, Between(0, 64)], ...], Between(1, 16)]
+_Scales = Annotated[
+    tuple[Annotated[tuple[Annotated[int, Between(1, 31)], ...], Between(0, 8)], ...], Between(1, 16)
+]
 
 _BLOCK_TYPES = ("ResBlock", "EfficientViTBlock")
 _ACTIVATIONS = ("silu", "relu")
-
-
-def _require(condition: bool, owner: str, key: str, value: object, expected: str) -> None:
-    if not condition:
-        raise CheckpointError(f"{owner}: {key} is {value!r}, expected {expected}")
-
-
-def _convert(value: Any, hint: Any, owner: str, key: str) -> Any:
-    """``value`` as the annotated type ``hint``: JSON lists become tuples, integers may become floats."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is types.UnionType:
-        if value is None and type(None) in arguments:
-            return None
-        (hint,) = [argument for argument in arguments if argument is not type(None)]
-        return _convert(value, hint, owner, key)
-    if origin is tuple:
-        _require(isinstance(value, list | tuple), owner, key, value, "a list")
-        return tuple(_convert(item, arguments[0], owner, key) for item in value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    _require(type(value) is hint, owner, key, value, f"a {hint.__name__}")
-    return value
-
-
-def _from_dict(cls: type[_T], data: Mapping[str, Any], owner: str) -> _T:
-    hints = typing.get_type_hints(cls)
-    names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
-    return cls(**{name: _convert(data[name], hints[name], owner, name) for name in names if name in data})
-
-
-def _positive(config: Any, owner: str, *keys: str) -> None:
-    for key in keys:
-        value = getattr(config, key)
-        _require(0 < value < math.inf, owner, key, value, "a positive number")
 
 
 @dataclass(frozen=True)
@@ -66,25 +38,25 @@ class DenoiserConfig:
     latent the model was trained on.
     """
 
-    in_channels: int = 32
-    out_channels: int = 32
-    num_layers: int = 20
-    num_attention_heads: int = 70
-    attention_head_dim: int = 32
-    num_cross_attention_heads: int = 20
-    cross_attention_head_dim: int = 112
-    cross_attention_dim: int = 2240
-    caption_channels: int = 2304
-    mlp_ratio: float = 2.5
+    in_channels: Count = 32
+    out_channels: Count = 32
+    num_layers: Count = 20
+    num_attention_heads: Count = 70
+    attention_head_dim: Count = 32
+    num_cross_attention_heads: Count = 20
+    cross_attention_head_dim: Count = 112
+    cross_attention_dim: Width = 2240
+    caption_channels: Width = 2304
+    mlp_ratio: Annotated[float, Between(0.01, 64)] = 2.5
     attention_bias: bool = False
-    sample_size: int = 32
-    patch_size: int = 1
-    norm_eps: float = 1e-6
-    interpolation_scale: float | None = None
+    sample_size: Count = 32
+    patch_size: Annotated[int, Between(1, 1)] = 1
+    norm_eps: Positive = 1e-6
+    interpolation_scale: Positive | None = None
     guidance_embeds: bool = False
-    guidance_embeds_scale: float = 0.1
-    qk_norm: str | None = None
-    timestep_scale: float = 1.0
+    guidance_embeds_scale: Annotated[float, Between(-1e6, 1e6)] = 0.1
+    qk_norm: Literal["rms_norm_across_heads"] | None = None
+    timestep_scale: Positive = 1.0
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> DenoiserConfig:
@@ -96,26 +68,13 @@ class DenoiserConfig:
         owner = "transformer/config.json"
         if data.get("out_channels", 32) is None:
             data = {**data, "out_channels": data.get("in_channels", 32)}
-        config = _from_dict(cls, data, owner)
-        _positive(config, owner, "in_channels", "out_channels", "num_layers", "num_attention_heads")
-        _positive(
-            config, owner, "attention_head_dim", "num_cross_attention_heads", "cross_attention_head_dim"
-        )
-        _positive(config, owner, "caption_channels", "mlp_ratio", "sample_size", "norm_eps", "timestep_scale")
-        _require(config.patch_size == 1, owner, "patch_size", config.patch_size, "1")
-        _require(
-            config.cross_attention_dim == config.dim,
-            owner,
-            "cross_attention_dim",
-            config.cross_attention_dim,
-            f"{config.dim} (num_attention_heads x attention_head_dim)",
-        )
-        norms = (None, "rms_norm_across_heads")
-        _require(config.qk_norm in norms, owner, "qk_norm", config.qk_norm, f"one of {norms}")
+        reader = Reader(owner, defaults=True)
+        config: DenoiserConfig = reader.convert(data, cls)
+        expected = f"{config.dim} (num_attention_heads x attention_head_dim)"
+        found = config.cross_attention_dim
+        reader.require(found == config.dim, "cross_attention_dim", found, expected)
         affine = data.get("norm_elementwise_affine", False)
-        _require(affine is False, owner, "norm_elementwise_affine", affine, "False")
-        if config.interpolation_scale is not None:
-            _positive(config, owner, "interpolation_scale")
+        reader.require(affine is False, "norm_elementwise_affine", affine, "False")
         return config
 
     def to_dict(self) -> dict[str, Any]:
@@ -142,25 +101,25 @@ class DenoiserConfig:
 class AutoencoderConfig:
     """``vae/config.json``, the DC-AE. Tuples have one entry per stage, highest resolution first."""
 
-    in_channels: int = 3
-    latent_channels: int = 32
-    attention_head_dim: int = 32
-    encoder_block_types: tuple[str, ...] = ("ResBlock",) * 6
-    decoder_block_types: tuple[str, ...] = ("ResBlock",) * 6
-    encoder_block_out_channels: tuple[int, ...] = (128, 256, 512, 512, 1024, 1024)
-    decoder_block_out_channels: tuple[int, ...] = (128, 256, 512, 512, 1024, 1024)
-    encoder_layers_per_block: tuple[int, ...] = (2, 2, 2, 3, 3, 3)
-    decoder_layers_per_block: tuple[int, ...] = (3, 3, 3, 3, 3, 3)
-    encoder_qkv_multiscales: tuple[tuple[int, ...], ...] = ((), (), (), (5,), (5,), (5,))
-    decoder_qkv_multiscales: tuple[tuple[int, ...], ...] = ((), (), (), (5,), (5,), (5,))
+    in_channels: Count = 3
+    latent_channels: Count = 32
+    attention_head_dim: Count = 32
+    encoder_block_types: _Names = ("ResBlock",) * 6
+    decoder_block_types: _Names = ("ResBlock",) * 6
+    encoder_block_out_channels: _Widths = (128, 256, 512, 512, 1024, 1024)
+    decoder_block_out_channels: _Widths = (128, 256, 512, 512, 1024, 1024)
+    encoder_layers_per_block: _Layers = (2, 2, 2, 3, 3, 3)
+    decoder_layers_per_block: _Layers = (3, 3, 3, 3, 3, 3)
+    encoder_qkv_multiscales: _Scales = ((), (), (), (5,), (5,), (5,))
+    decoder_qkv_multiscales: _Scales = ((), (), (), (5,), (5,), (5,))
     upsample_block_type: str = "pixel_shuffle"
     downsample_block_type: str = "pixel_unshuffle"
-    decoder_norm_types: tuple[str, ...] = ("rms_norm",) * 6
-    decoder_act_fns: tuple[str, ...] = ("silu",) * 6
+    decoder_norm_types: _Names = ("rms_norm",) * 6
+    decoder_act_fns: _Names = ("silu",) * 6
     encoder_out_shortcut: bool = True
     decoder_in_shortcut: bool = True
     decoder_conv_act_fn: str = "relu"
-    scaling_factor: float = 1.0
+    scaling_factor: Positive = 1.0
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> AutoencoderConfig:
@@ -170,16 +129,14 @@ class AutoencoderConfig:
             CheckpointError: a value has the wrong type or describes an autoencoder that SANA does not use.
         """
         owner = "vae/config.json"
-        config = _from_dict(cls, _repeat_names(data), owner)
-        _positive(config, owner, "in_channels", "latent_channels", "attention_head_dim", "scaling_factor")
+        reader = Reader(owner, defaults=True)
+        config: AutoencoderConfig = reader.convert(_repeat_names(data), cls)
         for side in ("encoder", "decoder"):
-            channels = getattr(config, f"{side}_block_out_channels")
-            _require(min(channels, default=0) > 0, owner, f"{side}_block_out_channels", channels, "widths")
-            stages = len(channels)
+            stages = len(getattr(config, f"{side}_block_out_channels"))
             norms = ("norm_types", "act_fns") if side == "decoder" else ()
             for key in ("block_types", "layers_per_block", "qkv_multiscales", *norms):
                 value = getattr(config, f"{side}_{key}")
-                _require(len(value) == stages, owner, f"{side}_{key}", value, f"{stages} entries")
+                reader.require(len(value) == stages, f"{side}_{key}", value, f"{stages} entries")
         for key, allowed in (
             ("encoder_block_types", _BLOCK_TYPES),
             ("decoder_block_types", _BLOCK_TYPES),
@@ -187,11 +144,10 @@ class AutoencoderConfig:
             ("decoder_act_fns", _ACTIVATIONS),
         ):
             value = getattr(config, key)
-            _require(set(value) <= set(allowed), owner, key, value, f"names from {allowed}")
+            reader.require(set(value) <= set(allowed), key, value, f"names from {allowed}")
         activation = config.decoder_conv_act_fn
-        _require(
-            activation in _ACTIVATIONS, owner, "decoder_conv_act_fn", activation, f"one of {_ACTIVATIONS}"
-        )
+        fits = activation in _ACTIVATIONS
+        reader.require(fits, "decoder_conv_act_fn", activation, f"one of {_ACTIVATIONS}")
         return config
 
     def to_dict(self) -> dict[str, Any]:
@@ -212,7 +168,7 @@ def _repeat_names(data: Mapping[str, Any]) -> dict[str, Any]:
         stages = data.get(channels, getattr(defaults, channels))
         value = data.get(key, getattr(defaults, key)[0])
         if isinstance(value, str) and isinstance(stages, list | tuple):
-            result[key] = [value] * len(stages)
+            result[key] = [value] * min(max(len(stages), 1), 16)
     return result
 
 
@@ -259,9 +215,9 @@ class SamplerConfig:
     """
 
     kind: SamplerKind = "flow-dpm"
-    flow_shift: float = 1.0
-    num_train_timesteps: int = 1000
-    sigma_data: float = 0.5
+    flow_shift: Annotated[float, Between(0.01, 100)] = 1.0
+    num_train_timesteps: Annotated[int, Between(1, 1_000_000)] = 1000
+    sigma_data: Annotated[float, Between(1e-3, 1000)] = 0.5
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> SamplerConfig:
@@ -272,14 +228,16 @@ class SamplerConfig:
         """
         owner = "scheduler/scheduler_config.json"
         name = data.get("_class_name")
-        _require(name in _SCHEDULERS, owner, "_class_name", name, f"one of {', '.join(_SCHEDULERS)}")
+        reader = Reader(owner, defaults=True)
+        known = isinstance(name, str) and name in _SCHEDULERS
+        reader.require(known, "_class_name", name, f"one of {', '.join(_SCHEDULERS)}")
         kind = _SCHEDULERS[str(name)]
         for key, default, supported in _SCHEDULER_KEYS[kind]:
             value = data.get(key, default)
-            _require(value == supported, owner, key, value, repr(supported))
+            fits = type(value) is type(supported) and value == supported
+            reader.require(fits, key, value, repr(supported))
         numbers = {key: value for key, value in data.items() if key != "kind"}
         if kind == "flow-euler" and "shift" in data:
             numbers["flow_shift"] = data["shift"]
-        config = dataclasses.replace(_from_dict(cls, numbers, owner), kind=kind)
-        _positive(config, owner, "flow_shift", "num_train_timesteps", "sigma_data")
-        return config
+        config: SamplerConfig = reader.convert(numbers, cls)
+        return dataclasses.replace(config, kind=kind)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 _TORCH = ("torch", "transformers")
+# characters of a message; a path may have 4096
+_LONGEST = 1500
+_FORBIDDEN = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
 _EXPORT = (*_TORCH, "onnx", "onnxruntime")
 
 
@@ -18,9 +22,10 @@ class SanaError(Exception):
     """
 
     def __init__(self, message: str, hint: str = "") -> None:
+        message = one_line(message)
         super().__init__(message)
         self.message = message
-        self.hint = hint
+        self.hint = one_line(hint)
 
 
 class InvalidInput(SanaError):
@@ -56,6 +61,12 @@ class OutOfMemory(SanaError):
 
 class Cancelled(SanaError):
     """The caller cancelled: between two steps, parts of a decode, or parts of a model being loaded."""
+
+
+def one_line(text: str) -> str:
+    """A text of strangers for a terminal: without line ends, escapes and marks of direction, not too long."""
+    text = _FORBIDDEN.sub(" ", text[: 2 * _LONGEST])
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
 
 
 @contextmanager

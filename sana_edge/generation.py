@@ -60,7 +60,8 @@ def generation(
     Raises:
         Cancelled, OutOfMemory, SanaError: see `sana_edge.Sana.generate`.
     """
-    total = plan.images * plan.steps
+    taken = plan.steps - plan.skip
+    total = plan.images * taken
     told = watched(on_progress, cancel, "the generation")
     with _released(runtime), memory_errors(f"{plan.width}x{plan.height}"):
         clock = _Clock(runtime.synchronize)
@@ -69,26 +70,32 @@ def generation(
         sampler, tables = runtime.schedule(plan)
         with clock.stage("denoise"):
             predict, more = runtime.predict(plan, tables, context)
+        origin = None
+        if plan.init is not None:
+            with clock.stage("encode"):
+                origin = runtime.origin(plan)
         for picture in range(plan.images):
-            steps = denoise(sampler, predict, runtime.noise(plan, picture))
-            for i in range(plan.steps):
+            steps = denoise(sampler, predict, runtime.noise(plan, picture), origin)
+            for i in range(taken):
                 stop_if(cancel)
                 PROCESS.check()
                 with clock.stage("denoise"):
                     step = next(steps)
-                on_progress("denoise", picture * plan.steps + i + 1, total)
+                on_progress("denoise", picture * taken + i + 1, total)
                 image = None
-                if i == plan.steps - 1:
+                if i == taken - 1:
                     stop_if(cancel)
                     tiles: list[int] = []
                     with clock.stage("decode"):
                         pixels = runtime.decode(
                             step.x, plan.size, told, tile=plan.tile, on_tiled=tiles.append
                         )
+                    if plan.init is not None:
+                        pixels = plan.init.paste(pixels)
                     lines = (*said, *notes, *more)
                     image = _image(runtime, plan, picture, pixels, clock.read(), lines, tiles)
                 preview = functools.partial(runtime.preview, step.clean)
-                yield Step(picture * plan.steps + i, total, image, preview)
+                yield Step(picture * taken + i, total, image, preview)
 
 
 def stop_if(cancel: threading.Event) -> None:

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import warnings
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from PIL.PngImagePlugin import PngInfo
 from sana_edge.errors import InvalidInput, SanaError
 from sana_edge.request import plain
 from sana_edge.system import atomic
+from sana_edge.system.json_values import parse
 
 logger = logging.getLogger("sana_edge")
 
@@ -155,14 +157,16 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     hint = "give a picture that sana-edge wrote and no other program has saved since"
     try:
-        with PIL.Image.open(path) as image:
+        with warnings.catch_warnings(), PIL.Image.open(path) as image:
+            # of damaged tags; what is left of them is no metadata
+            warnings.simplefilter("ignore")
             text = image.info.get(METADATA_KEY)
             comment = None if text else image.getexif().get_ifd(_EXIF_IFD).get(_COMMENT)
     except (OSError, ValueError, SyntaxError, zlib.error, PIL.Image.DecompressionBombError) as error:
         raise InvalidInput(f"cannot read {path}: {error}", hint) from error
     try:
-        metadata = json.loads(text or "") if comment is None else _of_comment(comment)
-    except (ValueError, RecursionError) as error:
+        metadata = parse(text or "") if comment is None else _of_comment(comment)
+    except (ValueError, TypeError) as error:
         raise InvalidInput(f"{path} has no sana-edge metadata", hint) from error
     if not isinstance(metadata, dict):
         raise InvalidInput(f"{path} has no sana-edge metadata", hint)
@@ -171,7 +175,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def _of_comment(comment: bytes | str) -> Any:
     text = comment if isinstance(comment, bytes) else comment.encode(errors="replace")
-    found = json.loads(text.removeprefix(_ASCII).decode(errors="replace"))
+    found = parse(text.removeprefix(_ASCII).decode(errors="replace"))
     return found.get(METADATA_KEY) if isinstance(found, dict) else None
 
 

@@ -206,6 +206,11 @@ class Sana:
                 free memory asks for it. They change pixels a little: a picture's metadata has the side.
             instruction: the text right before the prompt, as it is; SANA's own if left out, none if empty. An
                 exported folder has SANA's computed, and reads another anew with every prompt.
+            image: a picture to start from: a file, one of Pillow or of this library, or (H, W, 3) uint8. Its
+                size is the default of ``size``; another is stretched, as diffusers does.
+            strength: how much of ``image`` is drawn anew, above 0 to 1: the share of the steps that are
+                taken, on as much noise (SDEdit, arXiv 2108.01073); 0.6 if left out.
+            mask: of ``image``, white where it is drawn anew; what is black stays as it is, to the bit.
 
         It also takes a picture's ``**metadata``, whose "version" tells it from other arguments, and leaves
         out what was the model's part.

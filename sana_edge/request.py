@@ -5,13 +5,20 @@ from __future__ import annotations
 import numbers
 import secrets
 import typing
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
+
+import numpy as np
 
 from sana_edge import sizes
 from sana_edge.config import LATENT_CELL, SamplerKind
 from sana_edge.errors import InvalidInput
+from sana_edge.init_image import InitImage, read_image, read_mask, to_size
+from sana_edge.system.json_values import shown
+
+if TYPE_CHECKING:
+    from sana_edge.init_image import Picture
 
 MAX_SIDE = 8192
 MAX_STEPS = 1000
@@ -19,7 +26,11 @@ MAX_IMAGES = 10_000
 MAX_GUIDANCE = 1000
 MAX_SHIFT = 100
 MAX_INSTRUCTION = 20_000
+# characters, of which 300 tokens are read
+MAX_PROMPT = 100_000
 MAX_SEED = 2**63 - 1
+# as diffusers has it
+DEFAULT_STRENGTH = 0.6
 SAMPLERS: tuple[SamplerKind, ...] = typing.get_args(SamplerKind)
 # what can be asked for, of models (`sana_edge.fused.backends`) and of exported folders (`sana_edge.engines`)
 TORCH_BACKENDS = ("auto", "torch", "triton", "cuda")
@@ -41,6 +52,9 @@ class Options(TypedDict, total=False):
     flow_shift: float | None
     instruction: str | None
     tile: int | None
+    image: Picture | None
+    strength: float | None
+    mask: Picture | None
 
 
 @dataclass(frozen=True)
@@ -63,13 +77,16 @@ class Request:
     flow_shift: float | None = None
     instruction: str | None = None
     tile: int | None = None
+    image: Picture | None = field(default=None, compare=False)
+    strength: float | None = None
+    mask: Picture | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         _check_text(self.prompt, "prompt")
         if not self.prompt.strip():
             raise InvalidInput("the prompt is empty", "say what the picture should show")
         _check_text(self.negative_prompt, "negative prompt")
-        for name in ("size", "steps", "images", "seed", "guidance", "flow_shift", "tile"):
+        for name in ("size", "steps", "images", "seed", "guidance", "flow_shift", "tile", "strength"):
             object.__setattr__(self, name, plain(getattr(self, name)))
         # numpy's too, as JSON has it in a picture's metadata
         object.__setattr__(self, "exact_size", bool(self.exact_size))
@@ -83,16 +100,43 @@ class Request:
         if self.seed is not None:
             _check_whole(self.seed, "seed", 0, MAX_SEED - self.images + 1)
         if self.sampler is not None and self.sampler not in SAMPLERS:
-            raise InvalidInput(f"unknown sampler {self.sampler!r}", f"choose {', '.join(SAMPLERS)}")
+            raise InvalidInput(f"unknown sampler {shown(self.sampler)}", f"choose {', '.join(SAMPLERS)}")
         if self.flow_shift is not None:
             _check_shift(self.flow_shift)
         if self.tile is not None:
             _check_tile(self.tile)
         if self.instruction is not None:
-            _check_text(self.instruction, "instruction")
-            if len(self.instruction) > MAX_INSTRUCTION:
-                found = f"the instruction has {len(self.instruction)} characters"
-                raise InvalidInput(found, f"give at most {MAX_INSTRUCTION}")
+            _check_text(self.instruction, "instruction", MAX_INSTRUCTION)
+        self._check_image()
+
+    def _check_image(self) -> None:
+        """Read the image and its mask, which then are pixels."""
+        if self.image is None:
+            for name in ("mask", "strength"):
+                if getattr(self, name) is not None:
+                    raise InvalidInput(f"a {name} was given, but no image", f"give the image, or no {name}")
+            return
+        if self.strength is not None:
+            _check_strength(self.strength)
+        pixels = read_image(self.image)
+        object.__setattr__(self, "image", pixels)
+        height, width = pixels.shape[:2]
+        if self.size is None:
+            _check_size((width, height), exact=self.exact_size)
+        if self.mask is not None:
+            object.__setattr__(self, "mask", read_mask(self.mask, (width, height)))
+
+    @property
+    def _image_size(self) -> tuple[int, int] | None:
+        return (self.image.shape[1], self.image.shape[0]) if isinstance(self.image, np.ndarray) else None
+
+    def _init(self, size: tuple[int, int]) -> InitImage | None:
+        """The image at the size that is asked for."""
+        if not isinstance(self.image, np.ndarray):
+            return None
+        mask = to_size(self.mask, size) if isinstance(self.mask, np.ndarray) else None
+        strength = DEFAULT_STRENGTH if self.strength is None else float(self.strength)
+        return InitImage(to_size(self.image, size), strength, mask)
 
     @classmethod
     def of(cls, prompt: str, **options: Any) -> Request:
@@ -126,7 +170,7 @@ class Request:
         if sampler == "scm" and self.flow_shift is not None:
             hint = "leave it out: Sprint models have no shift"
             raise InvalidInput(f"flow shift {self.flow_shift} does not work with this model", hint)
-        asked = self.size or fixed or (native_size, native_size)
+        asked = self.size or self._image_size or fixed or (native_size, native_size)
         exact = self.exact_size or asked == fixed
         width, height = asked if exact else sizes.bucket(*asked, native_size)
         return Plan(
@@ -145,6 +189,7 @@ class Request:
             flow_shift=None if self.flow_shift is None else float(self.flow_shift),
             instruction=self.instruction,
             tile=self.tile,
+            init=self._init(asked),
         )
 
 
@@ -187,6 +232,12 @@ class Plan:
     flow_shift: float | None = None
     instruction: str | None = None
     tile: int | None = None
+    init: InitImage | None = None
+
+    @property
+    def skip(self) -> int:
+        """How many steps an image leaves out at the start."""
+        return 0 if self.init is None else self.init.skip(self.steps)
 
     @property
     def guided(self) -> bool:
@@ -220,6 +271,7 @@ class Plan:
             **({} if self.flow_shift is None else {"flow_shift": self.flow_shift}),
             **({} if self.instruction is None else {"instruction": self.instruction}),
             **({} if self.tile is None else {"tile": self.tile}),
+            **({} if self.init is None else self.init.metadata()),
         }
 
 
@@ -228,9 +280,11 @@ def random_seed() -> int:
     return secrets.randbelow(2**32)
 
 
-def _check_text(text: Any, name: str) -> None:
+def _check_text(text: Any, name: str, most: int = MAX_PROMPT) -> None:
     if not isinstance(text, str):
-        raise InvalidInput(f"the {name} is {text!r}", "give a string")
+        raise InvalidInput(f"the {name} is {shown(text)}", "give a string")
+    if len(text) > most:
+        raise InvalidInput(f"the {name} has {len(text)} characters", f"give at most {most}")
 
 
 def plain(value: Any) -> Any:
@@ -258,7 +312,7 @@ def _check_whole(value: Any, name: str, low: int, high: int, usual: str = "") ->
     # bool is an int to Python
     if type(value) is not int or not low <= value <= high:
         raise InvalidInput(
-            f"{name} is {_shown(value)}",
+            f"{name} is {shown(value)}",
             f"choose a whole number from {low} to {high}" + (f"; {usual}" if usual else ""),
         )
 
@@ -270,40 +324,41 @@ def _is_number(value: Any) -> bool:
 def _check_guidance(value: Any) -> None:
     if not _is_number(value) or not 0 <= value <= MAX_GUIDANCE:
         raise InvalidInput(
-            f"guidance is {_shown(value)}",
+            f"guidance is {shown(value)}",
             f"choose a number from 0 to {MAX_GUIDANCE}; 4.5 is usual, 1 turns guidance off",
         )
+
+
+def _check_strength(value: Any) -> None:
+    if not _is_number(value) or not 0 < value <= 1:
+        hint = "choose a number above 0, at most 1, where nothing of the image stays; 0.6 is usual"
+        raise InvalidInput(f"strength is {shown(value)}", hint)
 
 
 def _check_shift(value: Any) -> None:
     if not _is_number(value) or not 0 < value <= MAX_SHIFT:
         hint = f"choose a number above 0, at most {MAX_SHIFT}; 3 is usual, 4 for the 0.6B at 1024 px"
-        raise InvalidInput(f"flow shift is {_shown(value)}", hint)
+        raise InvalidInput(f"flow shift is {shown(value)}", hint)
 
 
 def _check_tile(value: Any) -> None:
     fits = type(value) is int and (value == 0 or (2 * LATENT_CELL <= value <= MAX_SIDE))
     if not fits or value % LATENT_CELL:
         hint = f"choose a multiple of {LATENT_CELL} from {2 * LATENT_CELL} to {MAX_SIDE}, 1024 is usual;"
-        raise InvalidInput(f"tile is {_shown(value)}", f"{hint} or 0 for none, which is --tile off")
+        raise InvalidInput(f"tile is {shown(value)}", f"{hint} or 0 for none, which is --tile off")
 
 
 def _check_size(size: Any, *, exact: bool) -> None:
     if not isinstance(size, tuple) or len(size) != 2 or any(type(side) is not int for side in size):
-        raise InvalidInput(f"size is {size!r}", "give width and height in pixels, such as (512, 512)")
+        raise InvalidInput(f"size is {shown(size)}", "give width and height in pixels, such as (512, 512)")
     width, height = size
-    shown, least = f"{_shown(width)}x{_shown(height)}", LATENT_CELL if exact else 1
+    named, least = f"{shown(width)}x{shown(height)}", LATENT_CELL if exact else 1
     if min(size) < least:
-        raise InvalidInput(f"size {shown} is too small", f"choose sides of at least {least}")
+        raise InvalidInput(f"size {named} is too small", f"choose sides of at least {least}")
     if max(size) > MAX_SIDE:
-        raise InvalidInput(f"size {shown} is too large", f"choose sides of at most {MAX_SIDE}")
+        raise InvalidInput(f"size {named} is too large", f"choose sides of at most {MAX_SIDE}")
     if exact and (width % LATENT_CELL or height % LATENT_CELL):
         below = "x".join(str(max(side // LATENT_CELL, 1) * LATENT_CELL) for side in size)
         above = "x".join(str(-(-side // LATENT_CELL) * LATENT_CELL) for side in size)
         hint = f"try {below} or {above}, or leave out the exact size: any is then resized to"
-        raise InvalidInput(f"size {shown} is not a multiple of {LATENT_CELL}", hint)
-
-
-def _shown(value: Any) -> str:
-    # Python refuses to write integers of thousands of digits
-    return "a huge number" if isinstance(value, int) and abs(value) >= 10**30 else repr(value)
+        raise InvalidInput(f"size {named} is not a multiple of {LATENT_CELL}", hint)

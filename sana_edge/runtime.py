@@ -15,7 +15,7 @@ from sana_edge.config import SamplerConfig
 from sana_edge.errors import InvalidInput, MissingDependency, torch_extra
 from sana_edge.progress import Progress, bar, both, unseen
 from sana_edge.request import BACKENDS, DEVICES, TORCH_BACKENDS, TORCH_DEVICES, LoadOptions, Plan, plain
-from sana_edge.sampler import Sampler
+from sana_edge.sampler import Origin, Sampler
 from sana_edge.store import hub
 from sana_edge.system.memory import memory_errors
 from sana_edge.system.threads import MAX_THREADS, PROCESS
@@ -74,6 +74,7 @@ class Runtime(Protocol):
     def predict(
         self, plan: Plan, tables: Any, context: Any
     ) -> tuple[Callable[[Latent, int], Latent], tuple[str, ...]]: ...
+    def origin(self, plan: Plan) -> Origin[Latent]: ...
     def noise(self, plan: Plan, picture: int) -> Callable[[], Latent]: ...
     def decode(
         self,

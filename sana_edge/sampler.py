@@ -60,17 +60,20 @@ class Sampler:
             numbers for flow-dpm), 0..1 for scm.
         initial_scale: factor on the N(0, 1) noise that the loop starts from.
         coefficients: one entry per step.
+        levels: for each step the shares of the clean latent and of the noise in what it starts from.
     """
 
     def __init__(
         self,
         timesteps: NDArray[np.float32],
         coefficients: Sequence[StepCoefficients],
+        levels: Sequence[tuple[float, float]],
         *,
         initial_scale: float = 1.0,
     ) -> None:
         self.timesteps = timesteps
         self.coefficients = tuple(coefficients)
+        self.levels = tuple(levels)
         self.initial_scale = initial_scale
         self._before: Any = None
 
@@ -110,6 +113,18 @@ class Sampler:
         self._before = x0
         return result
 
+    def noised(self, clean: Latent, noise: Latent, i: int) -> Latent:
+        """Return what step ``i`` starts from, for a clean latent (arXiv 2108.01073, SDEdit).
+
+        Args:
+            clean: (B, C, H, W) fp32, as the autoencoder takes it.
+            noise: N(0, 1) like ``clean``.
+        """
+        signal, level = self.levels[i]
+        result: Latent = signal * clean
+        result += level * noise
+        return result if self.initial_scale == 1.0 else result * self.initial_scale
+
     def finish(self, x: Latent) -> Latent:
         """Return the autoencoder's (scaled) latent after the last step."""
         self._before = None
@@ -133,23 +148,50 @@ class Denoised(Generic[Latent]):
     clean: Latent
 
 
+@dataclass(frozen=True, eq=False)
+class Origin(Generic[Latent]):
+    """A picture that the loop starts from.
+
+    Attributes:
+        clean: its latent (B, C, H, W) fp32, as the autoencoder takes it.
+        mask: (1, 1, H, W) fp32, 1 where the picture is drawn anew, 0 where it stays; None: everywhere anew.
+    """
+
+    clean: Latent
+    mask: Latent | None = None
+
+    def keep(self, x: Latent, kept: Latent) -> Latent:
+        """Return ``x`` where it is drawn anew, ``kept`` elsewhere."""
+        return x if self.mask is None else self.mask * x + (1 - self.mask) * kept
+
+
 def denoise(
-    sampler: Sampler, velocity: Callable[[Latent, int], Latent], noise: Callable[[], Latent]
+    sampler: Sampler,
+    velocity: Callable[[Latent, int], Latent],
+    noise: Callable[[], Latent],
+    origin: Origin[Latent] | None = None,
 ) -> Iterator[Denoised[Latent]]:
     """Take a schedule's steps from noise to a latent, one at a time.
 
     Args:
         velocity: the prediction for a latent at a step, guidance applied.
         noise: draws N(0, 1), (B, C, H, W) fp32: where the loop starts, and what scm adds at each step.
+        origin: what the noise is mixed with at the start and, outside its mask, after each step.
     """
-    x = noise() * sampler.initial_scale
+    first = noise()
+    x = first * sampler.initial_scale if origin is None else sampler.noised(origin.clean, first, 0)
     last = len(sampler.coefficients) - 1
     for i in range(last + 1):
         given = sampler.model_input(x, i)
         predicted = velocity(given, i)
         clean = sampler.denoised(x, predicted, i) / sampler.initial_scale
         x = sampler.step(x, predicted, i, noise)
-        yield Denoised(given, predicted, sampler.finish(x) if i == last else x, clean)
+        if i == last:
+            x = sampler.finish(x)
+        if origin is not None:
+            clean = origin.keep(clean, origin.clean)
+            x = origin.keep(x, origin.clean if i == last else sampler.noised(origin.clean, first, i + 1))
+        yield Denoised(given, predicted, x, clean)
 
 
 def guide(predictions: Sequence[Latent], guidance: Any) -> Latent:
@@ -163,6 +205,7 @@ def make_sampler(
     kind: SamplerKind,
     *,
     steps: int,
+    skip: int = 0,
     flow_shift: float = 3.0,
     num_train_timesteps: int = 1000,
     sigma_data: float = 0.5,
@@ -172,7 +215,8 @@ def make_sampler(
     Args:
         kind: "flow-dpm" (DPM-Solver++ 2M, arXiv 2211.01095, on the rectified flow of arXiv 2410.10629
             algorithm 1), "flow-euler", or "scm" (arXiv 2503.09641, for Sprint checkpoints only).
-        steps: number of denoiser calls, 1 to ``num_train_timesteps``.
+        steps: number of denoiser calls from noise to picture, 1 to ``num_train_timesteps``.
+        skip: how many of them are left out at the start, for a latent that is there already.
         flow_shift: s in sigma = s u / (1 + (s - 1) u); larger spends more steps on noise. Flow kinds only.
         sigma_data: standard deviation of the data in scm's parametrisation.
 
@@ -183,58 +227,73 @@ def make_sampler(
         raise InvalidInput(
             f"steps is {steps}", f"choose 1 to {num_train_timesteps}; 20 is usual, 2 for Sprint"
         )
+    if not 0 <= skip < steps:
+        raise InvalidInput(f"{skip} of {steps} steps are left out", "one must be taken")
     if not 0.01 <= flow_shift <= 100:
         raise InvalidInput(f"flow shift is {flow_shift}", "choose 0.01 to 100; 3.0 is usual")
     if kind == "flow-dpm":
-        return _flow_dpm(steps, flow_shift, num_train_timesteps)
+        return _flow_dpm(steps, skip, flow_shift, num_train_timesteps)
     if kind == "flow-euler":
-        return _flow_euler(steps, flow_shift, num_train_timesteps)
+        return _flow_euler(steps, skip, flow_shift, num_train_timesteps)
     if kind == "scm":
-        return _scm(steps, sigma_data)
+        return _scm(steps, skip, sigma_data)
     raise InvalidInput(f"unknown sampler {kind!r}", "choose flow-dpm, flow-euler or scm")
 
 
 def sampler_of(
-    config: SamplerConfig, kind: SamplerKind, steps: int, flow_shift: float | None = None
+    config: SamplerConfig, kind: SamplerKind, steps: int, flow_shift: float | None = None, skip: int = 0
 ) -> Sampler:
     """`make_sampler` with a model's numbers, or another shift than the model's."""
     return make_sampler(
         kind,
         steps=steps,
+        skip=skip,
         flow_shift=flow_shift or config.flow_shift,
         num_train_timesteps=config.num_train_timesteps,
         sigma_data=config.sigma_data,
     )
 
 
-def _flow_dpm(steps: int, shift: float, train_timesteps: int) -> Sampler:
+def _flow_dpm(steps: int, skip: int, shift: float, train_timesteps: int) -> Sampler:
     u = 1.0 - np.linspace(1.0, 1.0 / train_timesteps, steps + 1)
     schedule = _shifted(u, shift)[:0:-1]
     timesteps = np.trunc(schedule * train_timesteps).astype(np.float32)
     sigmas = [*_fp32(schedule), 0.0]
     coefficients = [_flow_step(sigma, sigma_next) for sigma, sigma_next in pairwise(sigmas)]
     # the first step has no history and the last one ends at log-SNR infinity: both stay first order
-    for i in range(1, steps - 1):
+    for i in range(skip + 1, steps - 1):
         h_before = _log_snr(sigmas[i]) - _log_snr(sigmas[i - 1])
         h = _log_snr(sigmas[i + 1]) - _log_snr(sigmas[i])
         coefficients[i] = _flow_step(sigmas[i], sigmas[i + 1], h / (2 * h_before))
-    return Sampler(timesteps, coefficients)
+    return _flow(timesteps, coefficients, sigmas, skip)
 
 
-def _flow_euler(steps: int, shift: float, train_timesteps: int) -> Sampler:
+def _flow_euler(steps: int, skip: int, shift: float, train_timesteps: int) -> Sampler:
     # as in diffusers: the range ends at the smallest training sigma, which is shifted already, and the
     # whole range is then shifted once more
     last = _shifted(1.0 / train_timesteps, shift)
     sigmas = [*_fp32(_shifted(np.linspace(1.0, last, steps), shift)), 0.0]
     coefficients = [_flow_step(sigma, sigma_next) for sigma, sigma_next in pairwise(sigmas)]
-    return Sampler(np.array(sigmas[:-1], np.float32) * np.float32(train_timesteps), coefficients)
+    timesteps = np.array(sigmas[:-1], np.float32) * np.float32(train_timesteps)
+    return _flow(timesteps, coefficients, sigmas, skip)
 
 
-def _scm(steps: int, sigma_data: float) -> Sampler:
+def _flow(
+    timesteps: NDArray[np.float32],
+    coefficients: Sequence[StepCoefficients],
+    sigmas: Sequence[float],
+    skip: int,
+) -> Sampler:
+    levels = [(1.0 - sigma, sigma) for sigma in sigmas[skip:-1]]
+    return Sampler(timesteps[skip:], coefficients[skip:], levels)
+
+
+def _scm(steps: int, skip: int, sigma_data: float) -> Sampler:
     angles = _fp32(np.array([SCM_START, SCM_MIDDLE, 0.0])) if steps == 2 else _falling(SCM_START, steps)
-    times, coefficients = [], []
-    for s, s_next in pairwise(angles):
+    times, coefficients, levels = [], [], []
+    for s, s_next in pairwise(angles[skip:]):
         sin, cos = math.sin(s), math.cos(s)
+        levels.append((cos, sin))
         t = sin / (cos + sin)
         r = math.hypot(t, 1.0 - t)
         times.append(t)
@@ -250,7 +309,7 @@ def _scm(steps: int, sigma_data: float) -> Sampler:
                 noise=math.sin(s_next) * sigma_data,
             )
         )
-    return Sampler(np.array(times, np.float32), coefficients, initial_scale=sigma_data)
+    return Sampler(np.array(times, np.float32), coefficients, levels, initial_scale=sigma_data)
 
 
 def _flow_step(sigma: float, sigma_next: float, extrapolate: float = 0.0) -> StepCoefficients:

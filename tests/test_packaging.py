@@ -12,7 +12,8 @@ from built_wheel import MAPPED, ROOT, build_wheel
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from sana_edge.store import hub, manifest, package
+from sana_edge.store import manifest, package
+from sana_edge.store.known_models import BUNDLED
 
 # the weights of sana-tiny, 23 MB, its INT8 package, at most 12 MB, and that as graphs, 15 MB
 MODELS_LIMIT = 51e6
@@ -50,6 +51,7 @@ def test_wheel_holds_every_file(wheel: zipfile.ZipFile) -> None:
         for path in (ROOT / name).rglob("*.py")
     }
     expected |= {f"sana_edge/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "calib").rglob("*.txt")}
+    expected.add("sana_edge/serve/page.html")
     recipes = (package / "training" / "recipes").glob("*.toml")
     expected |= {path.relative_to(ROOT).as_posix() for path in recipes}
     models = [path for path in (package / "models").rglob("*") if path.is_file()]
@@ -65,10 +67,10 @@ def test_bundled_models_are_small() -> None:
 
 def test_bundled_graphs_are_those_of_the_bundled_package() -> None:
     """Another package needs the command that sana-tiny's README has."""
-    source = manifest.read(hub.BUNDLED / "sana-tiny-int8-onnx").source
+    source = manifest.read(BUNDLED / "sana-tiny-int8-onnx").source
     assert source.model == "sana-tiny-int8"
     assert source.checksums == {
-        name: package.checksum(hub.BUNDLED / source.model / name)
+        name: package.checksum(BUNDLED / source.model / name)
         for name in ("transformer", "vae", "text_encoder")
     }
 

@@ -384,9 +384,9 @@ def test_closing(tiny_folder: Path) -> None:
         next(steps)
         sana.close()
         assert next(steps).image is not None
-        assert len(runtime.predictor._loops) == 1
+        assert len(runtime.predictor._graphs) == 1
     # what was recorded
-    assert len(runtime.predictor._loops) == 0
+    assert len(runtime.predictor._graphs) == 0
     with pytest.raises(SanaError, match="closed"):
         sana.generate(PROMPT)
 

@@ -7,6 +7,7 @@ the others go on.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +82,8 @@ def check(setting: Setting, output: Path, backend: str) -> None:
     rows: list[dict[str, Any]] = []
     for dtype in DTYPES[device.type]:
         make = Maker(shapes, dtype, device, SIZES[device.type])
-        for name in ops.OPERATIONS:
-            if backend == "triton" and name in ops.CUDA_ONLY:
+        for name, call in make.calls().items():
+            if backend == "triton" and call.args[0] in ops.CUDA_ONLY:
                 continue
             rows.append(checked(make, name, backend))
             print(rows[-1], flush=True)
@@ -134,45 +135,62 @@ class Maker:
         bias = self.randn(outer[-3])
         return values, scale, self.int8(*outer, depth), self.uniform(columns) / (73 * taps**0.5), bias
 
-    def arguments(self) -> dict[str, tuple[Any, ...]]:
-        """Of `ops.OPERATIONS`, but for the backend."""
+    def calls(self) -> dict[str, partial[Any]]:
+        """Every operation with its arguments, two of them also in place; only the backend is missing."""
         config = DENOISERS[self.shapes]
         C, heads, hidden = config.dim, config.num_attention_heads, config.ffn_dim
         height, width = self.size
         B, N = IMAGES, height * width
         x, scale = self.half(B, N, C), torch.tensor(0.03, device=self.device)
         table = self.randn(B, 2, C).unsqueeze(2).unbind(1)
+        image = self.half(B, height, width, 128)
         return {
-            "quantize_rows": (x, None),
-            "norm_modulate_quantize": (x, *table, 1e-6, scale),
-            "dwconv_glu_quantize": (
-                *(self.half(B, N, 2 * hidden), self.randn(3, 3, 2 * hidden) / 3, self.randn(2 * hidden)),
-                *(height, width, None),
+            "quantize_rows": partial(ops.quantize_rows, x),
+            "norm_modulate_quantize": partial(ops.norm_modulate_quantize, x, *table, 1e-6, scale),
+            "dwconv_glu_quantize": partial(
+                *(ops.dwconv_glu_quantize, self.half(B, N, 2 * hidden)),
+                *(self.randn(3, 3, 2 * hidden) / 3, self.randn(2 * hidden), height, width),
             ),
-            "w8a8_linear": (*self.product(C, 2 * hidden), self.dtype, True),
-            "w8a8_linear_add_": (
-                *(x, *self.product(hidden, C), 60000.0, self.randn(C), self.randn(B, 1, C)),
+            "w8a8_linear": partial(ops.w8a8_linear, *self.product(C, 2 * hidden), self.dtype, silu=True),
+            "w8a8_linear in place": partial(
+                *(ops.w8a8_linear, *self.product(hidden, C), self.dtype),
+                limit=60000.0,
+                gate=self.randn(C),
+                constant=self.randn(B, 1, C),
+                residual=x,
+                out=x,
             ),
-            "qkv_linear_attention": (*self.product(C, 3 * C), self.dtype, heads, None),
-            "qk_norm_linear_attention": (self.half(B, N, 3 * C), self.uniform(C), heads, 1e-5, None),
-            "linear_attention_finish": (
-                *(x, self.uniform(B, heads, 33, 32), 1e-15, self.uniform(B, N, 2), self.uniform(C), scale),
+            "qkv_linear_attention": partial(
+                *(ops.qkv_linear_attention, *self.product(C, 3 * C), self.dtype, heads)
             ),
-            "cross_attention_quantize": self._cross(),
-            "patch_embed": (
-                *(self.randn(B, config.in_channels, height, width), self.randn(config.in_channels, C) / 6),
-                *(self.randn(C), self.randn(N, C), 2, self.dtype),
+            "qk_norm_linear_attention": partial(
+                *(ops.qk_norm_linear_attention, self.half(B, N, 3 * C), self.uniform(C), heads, 1e-5)
             ),
-            "velocity_head": (
-                *(x, *table, 1e-6, self.randn(config.out_channels, C) / C**0.5),
-                *(self.randn(config.out_channels), torch.tensor(4.5, device=self.device), height, width),
+            "linear_attention_finish": partial(
+                *(ops.linear_attention_finish, x, self.uniform(B, heads, 33, 32), 1e-15),
+                *(self.uniform(B, N, 2), self.uniform(C), scale),
             ),
-            "w8a8_conv2d": (
-                *(*self.convolution(64, 4, 32, 2, 2), self.dtype, "phases", "silu", None, 1, scale),
+            "cross_attention_quantize": partial(ops.cross_attention_quantize, *self._cross()),
+            "patch_embed": partial(
+                *(ops.patch_embed, self.randn(B, config.in_channels, height, width)),
+                *(self.randn(config.in_channels, C) / 6, self.randn(C), self.randn(N, C), 2, self.dtype),
             ),
-            "w8a8_conv2d_add_": (
-                *(self.half(B, height, width, 128), *self.convolution(128, 128, 3, 3)),
-                *(self.uniform(128), self.randn(128), 1e-5),
+            "velocity_head": partial(
+                *(ops.velocity_head, x, *table, 1e-6, self.randn(config.out_channels, C) / C**0.5),
+                *(self.randn(config.out_channels), torch.tensor(4.5, device=self.device), (height, width)),
+            ),
+            "w8a8_conv2d": partial(
+                *(ops.w8a8_conv2d, *self.convolution(64, 4, 32, 2, 2), self.dtype),
+                upsample="phases",
+                activation="silu",
+                out_scale=scale,
+            ),
+            "w8a8_conv2d in place": partial(
+                *(ops.w8a8_conv2d, *self.convolution(128, 128, 3, 3), self.dtype),
+                norm_weight=self.uniform(128),
+                norm_bias=self.randn(128),
+                residual=image,
+                out=image,
             ),
         }
 
@@ -183,13 +201,11 @@ class Maker:
         lengths = torch.tensor([7, 300], dtype=torch.int32, device=self.device)
         transposed = values.transpose(2, 3).contiguous()
         q = self.half(IMAGES, N, heads * d)
-        return q, keys, transposed, lengths, self.uniform(heads * d), 1e-5, None
+        return q, keys, transposed, lengths, self.uniform(heads * d), 1e-5
 
 
 def results(make: Maker, name: str, backend: str) -> list[Tensor]:
-    """What a backend computes of an operation, with what it wrote in place; the same arguments every time."""
+    """What a backend computes of an operation; the same arguments every time."""
     torch.manual_seed(0)
-    given = make.arguments()[name]
-    result = getattr(ops, name)(*given, backend)
-    result = given[0] if result is None else result
+    result = make.calls()[name](backend=backend)
     return [result] if isinstance(result, Tensor) else list(result)

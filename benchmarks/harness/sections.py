@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.results import BASELINE, FASTEST, HALF, INT8, NEAR, OURS, REFERENCES
-from harness.table import Table, circumstances, decibels, gigabytes, interval, seconds
+from harness.engine_tables import cold, engines_quality, engines_speed, pictures, verification
+from harness.results import BASELINE, FASTEST, HALF, INT8, OURS
+from harness.table import Table, circumstances, gigabytes, interval, median, most
 
 Numbers = Mapping[str, Any]
 
@@ -25,13 +26,6 @@ PARTS = {
     "transformer": "denoiser",
     "vae": "decoder",
     "text_encoder": "text encoder, its embedding table on disk only",
-}
-GRAPHS = {
-    "text_encoder": "text encoder",
-    "text_projection": "text keys and values",
-    "denoiser": "denoiser step",
-    "denoiser_folded": "guided step",
-    "decoder": "decoder",
 }
 
 
@@ -94,7 +88,7 @@ def summary(results: Path) -> Table:
             a, b = rows.get(large), rows.get(small)
             if a is None or b is None:
                 continue
-            cells = [f"{_median(a)}, {kind}", _median(b), f"{_most(a) / 1e9:.2f} / {gigabytes(_most(b))}"]
+            cells = [f"{median(a)}, {kind}", median(b), f"{most(a) / 1e9:.2f} / {gigabytes(most(b))}"]
             table.add(
                 "0.6B, a step at 1024x1024", backend, *cells, f"velocity off by {100 * b['difference']:.1f} %"
             )
@@ -105,7 +99,7 @@ def summary(results: Path) -> Table:
         work = next(work for work in data["works"] if work["dtype"] == "bf16")
         rows = {row["name"]: row for row in work["rows"] if row["stage"] == "picture"}
         a, b = rows[OURS], rows[INT8]
-        cells = [f"{_median(a)}, bf16", _median(b), f"{_most(a) / 1e9:.2f} / {gigabytes(_most(b))}"]
+        cells = [f"{median(a)}, bf16", median(b), f"{most(a) / 1e9:.2f} / {gigabytes(most(b))}"]
         table.add("sana-tiny, a picture", "torch", *cells, f"{' and '.join(right)} of prompts right")
         notes.append(circumstances(data))
     judged = [data["models"] for data in files(results, "quality_engines")]
@@ -115,7 +109,7 @@ def summary(results: Path) -> Table:
             a, b = rows.get(f"{name} fp32"), rows.get(f"{name} int8")
             if a is None or b is None:
                 continue
-            cells = [_median(a), _median(b), f"{a['peak'] / 1e9:.2f} / {gigabytes(b['peak'])}"]
+            cells = [median(a), median(b), f"{a['peak'] / 1e9:.2f} / {gigabytes(b['peak'])}"]
             score = f"{judged[0][name]['overall']['score']:.3f} of prompts right" if judged else ""
             table.add("sana-tiny, process start to PNG", backend, *cells, score)
         notes.append(circumstances(data))
@@ -212,17 +206,13 @@ def _speed_rows(work: Numbers, int8: bool) -> Iterator[list[str]]:
         theirs, ours, small = (names.get(name) for name in (BASELINE, OURS, INT8))
         if stage not in STAGES or len(names) < 2 or (against and theirs is None):
             continue
-        cells = [work["title"], STAGES[stage], _median(theirs), _median(ours), _share(ours, "ratio")]
+        cells = [work["title"], STAGES[stage], median(theirs), median(ours), _share(ours, "ratio")]
         if int8:
-            cells += [_median(small), _share(small, "ratio"), _share(small, "ratio_to_float")]
+            cells += [median(small), _share(small, "ratio"), _share(small, "ratio_to_float")]
             cells.append(_weights(small, ours))
-        most = [_most(row) for row in (theirs, ours, small) if row is not None]
-        memory = "" if None in most else " / ".join(f"{value / 1e9:.2f}" for value in most if value) + " GB"
+        used = [most(row) for row in (theirs, ours, small) if row is not None]
+        memory = "" if None in used else " / ".join(f"{value / 1e9:.2f}" for value in used if value) + " GB"
         yield [*cells, memory]
-
-
-def _median(row: Numbers | None) -> str:
-    return "" if row is None else seconds(row["median"])
 
 
 def _share(row: Numbers | None, name: str) -> str:
@@ -235,112 +225,3 @@ def _weights(row: Numbers | None, whole: Numbers | None) -> str:
         return ""
     part = f" ({row['weights'] / whole['weights']:.2f})" if whole and whole.get("weights") else ""
     return f"{row['weights'] / 1e6:.3g} MB{part}"
-
-
-def _most(row: Numbers) -> float | None:
-    """Bytes at most; None where they were not measured."""
-    return (row.get("memory") or {}).get("most")
-
-
-def verification(data: Numbers) -> Table:
-    """Exported graphs beside the torch modules: of each the relative error in L2, with its limit."""
-    titles = ("decoder's parts, at most", "picture's PSNR", "size")
-    table = Table(("export", *GRAPHS.values(), *titles))
-    for export in data["exports"]:
-        if export["failure"] is not None:
-            table.add(export["name"], export["failure"])
-            continue
-        found = export["verification"]
-        picture = f"{found['picture']['psnr']:.1f} dB ({found['picture']['limit']:.0f})"
-        size = f"{sum(export['bytes'].values()) / 1e6:.0f} MB"
-        table.add(export["name"], *_errors(found["graphs"]), picture, size)
-        if "unrounded" in found:
-            table.add(f"{export['name']}, activations not rounded", *_errors(found["unrounded"]))
-    text = "Relative error in L2 of what graphs in onnxruntime give beside the torch modules in fp32, and in "
-    text += "brackets what is allowed; of pictures of a few steps, the PSNR."
-    notes = [f"{e['name']}: {e['note']}." for e in data["exports"] if e.get("note")]
-    table.notes = [text, *notes, circumstances(data)]
-    return table
-
-
-def _errors(graphs: Numbers) -> list[str]:
-    parts = [found for name, found in graphs.items() if name.startswith("decoder_")]
-    worst = max(parts, key=lambda found: float(found["error"]), default=None)
-    cells = [*(graphs.get(name) for name in GRAPHS), worst]
-    return ["" if cell is None else f"{cell['error']:.1e} ({cell['limit']:.1e})" for cell in cells]
-
-
-def engines_speed(found: Sequence[Numbers]) -> Table:
-    """One row for each contender; of each work the seconds, and the peak memory of the process."""
-    works = [work for data in found for work in data["works"]]
-    table = Table(["", *(title for work in works for title in (work["title"], "peak memory"))])
-    for name in dict.fromkeys(row["name"] for work in works for row in work["rows"]):
-        rows = [next((row for row in work["rows"] if row["name"] == name), None) for work in works]
-        table.add(name, *(cell for r in rows for cell in (_median(r), gigabytes(_most(r)) if r else "")))
-    said = [text for work in works for text in _times_as_fast(work)]
-    table.notes = [*said, *dict.fromkeys(circumstances(data) for data in found)]
-    return table
-
-
-def _times_as_fast(work: Numbers) -> list[str]:
-    """How many times as fast the fastest engine is as the references, medians over turns."""
-    taken = {row["name"]: row["seconds"] for row in work["rows"]}
-    said = []
-    for name in (name for name in REFERENCES if name in taken and FASTEST in taken):
-        times = statistics.median(a / b for a, b in zip(taken[name], taken[FASTEST], strict=True))
-        said.append(f"{times:.2f} times as fast as {name}")
-    return [f"{work['title']}: {FASTEST} is {', '.join(said)}."] if said else []
-
-
-def pictures(data: Numbers) -> Table:
-    """Whole pictures of a Sprint model, each contender in a process of its own."""
-    found = data["picture"]
-    titles = ("whole picture", "loading", "first picture", "second", "its text", "steps", "decoding")
-    near = next((row["reference"] for row in found["rows"] if row["reference"]), "the first")
-    table = Table((*titles, "peak memory", f"PSNR to {near}"))
-    for row in found["rows"]:
-        median = row["median"]
-        if median is None:
-            table.add(row["name"], row["failure"])
-            continue
-        columns = ("load", "first", "second", "second text", "second denoise", "second decode")
-        peak = gigabytes(max(run["peak"] for run in row["runs"]), 1)
-        psnr = "" if row["reference"] is None else f"{decibels(row['psnr'])} dB"
-        table.add(row["name"], *(seconds(median[column]) for column in columns), peak, psnr)
-    size = f"{found['size']}x{found['size']} pixels in {found['steps']} Sprint steps"
-    note = f"{found['shapes']} shapes with their text encoder, random weights, {size}; the first picture "
-    table.notes = [f"{note}counts from the start of the process.", circumstances(data)]
-    return table
-
-
-def cold(data: Numbers) -> Table:
-    """From the start of a process to the PNG, with and without torch."""
-    found = data["cold"]
-    table = Table((found["model"], "process start to PNG", "peak memory", "PSNR to torch"))
-    for row in found["rows"]:
-        near = "" if row["psnr"] is None else f"{row['psnr']:.1f} dB"
-        table.add(row["name"], f"{row['median']:.2f} s", f"{row['peak'] / 1e6:.0f} MB", near)
-    note = "fp32 and int8 are what the folders hold: OpenVINO computes floats in bf16 where the CPU can."
-    table.notes = [note, circumstances(data)]
-    return table
-
-
-def engines_quality(data: Numbers) -> Table:
-    """Scores beside the torch INT8 path, and how near pictures are to its."""
-    titles = ("INT8", "score", "95 % interval", "points to torch", "right only in torch", "only in it")
-    table = Table((*titles, "PSNR to torch: median", "5 % are below", f"at least {NEAR:.0f} dB"))
-    near = {like["pictures"]: like for like in data["likeness"] if like["to"] == "torch"}
-    for name, numbers in data["models"].items():
-        cells = [name, f"{numbers['overall']['score']:.3f}", interval(numbers["overall"])]
-        compared, like = data["to_torch"].get(name), near.get(name)
-        if compared is not None and like is not None:
-            cells += [f"{100 * compared['difference']:+.1f}", compared["only_torch"], compared["only_engine"]]
-            cells += [f"{decibels(like['psnr'][word])} dB" for word in ("median", "p5")]
-            cells.append(f"{100 * like['near']:.0f} %")
-        table.add(*cells)
-    bf16 = next(like for like in data["yardstick"]["likeness"] if like["to"] == "torch")["psnr"]
-    note = "torch static: torch with the scales of the graphs. "
-    note += "Rounding alone, torch INT8 with the rest in bf16 beside itself with the rest in fp32: median "
-    note += f"{decibels(bf16['median'])} dB, 5 % below {decibels(bf16['p5'])} dB"
-    table.notes = [f"{note}, of {data['yardstick']['prompts']} prompts.", circumstances(data)]
-    return table

@@ -73,3 +73,13 @@ def seconds(value: float | None) -> str:
 
 def gigabytes(value: float | None, digits: int = 2) -> str:
     return "" if value is None else f"{value / 1e9:.{digits}f} GB"
+
+
+def median(row: Mapping[str, Any] | None) -> str:
+    """A row's median time, if there is the row."""
+    return "" if row is None else seconds(row["median"])
+
+
+def most(row: Mapping[str, Any]) -> float | None:
+    """Bytes at most; None where they were not measured."""
+    return (row.get("memory") or {}).get("most")

@@ -72,6 +72,7 @@ def product(
     *,
     pads: list[int] | None = None,
     groups: int = 1,
+    stride: int = 1,
 ) -> Value:
     """Conv with a weight (out, in, k, k), INT8 with ``scales`` (out,); padded to keep H and W by default."""
     side = weight.shape[-1]
@@ -83,6 +84,7 @@ def product(
         None if bias is None else g.weight("bias", bias),
         kernel_shape=[side, side],
         pads=pads or [side // 2] * 4,
+        strides=[stride, stride],
         group=groups,
     )
 

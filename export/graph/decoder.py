@@ -84,7 +84,7 @@ def add_stage(g: GraphBuilder, autoencoder: LatentDecoder, stage: int, x: Value)
                 x = res_block(g, block, x, kind)
             else:
                 assert isinstance(block, EfficientViTBlock)
-                x = _efficient_vit(g, block, x)
+                x = efficient_vit(g, block, x)
     return x
 
 
@@ -140,7 +140,8 @@ def _leave_tiny(g: GraphBuilder, autoencoder: TinyAutoencoder, x: Value) -> Valu
     return g.op("Sub", g.op("Mul", x, 2.0), 1.0)
 
 
-def _efficient_vit(g: GraphBuilder, block: EfficientViTBlock, x: Value) -> Value:
+def efficient_vit(g: GraphBuilder, block: EfficientViTBlock, x: Value) -> Value:
+    """`EfficientViTBlock`, (B, C, H, W)."""
     with g.scope("attn"):
         x = _linear_attention(g, block.attn, x)
     with g.scope("conv_out"):

@@ -18,7 +18,7 @@ from torch import nn
 from sana_edge.errors import CheckpointError, SanaError
 from sana_edge.export.graph.builder import BOOL, DTYPES, FLOAT, INT64, GraphBuilder, Value
 from sana_edge.int8.text_linear import WeightOnlyLinear
-from sana_edge.nets.embedding_table import MappedEmbedding
+from sana_edge.nets.text_weights import MappedEmbedding
 
 if TYPE_CHECKING:
     from transformers import Gemma2Model

@@ -21,11 +21,12 @@ from sana_edge.errors import SanaError
 from sana_edge.export.verify.agreement import Agreement
 from sana_edge.export.verify.decoder import Decoding
 from sana_edge.export.verify.denoiser import Denoising
+from sana_edge.export.verify.encoder import compare_encoder
 from sana_edge.export.verify.runner import GraphRunner
 from sana_edge.export.verify.text import compare_text
 from sana_edge.store import hub, manifest
 from sana_edge.store.hub import ResolvedModel
-from sana_edge.store.manifest import Manifest
+from sana_edge.store.manifest import ENCODER, Manifest
 
 # pixels of a side where the graphs take any size
 SIDE = 256
@@ -73,6 +74,9 @@ def compare(
         decoding = Decoding(model, described, graphs, agreement)
         decoding.compare(latent)
         picture = decoding.picture(latents)
+        if ENCODER in described.graphs:
+            del decoding
+            compare_encoder(model, graphs, agreement)
     found: dict[str, Any] = {"onnxruntime": onnxruntime.__version__, "size": [width, height]}
     if int8:
         found["unrounded"] = unrounded.graphs

@@ -23,7 +23,14 @@ from sana_edge.kernels.triton.attention_kernels import (
     linear_attention_finish_kernel,
     rms_roots_kernel,
 )
-from sana_edge.kernels.triton.checks import FLOATS, check_kernel, check_rows, check_static_scale, check_tensor
+from sana_edge.kernels.triton.checks import (
+    FLOATS,
+    check_kernel,
+    check_rows,
+    check_static_scale,
+    check_tensor,
+    empty_rows,
+)
 from sana_edge.kernels.triton.linear_attention import add_chunks, state_parts
 from sana_edge.kernels.triton.quantize_rows import quantize_rows
 from sana_edge.kernels.triton.w8a8_linear import w8a8_linear
@@ -148,8 +155,7 @@ def linear_attention_finish(
     if roots is not None and norm_q is not None:
         check_tensor(op, "roots", roots, q, (B, N, 2), dtypes=(torch.float32,))
         check_tensor(op, "norm_q", norm_q, q, (C,))
-    values = torch.empty(B, N, C, dtype=torch.int8, device=q.device)
-    scales = torch.empty(B, N, dtype=torch.float32, device=q.device)
+    values, scales = empty_rows(q)
     if not values.numel():
         return values, scales
     with torch.cuda.device_of(q):

@@ -90,7 +90,8 @@ def check_static_scale(op: str, static_scale: Tensor | None, x: Tensor) -> None:
         check_tensor(op, "static_scale", static_scale, x, (), dtypes=(torch.float32,))
 
 
-def empty_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """For x (..., C): values (..., C) int8 and scales (...,) fp32, to be filled."""
-    values = torch.empty(x.shape, dtype=torch.int8, device=x.device)
+def empty_rows(x: Tensor, columns: int | None = None) -> tuple[Tensor, Tensor]:
+    """For x (..., C): values (..., columns) int8, C if left out, and scales (...,) fp32, to be filled."""
+    width = x.shape[-1] if columns is None else columns
+    values = torch.empty(*x.shape[:-1], width, dtype=torch.int8, device=x.device)
     return values, torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device)

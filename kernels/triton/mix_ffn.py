@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sana_edge.errors import InvalidInput
-from sana_edge.kernels.triton.checks import WIDEST, check_kernel, check_static_scale, check_tensor
+from sana_edge.kernels.triton.checks import WIDEST, check_kernel, check_static_scale, check_tensor, empty_rows
 from sana_edge.kernels.triton.linear_attention import add_chunks
 from sana_edge.kernels.triton.mix_ffn_kernels import (
     dwconv_glu_quantize_kernel,
@@ -147,8 +147,7 @@ def dwconv_glu_quantize(
     _check("dwconv_glu_quantize", x, weight, bias, (3, 3, x.shape[-1]), height, width)
     check_static_scale("dwconv_glu_quantize", static_scale, x)
     hidden = x.shape[2] // 2
-    values = torch.empty(*x.shape[:2], hidden, dtype=torch.int8, device=x.device)
-    scales = torch.empty(x.shape[:2], dtype=torch.float32, device=x.device)
+    values, scales = empty_rows(x, hidden)
     if not values.numel():
         return values, scales
     M, tile = scales.numel(), pick_tile(hidden)

@@ -1,16 +1,55 @@
-"""Command-line arguments that several commands take, and prompts from stdin."""
+"""The command line's arguments: a parser whose errors name what was meant, and what several commands take."""
 
 from __future__ import annotations
 
 import argparse
+import difflib
 import re
 import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NoReturn
 
 from sana_edge.errors import InvalidInput
+from sana_edge.request import BACKENDS, DEVICES
 
+_CHOICE = re.compile(r"invalid choice: '(.*)' \(choose from (.*)\)")
 SIZE = re.compile(r"(-?\d+)x(-?\d+)")
 # what is read of stdin, in bytes: far more than the 300 tokens that a model reads
 _MOST_PROMPT = 1 << 20
+
+
+class UsageError(Exception):
+    """A command line that is none; ``parser`` is the one whose usage helps."""
+
+    def __init__(self, parser: argparse.ArgumentParser, message: str) -> None:
+        super().__init__(message)
+        self.parser, self.message = parser, message
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises `UsageError` where argparse would end the program."""
+
+    def error(self, message: str) -> NoReturn:
+        choice = _CHOICE.search(message)
+        if choice is not None:
+            message += _meant(choice[1], re.split(r"[', ]+", choice[2]))
+        raise UsageError(self, message)
+
+    def refuse(self, unknown: list[str]) -> NoReturn:
+        """Say that there are no such arguments, and which option was meant."""
+        message = f"unrecognized arguments: {' '.join(unknown)}"
+        options = [word for word in unknown if word.startswith("-")]
+        if options:
+            message += _meant(options[0].partition("=")[0], self._option_string_actions)
+        elif unknown:
+            message += " (a prompt of several words stands in quotes)"
+        self.error(message)
+
+
+def _meant(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def size(text: str) -> tuple[int, int]:
@@ -25,6 +64,28 @@ def add_revision(parser: argparse.ArgumentParser, of: str = "a repository") -> N
     """Add ``--revision``."""
     text = f"of {of}: a branch, a tag or a commit (default: main, or the only one that is cached)"
     parser.add_argument("--revision", metavar="NAME", help=text)
+
+
+def add_load_options(parser: argparse.ArgumentParser) -> None:
+    """Add how a model is loaded: fields of `sana_edge.request.LoadOptions`, None where not given."""
+    add = parser.add_argument
+    dtypes = "of the denoiser (default: auto, the checkpoint's own; on the CPU fp32 in place of fp16;"
+    dtypes += " what suits an engine)"
+    add("--dtype", choices=("auto", "fp32", "bf16", "fp16"), help=dtypes)
+    eight = "INT8 layers: the bundled package, or quantized while loading; packages are INT8 without it"
+    add("--int8", action="store_true", default=None, help=eight)
+    backend = "of the denoiser: triton and cuda need --int8 and a GPU; of exported folders: tensorrt, which"
+    backend += " runs what `build` made, onnxruntime or openvino (default: auto, the best that works)"
+    add("--backend", choices=BACKENDS, help=backend)
+    devices = "for exported folders also gpu and npu, which are Intel's, and tensorrt, onnxruntime's own"
+    devices += " TensorRT (default: %(default)s, cuda where it can be used)"
+    add("--device", choices=DEVICES, default="auto", help=devices)
+    engines = "of --backend tensorrt: what `build --output` wrote (default: your own engine folder)"
+    add("--engines", type=Path, metavar="DIR", help=engines)
+    trust = "load engines also from elsewhere than your own engine folder, which runs the code in them"
+    add("--trust-engine", action="store_true", help=trust)
+    counted = "that compute on a CPU (default: OMP_NUM_THREADS or the cores, within a container's quota)"
+    add("--threads", type=int, metavar="N", help=counted)
 
 
 def prompt_from_stdin() -> str:

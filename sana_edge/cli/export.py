@@ -34,6 +34,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help=dtypes)
     sizes = f"of the pictures, if the graphs need to know only one (default: {DYNAMIC}, any size)"
     add("--size", type=size_or_any, metavar=f"WxH|{DYNAMIC}", help=sizes)
+    add("--encoder", action="store_true", help="also the encoder, which `generate --image` needs")
     add("--no-verify", action="store_true", help="do not run the graphs beside the model")
     add("--force", action="store_true", help="replace an exported folder at DIR")
     add("--offline", action="store_true", help="never use the network")
@@ -49,6 +50,7 @@ def run(arguments: argparse.Namespace) -> None:
         dtype=arguments.dtype,
         size=arguments.size,
         int8=arguments.int8,
+        encoder=arguments.encoder,
         verify=not arguments.no_verify,
     )
     with export_extra():

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import sana_edge
 from sana_edge.cli import again
-from sana_edge.cli.arguments import add_revision, prompt_from_stdin, size
+from sana_edge.cli.arguments import add_load_options, add_revision, prompt_from_stdin, size
 from sana_edge.cli.fastest import fastest
 from sana_edge.cli.output import NAME, Output
 from sana_edge.errors import InvalidInput, MissingDependency, ModelNotFound, UnsupportedDevice
 from sana_edge.progress import bar
-from sana_edge.request import BACKENDS, DEVICES, SAMPLERS, LoadOptions, Request, random_seed
+from sana_edge.request import SAMPLERS, LoadOptions, Request, random_seed
 
 if TYPE_CHECKING:
     from sana_edge.pipeline import Sana
@@ -44,23 +44,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     count = "how many, counting seeds up (default: %(default)s)"
     add("--images", type=int, default=1, metavar="N", help=count)
     add("--sampler", choices=SAMPLERS, help="(default: what the model was made for)")
-    dtypes = "of the denoiser (default: auto, the checkpoint's own; on the CPU fp32 in place of fp16;"
-    dtypes += " what suits an engine)"
-    add("--dtype", choices=("auto", "fp32", "bf16", "fp16"), help=dtypes)
-    eight = "INT8 layers: the bundled package, or quantized while loading; packages are INT8 without it"
-    add("--int8", action="store_true", default=None, help=eight)
-    backend = "of the denoiser: triton and cuda need --int8 and a GPU; of exported folders: tensorrt, which"
-    backend += " runs what `build` made, onnxruntime or openvino (default: auto, the best that works)"
-    add("--backend", choices=BACKENDS, help=backend)
-    devices = "for exported folders also gpu and npu, which are Intel's, and tensorrt, onnxruntime's own"
-    devices += " TensorRT (default: %(default)s, cuda where it can be used)"
-    add("--device", choices=DEVICES, default="auto", help=devices)
-    engines = "of --backend tensorrt: what `build --output` wrote (default: your own engine folder)"
-    add("--engines", type=Path, metavar="DIR", help=engines)
-    trust = "load engines also from elsewhere than your own engine folder, which runs the code in them"
-    add("--trust-engine", action="store_true", help=trust)
-    counted = "that compute on a CPU (default: OMP_NUM_THREADS or the cores, within a container's quota)"
-    add("--threads", type=int, metavar="N", help=counted)
+    add_load_options(parser)
     place = "a .png, .jpg or .webp file, an existing folder, or - for a PNG on stdout; the seed takes the"
     place += " place of {seed}, or stands at the end of several names (default: %(default)s)"
     add("--output", default=NAME, metavar="PATH", help=place)
@@ -74,7 +58,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--offline", action="store_true", help="never use the network")
     tiles = "decode in tiles of so many pixels, or never in tiles (default: in tiles of 1024 where memory is"
     add("--tile", type=_tile, metavar="N|off", help=f"{tiles} short, which the metadata says)")
+    _add_image_options(parser)
     _add_model_options(parser)
+
+
+def _add_image_options(parser: argparse.ArgumentParser) -> None:
+    """A picture to start from."""
+    add = parser.add_argument
+    given = "start from this picture, whose size is the default of --size"
+    add("--image", type=Path, metavar="FILE", help=f"{given} (default: noise)")
+    share = "how much of --image is drawn anew: the share of the steps that are taken, above 0 to 1"
+    add("--strength", type=float, metavar="F", help=f"{share} (default: 0.6)")
+    mask = "white where --image is drawn anew, black where it stays as it is (default: all anew)"
+    add("--mask", type=Path, metavar="FILE", help=mask)
 
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -105,7 +101,7 @@ def run(arguments: argparse.Namespace) -> None:
     prompt = _prompt(arguments, taken)
     seed = random_seed() if arguments.seed is None else arguments.seed
     names = ["negative_prompt", "size", "exact_size", "steps", "guidance", "sampler", "images"]
-    names += ["flow_shift", "instruction", "tile"]
+    names += ["flow_shift", "instruction", "tile", "image", "strength", "mask"]
     options: dict[str, Any] = {name: getattr(arguments, name) for name in names}
     # what is wrong shows here, before torch is loaded and anything is computed
     Request(prompt, seed=seed, **options)

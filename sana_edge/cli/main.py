@@ -15,9 +15,8 @@ from contextlib import contextmanager
 from types import FrameType
 
 import sana_edge
-from sana_edge.cli import build, completion, convert, doctor, export, generate, models, quantize
-from sana_edge.cli.arguments import SIZE
-from sana_edge.cli.parser import Parser, UsageError
+from sana_edge.cli import build, completion, convert, doctor, export, generate, models, quantize, serve
+from sana_edge.cli.arguments import SIZE, Parser, UsageError
 from sana_edge.errors import SanaError
 from sana_edge.system.memory import memory_errors
 from sana_edge.system.threads import wait_passively
@@ -25,6 +24,7 @@ from sana_edge.system.threads import wait_passively
 # each has HELP, add_options(parser) and run(arguments)
 COMMANDS = {
     "generate": generate,
+    "serve": serve,
     "models": models,
     "convert": convert,
     "quantize": quantize,

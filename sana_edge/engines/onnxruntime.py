@@ -105,6 +105,8 @@ class OnnxRuntime(EngineKind):
             raise UnsupportedDevice(
                 f"onnxruntime does not run {path.name} on {self.device}", "choose --device cpu"
             )
+        ports.check_graph(path, inputs, _ports(session.get_inputs()))
+        ports.check_graph(path, outputs, _ports(session.get_outputs()))
         return OnnxRuntimeEngine(self, path.stem, session, inputs, outputs)
 
 

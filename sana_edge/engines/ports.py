@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sana_edge.errors import CheckpointError, InvalidInput, SanaError
-from sana_edge.store.manifest import DAMAGED, REMAKE, Port, export_command
+from sana_edge.store.manifest import DAMAGED, FILE, REMAKE, Port, export_command
 from sana_edge.system.memory import is_memory, out_of_memory
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -54,6 +54,29 @@ def check_inputs(graph: str, inputs: Arrays, ports: Mapping[str, Port]) -> dict[
             hint = f"give {written(shape)}" + (f" with {where}, as in what comes before" if where else "")
             raise InvalidInput(f"{graph}: {name} is {written(array.shape)}", hint)
     return sizes
+
+
+def check_graph(path: Path, declared: Mapping[str, Port] | None, found: Mapping[str, Port]) -> None:
+    """See that a graph has the inputs, or outputs, that its folder's manifest says.
+
+    Raises:
+        CheckpointError: it has others; it is another graph.
+    """
+    if declared is None:
+        return
+    for name in declared.keys() | found.keys():
+        wanted, there = declared.get(name), found.get(name)
+        if wanted is None or there is None or wanted[0] != there[0] or not _same(wanted[1], there[1]):
+            said = ("none" if port is None else f"{port[0]} {written(port[1])}" for port in (there, wanted))
+            found_and_wanted = f", {FILE} says ".join(said)
+            raise CheckpointError(f"{path} is another graph: its {name} is {found_and_wanted}", DAMAGED)
+
+
+def _same(wanted: tuple[int | str, ...], found: tuple[int | str, ...]) -> bool:
+    """Whether two shapes may be one; engines know not all sides by the names that were exported."""
+    sides = zip(wanted, found, strict=False)
+    known = ((a, b) for a, b in sides if isinstance(a, int) and isinstance(b, int))
+    return len(wanted) == len(found) and all(a == b for a, b in known)
 
 
 def known_shape(shape: tuple[int | str, ...], sizes: Mapping[str, int]) -> tuple[int, ...] | None:

@@ -16,17 +16,23 @@ from sana_edge.engines import choose
 from sana_edge.engines.decoder import EngineDecoder
 from sana_edge.engines.engine import EngineKind, Settings
 from sana_edge.engines.noise import NoiseSource
-from sana_edge.engines.projected_text import Context, ProjectedText, padding_mask, side_by_side
 from sana_edge.engines.sessions import DENOISERS, Graphs
-from sana_edge.engines.text import EngineText, Floats
+from sana_edge.engines.text import (
+    Context,
+    EngineText,
+    Floats,
+    ProjectedText,
+    padding_mask,
+    side_by_side,
+)
 from sana_edge.errors import InvalidInput, OutOfMemory
 from sana_edge.progress import Progress, unseen
 from sana_edge.prompt import instruction_of, reading_notes
 from sana_edge.request import Plan
-from sana_edge.sampler import Sampler, guide, sampler_of
+from sana_edge.sampler import Origin, Sampler, guide, sampler_of
 from sana_edge.store import manifest, manifest_files
 from sana_edge.store.domain import read_domain
-from sana_edge.store.manifest import Manifest
+from sana_edge.store.manifest import ENCODER, Manifest
 from sana_edge.system.memory import HINT, available_memory, peak_memory
 
 _TEXT, _DENOISER, _DECODER = "text_encoder", "denoiser", "decoder"
@@ -190,6 +196,8 @@ class EngineRuntime:
             made = f"`{self._manifest.export_command()}` without --size makes graphs that can"
             found = f"{self.name} was exported for one size, tiles of {plan.tile} are another"
             raise InvalidInput(found, made)
+        if plan.init is not None:
+            self._check_encoder()
         # which of them a prompt needs shows when it has been read
         for name in DENOISERS:
             self.graphs.check(name, latent=self._latent_shape(plan))
@@ -217,7 +225,7 @@ class EngineRuntime:
 
     def schedule(self, plan: Plan) -> tuple[Sampler, Floats]:
         """Make the sampler; its timesteps (S,) are what the denoiser gets."""
-        sampler = sampler_of(self.sampler, plan.sampler, plan.steps, plan.flow_shift)
+        sampler = sampler_of(self.sampler, plan.sampler, plan.steps, plan.flow_shift, plan.skip)
         return sampler, sampler.timesteps
 
     def predict(
@@ -248,6 +256,25 @@ class EngineRuntime:
             return guide((found[:1], found[1:]), scale) if paired else found
 
         return velocity, ()
+
+    def origin(self, plan: Plan) -> Origin[Floats]:
+        """Encode the plan's image."""
+        assert plan.init is not None
+        self.graphs.make_room(_TEXT, _DENOISER, _DECODER, for_graph=ENCODER)
+        drawn = (plan.width, plan.height)
+        latent = self.graphs.run(ENCODER, pixels=plan.init.at(drawn))["latent"]
+        # it is needed once a picture
+        self.graphs.close(ENCODER)
+        return Origin(latent, plan.init.cells(drawn, self._manifest.cell))
+
+    def _check_encoder(self) -> None:
+        if ENCODER not in self._manifest.graphs:
+            found = f"{self.name} was exported without an encoder, which an image needs"
+            command = self._manifest.export_command(int8=self.quantization is not None)
+            raise InvalidInput(found, f"`{command} --encoder` makes one that has it")
+        if self.backend.name == "tensorrt":
+            found = "TensorRT's engines have no encoder, which an image needs"
+            raise InvalidInput(found, "choose another backend")
 
     def noise(self, plan: Plan, picture: int = 0) -> Callable[[], Floats]:
         """What draws N(0, 1) for one of the plan's pictures, as with torch."""

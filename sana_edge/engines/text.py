@@ -1,4 +1,4 @@
-"""What the denoiser reads of a prompt, by the exported text encoder: `nets.text_encoder` without torch.
+"""What the denoiser reads of a prompt, by the exported graphs: `nets.text_encoder` without torch.
 
 The instruction before every prompt was run at export; ``instruction.safetensors`` has what it left behind,
 and a prompt costs only its own tokens.
@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from sana_edge.decoding import check_finite
 from sana_edge.errors import CheckpointError
 from sana_edge.prompt import CHI, known_tokens, token_limit, tokenized_text
 from sana_edge.store.manifest import DAMAGED, INSTRUCTION, TOKENIZER, TextShape
@@ -22,6 +23,10 @@ Floats = NDArray[np.float32]
 
 # hidden (1, T, C) of ids (1, T) int64 behind past keys and values (layers, kv heads, P, d)
 RunText = Callable[[NDArray[np.int64], Floats, Floats], Floats]
+
+
+# added to the scores of what pads a shorter text
+_PADDING = np.float32(-1e30)
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +50,8 @@ class Instruction:
 
         try:
             tensors = load_file(path)
-        except (OSError, SafetensorError, KeyError) as error:
+        # KeyError: dtypes that numpy lacks
+        except (OSError, RuntimeError, ValueError, TypeError, SafetensorError, KeyError) as error:
             raise CheckpointError(f"cannot read {path}: {_one_line(error)}", DAMAGED) from error
         count = tensors["ids"].size if "ids" in tensors else 0
         past = (shape.layers, shape.kv_heads, count, shape.head_dim)
@@ -55,6 +61,9 @@ class Instruction:
             if found != wanted:
                 raise CheckpointError(f"{path}: {name} is {found}, expected {wanted}", DAMAGED)
         floats = {name: tensors[name].astype(np.float32) for name in ("hidden", "keys", "values")}
+        for name, values in floats.items():
+            if not np.isfinite(values).all():
+                raise CheckpointError(f"{path}: {name} has NaN or infinite values", DAMAGED)
         return cls([int(token) for token in tensors["ids"]], **floats)
 
 
@@ -93,7 +102,9 @@ class EngineText:
         keys, values = (np.ascontiguousarray(past[:, :, :known]) for past in (before.keys, before.values))
         hidden = np.concatenate([before.hidden[:, :known], self._run(ids, keys, values)], axis=1)
         first = self._length(instruction) - 1 if instruction else 1
-        return np.concatenate([hidden[:, :1], hidden[:, first:]], axis=1)
+        features = np.concatenate([hidden[:, :1], hidden[:, first:]], axis=1)
+        check_finite("encoded text", float(features.min()), float(features.max()))
+        return features
 
     def tokens_over_limit(self, prompt: str, *, instruction: Sequence[str] | None = CHI) -> int:
         """Return how many tokens of ``prompt`` `encode` cuts off; 0 if all of it is read."""
@@ -114,3 +125,51 @@ class EngineText:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
+
+
+@dataclass(frozen=True, eq=False)
+class ProjectedText:
+    """keys (layers, B, heads, d, L), values (layers, B, heads, L, d), constant (layers, 1, 1, dim).
+
+    ``constant`` is what the denoiser reads of the first token alone, as of an empty negative prompt.
+    """
+
+    keys: Floats
+    values: Floats
+    constant: Floats
+
+    @property
+    def length(self) -> int:
+        """L."""
+        return int(self.keys.shape[-1])
+
+
+@dataclass(frozen=True, eq=False)
+class Context:
+    """The texts of a plan; ``negative`` is None without guidance."""
+
+    prompt: ProjectedText
+    negative: ProjectedText | None
+
+
+def side_by_side(one: ProjectedText, two: ProjectedText) -> ProjectedText:
+    """Two texts as a batch, the shorter one padded with zeros; see `padding_mask`."""
+    longest = max(one.length, two.length)
+
+    def pad(array: Floats, axis: int) -> Floats:
+        widths = [(0, 0)] * array.ndim
+        widths[axis] = (0, longest - array.shape[axis])
+        return np.pad(array, widths)
+
+    keys, values = (
+        np.concatenate([pad(a, axis), pad(b, axis)], axis=1)
+        for a, b, axis in ((one.keys, two.keys, 4), (one.values, two.values, 3))
+    )
+    return ProjectedText(keys, values, np.concatenate([one.constant, two.constant], axis=1))
+
+
+def padding_mask(*lengths: int) -> Floats:
+    """(B, 1, 1, L) to add to the scores of texts with so many tokens: 0, and -1e30 beyond their ends."""
+    beyond = np.arange(max(lengths)) >= np.array(lengths)[:, None]
+    mask: Floats = np.where(beyond, _PADDING, np.float32(0))[:, None, None]
+    return mask

@@ -82,13 +82,21 @@ class FusedBlock:
             return
         shift, scale, gate = vectors
         tokens = fused.norm_modulate_quantize(
-            x, scale, shift, self._block.eps, self._qkv.static_scale, backend
+            x, scale, shift, self._block.eps, self._qkv.static_scale, backend=backend
         )
         q, state, roots = self._state(tokens, workspace)
         read = fused.linear_attention_finish(
-            q, state, _ATTENTION_EPS, roots, self._norm_q, self._out.static_scale, backend
+            q, state, _ATTENTION_EPS, roots, self._norm_q, self._out.static_scale, backend=backend
         )
-        fused.w8a8_linear_add_(x, *read, *self._out.product, self._limit, gate, constant, backend)
+        fused.w8a8_linear(
+            *(*read, *self._out.product, self._dtype),
+            backend=backend,
+            limit=self._limit,
+            gate=gate,
+            constant=constant,
+            residual=x,
+            out=x,
+        )
 
     def _state(
         self, tokens: tuple[Tensor, Tensor], workspace: Tensor | None
@@ -98,12 +106,12 @@ class FusedBlock:
         fused, heads, product = ops, self._block.heads, self._qkv.product
         if self._norm_k is None:
             q, state = fused.qkv_linear_attention(
-                *tokens, *product, self._dtype, heads, workspace, self._backend
+                *tokens, *product, self._dtype, heads, workspace=workspace, backend=self._backend
             )
             return q, state, None
-        qkv = fused.w8a8_linear(*tokens, *product, self._dtype, False, self._backend)
+        qkv = fused.w8a8_linear(*tokens, *product, self._dtype, backend=self._backend)
         roots, state = fused.qk_norm_linear_attention(
-            qkv, self._norm_k, heads, RMS_EPS, workspace, self._backend
+            qkv, self._norm_k, heads, RMS_EPS, workspace=workspace, backend=self._backend
         )
         return qkv[..., : len(self._norm_k)], state, roots
 
@@ -114,16 +122,17 @@ class FusedBlock:
         if self._cross_q is None or self._cross_out is None:
             x.add_(self._block.cross_attention(x, text.as_keys_values()))
             return
-        tokens = fused.quantize_rows(x, self._cross_q.static_scale, backend)
-        q = fused.w8a8_linear(*tokens, *self._cross_q.product, self._dtype, False, backend)
+        tokens = fused.quantize_rows(x, self._cross_q.static_scale, backend=backend)
+        q = fused.w8a8_linear(*tokens, *self._cross_q.product, self._dtype, backend=backend)
         # images of one prompt follow each other: they attend to it as one long image
         values, scales = fused.cross_attention_quantize(
             q.view(len(text.keys), -1, q.shape[-1]),
             *(text.keys, text.values_transposed, text.lengths),
-            *(self._cross_norm_q, RMS_EPS, self._cross_out.static_scale, backend),
+            *(self._cross_norm_q, RMS_EPS, self._cross_out.static_scale),
+            backend=backend,
         )
         read = values.view(q.shape), scales.view(q.shape[:-1])
-        fused.w8a8_linear_add_(x, *read, *self._cross_out.product, None, None, None, backend)
+        fused.w8a8_linear(*read, *self._cross_out.product, self._dtype, backend=backend, residual=x, out=x)
 
     def _mix(self, x: Tensor, vectors: Sequence[Tensor], size: tuple[int, int]) -> None:
         fused, backend = ops, self._backend
@@ -132,13 +141,15 @@ class FusedBlock:
             return
         shift, scale, gate = vectors
         tokens = fused.norm_modulate_quantize(
-            x, scale, shift, self._block.eps, self._expand.static_scale, backend
+            x, scale, shift, self._block.eps, self._expand.static_scale, backend=backend
         )
-        hidden = fused.w8a8_linear(*tokens, *self._expand.product, self._dtype, True, backend)
+        hidden = fused.w8a8_linear(*tokens, *self._expand.product, self._dtype, backend=backend, silu=True)
         mixed = fused.dwconv_glu_quantize(
-            hidden, self._kernels, self._kernel_bias, *size, self._project.static_scale, backend
+            hidden, self._kernels, self._kernel_bias, *size, self._project.static_scale, backend=backend
         )
-        fused.w8a8_linear_add_(x, *mixed, *self._project.product, None, gate, None, backend)
+        fused.w8a8_linear(
+            *mixed, *self._project.product, self._dtype, backend=backend, gate=gate, residual=x, out=x
+        )
 
 
 def _pair(first: nn.Module, second: nn.Module) -> tuple[FusedLinear | None, FusedLinear | None]:

@@ -122,7 +122,7 @@ class _Convolution:
         if self.input_scale is None:
             values, scale = ops.quantize_map(nchw(x))
             return nhwc(values).contiguous(), scale
-        values, scales = fused_ops.quantize_rows(x.contiguous(), self.input_scale, self.backend)
+        values, scales = fused_ops.quantize_rows(x.contiguous(), self.input_scale, backend=self.backend)
         return values, scales.amax()
 
     @property
@@ -142,8 +142,13 @@ class _Convolution:
         out_scale: Tensor | None = None,
     ) -> Tensor:
         out: Tensor = fused_ops.w8a8_conv2d(
-            *(values, scale, *self.product, dtype, self.upsample, activation),
-            *(shortcut, repeats, out_scale, self.backend),
+            *(values, scale, *self.product, dtype),
+            backend=self.backend,
+            upsample=self.upsample,
+            activation=activation,
+            shortcut=shortcut,
+            repeats=repeats,
+            out_scale=out_scale,
         )
         return out
 
@@ -189,9 +194,14 @@ class FusedResBlock(nn.Module):
             hidden, next_scale = self.conv2.quantize(hidden)
         if x.shape[1] > NORM_CHANNELS:
             return add(nchw(rows), self.norm(nchw(self.conv2(hidden, next_scale, x.dtype))))
-        fused_ops.w8a8_conv2d_add_(
-            *(rows, hidden, next_scale, *self.conv2.product),
-            *(self.weight, self.bias, NORM_EPS, self.conv2.backend),
+        fused_ops.w8a8_conv2d(
+            *(hidden, next_scale, *self.conv2.product, rows.dtype),
+            backend=self.conv2.backend,
+            norm_weight=self.weight,
+            norm_bias=self.bias,
+            norm_eps=NORM_EPS,
+            residual=rows,
+            out=rows,
         )
         return nchw(rows)
 
@@ -234,14 +244,14 @@ class _Product(nn.Module):
         self.backend = backend
 
     def forward(self, x: Tensor, *, silu: bool = False) -> Tensor:
-        values, scales = fused_ops.quantize_rows(x.contiguous(), self.static_scale, self.backend)
+        values, scales = fused_ops.quantize_rows(x.contiguous(), self.static_scale, backend=self.backend)
         return self.multiply(values, scales, x.dtype, silu=silu)
 
     def multiply(self, values: Tensor, scales: Tensor, dtype: torch.dtype, *, silu: bool = False) -> Tensor:
         """Of rows that are INT8 already."""
         rows = (values.flatten(0, -2), scales.flatten())
         operands = (*rows, self.weight, self.weight_scales, self.bias)
-        out: Tensor = fused_ops.w8a8_linear(*operands, dtype, silu, self.backend)
+        out: Tensor = fused_ops.w8a8_linear(*operands, dtype, backend=self.backend, silu=silu)
         return out.view(*values.shape[:-1], len(self.weight))
 
 
@@ -278,7 +288,7 @@ class FusedGatedConv(nn.Module):
         height, width = hidden.shape[1:3]
         static = self.shrink.static_scale
         values, scales = fused_ops.dwconv_glu_quantize(
-            hidden.flatten(1, 2), self.weight, self.bias, height, width, static, self.backend
+            hidden.flatten(1, 2), self.weight, self.bias, height, width, static, backend=self.backend
         )
         out = self.shrink.multiply(values, scales, x.dtype).view(-1, height, width, x.shape[1])
         return add(x, self.norm(nchw(out)))

@@ -65,11 +65,11 @@ class FusedDenoiser:
         """
         fused, (height, width) = ops, latent.shape[-2:]
         copies = 1 if guidance is None else 2
-        x = fused.patch_embed(latent, *self._patch, positions, copies, self.dtype, self.backend)
+        x = fused.patch_embed(latent, *self._patch, positions, copies, self.dtype, backend=self.backend)
         for layer, block in enumerate(self._blocks):
             block(x, modulation.layer(layer), text[layer], (height, width), workspace)
         shift, scale = modulation.head()
         velocity: Tensor = fused.velocity_head(
-            x, scale, shift, FINAL_EPS, *self._head, guidance, height, width, self.backend
+            x, scale, shift, FINAL_EPS, *self._head, guidance, (height, width), backend=self.backend
         )
-        return velocity
+        return velocity.contiguous()

@@ -1,7 +1,13 @@
-"""The fused operations of INT8 models, defined by `reference_fused` and `reference_conv`.
+"""The fused operations of INT8 models, with the arguments of `reference_fused` and `reference_conv`.
 
-Every operation takes what its definition takes, by position, and last the ``backend`` that computes it:
-"cuda", "triton" or "torch", whose module is imported when it is first used. None has a gradient.
+Every operation takes besides:
+
+    backend: what computes it, "cuda", "triton" or "torch", whose module is imported when it is first used.
+    out: of `w8a8_linear` and `w8a8_conv2d`, what is written and returned; it may be their ``residual``, since
+        a kernel writes each number where it read it.
+    workspace: of the two operations that need a `workspace` on CUDA.
+
+None has a gradient.
 """
 
 from __future__ import annotations
@@ -30,8 +36,8 @@ _TRITON = {
     "velocity_head": "velocity_head",
 }
 # the decoder's convolutions, which Triton has none of: they are torch's where the CUDA library is not there
-CUDA_ONLY = ("w8a8_conv2d", "w8a8_conv2d_add_")
-OPERATIONS = (*_TRITON, "w8a8_linear_add_", *CUDA_ONLY)
+CUDA_ONLY = ("w8a8_conv2d",)
+OPERATIONS = (*_TRITON, *CUDA_ONLY)
 
 
 def workspace(backend: str, images: int, tokens: int, heads: int, device: torch.device) -> Tensor | None:
@@ -48,74 +54,30 @@ def _implementation(backend: str, name: str) -> Callable[..., Any]:
 
 
 @torch.no_grad()
-def _run(name: str, *arguments: Any, **options: Any) -> Any:
-    """An operation by the arguments of its definition, with the backend as the last of those by position."""
-    *operands, backend = arguments
-    return _implementation(backend, name)(*operands, **options)
-
-
-def _run_with_workspace(name: str, *arguments: Any) -> tuple[Tensor, Tensor]:
-    """What needs a `workspace`, the last but one argument, on CUDA."""
-    *operands, space, backend = arguments
-    result: tuple[Tensor, Tensor] = _run(name, *operands, *([space] if backend == "cuda" else []), backend)
-    return result
-
-
-def _run_into(x: Tensor, name: str, *arguments: Any, **options: Any) -> None:
-    """A product added to x in place: a kernel writes each number where it read it."""
-    *product, backend = arguments
-    if backend == "torch":
-        x.copy_(_run(name, *product, x.dtype, backend, residual=x, **options))
-    else:
-        _run(name, *product, x.dtype, backend, residual=x, out=x, **options)
-
-
-def w8a8_linear(*arguments: Any) -> Tensor:
-    """Of (values, scales, weight, weight_scales, bias, dtype, silu, backend)."""
-    *product, silu, backend = arguments
-    out: Tensor = _run("w8a8_linear", *product, backend, silu=silu)
-    return out
-
-
-def w8a8_linear_add_(x: Tensor, *arguments: Any) -> None:
-    """x + gate · clipped product + constant, in place.
-
-    Of (x, values, scales, weight, weight_scales, bias, limit, gate, constant, backend).
-    """
-    *product, limit, gate, constant, backend = arguments
-    _run_into(x, "w8a8_linear", *product, backend, limit=limit, gate=gate, constant=constant)
-
-
-def velocity_head(*arguments: Any) -> Tensor:
-    """As defined, with height and width in the place of ``size``."""
-    *operands, height, width, backend = arguments
-    velocity: Tensor = _run("velocity_head", *operands, (height, width), backend)
-    return velocity.contiguous()
-
-
-def w8a8_conv2d(*arguments: Any) -> Tensor:
-    """Of (the product and dtype, upsample, activation, shortcut, repeats, out_scale, backend)."""
-    *product, upsample, activation, shortcut, repeats, out_scale, backend = arguments
-    options = {"upsample": upsample, "activation": activation, "shortcut": shortcut, "repeats": repeats}
-    out: Tensor = _run("w8a8_conv2d", *product, backend, **options, out_scale=out_scale)
-    return out
-
-
-def w8a8_conv2d_add_(x: Tensor, *arguments: Any) -> None:
-    """x + the convolution, RMS-normalised over its channels, in place.
-
-    Of (x, values, scale, weight, weight_scales, bias, norm_weight, norm_bias, norm_eps, backend).
-    """
-    *product, norm_weight, norm_bias, norm_eps, backend = arguments
-    norm = {"norm_weight": norm_weight, "norm_bias": norm_bias, "norm_eps": norm_eps}
-    _run_into(x, "w8a8_conv2d", *product, backend, **norm)
+def _run(
+    name: str,
+    *arguments: Any,
+    backend: str,
+    out: Tensor | None = None,
+    workspace: Tensor | None = None,
+    **options: Any,
+) -> Any:
+    function = _implementation(backend, name)
+    if out is None or backend != "torch":
+        memory = {"out": out, "workspace": workspace}
+        given = {key: tensor for key, tensor in memory.items() if tensor is not None}
+        return function(*arguments, **options, **given)
+    return out.copy_(function(*arguments, **options))
 
 
 quantize_rows = functools.partial(_run, "quantize_rows")
 norm_modulate_quantize = functools.partial(_run, "norm_modulate_quantize")
 dwconv_glu_quantize = functools.partial(_run, "dwconv_glu_quantize")
-qkv_linear_attention = functools.partial(_run_with_workspace, "qkv_linear_attention")
-qk_norm_linear_attention = functools.partial(_run_with_workspace, "qk_norm_linear_attention")
+w8a8_linear = functools.partial(_run, "w8a8_linear")
+qkv_linear_attention = functools.partial(_run, "qkv_linear_attention")
+qk_norm_linear_attention = functools.partial(_run, "qk_norm_linear_attention")
 linear_attention_finish = functools.partial(_run, "linear_attention_finish")
 cross_attention_quantize = functools.partial(_run, "cross_attention_quantize")
 patch_embed = functools.partial(_run, "patch_embed")
+velocity_head = functools.partial(_run, "velocity_head")
+w8a8_conv2d = functools.partial(_run, "w8a8_conv2d")

@@ -36,9 +36,16 @@ def _blocks(config: AutoencoderConfig, side: str, stage: int) -> Iterator[nn.Mod
             yield EfficientViTBlock(channels, config.attention_head_dim, kernels)
 
 
-class _Encoder(nn.Module):
+class Encoder(nn.Module):
+    """Pixels to latents, `Autoencoder.encode` on its own.
+
+    Attributes:
+        scaling_factor: what a sampler wants its latents multiplied by.
+    """
+
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
+        self.scaling_factor = config.scaling_factor
         channels, layers = config.encoder_block_out_channels, config.encoder_layers_per_block
         unshuffle = config.downsample_block_type == "pixel_unshuffle"
         self.conv_in: nn.Module
@@ -167,7 +174,7 @@ class Autoencoder(LatentDecoder):
     def __init__(self, config: AutoencoderConfig, *, encoder: bool = True) -> None:
         super().__init__()
         self.config = config
-        self.encoder = _Encoder(config) if encoder else None
+        self.encoder = Encoder(config) if encoder else None
         self.decoder = _Decoder(config)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
 
@@ -201,6 +208,11 @@ class Autoencoder(LatentDecoder):
         """See `LatentDecoder.doublings`."""
         highest, stage = len(self.decoder.up_blocks) - 1, re.match(r"decoder\.up_blocks\.(\d+)\.", name)
         return highest - int(stage[1]) if stage else (highest if "conv_out" in name else 0)
+
+
+def encoder_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Select the encoder's entries of a full state dict, by their names in `Encoder`."""
+    return {name[8:]: tensor for name, tensor in state.items() if name.startswith("encoder.")}
 
 
 def decoder_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

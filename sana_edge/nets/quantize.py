@@ -14,7 +14,7 @@ from sana_edge.errors import CheckpointError, InvalidInput, SanaError
 from sana_edge.int8 import quant
 from sana_edge.int8.conv import Conv2d, PhaseConv2d, W8A8Conv2d, W8A8PhaseConv2d
 from sana_edge.int8.linear import Linear, W8A8Linear
-from sana_edge.nets.autoencoder import LatentDecoder
+from sana_edge.nets.autoencoder import Encoder, LatentDecoder
 from sana_edge.nets.denoiser import Denoiser
 
 _BLOCK_LAYERS = ("qkv", "out", "cross_q", "cross_out", "expand", "project")
@@ -141,18 +141,49 @@ def quantize_decoder(
         if target in keep:
             continue
         given = torch.tensor(scales[target], dtype=torch.float32) if target in scales else None
-        for name in stacked(target):
-            layer = _w8a8(autoencoder.get_submodule(name), given if name == target else None)
-            autoencoder.set_submodule(name, layer)
+        _quantize(autoencoder, target, given)
+
+
+def encoder_targets(encoder: Encoder) -> list[str]:
+    """Names of the encoder's layers that can be quantized, as `decoder_targets`; not those that halve."""
+    kinds = (Linear, Conv2d, W8A8Linear, W8A8Conv2d)
+    return [
+        name
+        for name, layer in encoder.named_modules()
+        if isinstance(layer, kinds) and not name.endswith((".to_k", ".to_v"))
+    ]
+
+
+def quantize_encoder(encoder: Encoder) -> None:
+    """Make a float encoder's layers INT8, in place, as `quantize_decoder` does without scales."""
+    targets = encoder_targets(encoder)
+    _check(encoder, targets, (), {}, static=False)
+    for target in targets:
+        _quantize(encoder, target, None)
 
 
 def prepare_decoder(autoencoder: LatentDecoder, state: Mapping[str, Tensor]) -> None:
     """Make a decoder on the meta device ready for an INT8 state dict: its layers with a ``weight_scale``."""
-    for target in decoder_targets(autoencoder):
+    _prepare(autoencoder, decoder_targets(autoencoder), state)
+
+
+def prepare_encoder(encoder: Encoder, state: Mapping[str, Tensor]) -> None:
+    """As `prepare_decoder`."""
+    _prepare(encoder, encoder_targets(encoder), state)
+
+
+def _quantize(network: nn.Module, target: str, scale: Tensor | None) -> None:
+    for name in stacked(target):
+        layer = _w8a8(network.get_submodule(name), scale if name == target else None)
+        network.set_submodule(name, layer)
+
+
+def _prepare(network: nn.Module, targets: list[str], state: Mapping[str, Tensor]) -> None:
+    for target in targets:
         for name in stacked(target):
             if f"{name}.weight_scale" in state:
                 calibrated = f"{name}.input_scale" in state
-                autoencoder.set_submodule(name, _empty(autoencoder.get_submodule(name), calibrated))
+                network.set_submodule(name, _empty(network.get_submodule(name), calibrated))
 
 
 def _w8a8(layer: nn.Module, scale: Tensor | None) -> nn.Module:

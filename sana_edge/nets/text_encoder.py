@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from sana_edge.decoding import check_finite
 from sana_edge.errors import CheckpointError
 from sana_edge.nets.text_weights import load_text_model
 from sana_edge.prompt import CHI, known_tokens, token_limit, tokenized_text
@@ -130,6 +131,8 @@ class TextEncoder:
         first = len(prefix.ids) - 1 if prefix else 1
         mask = torch.cat([mask[:, :1], mask[:, first:]], dim=1)
         embeddings = torch.cat([hidden[:, :1], hidden[:, first:]], dim=1)
+        # the embedding stays in its file, where nobody has looked at its values
+        check_finite("encoded text", *map(float, embeddings[mask].aminmax()))
         return TextFeatures(embeddings.masked_fill(~mask[..., None], 0.0), mask)
 
     def tokens_over_limit(self, prompt: str, *, instruction: Sequence[str] | None = CHI) -> int:

@@ -17,11 +17,10 @@ from torch import Tensor, nn
 
 from sana_edge.errors import CheckpointError, InvalidInput, SanaError
 from sana_edge.int8.text_linear import WeightOnlyLinear, choose_product, quantize_weight, to_bitsandbytes
-from sana_edge.nets.embedding_table import MappedEmbedding
 from sana_edge.store import package
 from sana_edge.store.folder import read_json
 from sana_edge.store.package_tensors import check_tensors, to_16_bit
-from sana_edge.store.weights import StoredState, check_state, load_state
+from sana_edge.store.weights import StoredState, check_state, check_values, load_state
 
 if TYPE_CHECKING:
     from transformers import Gemma2Model
@@ -40,6 +39,31 @@ _CONFIG = (
 
 # looked at in one go; the embedding of Gemma-2-2B has 256000
 _ROWS = 4096
+
+
+class MappedEmbedding(nn.Module):
+    """Gemma-2's embedding, row · √channels, gathered from a table (vocabulary, channels) on the CPU.
+
+    The table is no parameter: it keeps its dtype and place in `Module.to`. Mapped from a file as `load_state`
+    gives it, it takes no more memory than the pages of the rows that were used.
+
+    Args:
+        dtype: of the output; rows are converted before they are scaled, as a table in memory would be.
+        rounded: a 16-bit dtype to which rows of an fp32 table are rounded first.
+    """
+
+    def __init__(self, table: Tensor, *, dtype: torch.dtype, rounded: torch.dtype | None = None) -> None:
+        super().__init__()
+        self._table = table
+        self._dtype = dtype
+        self._rounded = rounded or table.dtype
+        # the product of 16-bit tensors: its factor is rounded too
+        self._scale = torch.tensor(table.shape[1] ** 0.5, dtype=dtype)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """ids (...) int64 to (..., channels) on the device of ``ids``."""
+        rows = self._table[ids.cpu()].to(self._rounded).to(self._dtype)
+        return (rows * self._scale).to(ids.device)
 
 
 def text_targets(layers: int) -> list[str]:
@@ -81,7 +105,7 @@ def load_text_model(
         targets = []
     check_state(expected, state, where=where)
     most = None if targets else resident
-    _fill(model, state, targets, dtype, torch.device(device), most)
+    _fill(model, state, targets, dtype, torch.device(device), folder, most)
     return model.requires_grad_(False).eval()
 
 
@@ -160,12 +184,14 @@ def _fill(
     targets: Collection[str],
     dtype: torch.dtype,
     device: torch.device,
+    folder: Path,
     resident: int | None = None,
 ) -> None:
     """Give an empty model its tensors, ``targets`` in INT8, one by one on ``device``."""
 
     def placed(name: str) -> Tensor:
         tensor = _float(state, name)
+        check_values({name: tensor}, where=str(folder))
         return tensor.to(_stored_dtype(tensor, name) if targets else dtype).to(device, dtype)
 
     names, weights = list(model.state_dict()), {f"{name}.weight" for name in targets}

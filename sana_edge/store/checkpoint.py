@@ -15,10 +15,11 @@ from torch import Tensor
 
 from sana_edge.errors import CheckpointError, InvalidInput
 from sana_edge.store import tensor_names
-from sana_edge.store.headers import pickled_objects
+from sana_edge.store.headers import check_archive, pickled_objects
 from sana_edge.store.identify import SAFETENSORS, explain, identify
 from sana_edge.store.tensor_names import DENOISER, Network
 from sana_edge.store.weights import is_float8, load_file, weight_files
+from sana_edge.system.memory import is_memory
 
 Weights = Literal["ema", "raw"]
 
@@ -137,16 +138,28 @@ def _tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
 
 def _walk(value: Any, name: str, depth: int) -> Iterator[tuple[str, Tensor]]:
     if isinstance(value, Tensor):
-        yield name, value
+        if value.layout != torch.strided or value.is_meta or value.is_quantized or value.is_nested:
+            raise CheckpointError(
+                f"{name or 'the file'} is no plain tensor but {_layout(value)}",
+                "save it with all of its values",
+            )
+        yield name, value.detach()
     elif isinstance(value, Mapping) and depth:
         for key, inner in value.items():
             if isinstance(key, str):
                 yield from _walk(inner, f"{name}.{key}" if name else key, depth - 1)
 
 
+def _layout(tensor: Tensor) -> str:
+    if tensor.is_meta:
+        return "one without values (meta)"
+    return "a quantized one" if tensor.is_quantized else f"a {str(tensor.layout).removeprefix('torch.')} one"
+
+
 def _unpickled(file: Path) -> Any:
     asked: list[str] = []
     try:
+        check_archive(file)
         asked = pickled_objects(file)
         stand_ins: list[Any] = [(_stand_in(name), name) for name in asked if _IGNORED.fullmatch(name)]
         with torch.serialization.safe_globals(stand_ins):
@@ -157,6 +170,8 @@ def _unpickled(file: Path) -> Any:
             return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     # on damaged bytes the unpickler fails with whatever the step it is at raises
     except Exception as error:
+        if is_memory(error):
+            raise
         foreign = [n for n in asked if not _IGNORED.fullmatch(n) and not n.startswith(_TENSORS)]
         known, hint = explain(file, "it is damaged, or holds more than tensors; take it from its publisher")
         if foreign and not known:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sana_edge.store.folder import read_json
-from sana_edge.store.json_values import Reader
+from sana_edge.system.json_values import Reader
 
 FILE = "tokenizer/domain.json"
 SHOWN = 6

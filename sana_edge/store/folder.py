@@ -15,6 +15,7 @@ from typing import Any
 from sana_edge.errors import CheckpointError, ModelNotFound
 from sana_edge.store.identify import explain, identify, lora_files
 from sana_edge.store.tensor_names import is_lora_file
+from sana_edge.system import json_values
 
 WEIGHT_COMPONENTS = ("transformer", "vae", "text_encoder")
 # diffusers' pipelines whose parts are read, and what of them is not done
@@ -22,7 +23,7 @@ PIPELINES = {
     "SanaPipeline": "",
     "SanaSprintPipeline": "",
     "SanaPAGPipeline": "perturbed-attention guidance is not done, only plain guidance",
-    "SanaSprintImg2ImgPipeline": "pictures are drawn from the prompt alone, not from another picture",
+    "SanaSprintImg2ImgPipeline": "",
     "SanaControlNetPipeline": "its ControlNet is not used",
 }
 
@@ -166,8 +167,7 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: the file is missing, unreadable or not a JSON object; the message names it.
     """
     try:
-        # bytes: json knows UTF-8, 16 and 32 with and without a byte order mark
-        data = json.loads(path.read_bytes())
+        data = json_values.read_json(path)
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing", "download the model again") from None
     except (OSError, ValueError) as error:
@@ -178,9 +178,13 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def read_text(path: Path) -> str:
-    """A JSON file's text, in whichever encoding JSON may have, without a byte order mark."""
-    content = path.read_bytes()
+def read_text(path: Path, most: int) -> str:
+    """A JSON file's text, in whichever encoding JSON may have, without a byte order mark.
+
+    Raises:
+        OSError, ValueError: it cannot be read, or has more than ``most`` bytes.
+    """
+    content = json_values.read_bounded(path, most)
     return content.decode(json.detect_encoding(content))
 
 
@@ -193,10 +197,13 @@ def shard_names(index: Path) -> list[str]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} has no weight_map", "download the model again")
-    names = sorted({str(name) for name in weight_map.values()})
+    names = sorted(
+        {name if isinstance(name, str) else json_values.shown(name) for name in weight_map.values()}
+    )
     for name in names:
-        if Path(name).name != name or not name.endswith(".safetensors"):
-            raise CheckpointError(f"{index} names {name!r}, which is not a .safetensors file beside it")
+        if Path(name).name != name or not name.endswith(".safetensors") or "\0" in name:
+            shown = json_values.shown(name)
+            raise CheckpointError(f"{index} names {shown}, which is not a .safetensors file beside it")
     return names
 
 
@@ -225,8 +232,9 @@ def check_folder(folder: Path, variant: str | None = None) -> None:
         found = identify(folder)
         raise CheckpointError(f"{folder} has no model_index.json: it is {found.words}", found.hint)
     pipeline = read_json(folder / "model_index.json").get("_class_name")
-    if pipeline not in PIPELINES:
-        raise CheckpointError(f"{folder} holds a {pipeline}, expected one of {', '.join(PIPELINES)}")
+    if not isinstance(pipeline, str) or pipeline not in PIPELINES:
+        shown = pipeline if isinstance(pipeline, str) and len(pipeline) < 80 else json_values.shown(pipeline)
+        raise CheckpointError(f"{folder} holds a {shown}, expected one of {', '.join(PIPELINES)}")
     for name in _CONFIGS:
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder} has no {name}", "download the model again")

@@ -5,7 +5,6 @@ Nothing of a file is run and no torch is needed: names of tensors are found by `
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import struct
@@ -24,6 +23,7 @@ from sana_edge.store.headers import (
     safetensors_header,
     stored_names,
 )
+from sana_edge.system.json_values import parse
 
 _AGAIN = "download it again"
 _HEAD = 512
@@ -201,7 +201,7 @@ def _text(path: Path, file: IO[bytes], head: bytes) -> Identified:
     if head.lstrip(_BLANK)[:1] in (b"{", b"["):
         file.seek(0)
         try:
-            content = json.loads(file.read(MOST))
+            content = parse(file.read(MOST))
         except ValueError:
             return Identified("a JSON file that is damaged or cut off", _AGAIN)
         if isinstance(content, dict) and {"error", "message"} & set(content):

@@ -9,23 +9,26 @@ import dataclasses
 import json
 import math
 import os
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from sana_edge.config import SamplerConfig
+from sana_edge.config import Count, SamplerConfig
 from sana_edge.errors import CheckpointError
 from sana_edge.store.identify import explain
-from sana_edge.store.json_values import Reader
 from sana_edge.store.known_models import BUNDLED, KNOWN
 from sana_edge.system import atomic
+from sana_edge.system.json_values import Between, Reader, read_json, shown
 
 FILE = "manifest.json"
 FORMAT = "sana-edge-onnx"
 VERSION = 1
 GRAPHS = ("text_encoder", "text_projection", "denoiser", "denoiser_folded", "decoder")
+# in folders that were exported with it
+ENCODER = "encoder"
 INSTRUCTION = "instruction.safetensors"
 TOKENIZER = "tokenizer/tokenizer.json"
 
@@ -33,10 +36,17 @@ REMAKE = "`sana-edge export MODEL --output DIR`, with --int8 for an INT8 one, in
 DAMAGED = f"the folder is damaged or was changed; make it again: {REMAKE}"
 _FOREIGN = "give a folder that `sana-edge export MODEL --output DIR` made"
 
+_Size = Annotated[int, Between(1, 1 << 16)]
+_Name = Annotated[str, Between(1, 256)]
+
+# of a graph's ports
+_DTYPES = ("float32", "float16", "float64", "int64", "int32", "int8", "uint8", "bool")
+_SIDE = re.compile(r"(?:\d{1,3}\*)?[A-Za-z]{1,8}")
+
 # what a denoiser computes in
 Dtype = Literal["fp32", "fp16", "bf16"]
 # a tensor of a graph: numpy's name of its dtype, and its shape with names where it is dynamic
-Port = tuple[str, tuple[int | str, ...]]
+Port = tuple[_Name, Annotated[tuple[int | str, ...], Between(0, 16)]]
 
 
 @dataclass(frozen=True)
@@ -60,9 +70,9 @@ class DecoderPart:
     """
 
     graph: str
-    halo: int | None
-    scale: int
-    values: int
+    halo: Annotated[int, Between(0, 1024)] | None
+    scale: Annotated[int, Between(1, 64)]
+    values: Annotated[int, Between(1, 1 << 24)]
 
 
 @dataclass(frozen=True)
@@ -70,14 +80,14 @@ class StoredFile:
     """What a file of the folder must be: its SHA-256 in hexadecimal digits, and its size."""
 
     sha256: str
-    bytes: int
+    bytes: Annotated[int, Between(0, 1 << 50)]
 
 
 @dataclass(frozen=True)
 class Source:
     """The model that was exported, and the `sana_edge.store.package.checksum` of each of its components."""
 
-    model: str
+    model: _Name
     checksums: dict[str, str]
 
     @property
@@ -92,10 +102,10 @@ class Source:
 class TextShape:
     """Sizes of the text encoder: hidden (1, T, channels), keys and values (layers, kv_heads, T, head_dim)."""
 
-    channels: int
-    layers: int
-    kv_heads: int
-    head_dim: int
+    channels: _Size
+    layers: Count
+    kv_heads: Count
+    head_dim: Count
 
 
 @dataclass(frozen=True)
@@ -118,23 +128,23 @@ class Manifest:
         notes: sentences about what the model has, or was made for, that has no effect here.
     """
 
-    sana_edge: str
-    name: str
+    sana_edge: _Name
+    name: _Name
     source: Source
     dtype: Dtype
-    quantization: str | None
-    native_size: int
-    size: tuple[int, int] | None
-    latent_channels: int
-    cell: int
+    quantization: _Name | None
+    native_size: _Size
+    size: tuple[_Size, _Size] | None
+    latent_channels: Count
+    cell: Count
     guidance_embeds: bool
     sampler: SamplerConfig
     text: TextShape
     graphs: dict[str, Graph]
     files: dict[str, StoredFile]
     verification: dict[str, Any] | None
-    decoder_parts: tuple[DecoderPart, ...] = ()
-    notes: tuple[str, ...] = ()
+    decoder_parts: Annotated[tuple[DecoderPart, ...], Between(0, 64)] = ()
+    notes: Annotated[tuple[str, ...], Between(0, 64)] = ()
 
     @classmethod
     def from_dict(cls, data: object, *, where: str) -> Manifest:
@@ -145,7 +155,7 @@ class Manifest:
                 has a value of the wrong kind, a path that leads out of the folder.
         """
         if not isinstance(data, Mapping) or data.get("format") != FORMAT:
-            found = repr(data.get("format")) if isinstance(data, Mapping) else "missing"
+            found = shown(data.get("format")) if isinstance(data, Mapping) else "missing"
             raise CheckpointError(f"{where}: format is {found}, only {FORMAT!r} can be read", _FOREIGN)
         reader = Reader(where, DAMAGED)
         version = reader.convert(data.get("version"), int, "version")
@@ -192,8 +202,8 @@ def is_exported(folder: Path) -> bool:
 def format_of(folder: Path) -> object:
     """What a folder's manifest says its format is, `FORMAT` if all is well; None where it cannot be read."""
     try:
-        data = json.loads((folder / FILE).read_bytes())
-    except (OSError, ValueError, RecursionError):
+        data = read_json(folder / FILE)
+    except (OSError, ValueError):
         return None
     return data.get("format") if isinstance(data, dict) else None
 
@@ -211,10 +221,10 @@ def read(folder: Path) -> Manifest:
     if not os.path.isdir(folder):
         raise CheckpointError(f"{folder} is not a folder", _FOREIGN)
     try:
-        data = json.loads(path.read_bytes())
+        data = read_json(path)
     except FileNotFoundError:
         raise CheckpointError(f"{folder} has no {FILE}", _FOREIGN) from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         known, hint = explain(path, DAMAGED)
         raise CheckpointError(f"cannot read {path}{known or f': {error}'}", hint) from error
     manifest = Manifest.from_dict(data, where=str(path))
@@ -249,13 +259,6 @@ def _check_size(path: Path, size: int) -> None:
 
 def _check_values(manifest: Manifest, reader: Reader) -> None:
     """What the types do not say."""
-    numbers: dict[str, float] = {
-        name: getattr(manifest, name) for name in ("native_size", "latent_channels", "cell")
-    }
-    numbers |= {f"text.{name}": value for name, value in vars(manifest.text).items()}
-    numbers |= {f"sampler.{name}": value for name, value in vars(manifest.sampler).items() if name != "kind"}
-    for key, value in numbers.items():
-        reader.require(0 < value < math.inf, key, value, "a positive number")
     if manifest.size is not None:
         fits = all(side > 0 and side % manifest.cell == 0 for side in manifest.size)
         reader.require(fits, "size", list(manifest.size), f"multiples of {manifest.cell}")
@@ -264,10 +267,14 @@ def _check_values(manifest: Manifest, reader: Reader) -> None:
         key, digits = f"files.{name}", set(stored.sha256)
         fits = len(stored.sha256) == 64 and digits <= set("0123456789abcdef")
         reader.require(fits, f"{key}.sha256", stored.sha256, "64 hexadecimal digits")
-        reader.require(stored.bytes >= 0, f"{key}.bytes", stored.bytes, "a size")
     for name in GRAPHS:
         reader.require(name in manifest.graphs, "graphs", list(manifest.graphs), f"also {name}")
     for name, graph in manifest.graphs.items():
+        for port, (dtype, shape) in {**graph.inputs, **graph.outputs}.items():
+            key = f"graphs.{name}.{port}"
+            reader.require(dtype in _DTYPES, key, dtype, f"one of {', '.join(_DTYPES)}")
+            fits = all(_is_side(side) for side in shape)
+            reader.require(fits, key, list(shape), 'numbers, and names such as "h" or "32*h"')
         reader.require(graph.file in manifest.files, f"graphs.{name}.file", graph.file, "a key of files")
     _check_parts(manifest, reader)
     for name in (INSTRUCTION, TOKENIZER):
@@ -283,9 +290,13 @@ def _check_parts(manifest: Manifest, reader: Reader) -> None:
         reader.require(ports == (["x"], ["y"]), f"{key}.graph", part.graph, "a graph of x to y")
         expected = "a number of rows from 0" if index else "null"
         reader.require((part.halo is None) == (index == 0), f"{key}.halo", part.halo, expected)
-        reader.require(part.halo is None or part.halo >= 0, f"{key}.halo", part.halo, expected)
-        for name, value in (("scale", part.scale), ("values", part.values)):
-            reader.require(value > 0, f"{key}.{name}", value, "a positive number")
+    scale = math.prod(part.scale for part in manifest.decoder_parts)
+    fits = not manifest.decoder_parts or scale == manifest.cell
+    reader.require(fits, "decoder_parts", scale, f"scales whose product is the cell, {manifest.cell}")
+
+
+def _is_side(side: int | str) -> bool:
+    return 0 < side < 1 << 31 if isinstance(side, int) else _SIDE.fullmatch(side) is not None
 
 
 def _is_inside(name: str) -> bool:

@@ -1,8 +1,9 @@
 """The files of an exported folder against their checksums, once for each file that has not changed since.
 
 Reading a gigabyte takes a second or more, and a program that starts for one picture would pay it every time.
-So what was good leaves a mark in the user's cache: an empty file named after path, size, time of change and
-checksum. Without a cache that can be written every file is read every time.
+So what was good leaves a mark in the user's cache: an empty file named after path, size, times of change and
+checksum. Programs may put back the time of the content, which they show, but not that of the entry itself
+(Windows has only the first). Without a cache that can be written every file is read every time.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def _mark(path: Path, expected: str) -> Path | None:
         raise CheckpointError(f"cannot read {path}: {error}", DAMAGED) from error
     if cache is None:
         return None
-    state = (os.path.realpath(path), now.st_size, now.st_mtime_ns, now.st_ino, expected)
+    state = (os.path.realpath(path), now.st_size, now.st_mtime_ns, now.st_ctime_ns, now.st_ino, expected)
     return cache / "verified" / hashlib.sha256(repr(state).encode("utf-8", "surrogatepass")).hexdigest()
 
 

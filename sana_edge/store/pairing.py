@@ -10,7 +10,13 @@ from typing import Any
 from sana_edge.config import LATENT_CELL, AutoencoderConfig, DenoiserConfig, SamplerConfig
 from sana_edge.errors import CheckpointError
 from sana_edge.store.folder import read_json
-from sana_edge.store.tiny_autoencoder import DecoderConfig, TinyAutoencoderConfig, decoder_config
+from sana_edge.store.tiny_autoencoder import (
+    CLASSES,
+    HINT,
+    DecoderConfig,
+    TinyAutoencoderConfig,
+    decoder_config,
+)
 
 _HINT = "take both from one model, or choose another --base where it was converted"
 
@@ -70,11 +76,9 @@ def check_decoder(folder: Path, decoder: Path) -> None:
     """
     if decoder.is_dir():
         described = read_json(decoder / "config.json")
-        try:
-            config = decoder_config(described)
-        except CheckpointError as error:
-            raise CheckpointError(f"the decoder {decoder}: {error.message}", error.hint) from error
-        in_place_of(config, folder, decoder)
+        if (kind := described.get("_class_name", CLASSES[0])) not in CLASSES:
+            raise CheckpointError(f"the decoder {decoder} is a {kind}", HINT)
+        in_place_of(decoder_config(described), folder, decoder)
 
 
 def in_place_of(config: DecoderConfig, folder: Path, decoder: Path) -> DecoderConfig:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from pathlib import Path
 
 from sana_edge.errors import CheckpointError, SanaError
 from sana_edge.store.folder import PIPELINES, check_component, check_folder, read_json
+from sana_edge.system.json_values import read_bounded
+
+_COMMIT = re.compile(r"[\w.-]+")
 
 
 def cache_folder() -> Path:
@@ -25,9 +29,12 @@ def snapshots(repository: str, revision: str | None) -> list[Path]:
     """The snapshots of a revision in the download cache, whole or not; without main's all that there are."""
     home = _home(repository)
     try:
-        commit = (home / "refs" / (revision or "main")).read_text(encoding="utf-8").strip()
-    except OSError:
+        commit = read_bounded(home / "refs" / (revision or "main"), 4096).decode().strip()
+    except (OSError, ValueError):
         commit = revision or ""
+    # a damaged file may say anything
+    if not _COMMIT.fullmatch(commit):
+        commit = ""
     if commit and os.path.isdir(home / "snapshots" / commit):
         return [home / "snapshots" / commit]
     # a commit may be shortened
@@ -58,6 +65,6 @@ def repositories() -> list[str]:
             pipeline = read_json(index).get("_class_name")
         except CheckpointError:
             continue
-        if pipeline in PIPELINES:
+        if isinstance(pipeline, str) and pipeline in PIPELINES:
             found.add(index.parents[2].name.removeprefix("models--").replace("--", "/"))
     return sorted(found)

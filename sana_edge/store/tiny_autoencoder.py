@@ -17,6 +17,9 @@ from sana_edge.config import AutoencoderConfig
 from sana_edge.errors import CheckpointError
 
 CLASS = "AutoencoderTiny"
+# what decodes here, by the names of diffusers' classes
+CLASSES = ("AutoencoderDC", CLASS)
+HINT = f"give an AutoencoderDC, such as dc-ae-lite, or an {CLASS} of SANA's latents"
 _OWNER = "vae/config.json"
 _ACTIVATIONS = {"relu": "relu", "silu": "silu", "swish": "silu"}
 _MOST = 4096
@@ -92,10 +95,9 @@ def decoder_config(data: Mapping[str, Any]) -> DecoderConfig:
     Raises:
         CheckpointError: neither a DC-AE nor a tiny one, or a value is wrong.
     """
-    name = data.get("_class_name", "AutoencoderDC")
-    if name not in ("AutoencoderDC", CLASS):
-        hint = f"give an AutoencoderDC, such as dc-ae-lite, or an {CLASS} of SANA's latents"
-        raise CheckpointError(f"{_OWNER}: _class_name is {name!r}, which is not decoded here", hint)
+    name = data.get("_class_name", CLASSES[0])
+    if name not in CLASSES:
+        raise CheckpointError(f"{_OWNER}: _class_name is {name!r}, which is not decoded here", HINT)
     return TinyAutoencoderConfig.from_dict(data) if name == CLASS else AutoencoderConfig.from_dict(data)
 
 

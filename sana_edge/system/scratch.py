@@ -14,8 +14,12 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
+
+from sana_edge.errors import CheckpointError
+from sana_edge.system.json_values import Reader, read_json
 
 try:
     import fcntl
@@ -138,7 +142,7 @@ def take_entries(scratch: Path, target: Path, replaced: list[str]) -> None:
 
 def _write_plan(scratch: Path, target: Path, replaced: list[str] | None) -> None:
     entries = sorted(path.name for path in (scratch / "new").iterdir())
-    plan = {"target": target.name, "replaced": replaced, "new": entries}
+    plan = {"inode": scratch.stat().st_ino, "target": target.name, "replaced": replaced, "new": entries}
     unnamed = scratch / "plan.json.new"
     unnamed.write_text(json.dumps(plan), encoding="utf-8")
     flush(unnamed)
@@ -146,22 +150,44 @@ def _write_plan(scratch: Path, target: Path, replaced: list[str] | None) -> None
     flush_folder(scratch)
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """What a process is about to rename; ``replaced`` is None for a whole folder.
+
+    ``inode`` is the scratch folder's own: one that came with a download has another, and nothing is renamed
+    for it.
+    """
+
+    inode: int
+    target: str
+    replaced: tuple[str, ...] | None
+    new: tuple[str, ...]
+
+
+def _is_name(name: str) -> bool:
+    return name not in ("", ".", "..") and not set(name) & {"/", os.sep, "\0"}
+
+
 def _finish(scratch: Path) -> None:
     """Rename to the end what a dead process had begun to rename; what it had not begun stays as it was."""
     try:
-        plan = json.loads((scratch / "plan.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        plan: _Plan = Reader("plan.json").convert(read_json(scratch / "plan.json"), _Plan)
+    except (OSError, ValueError, CheckpointError):
+        return
+    names = (plan.target, *(plan.replaced or ()), *plan.new)
+    linked = any((scratch / name).is_symlink() for name in ("new", "old"))
+    if plan.inode != scratch.stat().st_ino or linked or not all(map(_is_name, names)):
         return
     new, old = scratch / "new", scratch / "old"
-    if plan["replaced"] is None:
-        target = scratch.parent / plan["target"]
+    if plan.replaced is None:
+        target = scratch.parent / plan.target
         if old.exists() and new.exists() and not os.path.lexists(target):
             os.rename(new, target)
         return
     left = {path.name for path in new.iterdir()}
-    if not any(old.iterdir()) and left == set(plan["new"]):
+    if not any(old.iterdir()) and left == set(plan.new):
         return
-    for name in plan["replaced"]:
+    for name in plan.replaced:
         if not os.path.lexists(old / name) and os.path.lexists(scratch.parent / name):
             os.rename(scratch.parent / name, old / name)
     for name in left:

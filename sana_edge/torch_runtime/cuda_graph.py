@@ -1,7 +1,7 @@
 """One denoising step of one size, recorded once as a CUDA graph and replayed for every step and prompt.
 
-A `Loop` has the memory that its graph reads: what changes with a step or with a prompt is copied there.
-Without a GPU the same loop calls its function every time.
+A `StepGraph` has the memory that its recording reads: what changes with a step or with a prompt is copied
+there. Without a GPU it calls its function every time.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import logging
 import re
 import threading
 import weakref
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -21,8 +20,6 @@ from sana_edge.errors import OutOfMemory, SanaError
 
 logger = logging.getLogger("sana_edge")
 
-# sizes that are kept
-KEPT = 3
 # the first run of a kernel may load its code, which a capture cannot
 _WARM_UPS = 2
 
@@ -147,7 +144,7 @@ def _triton_errors() -> Iterator[None]:
         raise SanaError(text, "choose the backend cuda or torch") from error
 
 
-class Loop:
+class StepGraph:
     """A function with memory of its own for its inputs; not for two threads at once.
 
     Args:
@@ -194,42 +191,8 @@ class Loop:
         return self._run()
 
 
-class Loops:
-    """The loops used last, by what they were made for."""
-
-    def __init__(self, kept: int = KEPT) -> None:
-        self._kept = kept
-        self._loops: OrderedDict[Hashable, Loop] = OrderedDict()
-
-    def get(self, key: Hashable, make: Callable[[], Loop]) -> Loop:
-        """The loop of a key, made where there is none; the one that was used longest ago gives way to it."""
-        loop = self._loops.pop(key, None)
-        if loop is None:
-            while len(self._loops) >= self._kept:
-                self._loops.popitem(last=False)
-            loop = make()
-        self._loops[key] = loop
-        return loop
-
-    def drop(self, key: Hashable) -> None:
-        """Let go of a key's loop, if there is one."""
-        self._loops.pop(key, None)
-
-    def noted(self, key: Hashable) -> str:
-        """The note of a key's loop; empty where there is none."""
-        loop = self._loops.get(key)
-        return "" if loop is None else loop.note
-
-    def clear(self) -> None:
-        """Let go of all memory."""
-        self._loops.clear()
-
-    def __len__(self) -> int:
-        return len(self._loops)
-
-
 def _copy(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
     if any(target.shape != source.shape for target, source in zip(targets, sources, strict=True)):
-        raise ValueError("a loop was given tensors of other shapes than it was made for")
+        raise ValueError("a step graph was given tensors of other shapes than it was made for")
     for target, source in zip(targets, sources, strict=True):
         target.copy_(source)

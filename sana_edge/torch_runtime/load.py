@@ -6,37 +6,49 @@ weights while they are loaded, layer by layer. Both give the same network where 
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-from sana_edge.config import DenoiserConfig
-from sana_edge.errors import CheckpointError
+from sana_edge.config import AutoencoderConfig, DenoiserConfig
+from sana_edge.errors import CheckpointError, InvalidInput
 from sana_edge.fused.backends import half_dtype
 from sana_edge.nets import parameter_names
-from sana_edge.nets.autoencoder import LatentDecoder, decoder_state
+from sana_edge.nets.autoencoder import Encoder, LatentDecoder, decoder_state, encoder_state
 from sana_edge.nets.convert import read_decoder
 from sana_edge.nets.denoiser import Denoiser
 from sana_edge.nets.quantize import (
     decoder_targets,
     denoiser_targets,
+    encoder_targets,
     prepare_decoder,
+    prepare_encoder,
     quantize_decoder,
     quantize_denoiser,
+    quantize_encoder,
     set_activations,
     stacked,
 )
 from sana_edge.nets.tiny_autoencoder import latent_decoder
 from sana_edge.store import package
+from sana_edge.store.folder import component_variant
 from sana_edge.store.hub import ResolvedModel
 from sana_edge.store.package import Description, Quantization
 from sana_edge.store.package_tensors import check_tensors, is_scale, to_16_bit
 from sana_edge.store.pairing import in_place_of
 from sana_edge.store.tiny_autoencoder import decoder_config
-from sana_edge.store.weights import StoredState, load_into, load_state, needs_clamp
+from sana_edge.store.weights import StoredState, check_values, is_finite, load_into, load_state, needs_clamp
 from sana_edge.torch_runtime.device import DTYPES
+
+
+def describe(model: ResolvedModel) -> tuple[Description, Description | None]:
+    """What both networks' folders say; a decoder that is a checkpoint's file has no description."""
+    vae = model.component("vae")
+    described = None if vae.is_file() else package.describe(vae)
+    return package.describe(model.component("transformer")), described
 
 
 def load_denoiser(
@@ -71,6 +83,9 @@ def load_denoiser(
     if dtype == "auto":
         stored = _stored_dtype(state, device)
         dtype = half_dtype(device) if fused and stored != "fp16" else stored
+    if quantization is not None or not int8:
+        # INT8 layers look at their weights when they are made
+        check_values(state, where=str(folder))
     denoiser = Denoiser.from_diffusers(config, state)
     denoiser.clamp = clamps(model, config, state, quantization)
     # quantized layers let go of their float weights one by one
@@ -112,6 +127,8 @@ def load_decoder(
         check_tensors(state, quantization, decoder_layers(autoencoder), where=str(folder))
         prepare_decoder(autoencoder, state)
     load_into(autoencoder, state, where=str(folder))
+    if quantization is not None or not int8:
+        check_values(state, where=str(folder))
     del state
     if int8 and quantization is None:
         quantize_decoder(autoencoder)
@@ -119,6 +136,40 @@ def load_decoder(
     autoencoder.to(device, dtype)
     autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
     return autoencoder.requires_grad_(False).eval()
+
+
+def load_encoder(
+    model: ResolvedModel, *, device: torch.device, dtype: torch.dtype, int8: bool = False
+) -> Encoder:
+    """Read the encoder of the model's own ``vae/``; arguments are those of `load_denoiser`.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, or does not fit its config.
+        InvalidInput: there is no encoder.
+    """
+    folder = model.path / "vae"
+    description = package.describe(folder)
+    quantization, config = description.quantization, decoder_config(description.values)
+    state = encoder_state(load_state(folder, variant=component_variant(os.listdir(folder), model.variant)))
+    # a tiny autoencoder's is not run
+    if not state or not isinstance(config, AutoencoderConfig):
+        hint = "give the model that it was made from, or quantize that again with this version"
+        raise InvalidInput(f"{model.name} has no encoder, which an image needs", hint)
+    with torch.device("meta"):
+        encoder = Encoder(config)
+    if quantization is not None:
+        package.verify(folder, quantization)
+        # it is never calibrated
+        check_tensors(state, Quantization("token"), encoder_layers(encoder), where=str(folder))
+        prepare_encoder(encoder, state)
+    load_into(encoder, state, where=str(folder))
+    del state
+    if int8 and quantization is None:
+        quantize_encoder(encoder)
+        store_in_16_bit(encoder)
+    encoder.to(device, dtype)
+    encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
+    return encoder.requires_grad_(False).eval()
 
 
 def denoiser_layers(config: DenoiserConfig) -> list[tuple[str, ...]]:
@@ -132,6 +183,11 @@ def denoiser_layers(config: DenoiserConfig) -> list[tuple[str, ...]]:
 def decoder_layers(autoencoder: LatentDecoder) -> list[tuple[str, ...]]:
     """What can be INT8 in a decoder, as `check_tensors` wants it."""
     return [stacked(target) for target in decoder_targets(autoencoder)]
+
+
+def encoder_layers(encoder: Encoder) -> list[tuple[str, ...]]:
+    """What can be INT8 in an encoder, as `check_tensors` wants it."""
+    return [stacked(target) for target in encoder_targets(encoder)]
 
 
 def clamps(
@@ -175,6 +231,6 @@ def store_in_16_bit(network: nn.Module) -> None:
     """
     for name, tensor in network.state_dict(keep_vars=True).items():
         if tensor.is_floating_point() and not is_scale(name):
-            if not tensor.isfinite().all():
+            if not is_finite(tensor):
                 raise CheckpointError(f"{name} has NaN or infinite values", "the checkpoint is damaged")
             tensor.data = to_16_bit(tensor.data)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -19,15 +19,14 @@ from sana_edge.errors import OutOfMemory
 from sana_edge.fused import backends
 from sana_edge.fused.backends import Backend
 from sana_edge.fused.decoder import fuse_decoder
-from sana_edge.nets.autoencoder import Autoencoder, LatentDecoder
+from sana_edge.nets.autoencoder import Autoencoder, Encoder, LatentDecoder
 from sana_edge.nets.denoiser import Denoiser, Modulation, TextContext
 from sana_edge.nets.text_encoder import EncodedTexts, TextEncoder
 from sana_edge.progress import Progress, unseen
 from sana_edge.prompt import instruction_of, reading_notes
 from sana_edge.request import MAX_SIDE, Plan
-from sana_edge.sampler import Sampler, guide, sampler_of
+from sana_edge.sampler import Origin, Sampler, guide, sampler_of
 from sana_edge.sizes import resized
-from sana_edge.store import package
 from sana_edge.store.domain import Domain, read_domain
 from sana_edge.store.folder import foreign_parts
 from sana_edge.store.hub import ResolvedModel
@@ -36,7 +35,7 @@ from sana_edge.store.pairing import read_sampler
 from sana_edge.system.memory import HINT, available_memory, peak_memory
 from sana_edge.torch_runtime import tiling
 from sana_edge.torch_runtime.device import DTYPES, full_precision, torch_threads, without_fp16
-from sana_edge.torch_runtime.load import load_decoder, load_denoiser
+from sana_edge.torch_runtime.load import describe, load_decoder, load_denoiser, load_encoder
 from sana_edge.torch_runtime.steps import Predictor, Velocity, make_predictor
 
 WHILE_LOADING = "quantized while loading, without calibration; `sana-edge quantize` makes a package"
@@ -69,6 +68,7 @@ class TorchRuntime:
     domain: Domain | None = None
     decoder: str | None = None
     threads: int | None = None
+    encoder: Callable[[], Encoder] | None = None
 
     @classmethod
     def load(
@@ -97,9 +97,7 @@ class TorchRuntime:
             CheckpointError: a file is missing, damaged, or does not fit its config.
             InvalidInput, UnsupportedDevice: the backend cannot be used for this model.
         """
-        transformer, place = package.describe(model.component("transformer")), model.component("vae")
-        # a checkpoint's file is float
-        vae = None if place.is_file() else package.describe(place)
+        transformer, vae = describe(model)
         quantization = transformer.quantization or (vae.quantization if vae else None)
         quantize = int8 and quantization is None
         if quantize:
@@ -139,6 +137,7 @@ class TorchRuntime:
             decoder=model.decoder_name,
             domain=read_domain(model.path),
             threads=threads,
+            encoder=cache(partial(load_encoder, model, device=device, dtype=others, int8=quantize)),
         )
 
     @classmethod
@@ -239,10 +238,25 @@ class TorchRuntime:
 
     def schedule(self, plan: Plan) -> tuple[Sampler, Modulation]:
         """Make the sampler, and the denoiser's modulation tables for all of its steps."""
-        sampler = sampler_of(self.sampler, plan.sampler, plan.steps, plan.flow_shift)
+        sampler = sampler_of(self.sampler, plan.sampler, plan.steps, plan.flow_shift, plan.skip)
         embedded = plan.guidance if self.denoiser.config.guidance_embeds else None
         timesteps = torch.from_numpy(sampler.timesteps).to(self.device)
         return sampler, self.denoiser.modulation(timesteps, embedded)
+
+    def origin(self, plan: Plan) -> Origin[Tensor]:
+        """Encode the plan's image, with an encoder that is loaded for the first one.
+
+        Raises:
+            InvalidInput: the model has no encoder.
+        """
+        assert plan.init is not None and self.encoder is not None
+        encoder, drawn = self.encoder(), (plan.width, plan.height)
+        weight = next(encoder.parameters())
+        pixels = torch.from_numpy(plan.init.at(drawn)).to(weight.device, weight.dtype)
+        latent = encoder(pixels.contiguous(memory_format=torch.channels_last)).float()
+        cells = plan.init.cells(drawn, self.autoencoder.config.spatial_compression)
+        mask = None if cells is None else torch.from_numpy(cells).to(self.device)
+        return Origin(latent * encoder.scaling_factor, mask)
 
     def noise(self, plan: Plan, picture: int = 0) -> Callable[[], Tensor]:
         """What draws N(0, 1) for one of the plan's pictures, as diffusers does for a generator on the CPU.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Protocol
 
@@ -17,10 +18,12 @@ from sana_edge.nets.block import Constant, KeysValues
 from sana_edge.nets.denoiser import Denoiser, Modulation, TextContext
 from sana_edge.sampler import guide
 from sana_edge.torch_runtime import cuda_graph
-from sana_edge.torch_runtime.cuda_graph import Function, Loop, Loops, Recorder
+from sana_edge.torch_runtime.cuda_graph import Function, Recorder, StepGraph
 
 # prompts of about the same length share a graph
 _LENGTHS = 64
+# sizes whose graphs are kept
+KEPT = 3
 
 # the velocity (1, C, h, w) of a latent at a step
 Velocity = Callable[[Tensor, int], Tensor]
@@ -43,7 +46,7 @@ class Network(Protocol):
 
 
 class Predictor:
-    """Makes a `Velocity` for each prompt.
+    """Makes a `Velocity` for each prompt, with the graphs of the sizes used last.
 
     Attributes:
         network: what predicts.
@@ -52,7 +55,7 @@ class Predictor:
     def __init__(self, network: Network, recorder: Recorder) -> None:
         self.network = network
         self._recorder = recorder
-        self._loops = Loops()
+        self._graphs: OrderedDict[Hashable, StepGraph] = OrderedDict()
 
     def start(
         self, latent: Tensor, tables: Modulation, context: TextContext, guidance: float | None
@@ -72,35 +75,45 @@ class Predictor:
         step = [latent, tables.blocks[0], tables.final[0]]
         key = (structure, *(tuple(tensor.shape) for tensor in (*step, *prompt)))
 
-        def make() -> Loop:
+        def make() -> StepGraph:
             function = self.network.function(structure, latent, guided)
-            return Loop(function, step, prompt, self._recorder)
+            return StepGraph(function, step, prompt, self._recorder)
 
         def velocity(x: Tensor, i: int) -> Tensor:
             # made again where its memory was needed for something else
-            return self._loops.get(key, make)([x, tables.blocks[i], tables.final[i]])
+            return self._graph(key, make)([x, tables.blocks[i], tables.final[i]])
 
         # what could not be recorded may be now
-        if self._loops.noted(key):
-            self._loops.drop(key)
-        loop = self._made(key, make)
-        loop.load(prompt)
-        return velocity, loop.note
+        if key in self._graphs and self._graphs[key].note:
+            del self._graphs[key]
+        graph = self._made(key, make)
+        graph.load(prompt)
+        return velocity, graph.note
 
-    def _made(self, key: Hashable, make: Callable[[], Loop]) -> Loop:
+    def _graph(self, key: Hashable, make: Callable[[], StepGraph]) -> StepGraph:
+        """The graph of a key, made where there is none; the one that was used longest ago gives way to it."""
+        graph = self._graphs.pop(key, None)
+        if graph is None:
+            while len(self._graphs) >= KEPT:
+                self._graphs.popitem(last=False)
+            graph = make()
+        self._graphs[key] = graph
+        return graph
+
+    def _made(self, key: Hashable, make: Callable[[], StepGraph]) -> StepGraph:
         try:
-            return self._loops.get(key, make)
+            return self._graph(key, make)
         except (torch.OutOfMemoryError, OutOfMemory):
             # those of other sizes give way
-            self._loops.clear()
+            self._graphs.clear()
             # which torch refuses after a failed capture
             with contextlib.suppress(RuntimeError):
                 torch.cuda.empty_cache()
-        return self._loops.get(key, make)
+        return self._graph(key, make)
 
     def release(self) -> None:
         """Let go of everything that was recorded."""
-        self._loops.clear()
+        self._graphs.clear()
 
 
 class FusedNetwork:

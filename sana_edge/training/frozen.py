@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from sana_edge.nets.autoencoder import Autoencoder
 from sana_edge.nets.text_encoder import TextEncoder
 from sana_edge.store import hub
 from sana_edge.store.weights import load_into, load_state, weight_files
+from sana_edge.system.json_values import read_json
 
 from .imagefolder import checksum
 
@@ -107,7 +107,7 @@ def _linked(source: Path, target: Path) -> bool:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot read {path}: {error}", "the model folder is incomplete") from error
     if not isinstance(content, dict):

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from sana_edge.errors import CheckpointError, SanaError
 from sana_edge.nets.autoencoder import Autoencoder
 from sana_edge.store.weights import save_state
+from sana_edge.system.json_values import Reader, parse
 
 from .buckets import Size, bucket, fit
 from .imagefolder import BROKEN, Entry, LeftOut, checksum, open_picture
@@ -70,6 +71,11 @@ class LatentCache:
                 shard: Any = safe_open(path, "pt")
             except Exception as error:
                 raise CheckpointError(f"{path} is damaged: {error}", "remove it; it is made again") from error
+            shapes = {len(shard.get_slice(key).get_shape()) for key in shard.keys()}  # noqa: SIM118 (no dict)
+            if shapes - {3}:
+                raise CheckpointError(
+                    f"{path} is damaged: it holds no latents", "remove it; it is made again"
+                )
             self._shards.update(dict.fromkeys(shard.keys(), shard))
 
     def __getitem__(self, key: str) -> Tensor:
@@ -200,8 +206,8 @@ class _Checksums:
             return
         for line in self.path.read_text(encoding="utf-8", errors="replace").split("\n"):
             try:
-                name, size, changed, key = json.loads(line)
-            except ValueError:
+                name, size, changed, key = Reader("").convert(parse(line), tuple[str, int, int, str])
+            except (ValueError, CheckpointError):
                 # a line that a killed process cut: its file is read once more
                 continue
             self._known[name] = (size, changed, key)

@@ -17,6 +17,7 @@ from PIL import Image
 
 from sana_edge.errors import InvalidInput, SanaError
 from sana_edge.system.atomic import new_file
+from sana_edge.system.json_values import parse
 
 NAME = "metadata.jsonl"
 _FULL = "check the free space and the permissions; the same command goes on from here"
@@ -48,6 +49,8 @@ class Metadata:
                 self.rows[row["file_name"]] = row
         if self.journal.exists():
             for values in _objects(self.journal, cut=True):
+                if not isinstance(values.get("file_name"), str):
+                    continue
                 self.rows.setdefault(values["file_name"], {}).update(values)
 
     def picture(self, name: str) -> Path:
@@ -127,11 +130,13 @@ def _objects(file: Path, *, cut: bool = False) -> Iterator[Row]:
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
+            value = parse(line)
         except ValueError as error:
             if cut:
                 continue
             raise InvalidInput(f"{file}, line {number}, is not JSON: {error}", "mend or remove it") from error
+        if cut and not isinstance(value, dict):
+            continue
         if not isinstance(value, dict):
             raise InvalidInput(f"{file}, line {number}, is not an object", "mend or remove it")
         yield value

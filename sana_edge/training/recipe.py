@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from sana_edge.config import DenoiserConfig
 from sana_edge.errors import InvalidInput
+from sana_edge.system.json_values import Between, Reader, read_bounded, shown
 
 from .buckets import RESOLUTIONS
 
@@ -23,6 +23,13 @@ else:
     import tomli as tomllib
 
 _T = TypeVar("_T")
+
+# bytes of a file, and characters of a line: a key of thousands of parts takes TOML's reader gigabytes
+_LARGEST, _LONGEST = 64 << 10, 1000
+_Count = Annotated[int, Between(0, 10**9)]
+_Share = Annotated[float, Between(0, 1)]
+_Number = Annotated[float, Between(0, 1e9)]
+_Numbers = Annotated[tuple[_Number, ...], Between(0, 8)]
 
 PRECISIONS = ("bf16", "fp16", "no")
 STORED = ("bf16", "fp16", "fp32")
@@ -40,9 +47,9 @@ class Optimizer:
     """
 
     name: str = "adamw"
-    betas: tuple[float, ...] = ()
-    eps: tuple[float, ...] = ()
-    weight_decay: float = 0.0
+    betas: _Numbers = ()
+    eps: _Numbers = ()
+    weight_decay: _Number = 0.0
 
 
 @dataclass(frozen=True)
@@ -53,8 +60,8 @@ class Captions:
     data every caption is equally likely.
     """
 
-    dropout: float = 0.1
-    tau: float = 0.1
+    dropout: _Share = 0.1
+    tau: _Number = 0.1
 
 
 @dataclass(frozen=True)
@@ -76,14 +83,14 @@ class Training:
 
     precision: str = "bf16"
     stored: str = "bf16"
-    clip: float = 0.1
-    ema: float = 0.9999
+    clip: _Number = 0.1
+    ema: _Share = 0.9999
     checkpointing: bool = False
-    caption_norm: float = 0.01
-    whiten: int = 0
+    caption_norm: _Number = 0.01
+    whiten: _Count = 0
     shard: bool = False
     gather_twice: bool = True
-    seed: int = 0
+    seed: Annotated[int, Between(0, 2**63 - 1)] = 0
 
 
 @dataclass(frozen=True)
@@ -103,17 +110,17 @@ class Stage:
         interpolation_scale: of the sin-cos position embedding; without it there is none.
     """
 
-    resolution: int
-    batch: int
-    learning_rate: float
+    resolution: _Count
+    batch: _Count
+    learning_rate: _Number
     start: str = "previous"
-    micro_batch: int = 0
-    steps: int = 0
-    minutes: float = 0.0
-    warmup: int = 0
-    decay_from: float = 1.0
-    flow_shift: float = 3.0
-    interpolation_scale: float | None = None
+    micro_batch: _Count = 0
+    steps: _Count = 0
+    minutes: _Number = 0.0
+    warmup: _Count = 0
+    decay_from: _Share = 1.0
+    flow_shift: Annotated[float, Between(0, 100)] = 3.0
+    interpolation_scale: Annotated[float, Between(1e-3, 1e3)] | None = None
 
 
 @dataclass(frozen=True)
@@ -164,18 +171,24 @@ def _read(recipe: str) -> dict[str, Any]:
     path = Path(recipe)
     try:
         if path.suffix == ".toml" or path.exists():
-            text = path.read_text(encoding="utf-8")
+            text = read_bounded(path, _LARGEST).decode()
         elif recipe in names():
             text = (resources.files(__package__) / "recipes" / f"{recipe}.toml").read_text(encoding="utf-8")
         else:
             raise InvalidInput(
                 f"no recipe is named {recipe!r}", f"choose {', '.join(names())}, or give the path of a .toml"
             )
+        longest = max(map(len, text.splitlines()), default=0)
+        if longest > _LONGEST:
+            raise ValueError(f"a line has {longest} characters")
         content: dict[str, Any] = tomllib.loads(text)
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"cannot read the recipe {recipe}: {error}", "check the path") from error
     except tomllib.TOMLDecodeError as error:
         raise InvalidInput(f"the recipe {recipe} is not TOML: {error}", "mend the line it names") from error
+    except RecursionError:
+        raise InvalidInput(f"the recipe {recipe} is nested too deeply", "write tables of values") from None
+    # ValueError: too long, no text, or a number of thousands of digits
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"cannot read the recipe {recipe}: {error}", "check the path") from error
     return content
 
 
@@ -184,12 +197,15 @@ def _change(content: dict[str, Any], change: str) -> None:
     table, _, key = place.strip().rpartition(".")
     try:
         parsed = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError as error:
+    # ValueError: no TOML, or a number of thousands of digits
+    except (ValueError, RecursionError) as error:
         raise InvalidInput(
             f"{change!r} changes nothing: {error}", 'write table.key=value, such as optimizer.name="adamw"'
         ) from error
     tables = content if not table else content.get(table, {})
     for part in tables if isinstance(tables, list) else [tables]:
+        if not isinstance(part, dict):
+            raise InvalidInput(f"{change!r} changes nothing: {table} is no table", "write table.key=value")
         part[key] = parsed
     if table:
         content[table] = tables
@@ -218,43 +234,25 @@ def _recipe(content: dict[str, Any], owner: str) -> Recipe:
 
 def _known(table: Any, names: Iterable[str], owner: str, where: str) -> None:
     if not isinstance(table, dict):
-        raise InvalidInput(f"{owner}: {where.rstrip('.')} is {table!r}", "write a table")
+        raise InvalidInput(f"{owner}: {where.rstrip('.')} is {shown(table)}", "write a table")
     for key in table:
         if key not in names:
             raise InvalidInput(
-                f"{owner} has an unknown key {where}{key}", f"known are {', '.join(sorted(names))}"
+                f"{owner} has an unknown key {where}{key[:80]}", f"known are {', '.join(sorted(names))}"
             )
 
 
 def _table(cls: type[_T], table: Any, owner: str, where: str) -> _T:
-    hints = typing.get_type_hints(cls)
-    _known(table, hints, owner, where)
-    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
-    for entry in fields:
-        needed = entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
-        if needed and entry.name not in table:
-            raise InvalidInput(f"{owner} lacks {where}{entry.name}", f"write {entry.name} = ...")
-    return cls(**{key: _value(table[key], hints[key], owner, where + key) for key in table})
-
-
-def _value(value: Any, hint: Any, owner: str, where: str) -> Any:
-    if isinstance(hint, types.UnionType):
-        (hint,) = [kind for kind in typing.get_args(hint) if kind is not type(None)]
-    if typing.get_origin(hint) is tuple:
-        if isinstance(value, list):
-            return tuple(_value(item, float, owner, where) for item in value)
-    elif hint is float and type(value) is int:
-        return float(value)
-    elif type(value) is hint:
-        return value
-    name = "list" if typing.get_origin(hint) is tuple else hint.__name__
-    raise InvalidInput(f"{owner}: {where} is {value!r}", f"give a {name}")
+    _known(table, typing.get_type_hints(cls), owner, where)
+    reader = Reader(owner, "write a value of that kind", defaults=True, error=InvalidInput)
+    found: _T = reader.convert(table, cls, where.rstrip("."))
+    return found
 
 
 def _check(recipe: Recipe, owner: str) -> None:
     def need(fits: bool, key: str, value: object, expected: str) -> None:
         if not fits:
-            raise InvalidInput(f"{owner}: {key} is {value!r}", f"give {expected}")
+            raise InvalidInput(f"{owner}: {key} is {shown(value)}", f"give {expected}")
 
     training, captions, optimizer = recipe.training, recipe.captions, recipe.optimizer
     need(training.precision in PRECISIONS, "training.precision", training.precision, " or ".join(PRECISIONS))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import report
-from harness import RESULTS, ROOT, sections
+from harness import RESULTS, ROOT, engine_tables, sections
 from harness.table import Table
 
 RUN: dict[str, Any] = {
@@ -26,7 +26,7 @@ def test_speed() -> None:
     ours = {"name": "openvino int8 bf16", "median": 12.3, "seconds": [12.0, 12.3, 11.0], "memory": None}
     rows = [{**base, "memory": {"most": 5_100_000_000, "before": 1}}, ours]
     works = [{"title": "a step", "rows": [ours]}, {"title": "a decoder", "rows": rows}]
-    text = sections.engines_speed([{**RUN, "works": works}]).markdown().splitlines()
+    text = engine_tables.engines_speed([{**RUN, "works": works}]).markdown().splitlines()
     assert text[0] == "|  | a step | peak memory | a decoder | peak memory |"
     assert text[2:4] == [
         "| openvino int8 bf16 | 12.3 s |  | 12.3 s |  |",

@@ -12,7 +12,7 @@ for module in ("onnx", "onnxruntime", "diffusers"):
     pytest.importorskip(module, reason=f"{module} is not installed")
 
 import verify_export
-from harness import sections
+from harness import engine_tables
 from sana_edge.export.settings import Settings
 from sana_edge.store.manifest import GRAPHS
 
@@ -52,7 +52,7 @@ def test_the_command(
     assert {f"{name}.onnx" for name in GRAPHS} | {"denoiser.data"} < set(made["bytes"])
     assert list(made["seconds"])[-1] == "comparison" and min(made["seconds"].values()) >= 0
     assert sum(made["seconds"].values()) > 0.1
-    assert printed == sections.verification(data).text() + "\n"
+    assert printed == engine_tables.verification(data).text() + "\n"
     worst = made["verification"]["graphs"]["denoiser"]
     assert f"{worst['error']:.1e} ({worst['limit']:.1e})" in printed
     assert failed["failure"] in printed

@@ -37,6 +37,7 @@ from sana_edge.nets.autoencoder import Autoencoder
 from sana_edge.nets.quantize import decoder_targets
 from sana_edge.store import hub, manifest, manifest_files, package
 from sana_edge.store.folder import read_json
+from sana_edge.store.known_models import BUNDLED
 from sana_edge.store.manifest import GRAPHS, Manifest
 
 Capture = pytest.CaptureFixture[str]
@@ -99,7 +100,7 @@ def test_sana_tiny_in_int8(int8_folder: Path) -> None:
     assert (found.dtype, found.native_size, found.size) == ("fp32", 256, None)
     assert (found.latent_channels, found.cell, found.guidance_embeds) == (32, 32, False)
     assert (found.sampler.kind, found.sampler.flow_shift) == ("flow-dpm", 3.0)
-    path = hub.BUNDLED / "sana-tiny-int8"
+    path = BUNDLED / "sana-tiny-int8"
     assert found.source.checksums == {
         component: package.checksum(path / component) for component in ("transformer", "vae", "text_encoder")
     }
@@ -121,7 +122,7 @@ def test_weights_are_int8_and_the_rest_is_shared(int8_folder: Path) -> None:
     }
     # six layers in each of eight blocks, of which a graph may split some; Gemma's seven in each of four; q, k
     # and v of a decoder are one
-    config = AutoencoderConfig.from_dict(read_json(hub.BUNDLED / "sana-tiny-int8" / "vae" / "config.json"))
+    config = AutoencoderConfig.from_dict(read_json(BUNDLED / "sana-tiny-int8" / "vae" / "config.json"))
     decoder = len(decoder_targets(Autoencoder(config, encoder=False)))
     assert weights["denoiser"] == weights["denoiser_folded"] >= 48
     assert (weights["text_encoder"], weights["decoder"]) == (28, decoder)

@@ -191,12 +191,20 @@ def test_memory(kind: EngineKind, tmp_path: Path) -> None:
     assert few["y"] == pytest.approx(np.sin(1), rel=1e-6)
 
 
-def test_other_failures_while_compiling(kind: EngineKind, tmp_path: Path) -> None:
-    """Ports that say something else than the graph."""
-    wrong = {"x": ("float32", ("B", "h", 7))}
-    engine = kind.load(product(tmp_path / "g.onnx"), wrong, PORTS[1])
-    with pytest.raises(CheckpointError, match=r"openvino cannot load .*g\.onnx"):
-        engine.run({"x": np.zeros((1, 2, 7), np.float32)})
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_ports_that_say_something_else_than_the_graph(name: str, tmp_path: Path) -> None:
+    kind, path = choose(name, "cpu", settings=Settings(threads=1)), product(tmp_path / "g.onnx")
+    for wrong in (
+        {"x": ("float32", ("B", "h", 7))},
+        {"x": ("float16", ("B", "h", 8))},
+        {"x": ("float32", ("B", 8))},
+        {"z": ("float32", ("B", "h", 8))},
+        {**PORTS[0], "z": ("float32", (1,))},
+    ):
+        with pytest.raises(CheckpointError, match=r"is another graph: its [xz] is"):
+            kind.load(path, wrong, PORTS[1])
+    with pytest.raises(CheckpointError, match="is another graph: its y is float32"):
+        kind.load(path, PORTS[0], {"y": ("float32", ("B", "h", 999))})
 
 
 def test_cache(tmp_path: Path) -> None:

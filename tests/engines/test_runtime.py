@@ -21,9 +21,9 @@ from sana_edge import Sana, request
 from sana_edge.cli.main import main
 from sana_edge.decoding import shrink
 from sana_edge.engines import choose, decoder, runtime, sessions
-from sana_edge.engines.projected_text import ProjectedText, padding_mask, side_by_side
 from sana_edge.engines.runtime import EngineRuntime
 from sana_edge.engines.tensorrt import cache
+from sana_edge.engines.text import ProjectedText, padding_mask, side_by_side
 from sana_edge.errors import CheckpointError, InvalidInput, OutOfMemory, SanaError
 from sana_edge.export.settings import Settings
 from sana_edge.request import Plan, Request

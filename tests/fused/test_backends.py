@@ -248,7 +248,7 @@ def test_faults_in_the_loop(
             sana.generate(PROMPT, **options)
         assert hint in getattr(caught.value, "hint", "")
         assert sana._runtime is not None
-        kept = len(sana._runtime.predictor._loops)
+        kept = len(sana._runtime.predictor._graphs)
         assert kept == (0 if kind is OutOfMemory else 1)
         assert sana.generate(PROMPT, **options).png() == expected
 

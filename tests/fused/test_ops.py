@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
+from functools import partial
 from typing import Any
 
 import pytest
@@ -33,8 +35,8 @@ def convolution(depth: int, columns: int, phases: bool = True) -> tuple[Tensor, 
     return values, torch.tensor(0.01), weight, scales, torch.randn(columns)
 
 
-def arguments() -> dict[str, tuple[Any, ...]]:
-    """Small arguments of every operation, but for the backend."""
+def calls() -> dict[str, partial[Any]]:
+    """Every operation with small arguments, two of them also in place; only the backend is missing."""
     x = torch.randn(B, N, C).to(HALF)
     vector, per_image = torch.randn(C), torch.randn(B, 1, C)
     table = torch.randn(B, 2, C).unsqueeze(2).unbind(1)
@@ -43,65 +45,87 @@ def arguments() -> dict[str, tuple[Any, ...]]:
     lengths = torch.tensor([7, 300], dtype=torch.int32)
     wide = torch.randn(B, N, 2 * HIDDEN).to(HALF)
     weight, bias = torch.randn(8, C), torch.randn(8)
-    scale = torch.tensor(0.03)
+    scale, image = torch.tensor(0.03), torch.randn(B, H, W, 32).to(HALF)
     return {
-        "quantize_rows": (x, None),
-        "norm_modulate_quantize": (x, *table, 1e-6, scale),
-        "dwconv_glu_quantize": (wide, torch.randn(3, 3, 2 * HIDDEN), torch.randn(2 * HIDDEN), H, W, None),
-        "w8a8_linear": (*product(C, 40), HALF, True),
-        "w8a8_linear_add_": (x, *product(48, C), 60000.0, vector, per_image),
-        "qkv_linear_attention": (*product(C, 3 * C), HALF, HEADS, None),
-        "qk_norm_linear_attention": (torch.randn(B, N, 3 * C).to(HALF), torch.rand(C), HEADS, 1e-5, None),
-        "linear_attention_finish": (x, state, 1e-15, torch.rand(B, N, 2), torch.rand(C), scale),
-        "cross_attention_quantize": (
-            *(x, keys, values.transpose(2, 3).contiguous(), lengths, torch.rand(C), 1e-5, None),
+        "quantize_rows": partial(ops.quantize_rows, x),
+        "norm_modulate_quantize": partial(ops.norm_modulate_quantize, x, *table, 1e-6, scale),
+        "dwconv_glu_quantize": partial(
+            *(ops.dwconv_glu_quantize, wide, torch.randn(3, 3, 2 * HIDDEN), torch.randn(2 * HIDDEN), H, W)
         ),
-        "patch_embed": (torch.randn(B, 8, H, W), weight, torch.randn(C), torch.randn(N, C), 2, HALF),
-        "velocity_head": (x, *table, 1e-6, weight, bias, torch.tensor(4.5), H, W),
-        "w8a8_conv2d": (*convolution(C, 24), HALF, "phases", "silu", None, 1, scale),
-        "w8a8_conv2d_add_": (
-            *(torch.randn(B, H, W, 32).to(HALF), *convolution(C, 32, phases=False)),
-            *(torch.rand(32), torch.randn(32), 1e-5),
+        "w8a8_linear": partial(ops.w8a8_linear, *product(C, 40), HALF, silu=True),
+        "w8a8_linear in place": partial(
+            *(ops.w8a8_linear, *product(48, C), HALF),
+            limit=60000.0,
+            gate=vector,
+            constant=per_image,
+            residual=x,
+            out=x,
+        ),
+        "qkv_linear_attention": partial(ops.qkv_linear_attention, *product(C, 3 * C), HALF, HEADS),
+        "qk_norm_linear_attention": partial(
+            *(ops.qk_norm_linear_attention, torch.randn(B, N, 3 * C).to(HALF), torch.rand(C), HEADS, 1e-5)
+        ),
+        "linear_attention_finish": partial(
+            *(ops.linear_attention_finish, x, state, 1e-15, torch.rand(B, N, 2), torch.rand(C), scale)
+        ),
+        "cross_attention_quantize": partial(
+            *(ops.cross_attention_quantize, x, keys, values.transpose(2, 3).contiguous(), lengths),
+            *(torch.rand(C), 1e-5),
+        ),
+        "patch_embed": partial(
+            *(ops.patch_embed, torch.randn(B, 8, H, W), weight, torch.randn(C), torch.randn(N, C), 2, HALF)
+        ),
+        "velocity_head": partial(
+            *(ops.velocity_head, x, *table, 1e-6, weight, bias, torch.tensor(4.5), (H, W))
+        ),
+        "w8a8_conv2d": partial(
+            *(ops.w8a8_conv2d, *convolution(C, 24), HALF),
+            upsample="phases",
+            activation="silu",
+            out_scale=scale,
+        ),
+        "w8a8_conv2d in place": partial(
+            *(ops.w8a8_conv2d, *convolution(C, 32, phases=False), HALF),
+            norm_weight=torch.rand(32),
+            norm_bias=torch.randn(32),
+            residual=image,
+            out=image,
         ),
     }
 
 
+NAMES = list(calls())
+
+
 def run(name: str, backend: str) -> list[Tensor]:
-    """The results, with what was written in place."""
     torch.manual_seed(0)
-    given = arguments()[name]
-    result = getattr(ops, name)(*given, backend)
-    result = given[0] if result is None else result
+    result = calls()[name](backend=backend)
     return [result] if isinstance(result, Tensor) else list(result)
 
 
-@pytest.mark.parametrize("name", ops.OPERATIONS)
+@pytest.mark.parametrize("name", NAMES)
 def test_torch_is_the_reference(name: str) -> None:
-    results = run(name, "torch")
     torch.manual_seed(0)
-    given = arguments()[name]
-    if name == "w8a8_linear_add_":
-        x, *operands, limit, gate, constant = given
-        options = {"limit": limit, "gate": gate, "residual": x.clone(), "constant": constant}
-        expected: Any = reference_fused.w8a8_linear(*operands, HALF, **options)
-    elif name == "w8a8_linear":
-        expected = reference_fused.w8a8_linear(*given[:-1], silu=True)
-    elif name == "w8a8_conv2d":
-        *operands, upsample, activation, _, _, out_scale = given
-        kinds: dict[str, Any] = {"upsample": upsample, "activation": activation}
-        expected = reference_conv.w8a8_conv2d(*operands, **kinds, out_scale=out_scale)
-    elif name == "w8a8_conv2d_add_":
-        x, *operands, norm_weight, norm_bias, norm_eps = given
-        norm = {"norm_weight": norm_weight, "norm_bias": norm_bias, "norm_eps": norm_eps}
-        expected = reference_conv.w8a8_conv2d(*operands, HALF, **norm, residual=x.clone())
-    elif name == "velocity_head":
-        expected = reference_fused.velocity_head(*given[:-2], (H, W))
-    else:
-        last = -1 if name.startswith(("qkv", "qk_")) else None
-        expected = getattr(reference_fused, name)(*given[:last])
+    call = calls()[name]
+    operation, *given = call.args
+    home = reference_conv if operation in ops.CUDA_ONLY else reference_fused
+    options = {key: value for key, value in call.keywords.items() if key != "out"}
+    expected = getattr(home, operation)(*given, **options)
     expected = [expected] if isinstance(expected, Tensor) else expected
-    for result, wanted in zip(results, expected, strict=True):
+    for result, wanted in zip(run(name, "torch"), expected, strict=True):
         assert torch.equal(result, wanted)
+
+
+def test_every_operation_has_an_example() -> None:
+    assert {call.args[0] for call in calls().values()} == set(ops.OPERATIONS)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.endswith("in place")])
+def test_in_place(name: str) -> None:
+    call = calls()[name]
+    out = call.keywords["out"]
+    before = out.clone()
+    assert call(backend="torch") is out and not torch.equal(out, before)
 
 
 def assert_close(results: list[Tensor], expected: list[Tensor]) -> None:
@@ -122,22 +146,34 @@ def assert_close(results: list[Tensor], expected: list[Tensor]) -> None:
 
 
 @pytest.mark.usefixtures("emulated")
-@pytest.mark.parametrize("name", ops.OPERATIONS)
+@pytest.mark.parametrize("name", NAMES)
 def test_cuda(name: str) -> None:
     assert_close(run(name, "cuda"), run(name, "torch"))
 
 
 @pytest.mark.usefixtures("interpreted")
-@pytest.mark.parametrize("name", [name for name in ops.OPERATIONS if name not in ops.CUDA_ONLY])
+@pytest.mark.parametrize("name", [name for name in NAMES if name.split()[0] not in ops.CUDA_ONLY])
 def test_triton(name: str) -> None:
     assert_close(run(name, "triton"), run(name, "torch"))
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("name", [name for name in ops.OPERATIONS if name not in ops.CUDA_ONLY])
+def test_triton_has_the_signature_of_the_definition(name: str) -> None:
+    """Names, order and defaults; a kernel may take more by name."""
+    theirs = inspect.signature(getattr(reference_fused, name)).parameters
+    ours = inspect.signature(ops._implementation("triton", name)).parameters
+    common = [(p.name, p.kind, p.default) for p in ours.values() if p.name in theirs]
+    assert common == [(p.name, p.kind, p.default) for p in theirs.values()]
+    more = [p for p in ours.values() if p.name not in theirs]
+    assert all(p.kind == p.KEYWORD_ONLY and p.default is not p.empty for p in more)
 
 
 @pytest.mark.usefixtures("emulated")
 def test_a_workspace_is_used_again() -> None:
     space = ops.workspace("cuda", B, N, HEADS, torch.device("cpu"))
-    *given, _ = arguments()["qkv_linear_attention"]
-    results = [ops.qkv_linear_attention(*given, space, "cuda") for _ in range(3)]
+    call = calls()["qkv_linear_attention"]
+    results = [call(workspace=space, backend="cuda") for _ in range(3)]
     for q, state in results[1:]:
         assert torch.equal(q, results[0][0]) and torch.equal(state, results[0][1])
     assert ops.workspace("torch", B, N, HEADS, torch.device("cpu")) is None
@@ -146,8 +182,9 @@ def test_a_workspace_is_used_again() -> None:
 @pytest.mark.usefixtures("emulated")
 @pytest.mark.parametrize("backend", ["torch", "cuda"])
 def test_no_operation_has_a_gradient(backend: str) -> None:
-    latent, *given = arguments()["patch_embed"]
-    assert not ops.patch_embed(latent.requires_grad_(), *given, backend).requires_grad
+    call = calls()["patch_embed"]
+    call.args[1].requires_grad_()
+    assert not call(backend=backend).requires_grad
 
 
 def test_triton_is_imported_when_it_is_needed() -> None:

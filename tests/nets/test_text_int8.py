@@ -22,9 +22,8 @@ from sana_edge.int8 import quant, text_linear
 from sana_edge.int8.text_linear import WeightOnlyLinear, multiply_dequantized, multiply_digits, split_digits
 from sana_edge.kernels.reference import w8a8_linear
 from sana_edge.nets import text_weights
-from sana_edge.nets.embedding_table import MappedEmbedding
 from sana_edge.nets.text_encoder import TextEncoder
-from sana_edge.nets.text_weights import load_text_model, quantize_text_state, text_targets
+from sana_edge.nets.text_weights import MappedEmbedding, load_text_model, quantize_text_state, text_targets
 from sana_edge.prompt import CHI
 from sana_edge.store.known_models import BUNDLED
 from sana_edge.store.package import Quantization

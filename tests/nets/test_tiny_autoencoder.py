@@ -261,7 +261,7 @@ def test_a_whole_model_with_it(
         ("cut", "cut off", "download it again"),
         ("activation", "act_fn is 'mish', expected one of relu, silu, swish", ""),
         ("bilinear", "upsample_fn is 'bilinear', expected 'nearest'", ""),
-        ("kl", "_class_name is 'AutoencoderKL'", "AutoencoderTiny"),
+        ("kl", "is a AutoencoderKL", "AutoencoderTiny"),
     ],
 )
 def test_what_is_refused(

@@ -11,7 +11,7 @@ import pytest
 
 from sana_edge import CheckpointError, Sana
 from sana_edge.store.domain import FILE, SHOWN, Domain, read_domain
-from sana_edge.store.hub import BUNDLED
+from sana_edge.store.known_models import BUNDLED
 
 DOMAIN = Domain(("a", "black", "cat", "close", "house", "red", "t-shirt", "🦊"), ((64, 64),))
 CONTENT = {"words": list(DOMAIN.words), "sizes": [[64, 64]]}

@@ -125,8 +125,10 @@ def test_a_decoder_in_parts(folder: Path) -> None:
         (1, "graph", "decoder", r"decoder_parts\.1\.graph is 'decoder', expected a graph of x to y"),
         (0, "halo", 3, r"decoder_parts\.0\.halo is 3, expected null"),
         (1, "halo", None, r"decoder_parts\.1\.halo is None, expected a number of rows"),
-        (1, "halo", -1, r"decoder_parts\.1\.halo is -1, expected a number of rows"),
-        (1, "scale", 0, r"decoder_parts\.1\.scale is 0, expected a positive number"),
+        (1, "halo", -1, r"decoder_parts\.halo is -1, expected a whole number from 0"),
+        (1, "scale", 0, r"decoder_parts\.scale is 0, expected a whole number from 1 to 64"),
+        (1, "scale", 10**6, r"decoder_parts\.scale is 1000000, expected a whole number from 1 to 64"),
+        (1, "scale", 16, r"decoder_parts is 64, expected scales whose product is the cell, 32"),
         (0, "values", 1.5, r"decoder_parts\.values is 1\.5, expected a whole number"),
     ):
         wrong = [dict(part) for part in parts]
@@ -203,10 +205,14 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str, str]] = {
     "size": (put("size", [256]), r"size is \[256\], expected a list of 2", "again"),
     "size-odd": (put("size", [256, 250]), r"size is \[256, 250\], expected multiples of 32", "again"),
     "size-word": (put("size", "dynamic"), "size is 'dynamic', expected a list of 2", "again"),
-    "cell": (put("cell", 0), "cell is 0, expected a positive number", "again"),
+    "cell": (put("cell", 0), "cell is 0, expected a whole number from 1 to 1024", "again"),
     "native": (put("native_size", 256.5), "native_size is 256.5, expected a whole number", "again"),
     "huge": (put("native_size", -(10**4000)), "native_size is a huge number", "again"),
-    "shift": (put("sampler/flow_shift", -1), "sampler.flow_shift is -1.0", "again"),
+    "shift": (
+        put("sampler/flow_shift", -1),
+        "sampler.flow_shift is -1, expected a number from 0.01 to 100",
+        "again",
+    ),
     "shift-nan": (put("sampler/flow_shift", float("nan")), "sampler.flow_shift is nan", "again"),
     "sampler": (put("sampler/kind", "ddim"), "sampler.kind is 'ddim', expected one of flow-dpm", "again"),
     "text": (put("text", None), "text is None, expected an object", "again"),
@@ -370,10 +376,9 @@ def test_a_mark_belongs_to_one_content(folder: Path) -> None:
     found = manifest.read(folder)
     manifest_files.verify(folder, found)
     corrupt(folder / "decoder.onnx", keep_time=True)
-    # nothing but the content tells: what a mark cannot see, `again` does
-    manifest_files.verify(folder, found)
-    with pytest.raises(CheckpointError):
-        manifest_files.verify(folder, found, again=True)
+    for again in (False, True):
+        with pytest.raises(CheckpointError):
+            manifest_files.verify(folder, found, again=again)
     other = made({**found.files, "decoder.onnx": StoredFile(HASH, found.files["decoder.onnx"].bytes)})
     with pytest.raises(CheckpointError):
         manifest_files.verify(folder, other)

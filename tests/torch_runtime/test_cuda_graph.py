@@ -1,4 +1,4 @@
-"""Loops that are recorded once: their memory, their cache, and recordings that fail or are interrupted."""
+"""Steps that are recorded once: their memory, their cache, and recordings that fail or are interrupted."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import gc
 import logging
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ from sana_edge.nets.denoiser import Denoiser, Modulation, TextContext
 from sana_edge.nets.quantize import quantize_denoiser
 from sana_edge.nets.text_encoder import TextFeatures
 from sana_edge.torch_runtime import cuda_graph
-from sana_edge.torch_runtime.cuda_graph import Loop, Loops, Run
+from sana_edge.torch_runtime.cuda_graph import Run, StepGraph
 from sana_edge.torch_runtime.steps import FusedNetwork, Network, PlainNetwork, Predictor
 
 CONFIG = DenoiserConfig(
@@ -44,7 +44,7 @@ def _inference() -> Iterator[None]:
 
 
 class Recorder:
-    """What a graph does, on a CPU: the function runs at recording only with the loop's own tensors."""
+    """What a graph does, on a CPU: the function runs at recording only with the graph's own tensors."""
 
     def __init__(self) -> None:
         self.recorded = 0
@@ -66,23 +66,23 @@ def weighted(step: Sequence[Tensor], prompt: Sequence[Tensor]) -> Tensor:
 
 def test_inputs_are_copied_to_where_the_recording_reads_them() -> None:
     one, two = torch.ones(3), torch.full((3,), 2.0)
-    loop = Loop(weighted, [one], [two], Recorder())
-    assert loop([one]).tolist() == [12, 12, 12]
+    graph = StepGraph(weighted, [one], [two], Recorder())
+    assert graph([one]).tolist() == [12, 12, 12]
     one.fill_(5)
-    assert loop([two]).tolist() == [22, 22, 22]
-    loop.load([torch.full((3,), 7.0)])
-    first = loop([two])
+    assert graph([two]).tolist() == [22, 22, 22]
+    graph.load([torch.full((3,), 7.0)])
+    first = graph([two])
     assert first.tolist() == [27, 27, 27] and two.tolist() == [2, 2, 2]
     # one tensor, of every call
-    assert loop([one]) is first
+    assert graph([one]) is first
 
 
 def test_other_shapes_are_a_mistake() -> None:
-    loop = Loop(weighted, [torch.ones(3)], [torch.ones(3)], cuda_graph.eager)
+    graph = StepGraph(weighted, [torch.ones(3)], [torch.ones(3)], cuda_graph.eager)
     with pytest.raises(ValueError, match="other shapes"):
-        loop([torch.ones(4)])
+        graph([torch.ones(4)])
     with pytest.raises(ValueError, match="other shapes"):
-        loop.load([torch.ones(1)])
+        graph.load([torch.ones(1)])
 
 
 def test_without_a_recording_it_runs_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
@@ -90,31 +90,12 @@ def test_without_a_recording_it_runs_all_the_same(caplog: pytest.LogCaptureFixtu
         raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore")
 
     with caplog.at_level(logging.WARNING, "sana_edge"):
-        loop = Loop(weighted, [torch.ones(1)], [torch.ones(1)], refuse)
-    assert loop.note.endswith(
+        graph = StepGraph(weighted, [torch.ones(1)], [torch.ones(1)], refuse)
+    assert graph.note.endswith(
         "without a CUDA graph: CUDA error: operation not permitted when stream is capturing"
     )
-    assert loop.note in caplog.text
-    assert loop([torch.full((1,), 3.0)]).item() == 31
-
-
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), KeyboardInterrupt()])
-def test_what_ends_a_recording_is_not_kept(error: BaseException) -> None:
-    loops, failing = Loops(), [True]
-
-    def record(run: Run) -> Run:
-        if failing:
-            raise error
-        return run
-
-    def make() -> Loop:
-        return Loop(weighted, [torch.ones(1)], [torch.ones(1)], record)
-
-    with pytest.raises(type(error)):
-        loops.get("a", make)
-    assert len(loops) == 0
-    failing.clear()
-    assert loops.get("a", make)([torch.ones(1)]).item() == 11
+    assert graph.note in caplog.text
+    assert graph([torch.full((1,), 3.0)]).item() == 31
 
 
 def test_memory_that_runs_out_in_a_capture_is_told_as_such() -> None:
@@ -125,10 +106,10 @@ def test_memory_that_runs_out_in_a_capture_is_told_as_such() -> None:
             raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
 
     with pytest.raises(torch.OutOfMemoryError):
-        Loop(weighted, [torch.ones(1)], [torch.ones(1)], record)
+        StepGraph(weighted, [torch.ones(1)], [torch.ones(1)], record)
 
 
-def test_an_interrupted_replay_leaves_the_loop_usable() -> None:
+def test_an_interrupted_replay_leaves_the_graph_usable() -> None:
     interrupted = [False]
 
     def stop(step: Sequence[Tensor], prompt: Sequence[Tensor]) -> Tensor:
@@ -136,30 +117,12 @@ def test_an_interrupted_replay_leaves_the_loop_usable() -> None:
             raise KeyboardInterrupt
         return weighted(step, prompt)
 
-    loop = Loop(stop, [torch.ones(1)], [torch.ones(1)], Recorder())
+    graph = StepGraph(stop, [torch.ones(1)], [torch.ones(1)], Recorder())
     interrupted[0] = True
     with pytest.raises(KeyboardInterrupt):
-        loop([torch.full((1,), 9.0)])
+        graph([torch.full((1,), 9.0)])
     interrupted[0] = False
-    assert loop([torch.ones(1)]).item() == 11
-
-
-def test_the_loop_used_longest_ago_is_dropped() -> None:
-    made: list[str] = []
-    loops = Loops(kept=2)
-
-    def make(name: str) -> Callable[[], Loop]:
-        def build() -> Loop:
-            made.append(name)
-            return Loop(weighted, [torch.ones(1)], [torch.ones(1)], cuda_graph.eager)
-
-        return build
-
-    for name in ("a", "b", "a", "c", "a", "b"):
-        loops.get(name, make(name))
-    assert made == ["a", "b", "c", "b"] and len(loops) == 2
-    loops.clear()
-    assert len(loops) == 0
+    assert graph([torch.ones(1)]).item() == 11
 
 
 class StandIn:
@@ -217,7 +180,7 @@ def failing(kind: BaseException, until: int) -> tuple[Run, list[int]]:
 
 
 def test_after_a_failed_capture_nothing_is_recorded(stand_in: StandIn) -> None:
-    """The note says why, of another model's loop too."""
+    """The note says why, of another model's steps too."""
     stand_in.broken_end = True
     # the third run is the one in the capture
     run, _ = failing(RuntimeError("operation not permitted"), 3)
@@ -225,9 +188,9 @@ def test_after_a_failed_capture_nothing_is_recorded(stand_in: StandIn) -> None:
         cuda_graph.CudaGraphs()(run)
     stand_in.broken_end = False
     assert cuda_graph.refusal() == "a capture failed in this process: operation not permitted"
-    loop = Loop(weighted, [torch.ones(1)], [torch.ones(1)], cuda_graph.CudaGraphs())
-    assert cuda_graph.refusal() in loop.note
-    assert loop([torch.ones(1)]).item() == 11 and len(stand_in.used) == 1
+    graph = StepGraph(weighted, [torch.ones(1)], [torch.ones(1)], cuda_graph.CudaGraphs())
+    assert cuda_graph.refusal() in graph.note
+    assert graph([torch.ones(1)]).item() == 11 and len(stand_in.used) == 1
 
 
 def test_a_capture_that_ends_well_does_not_stop_recording(stand_in: StandIn) -> None:
@@ -258,27 +221,27 @@ def test_torch_that_records(version: str, trusted: bool, monkeypatch: pytest.Mon
     monkeypatch.setattr(torch, "__version__", version)
     assert (cuda_graph.refusal() == "") is trusted
     if not trusted:
-        loop = Loop(weighted, [torch.ones(1)], [torch.ones(1)], cuda_graph.CudaGraphs())
-        assert "without a CUDA graph: torch 2.6.0+cu124 is older than 2.7" in loop.note
+        graph = StepGraph(weighted, [torch.ones(1)], [torch.ones(1)], cuda_graph.CudaGraphs())
+        assert "without a CUDA graph: torch 2.6.0+cu124 is older than 2.7" in graph.note
 
 
 def test_errors_of_the_library_and_of_triton_in_a_capture(stand_in: StandIn) -> None:
     run, _ = failing(SanaError("w8a8_linear: refused"), 3)
-    loop = Loop(lambda step, prompt: run(), [torch.ones(1)], [], cuda_graph.CudaGraphs())
-    assert loop.note.endswith("without a CUDA graph: w8a8_linear: refused")
-    assert loop([torch.ones(1)]).item() == 1
+    graph = StepGraph(lambda step, prompt: run(), [torch.ones(1)], [], cuda_graph.CudaGraphs())
+    assert graph.note.endswith("without a CUDA graph: w8a8_linear: refused")
+    assert graph([torch.ones(1)]).item() == 1
     kind = type("OutOfResources", (Exception,), {"__module__": "triton.runtime.errors"})
     run, _ = failing(kind("out of resource: shared memory"), 3)
-    loop = Loop(lambda step, prompt: run(), [torch.ones(1)], [], cuda_graph.CudaGraphs())
-    assert "OutOfResources: out of resource: shared memory" in loop.note
+    graph = StepGraph(lambda step, prompt: run(), [torch.ones(1)], [], cuda_graph.CudaGraphs())
+    assert "OutOfResources: out of resource: shared memory" in graph.note
 
 
 def test_an_error_of_triton_in_a_step() -> None:
     kind = type("CompilationError", (Exception,), {"__module__": "triton.compiler.errors"})
     run, _ = failing(kind("at 3:4"), 1)
-    loop = Loop(lambda step, prompt: run(), [torch.ones(1)], [], cuda_graph.eager)
+    graph = StepGraph(lambda step, prompt: run(), [torch.ones(1)], [], cuda_graph.eager)
     with pytest.raises(SanaError, match=r"Triton kernel cannot run: CompilationError: at 3:4"):
-        loop([torch.ones(1)])
+        graph([torch.ones(1)])
 
 
 def random_denoiser() -> Denoiser:
@@ -355,6 +318,43 @@ def test_a_recording_serves_other_prompts(kind: str, recordings: int) -> None:
     assert recorder.recorded == recordings + 2
 
 
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), KeyboardInterrupt()])
+def test_what_ends_a_recording_is_not_kept(error: BaseException) -> None:
+    denoiser, failing = random_denoiser(), [True]
+
+    def record(run: Run) -> Run:
+        if failing:
+            raise error
+        return run
+
+    predictor = Predictor(PlainNetwork(denoiser), record)
+    x, tables, text = (
+        torch.randn(1, 8, 4, 6),
+        denoiser.modulation(torch.tensor([900.0])),
+        context(denoiser, 5),
+    )
+    with pytest.raises(type(error)):
+        predictor.start(x, tables, text, None)
+    assert len(predictor._graphs) == 0
+    failing.clear()
+    velocity, _ = predictor.start(x, tables, text, None)
+    assert torch.equal(velocity(x, 0), denoiser(x, tables[0], text)) and len(predictor._graphs) == 1
+
+
+def test_the_size_used_longest_ago_is_dropped() -> None:
+    denoiser, recorder = random_denoiser(), Recorder()
+    predictor, tables = Predictor(PlainNetwork(denoiser), recorder), denoiser.modulation(torch.tensor([9.0]))
+    recorded = []
+    for width in (3, 4, 5, 3, 6, 3, 4):
+        velocity, _ = predictor.start(torch.zeros(1, 8, 2, width), tables, context(denoiser, 5), None)
+        recorded.append(recorder.recorded)
+    assert recorded == [1, 2, 3, 3, 4, 4, 5] and len(predictor._graphs) == 3
+    # a velocity outlives its graph
+    predictor.release()
+    assert len(predictor._graphs) == 0
+    assert velocity(torch.zeros(1, 8, 2, 4), 0).shape == (1, 8, 2, 4) and recorder.recorded == 6
+
+
 def test_two_predictors_at_once() -> None:
     """Each has memory of its own: taken in turn, step by step, they do not meet."""
     denoiser, x = random_denoiser(), torch.randn(1, 8, 4, 6)
@@ -375,13 +375,13 @@ def cuda_predictor(denoiser: Denoiser, recorder: cuda_graph.Recorder) -> Predict
     return Predictor(PlainNetwork(denoiser, 64), recorder)
 
 
-def test_a_loop_keeps_what_its_function_reads() -> None:
+def test_a_graph_keeps_what_its_function_reads() -> None:
     """A recording reads memory that only the function knows, and does not keep the function itself."""
 
     class Held:
         pass
 
-    def make() -> tuple[Loop, weakref.ref[Held]]:
+    def make() -> tuple[StepGraph, weakref.ref[Held]]:
         held = Held()
 
         def function(step: Sequence[Tensor], prompt: Sequence[Tensor]) -> Tensor:
@@ -392,12 +392,12 @@ def test_a_loop_keeps_what_its_function_reads() -> None:
             result = run()
             return lambda: result
 
-        return Loop(function, [torch.zeros(1)], [], recorder), weakref.ref(held)
+        return StepGraph(function, [torch.zeros(1)], [], recorder), weakref.ref(held)
 
-    loop, held = make()
+    graph, held = make()
     gc.collect()
     assert held() is not None
-    del loop
+    del graph
     gc.collect()
     assert held() is None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from sana_edge import InvalidInput, Sana
 from sana_edge.calib.quantize import quantize
 from sana_edge.calib.settings import Settings
 from sana_edge.cli.main import main
-from sana_edge.errors import CheckpointError, ModelNotFound, OutOfMemory
+from sana_edge.errors import CheckpointError, ModelNotFound, OutOfMemory, SanaError
 from sana_edge.prompt import CHI
 from sana_edge.sampler import sampler_of
 from sana_edge.store import hub
@@ -41,6 +42,8 @@ def lite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(5)
     settings = dict(tiny.tiny_autoencoder().config)
     settings |= {"decoder_block_out_channels": (8, 8, 16, 16, 16, 32), "scaling_factor": 0.5}
+    # as DC-AE-Lite's
+    settings["decoder_conv_act_fn"] = "silu"
     place = tmp_path_factory.mktemp("lite") / "lite"
     AutoencoderDC.from_config(settings).save_pretrained(place)
     return place
@@ -105,11 +108,11 @@ def test_what_a_pipeline_does_besides_is_said(folder: Path, pipeline: str, said:
     assert any(said in note for note in notes) if said else not notes
 
 
-def test_image_to_image_is_said(tiny_sprint_folder: Path, tmp_path: Path) -> None:
+def test_an_image_to_image_pipeline_needs_no_image(tiny_sprint_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_sprint_folder, tmp_path / "model")
     edit(tmp_path / "model/model_index.json", _class_name="SanaSprintImg2ImgPipeline")
     with Sana.load(tmp_path / "model") as sana:
-        assert "from the prompt alone" in sana.generate(PROMPT).notes[0]
+        assert not sana.generate(PROMPT).notes
 
 
 @pytest.mark.parametrize(
@@ -185,10 +188,18 @@ def test_decoders_that_do_not_fit(tiny_folder: Path, lite: Path, tmp_path: Path)
         Sana.load(tiny_folder, decoder=tmp_path / "empty")
     with pytest.raises(ModelNotFound, match="unknown decoder 'taesd'"):
         Sana.load(tiny_folder, decoder="taesd")
-    weights = other / "diffusion_pytorch_model.safetensors"
-    with pytest.raises(ModelNotFound, match="a SANA autoencoder in diffusers' names") as caught_file:
-        Sana.load(tiny_folder, decoder=weights)
-    assert "sana-edge convert" in caught_file.value.hint
+    denoiser = tiny_folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    with pytest.raises(CheckpointError, match="holds a denoiser"):
+        Sana.load(tiny_folder, decoder=denoiser)
+
+
+def test_a_decoders_file(tiny_folder: Path, lite: Path, tmp_path: Path) -> None:
+    """Alone, so that its config is read from its shapes, and in its folder."""
+    weights = lite / "diffusion_pytorch_model.safetensors"
+    shutil.copy(weights, tmp_path / "lite.safetensors")
+    expected = draw(tiny_folder, decoder=lite)
+    for file in (weights, tmp_path / "lite.safetensors"):
+        assert np.array_equal(draw(tiny_folder, decoder=file), expected)
 
 
 def test_the_shift_of_a_generation(tiny_folder: Path, tmp_path: Path) -> None:
@@ -254,6 +265,42 @@ def test_exported_folders_have_their_decoder(tmp_path: Path, lite: Path) -> None
 
 def test_known_decoders_have_a_licence() -> None:
     assert all(isinstance(info, KnownModel) and info.licence for info in DECODERS.values())
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize(
+    ("component", "name"),
+    [
+        ("transformer", "transformer_blocks.0.attn1.to_out.0.weight"),
+        ("transformer", "transformer_blocks.1.attn2.to_k.bias"),
+        ("vae", "decoder.norm_out.weight"),
+        ("text_encoder", "layers.1.mlp.up_proj.weight"),
+        ("text_encoder", "norm.weight"),
+    ],
+)
+def test_a_weight_that_is_not_finite_is_named(
+    tiny_folder: Path, tmp_path: Path, component: str, name: str, int8: bool, value: float
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    (path,) = (folder / component).glob("*.safetensors")
+    state = load_file(path)
+    state[name].flatten()[-1] = value
+    save_file(state, path)
+    with pytest.raises(CheckpointError, match=r"NaN or infinite"):
+        Sana.load(str(folder), int8=int8)
+
+
+def test_an_embedding_that_is_not_finite_gives_no_picture(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    (path,) = (folder / "text_encoder").glob("*.safetensors")
+    state = load_file(path)
+    state["embed_tokens.weight"][:] = math.nan
+    save_file(state, path)
+    with Sana.load(str(folder)) as sana, pytest.raises(SanaError, match="encoded text has values"):
+        sana.generate("a house", steps=1)
 
 
 TILED = "decoded in tiles of 64 pixels, as memory was short"

@@ -80,6 +80,8 @@ class OpenVino(EngineKind):
             model = reader.convert(reader.load(str(path)))
         except Exception as error:
             raise engine_ports.load_failure(path, "openvino", error) from error
+        engine_ports.check_graph(path, inputs, _ports(model.inputs))
+        engine_ports.check_graph(path, outputs, _ports(model.outputs))
         ports = inputs or _ports(model.inputs), outputs or _ports(model.outputs)
         if self.precision != "fp32":
             _keep_phases(model)

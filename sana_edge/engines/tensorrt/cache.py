@@ -15,17 +15,19 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from sana_edge.engines.tensorrt.profiles import Size, Sizes, size_flags
-from sana_edge.errors import CheckpointError, InvalidInput, SanaError
+from sana_edge.errors import CheckpointError, SanaError
 from sana_edge.store import package
 from sana_edge.store.cache import VARIABLE, user_cache
 from sana_edge.system import atomic
+from sana_edge.system.json_values import Between, Reader, read_json
 
 FORMAT = "sana-edge-engine"
 VERSION = 1
 
+_Sides = tuple[Annotated[int, Between(1, 1 << 16)], Annotated[int, Between(1, 1 << 16)]]
 _UNSAFE = re.compile(r"[^A-Za-z0-9._]+")
 
 
@@ -251,32 +253,29 @@ def _described(entry: Entry) -> bytes:
     return f"{json.dumps(described, indent=2)}\n".encode()
 
 
+@dataclass(frozen=True)
+class _Sidecar:
+    """The content of a sidecar; `Entry` explains it."""
+
+    format: Literal["sana-edge-engine"]
+    version: Annotated[int, Between(VERSION, VERSION)]
+    key: Key
+    options: dict[str, Any]
+    source: str
+    sha256: str
+    bytes: Annotated[int, Between(0, 1 << 50)]
+    sizes: Annotated[tuple[tuple[_Sides, _Sides, _Sides], ...], Between(0, 64)]
+
+
 def read_entry(sidecar: Path) -> Entry | None:
     """The engine that a sidecar describes; None where it cannot be read."""
     try:
-        data = json.loads(sidecar.read_text(encoding="utf-8"))
-        if data["format"] != FORMAT or data["version"] != VERSION:
-            return None
-        machine = dict(data["key"]["machine"])
-        major, minor = machine.pop("capability")
-        key = Key(**{**data["key"], "machine": Machine(**machine, capability=(int(major), int(minor)))})
+        found: _Sidecar = Reader(str(sidecar)).convert(read_json(sidecar), _Sidecar)
         path = sidecar.with_name(sidecar.name.removesuffix(".json"))
-        return Entry(
-            path,
-            key,
-            dict(data["options"]),
-            str(data["source"]),
-            data["sha256"],
-            int(data["bytes"]),
-            tuple(_sizes(each) for each in data["sizes"]),
-        )
-    except (OSError, ValueError, TypeError, KeyError, RecursionError, InvalidInput):
+        sizes = tuple(Sizes(*each) for each in found.sizes)
+        return Entry(path, found.key, found.options, found.source, found.sha256, found.bytes, sizes)
+    except (OSError, ValueError, SanaError):
         return None
-
-
-def _sizes(data: Any) -> Sizes:
-    low, middle, high = ((int(width), int(height)) for width, height in data)
-    return Sizes(low, middle, high)
 
 
 def _gpu(machine: Machine) -> str:

@@ -1,0 +1,124 @@
+"""The tables of exported graphs: whether they are right, how fast engines are, how good their pictures."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from harness.results import FASTEST, NEAR, REFERENCES
+from harness.table import Table, circumstances, decibels, gigabytes, interval, median, most, seconds
+
+Numbers = Mapping[str, Any]
+
+GRAPHS = {
+    "text_encoder": "text encoder",
+    "text_projection": "text keys and values",
+    "denoiser": "denoiser step",
+    "denoiser_folded": "guided step",
+    "decoder": "decoder",
+}
+
+
+def verification(data: Numbers) -> Table:
+    """Exported graphs beside the torch modules: of each the relative error in L2, with its limit."""
+    titles = ("decoder's parts, at most", "picture's PSNR", "size")
+    table = Table(("export", *GRAPHS.values(), *titles))
+    for export in data["exports"]:
+        if export["failure"] is not None:
+            table.add(export["name"], export["failure"])
+            continue
+        found = export["verification"]
+        picture = f"{found['picture']['psnr']:.1f} dB ({found['picture']['limit']:.0f})"
+        size = f"{sum(export['bytes'].values()) / 1e6:.0f} MB"
+        table.add(export["name"], *_errors(found["graphs"]), picture, size)
+        if "unrounded" in found:
+            table.add(f"{export['name']}, activations not rounded", *_errors(found["unrounded"]))
+    text = "Relative error in L2 of what graphs in onnxruntime give beside the torch modules in fp32, and in "
+    text += "brackets what is allowed; of pictures of a few steps, the PSNR."
+    notes = [f"{e['name']}: {e['note']}." for e in data["exports"] if e.get("note")]
+    table.notes = [text, *notes, circumstances(data)]
+    return table
+
+
+def _errors(graphs: Numbers) -> list[str]:
+    parts = [found for name, found in graphs.items() if name.startswith("decoder_")]
+    worst = max(parts, key=lambda found: float(found["error"]), default=None)
+    cells = [*(graphs.get(name) for name in GRAPHS), worst]
+    return ["" if cell is None else f"{cell['error']:.1e} ({cell['limit']:.1e})" for cell in cells]
+
+
+def engines_speed(found: Sequence[Numbers]) -> Table:
+    """One row for each contender; of each work the seconds, and the peak memory of the process."""
+    works = [work for data in found for work in data["works"]]
+    table = Table(["", *(title for work in works for title in (work["title"], "peak memory"))])
+    for name in dict.fromkeys(row["name"] for work in works for row in work["rows"]):
+        rows = [next((row for row in work["rows"] if row["name"] == name), None) for work in works]
+        table.add(name, *(cell for r in rows for cell in (median(r), gigabytes(most(r)) if r else "")))
+    said = [text for work in works for text in _times_as_fast(work)]
+    table.notes = [*said, *dict.fromkeys(circumstances(data) for data in found)]
+    return table
+
+
+def _times_as_fast(work: Numbers) -> list[str]:
+    """How many times as fast the fastest engine is as the references, medians over turns."""
+    taken = {row["name"]: row["seconds"] for row in work["rows"]}
+    said = []
+    for name in (name for name in REFERENCES if name in taken and FASTEST in taken):
+        times = statistics.median(a / b for a, b in zip(taken[name], taken[FASTEST], strict=True))
+        said.append(f"{times:.2f} times as fast as {name}")
+    return [f"{work['title']}: {FASTEST} is {', '.join(said)}."] if said else []
+
+
+def pictures(data: Numbers) -> Table:
+    """Whole pictures of a Sprint model, each contender in a process of its own."""
+    found = data["picture"]
+    titles = ("whole picture", "loading", "first picture", "second", "its text", "steps", "decoding")
+    near = next((row["reference"] for row in found["rows"] if row["reference"]), "the first")
+    table = Table((*titles, "peak memory", f"PSNR to {near}"))
+    for row in found["rows"]:
+        times = row["median"]
+        if times is None:
+            table.add(row["name"], row["failure"])
+            continue
+        columns = ("load", "first", "second", "second text", "second denoise", "second decode")
+        peak = gigabytes(max(run["peak"] for run in row["runs"]), 1)
+        psnr = "" if row["reference"] is None else f"{decibels(row['psnr'])} dB"
+        table.add(row["name"], *(seconds(times[column]) for column in columns), peak, psnr)
+    size = f"{found['size']}x{found['size']} pixels in {found['steps']} Sprint steps"
+    note = f"{found['shapes']} shapes with their text encoder, random weights, {size}; the first picture "
+    table.notes = [f"{note}counts from the start of the process.", circumstances(data)]
+    return table
+
+
+def cold(data: Numbers) -> Table:
+    """From the start of a process to the PNG, with and without torch."""
+    found = data["cold"]
+    table = Table((found["model"], "process start to PNG", "peak memory", "PSNR to torch"))
+    for row in found["rows"]:
+        near = "" if row["psnr"] is None else f"{row['psnr']:.1f} dB"
+        table.add(row["name"], f"{row['median']:.2f} s", f"{row['peak'] / 1e6:.0f} MB", near)
+    note = "fp32 and int8 are what the folders hold: OpenVINO computes floats in bf16 where the CPU can."
+    table.notes = [note, circumstances(data)]
+    return table
+
+
+def engines_quality(data: Numbers) -> Table:
+    """Scores beside the torch INT8 path, and how near pictures are to its."""
+    titles = ("INT8", "score", "95 % interval", "points to torch", "right only in torch", "only in it")
+    table = Table((*titles, "PSNR to torch: median", "5 % are below", f"at least {NEAR:.0f} dB"))
+    near = {like["pictures"]: like for like in data["likeness"] if like["to"] == "torch"}
+    for name, numbers in data["models"].items():
+        cells = [name, f"{numbers['overall']['score']:.3f}", interval(numbers["overall"])]
+        compared, like = data["to_torch"].get(name), near.get(name)
+        if compared is not None and like is not None:
+            cells += [f"{100 * compared['difference']:+.1f}", compared["only_torch"], compared["only_engine"]]
+            cells += [f"{decibels(like['psnr'][word])} dB" for word in ("median", "p5")]
+            cells.append(f"{100 * like['near']:.0f} %")
+        table.add(*cells)
+    bf16 = next(like for like in data["yardstick"]["likeness"] if like["to"] == "torch")["psnr"]
+    note = "torch static: torch with the scales of the graphs. "
+    note += "Rounding alone, torch INT8 with the rest in bf16 beside itself with the rest in fp32: median "
+    note += f"{decibels(bf16['median'])} dB, 5 % below {decibels(bf16['p5'])} dB"
+    table.notes = [f"{note}, of {data['yardstick']['prompts']} prompts.", circumstances(data)]
+    return table

@@ -1,0 +1,165 @@
+"""A picture that comes in: pixels of whatever people have, and how they lie on the size that is drawn."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+from numpy.typing import NDArray
+
+from sana_edge.errors import InvalidInput
+from sana_edge.sizes import resized
+
+if TYPE_CHECKING:
+    # a path, a picture of Pillow or of this library, or pixels (H, W), (H, W, 3) or (H, W, 4) uint8
+    Picture = str | os.PathLike[str] | PIL.Image.Image | NDArray[np.uint8] | Any
+
+logger = logging.getLogger("sana_edge")
+
+_HINT = "give a picture file, a picture of Pillow, or an array (H, W, 3) of uint8"
+
+
+@dataclass(frozen=True, eq=False)
+class InitImage:
+    """What a generation starts from.
+
+    Attributes:
+        pixels: (H, W, 3) uint8 RGB, at the size that is asked for.
+        strength: above 0 to 1, the share of the steps that are taken.
+        mask: (H, W) uint8, 255 where it is drawn anew, 0 where it stays; None: everywhere anew.
+    """
+
+    pixels: NDArray[np.uint8]
+    strength: float
+    mask: NDArray[np.uint8] | None = None
+
+    def metadata(self) -> dict[str, object]:
+        """What tells which image and mask it was; they themselves are not kept."""
+        known = {"strength": self.strength, "image_sha256": hashlib.sha256(self.pixels.tobytes()).hexdigest()}
+        if self.mask is not None:
+            known["mask_sha256"] = hashlib.sha256(self.mask.tobytes()).hexdigest()
+        return known
+
+    def skip(self, steps: int) -> int:
+        """How many of the steps are left out, as diffusers counts them; one is taken always."""
+        return min(int(steps - steps * self.strength), steps - 1)
+
+    def at(self, drawn: tuple[int, int]) -> NDArray[np.float32]:
+        """(1, 3, H, W) in [-1, 1] for the encoder, at the size (width, height) that is drawn.
+
+        Stretched to it, as diffusers does; with a mask it lies under what is cut out, so that edges meet.
+        """
+        pixels = to_size(self.pixels, drawn) if self.mask is None else under(self.pixels, drawn)
+        values: NDArray[np.float32] = pixels.transpose(2, 0, 1)[None].astype(np.float32) / 255 * 2 - 1
+        return values
+
+    def cells(self, drawn: tuple[int, int], cell: int) -> NDArray[np.float32] | None:
+        """The mask for the latent (1, 1, h, w): 1 where any pixel of a cell is drawn anew."""
+        if self.mask is None:
+            return None
+        width, height = drawn
+        cells = under(self.mask, drawn).reshape(1, 1, height // cell, cell, width // cell, cell)
+        marked: NDArray[np.float32] = (cells.max((3, 5)) > 0).astype(np.float32)
+        return marked
+
+    def paste(self, drawn: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """``drawn`` (H, W, 3) where the mask is 255, the picture itself where it is 0, mixed between."""
+        if self.mask is None:
+            return drawn
+        share = self.mask[..., None].astype(np.float32) / 255
+        return np.rint(share * drawn + (1 - share) * self.pixels).astype(np.uint8)
+
+
+def read_image(image: Picture) -> NDArray[np.uint8]:
+    """A picture as pixels (H, W, 3) uint8 RGB: turned as its EXIF says, on white where it is transparent.
+
+    Of an animation the first picture is taken, of 16 bits the upper 8.
+
+    Raises:
+        InvalidInput: the file is missing or no picture, or the value is of another kind.
+    """
+    opened = _opened(image, "image")
+    if opened.mode.startswith("I") or opened.mode == "F":
+        opened = _eight_bits(opened)
+    if "A" in opened.getbands() or "transparency" in opened.info:
+        layer = opened.convert("RGBA")
+        opened = PIL.Image.alpha_composite(PIL.Image.new("RGBA", layer.size, "white"), layer)
+    return np.array(opened.convert("RGB"))
+
+
+def read_mask(mask: Picture, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """A mask for a picture of ``size`` (width, height), as (H, W) uint8: 255 is drawn anew, 0 stays.
+
+    Another size is resized; an array of 0 and 1, or of booleans, is a mask, too.
+
+    Raises:
+        InvalidInput: as `read_image`; or it is empty.
+    """
+    if isinstance(mask, np.ndarray) and mask.ndim == 2 and (mask.dtype == bool or mask.max(initial=0) <= 1):
+        mask = (mask > 0).astype(np.uint8) * np.uint8(255)
+    opened = _opened(mask, "mask")
+    if opened.mode.startswith("I") or opened.mode == "F":
+        opened = _eight_bits(opened)
+    grey = opened.convert("L")
+    values = np.array(grey if grey.size == size else grey.resize(size, PIL.Image.Resampling.BILINEAR))
+    if not values.any():
+        raise InvalidInput("the mask is black everywhere", "make white what is to be drawn anew")
+    return values
+
+
+def to_size(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """A picture (H, W, 3) or mask (H, W), stretched to (width, height) by Lanczos, as in diffusers."""
+    if size == (pixels.shape[1], pixels.shape[0]):
+        return pixels
+    return np.array(PIL.Image.fromarray(pixels).resize(size, PIL.Image.Resampling.LANCZOS))
+
+
+def under(pixels: NDArray[np.uint8], drawn: tuple[int, int]) -> NDArray[np.uint8]:
+    """What becomes ``pixels`` when it is drawn at ``drawn`` (width, height), then resized and cropped.
+
+    What the crop takes away continues the edges.
+    """
+    asked = (pixels.shape[1], pixels.shape[0])
+    (width, height), (left, top) = resized(drawn, asked)
+    rows = (top, height - asked[1] - top)
+    columns = (left, width - asked[0] - left)
+    return to_size(np.pad(pixels, (rows, columns, (0, 0))[: pixels.ndim], mode="edge"), drawn)
+
+
+def _opened(image: Picture, what: str) -> PIL.Image.Image:
+    if isinstance(image, str | os.PathLike):
+        path = os.fspath(image)
+        try:
+            with PIL.Image.open(path) as opened:
+                if getattr(opened, "n_frames", 1) > 1:
+                    logger.warning("%s has several pictures: the first one is taken", path)
+                opened.load()
+                return PIL.ImageOps.exif_transpose(opened)
+        # decoders of many formats, with errors of their own
+        except Exception as error:
+            if isinstance(error, FileNotFoundError):
+                raise InvalidInput(f"{what} {path} does not exist", "check the path") from error
+            raise InvalidInput(f"cannot read the {what} {path}: {error}", _HINT) from error
+    if isinstance(image, PIL.Image.Image):
+        return PIL.ImageOps.exif_transpose(image)
+    pixels = getattr(image, "pixels", image)
+    if not isinstance(pixels, np.ndarray):
+        raise InvalidInput(f"the {what} is of type {type(image).__name__}", _HINT)
+    fits = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))
+    if pixels.dtype != np.uint8 or not fits or not pixels.size:
+        found = f"the {what} is an array {'x'.join(map(str, pixels.shape))} of {pixels.dtype}"
+        raise InvalidInput(found, _HINT)
+    return PIL.Image.fromarray(pixels)
+
+
+def _eight_bits(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Pillow clips more than 8 bits instead of scaling them."""
+    values = np.asarray(image, np.float64)
+    most = 65535.0 if image.mode.startswith("I") else 1.0
+    return PIL.Image.fromarray(np.rint(np.clip(values / most, 0, 1) * 255).astype(np.uint8))

@@ -1,0 +1,220 @@
+"""The face of Automatic1111's web UI, for the clients that speak it: text to image, progress, and lists."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from sana_edge.errors import InvalidInput
+from sana_edge.request import SAMPLERS
+from sana_edge.serve.fields import MAX_PICTURES, Fields, shown
+from sana_edge.serve.http import Json, Refused, fields, finished
+from sana_edge.serve.job import Job
+from sana_edge.serve.service import Service
+
+_PREFIX = "/sdapi/v1"
+# what of a request would change the picture there and does not here; true, or a list that is not empty
+_FOREIGN = ("enable_hr", "restore_faces", "tiling", "refiner_checkpoint", "script_name", "styles")
+_NOTHING: tuple[Any, ...] = (None, False, "", [], {}, "None")
+
+
+class Automatic1111:
+    """Routes under ``/sdapi/v1/``. Unknown fields are ignored; ``info`` says what has no effect."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._model = service.default
+        # those of this face, in the order of their arrival
+        self._jobs: list[Job] = []
+
+    def routes(self) -> list[Route]:
+        lists: dict[str, Any] = {
+            "samplers": [{"name": name, "aliases": [], "options": {}} for name in SAMPLERS],
+            "schedulers": [{"name": "automatic", "label": "Automatic"}],
+            "upscalers": [{"name": "None", "model_name": None, "model_path": None, "scale": 1}],
+            "latent-upscale-modes": [],
+            "sd-vae": [],
+            "loras": [],
+            "embeddings": {"loaded": {}, "skipped": {}},
+            "hypernetworks": [],
+            "face-restorers": [],
+            "realesrgan-models": [],
+            "prompt-styles": [],
+            "scripts": {"txt2img": [], "img2img": []},
+            "script-info": [],
+            "cmd-flags": {},
+        }
+
+        def fixed(content: Any) -> Any:
+            async def answer(request: Request) -> Response:
+                return Json(content)
+
+            return answer
+
+        return [
+            *(Route(f"{_PREFIX}/{name}", fixed(content)) for name, content in lists.items()),
+            Route(f"{_PREFIX}/options", self.options),
+            Route(f"{_PREFIX}/options", self.choose, methods=["POST"]),
+            Route(f"{_PREFIX}/sd-models", self.models),
+            Route(f"{_PREFIX}/refresh-checkpoints", fixed(None), methods=["POST"]),
+            Route(f"{_PREFIX}/progress", self.progress),
+            Route(f"{_PREFIX}/interrupt", self.interrupt, methods=["POST"]),
+            Route(f"{_PREFIX}/skip", self.interrupt, methods=["POST"]),
+            Route(f"{_PREFIX}/txt2img", self.draw, methods=["POST"]),
+            Route(f"{_PREFIX}/img2img", self.redraw, methods=["POST"]),
+        ]
+
+    async def options(self, request: Request) -> Response:
+        """The model that is chosen."""
+        return Json({"sd_model_checkpoint": self._model, "sd_vae": "Automatic", "samples_format": "png"})
+
+    async def choose(self, request: Request) -> Response:
+        """Choose a model for requests that name none; nothing else can be set."""
+        name = (await fields(request)).text("sd_model_checkpoint")
+        if name in self._service.workers:
+            self._model = name
+        return Json({})
+
+    async def models(self, request: Request) -> Response:
+        """The models, without where they lie."""
+        empty: dict[str, Any] = {"hash": None, "sha256": None, "filename": "", "config": None}
+        names = self._service.workers
+        return Json([{"title": name, "model_name": name, **empty, "filename": name} for name in names])
+
+    async def draw(self, request: Request) -> Response:
+        """Text to image."""
+        asked = await fields(request)
+        job, notes = _job(asked, self._service, self._model)
+        self._service.submit(job)
+        self._jobs.append(job)
+        try:
+            await finished(request, self._service, job)
+        finally:
+            self._jobs.remove(job)
+        return await asyncio.to_thread(lambda: Json(_answer(job, notes)))
+
+    async def redraw(self, request: Request) -> Response:
+        """Nothing draws from a picture yet."""
+        raise Refused(422, "img2img is not there yet", f"draw with {_PREFIX}/txt2img")
+
+    async def interrupt(self, request: Request) -> Response:
+        """Cancel what this face is drawing; jobs of other faces go on."""
+        for job in self._jobs:
+            if job.state == "running":
+                self._service.cancel(job)
+        return Json({})
+
+    async def progress(self, request: Request) -> Response:
+        """How far the first job of this face is, with what there is to see of it."""
+        job = next((job for job in self._jobs if job.state == "running"), None)
+        steps = each = at = 0
+        done = 0.0
+        current = None
+        if job is not None:
+            stage, images = job.stage, job.request.images
+            if stage.name == "denoise":
+                steps, each = stage.count, stage.count // images
+                at = stage.done - len(job.pictures) * each
+                done = stage.done / steps
+            elif stage.name == "decode":
+                done = (len(job.pictures) + 1) / images
+            if request.query_params.get("skip_current_image", "false").lower() != "true":
+                job.preview_wanted = True
+                current = job.previews[-1].base64 if job.previews else None
+        state = {
+            "skipped": False,
+            "interrupted": job is not None and job.cancel.is_set(),
+            "job": "" if job is None else "txt2img",
+            "job_count": 0 if job is None else job.request.images,
+            "job_no": 0 if job is None else len(job.pictures),
+            "job_timestamp": "0" if job is None else str(int(job.created)),
+            "sampling_step": at,
+            "sampling_steps": each,
+        }
+        left = 0.0 if job is None or job.seconds_left is None else job.seconds_left
+        progress = min(done, 0.99) if job is not None else 0.0
+        content = {"progress": progress, "eta_relative": left, "state": state}
+        return Json({**content, "current_image": current, "textinfo": None})
+
+
+def _job(asked: Fields, service: Service, model: str) -> tuple[Job, list[str]]:
+    """The job of a request, and what the caller should know about it."""
+    notes = [
+        f"{name} is not there and has no effect"
+        for name in _FOREIGN
+        if asked.values.get(name) not in _NOTHING
+    ]
+    sampler = asked.text("sampler_name", "sampler_index")
+    if sampler is not None and sampler not in SAMPLERS:
+        notes.append(f"sampler {shown(sampler)} is not there: the model's own is used")
+        sampler = None
+    settings = asked.values.get("override_settings")
+    if settings is not None and not isinstance(settings, dict):
+        raise InvalidInput(f"override_settings is {shown(settings)}", "give an object")
+    named = (settings or {}).get("sd_model_checkpoint")
+    batch, rounds = (asked.whole(name, low=1, high=MAX_PICTURES) or 1 for name in ("batch_size", "n_iter"))
+    if batch * rounds > MAX_PICTURES:
+        hint = f"ask for at most {MAX_PICTURES} pictures"
+        raise InvalidInput(f"batch_size {batch} times n_iter {rounds} is {batch * rounds}", hint)
+    width, height = asked.whole("width"), asked.whole("height")
+    if (width is None) != (height is None):
+        raise InvalidInput(f"width is {shown(width)}, height is {shown(height)}", "give both, or none")
+    more: dict[str, Any] = {"sampler": sampler}
+    if asked.whole("seed") == -1:
+        # their word for a random one
+        asked = Fields({**asked.values, "seed": None})
+    request = asked.request(
+        images=batch * rounds, size=None if width is None or height is None else (width, height), **more
+    )
+    return Job(service.known(named) if named in service.workers else model, request), notes
+
+
+def _answer(job: Job, notes: list[str]) -> dict[str, Any]:
+    pictures = job.pictures
+    first = pictures[0].metadata
+    shared = {
+        "prompt": first["prompt"],
+        "negative_prompt": first["negative_prompt"],
+        "seed": pictures[0].seed,
+        "width": pictures[0].width,
+        "height": pictures[0].height,
+        "sampler_name": first["sampler"],
+        "cfg_scale": first["guidance"],
+        "steps": first["steps"],
+    }
+    info = {
+        **shared,
+        "all_prompts": [picture.metadata["prompt"] for picture in pictures],
+        "all_negative_prompts": [picture.metadata["negative_prompt"] for picture in pictures],
+        "all_seeds": [picture.seed for picture in pictures],
+        "subseed": 0,
+        "subseed_strength": 0,
+        "batch_size": len(pictures),
+        "sd_model_name": first["model"],
+        "infotexts": [_infotext(picture.metadata) for picture in pictures],
+        "index_of_first_image": 0,
+        "job_timestamp": str(math.floor(job.created)),
+        "notes": [*notes, *dict.fromkeys(note for picture in pictures for note in picture.notes)],
+    }
+    parameters = {**shared, "batch_size": len(pictures), "n_iter": 1}
+    images = [picture.base64 for picture in pictures]
+    return {"images": images, "parameters": parameters, "info": json.dumps(info)}
+
+
+def _infotext(metadata: dict[str, Any]) -> str:
+    """The text that the web UI shows below a picture."""
+    lines = [metadata["prompt"]]
+    if metadata["negative_prompt"]:
+        lines.append(f"Negative prompt: {metadata['negative_prompt']}")
+    width, height = metadata["size"]
+    lines.append(
+        f"Steps: {metadata['steps']}, Sampler: {metadata['sampler']}, CFG scale: {metadata['guidance']}, "
+        f"Seed: {metadata['seed']}, Size: {width}x{height}, Model: {metadata['model']}"
+    )
+    return "\n".join(lines)

@@ -1,0 +1,137 @@
+"""The server's socket and its life: it listens, answers until a signal comes, and cancels what is left."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import socket
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from sana_edge.errors import InvalidInput, SanaError
+from sana_edge.serve.app import application
+from sana_edge.serve.guard import is_loopback
+from sana_edge.serve.service import Service
+
+# seconds in which a request's headers must be here
+HEADER_SECONDS = 30.0
+# connections at once; more are answered with 503
+MAX_CONNECTIONS = 512
+
+
+def listen(host: str, port: int, key: str | None) -> socket.socket:
+    """A socket that listens.
+
+    Args:
+        port: 0 takes one that is free.
+
+    Raises:
+        InvalidInput: others could reach it, and there is no key.
+        SanaError: the address cannot be had.
+    """
+    if not is_loopback(host) and not key:
+        hint = "leave out --host, or say with --api-key what they must know"
+        raise InvalidInput(f"everybody who reaches {host} could draw", hint)
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        found = socket.socket(family, kind, protocol)
+    except (OSError, UnicodeError) as error:
+        raise SanaError(f"there is no address {host}: {error}", "choose --host 127.0.0.1") from error
+    try:
+        if os.name == "posix":
+            # elsewhere it lets two programs listen on one port
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind(address)
+        found.listen(128)
+    except OSError as error:
+        found.close()
+        taken = error.errno == errno.EADDRINUSE
+        hint = "another program listens there: choose another --port, or 0 for a free one"
+        raise SanaError(
+            f"cannot listen on {host}:{port}: {error.strerror}", hint if taken else "choose another --port"
+        ) from error
+    return found
+
+
+def address(listening: socket.socket) -> str:
+    """The URL of a socket that `listen` gave."""
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if listening.family == socket.AF_INET6 else f"http://{host}:{port}"
+
+
+class Server(uvicorn.Server):
+    """Answers requests on a socket until `stop`, or SIGINT or SIGTERM in the main thread."""
+
+    def __init__(self, service: Service, key: str | None = None) -> None:
+        self._service = service
+        config = uvicorn.Config(
+            application(service, key),
+            http=_Protocol,
+            ws="none",
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            log_level="critical",
+            server_header=False,
+            limit_concurrency=MAX_CONNECTIONS,
+            timeout_keep_alive=30,
+            timeout_graceful_shutdown=5,
+        )
+        super().__init__(config)
+
+    def answer(self, listening: socket.socket) -> None:
+        """Answer until the end; jobs that are unfinished then are cancelled."""
+        try:
+            # uvicorn raises the signal again, which is how a server ends
+            with contextlib.suppress(KeyboardInterrupt):
+                self.run(sockets=[listening])
+        finally:
+            self._service.close()
+
+    def stop(self) -> None:
+        """End `answer`, from any thread."""
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Cancel the jobs first, whose clients then get their answers."""
+        self._service.stop()
+        await super().shutdown(sockets)
+
+
+class _Protocol(H11Protocol):
+    """uvicorn's, which closes connections that do not send a request's headers to their end."""
+
+    _late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._late = self.loop.call_later(HEADER_SECONDS, self._close_if_late)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._late is None and self._waits:
+            self._late = self.loop.call_later(HEADER_SECONDS, self._close_if_late)
+
+    def handle_events(self) -> None:
+        super().handle_events()
+        if self._late is not None and not self._waits:
+            self._late.cancel()
+            self._late = None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self._late is not None:
+            self._late.cancel()
+
+    @property
+    def _waits(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def _close_if_late(self) -> None:
+        if self._waits:
+            self.transport.close()

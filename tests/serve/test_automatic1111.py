@@ -1,0 +1,172 @@
+"""Automatic1111's API, by webuiapi, and by requests as Open WebUI, SillyTavern and LibreChat send them."""
+
+from __future__ import annotations
+
+import json
+import threading
+from typing import Any
+
+import pytest
+from serving import MODEL, SMALL, Client, FakeLoader, until
+
+from sana_edge.serve.service import Service
+
+API = "/sdapi/v1"
+
+# the lists that clients fetch before they draw
+LISTS = ("samplers", "schedulers", "upscalers", "latent-upscale-modes", "sd-vae", "sd-models", "scripts")
+
+OPEN_WEBUI = {"prompt": "a red house", "batch_size": 1, "width": 64, "height": 64, "negative_prompt": "fog"}
+LIBRECHAT = {
+    "prompt": "a red house",
+    "negative_prompt": "fog",
+    "cfg_scale": 4.5,
+    "steps": 2,
+    "width": 64,
+    "height": 64,
+}
+SILLY_TAVERN = {
+    "prompt": "a red house",
+    "negative_prompt": "",
+    "sampler_name": "DPM++ 2M Karras",
+    "scheduler": "Automatic",
+    "steps": 2,
+    "cfg_scale": 7,
+    "width": 64,
+    "height": 64,
+    "restore_faces": False,
+    "enable_hr": True,
+    "hr_upscaler": "Latent",
+    "hr_scale": 2,
+    "hr_additional_prompt": "",
+    "denoising_strength": 0.7,
+    "hr_second_pass_steps": 0,
+    "seed": -1,
+    "override_settings": {"CLIP_stop_at_last_layers": 1, "sd_vae": "Automatic"},
+    "override_settings_restore_afterwards": True,
+    "clip_skip": 1,
+    "save_images": True,
+    "send_images": True,
+    "do_not_save_grid": False,
+    "do_not_save_samples": False,
+}
+
+
+def test_webuiapi(real: Client) -> None:
+    webuiapi = pytest.importorskip("webuiapi")
+    api = webuiapi.WebUIApi(host=real.host, port=real.port)
+    result = api.txt2img(prompt="a red house", seed=7, steps=2, width=64, height=64, batch_size=2)
+    assert [image.size for image in result.images] == [(64, 64)] * 2
+    assert result.info["all_seeds"] == [7, 8] and result.info["steps"] == 2
+    assert 'sampler "Euler a" is not there: the model\'s own is used' in result.info["notes"]
+    assert result.info["sampler_name"] == "flow-dpm"
+    # it reads the picture's metadata, which is ours
+    assert json.loads(result.image.info["sana_edge"])["seed"] == 7
+    assert api.get_sd_models()[0]["title"] == MODEL
+    assert [sampler["name"] for sampler in api.get_samplers()][:1] == ["flow-dpm"]
+    assert api.get_progress()["progress"] == 0
+    api.util_set_model("second")
+    assert api.util_get_current_model() == "second"
+    api.util_set_model(MODEL)
+    api.interrupt()
+
+
+def test_open_webui(real: Client) -> None:
+    key = {"Authorization": "Basic dXNlcjprZXk="}
+    options = real.get(f"{API}/options", **key).json
+    assert options["sd_model_checkpoint"] == MODEL
+    assert [(one["title"], one["model_name"]) for one in real.get(f"{API}/sd-models", **key).json] == [
+        (name, name) for name in (MODEL, "second")
+    ]
+    assert real.post(f"{API}/options", {**options, "sd_model_checkpoint": MODEL}, **key).status == 200
+    answer = real.post(f"{API}/txt2img", {**OPEN_WEBUI, "steps": 2}, **key).json
+    assert len(answer["images"]) == 1 and json.loads(answer["info"])["negative_prompt"] == "fog"
+
+
+def test_librechat(real: Client) -> None:
+    info = real.post(f"{API}/txt2img", LIBRECHAT).json["info"]
+    assert isinstance(info, str)
+    read = json.loads(info)
+    assert (read["width"], read["height"]) == (64, 64) and isinstance(read["seed"], int)
+    assert read["infotexts"][0].splitlines()[:2] == ["a red house", "Negative prompt: fog"]
+
+
+def test_silly_tavern(real: Client) -> None:
+    for name in LISTS:
+        assert real.get(f"{API}/{name}").status == 200
+    answer = real.post(f"{API}/txt2img", SILLY_TAVERN).json
+    notes = json.loads(answer["info"])["notes"]
+    assert len(answer["images"]) == 1
+    assert any("enable_hr" in note for note in notes) and any("DPM++ 2M Karras" in note for note in notes)
+    assert not any("restore_faces" in note for note in notes)
+
+
+def test_progress_with_a_preview_and_interrupt(fake: Client, service: Service, loader: FakeLoader) -> None:
+    loader.gate = threading.Semaphore(0)
+    answers: list[Any] = []
+    body = {**SMALL, "steps": 4, "batch_size": 2}
+    thread = threading.Thread(target=lambda: answers.append(fake.post(f"{API}/txt2img", body)))
+    thread.start()
+    first = until(lambda: (found := fake.get(f"{API}/progress").json)["state"]["job_count"] and found)
+    assert first["state"]["job_count"] == 2 and first["current_image"] is None
+    loader.gate.release(6)
+    second = until(lambda: (found := fake.get(f"{API}/progress").json)["progress"] == 6 / 8 and found)
+    assert second["state"] | {"sampling_step": 2, "sampling_steps": 4, "job_no": 1} == second["state"]
+    assert second["current_image"]
+    other = service.workers["two"]
+    assert fake.post(f"{API}/interrupt").status == 200
+    thread.join()
+    # nothing says what to show
+    assert answers[0].status == 409 and answers[0].json["error"] == "the generation was cancelled"
+    assert fake.get(f"{API}/progress?skip_current_image=true").json["state"]["job_count"] == 0
+    assert not other.loaded
+
+
+def test_interrupt_leaves_other_faces_alone(fake: Client, service: Service, loader: FakeLoader) -> None:
+    loader.gate = threading.Semaphore(0)
+    job = fake.post("/v1/jobs", SMALL).json["id"]
+    until(lambda: service.queue.running)
+    fake.post(f"{API}/interrupt")
+    loader.gate.release(9)
+    until(lambda: fake.get(f"/v1/jobs/{job}").json["state"] == "done")
+
+
+def test_model_by_name(fake: Client, loader: FakeLoader) -> None:
+    for settings, model in (({"sd_model_checkpoint": "two"}, "two"), ({"sd_model_checkpoint": "x"}, "one")):
+        answer = fake.post(f"{API}/txt2img", {**SMALL, "override_settings": settings})
+        assert json.loads(answer.json["info"])["sd_model_name"] == model
+    fake.post(f"{API}/options", {"sd_model_checkpoint": "three"})
+    fake.post(f"{API}/options", {"sd_model_checkpoint": "../../etc/passwd"})
+    assert fake.get(f"{API}/options").json["sd_model_checkpoint"] == "three"
+    assert fake.post(f"{API}/txt2img", SMALL).status == 200 and "three" in loader.loaded
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"prompt": 3}, "prompt is 3"),
+    ({"prompt": ""}, "the prompt is empty"),
+    ({"width": 64}, "width is 64, height is null"),
+    ({"width": "64", "height": 64}, "width is"),
+    ({"width": 0, "height": 64}, "too small"),
+    ({"batch_size": 0}, "batch_size is 0"),
+    ({"batch_size": 4, "n_iter": 4}, "batch_size 4 times n_iter 4 is 16"),
+    ({"n_iter": 1.5}, "n_iter is 1.5"),
+    ({"steps": 0}, "steps is 0"),
+    ({"cfg_scale": "7"}, 'cfg_scale is "7"'),
+    ({"cfg_scale": -3}, "guidance is -3"),
+    ({"seed": -2}, "seed is -2"),
+    ({"sampler_name": 4}, "sampler_name is 4"),
+    ({"override_settings": []}, "override_settings is []"),
+    ({"negative_prompt": {}}, "negative_prompt is {}"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "message"), WRONG, ids=[str(wrong)[:40] for wrong, _ in WRONG])
+def test_every_field_wrong_in_turn(idle: Client, wrong: dict[str, Any], message: str) -> None:
+    answer = idle.post(f"{API}/txt2img", {**SMALL, **wrong})
+    assert answer.status == 422 and message in answer.json["error"]
+    assert answer.json["hint"] and answer.json["detail"].startswith(answer.json["error"])
+
+
+def test_what_is_not_there(fake: Client) -> None:
+    assert fake.post(f"{API}/img2img", SMALL).json["error"] == "img2img is not there yet"
+    assert fake.get(f"{API}/nothing").json["detail"].startswith("GET /sdapi/v1/nothing: not found")

@@ -1,0 +1,480 @@
+"""Every parser on mutated files: it reads them, or raises SanaError, soon and in little memory.
+
+`make test` draws a few inputs for each with hypothesis, `make test-all` 100,000, and prints how many.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import random
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import fuzz
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from sana_edge import Image
+from sana_edge.calib.prompts import load_prompts
+from sana_edge.calib.statistics import LayerStatistics, Statistics
+from sana_edge.config import SamplerConfig
+from sana_edge.engines.tensorrt import cache as engine_cache
+from sana_edge.engines.tensorrt.cache import Key, Machine
+from sana_edge.engines.text import EngineText
+from sana_edge.errors import SanaError
+from sana_edge.image import read_metadata
+from sana_edge.nets.convert import convert
+from sana_edge.nets.text_weights import load_text_model
+from sana_edge.request import Request
+from sana_edge.sampler import sampler_of
+from sana_edge.store import domain, hub, manifest, package, snapshots
+from sana_edge.store.folder import read_json
+from sana_edge.store.hub import ResolvedModel
+from sana_edge.store.identify import identify
+from sana_edge.store.known_models import BUNDLED
+from sana_edge.store.tokenizer import PromptTokenizer
+from sana_edge.store.weights import StoredState, load_state
+from sana_edge.system import atomic
+from sana_edge.torch_runtime.load import load_decoder, load_denoiser
+from sana_edge.training.latent_cache import LatentCache
+from sana_edge.training.metadata import Metadata, captions
+from sana_edge.training.recipe import load_recipe
+
+# of a call; the machine's other work does not count
+SECONDS = 5.0
+# Beside four times the file: a process grows in steps, torch keeps buffers, Python's objects of a small JSON
+# take twenty times its bytes.
+FLOOR = 48 << 20
+ALL = int(os.environ.get("SANA_EDGE_FUZZ", "100000"))
+
+
+@dataclass(frozen=True)
+class Parser:
+    """What reads one file of a folder that ``prepare`` made.
+
+    ``share`` is of the inputs in the long run: what loads networks is slow.
+    """
+
+    file: str
+    mutate: Callable[[bytes, random.Random], bytes]
+    prepare: Callable[[Path], object]
+    read: Callable[[Path], object]
+    share: float = 1.0
+
+
+CPU = torch.device("cpu")
+
+
+def copy_of(*parts: str) -> Callable[[Path], object]:
+    """The tiny pipeline; of the bundled models those parts that are named."""
+
+    def prepare(folder: Path) -> None:
+        source = BUNDLED / parts[0] if parts else TINY[0]
+        for name in parts[1:] or (".",):
+            if (source / name).is_dir():
+                shutil.copytree(source / name, folder / name, dirs_exist_ok=True)
+            else:
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(source / name, folder / name)
+
+    return prepare
+
+
+# set by the fixture of the session
+TINY: list[Path] = []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _tiny(tiny_folder: Path) -> None:
+    TINY[:] = [tiny_folder]
+
+
+def model(folder: Path) -> ResolvedModel:
+    return ResolvedModel(folder, "model")
+
+
+def read_denoiser(folder: Path) -> None:
+    load_denoiser(hub.resolve(str(folder), progress=False), device=CPU, dtype="auto")
+
+
+def read_decoder(folder: Path) -> None:
+    load_decoder(hub.resolve(str(folder), progress=False), device=CPU, dtype=torch.float32)
+
+
+def read_weights(folder: Path) -> None:
+    identify(folder / "vae" / "diffusion_pytorch_model.safetensors")
+    read_decoder(folder)
+
+
+def read_scheduler(folder: Path) -> None:
+    config = SamplerConfig.from_dict(read_json(folder / "scheduler" / "scheduler_config.json"))
+    hub.resolve(str(folder), progress=False)
+    sampler_of(config, config.kind, 20)
+
+
+def read_package(folder: Path) -> None:
+    package.is_package(folder)
+    description = package.describe(folder / "vae")
+    if description.quantization is not None:
+        package.verify(folder / "vae", description.quantization)
+        _ = description.quantization.summary
+
+
+def write_shards(folder: Path) -> None:
+    (folder / "a").mkdir()
+    names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    for index, name in enumerate(names):
+        save_file({f"x{index}": torch.zeros(2)}, folder / "a" / name)
+    (folder / "a" / "config.json").write_text("{}")
+    content = {"metadata": {"total_size": 16}, "weight_map": {"x0": names[0], "x1": names[1]}}
+    (folder / "a" / "model.safetensors.index.json").write_text(json.dumps(content))
+
+
+def read_shards(folder: Path) -> None:
+    load_state(folder / "a")
+    dict(StoredState(folder / "a"))
+
+
+def write_checkpoint(folder: Path) -> None:
+    torch.save(load_state(TINY[0] / "transformer"), folder / "a.pth")
+
+
+def read_pth(folder: Path) -> None:
+    identify(folder / "a.pth")
+    convert(folder / "a.pth", folder / "out", force=True, size=512, cross_attention_heads=2)
+
+
+PICTURE = Image(
+    np.zeros((4, 4, 3), np.uint8),
+    7,
+    {
+        "prompt": "a",
+        "negative_prompt": "",
+        "seed": 7,
+        "size": [32, 32],
+        "steps": 2,
+        "guidance": 4.5,
+        "sampler": "flow-dpm",
+        "model": "sana-tiny",
+        "dtype": "fp32",
+        "backend": "torch",
+        "version": "0.1",
+        "flow_shift": 3.0,
+        "instruction": "x",
+        "exact_size": True,
+    },
+)
+
+
+def read_picture(name: str) -> Callable[[Path], object]:
+    def read(folder: Path) -> None:
+        metadata = read_metadata(folder / name)
+        if "prompt" in metadata and "version" in metadata:
+            Request.of(**metadata).plan(256, "flow-dpm")
+        from sana_edge.cli.main import _parser
+
+        arguments = _parser().parse_args(["generate", "--from", str(folder / name)])
+        from sana_edge.cli import again
+
+        again.fill(arguments)
+
+    return read
+
+
+def read_tokenizer(folder: Path) -> None:
+    tokenizer = PromptTokenizer(folder)
+    tokenizer.encode("A red house, left of a yellow star! " * 3, limit=300)
+    tokenizer.encode("x" * 1000)
+
+
+def read_domain(folder: Path) -> None:
+    found = domain.read_domain(folder)
+    if found is not None:
+        found.notes("sana-tiny", ("a red house of 3 emoji \U0001f600",), (256, 256))
+
+
+def read_manifest(folder: Path) -> None:
+    manifest.is_exported(folder)
+    manifest.format_of(folder)
+    described = manifest.read(folder)
+    described.export_command(int8=True)
+    _ = described.used_graphs
+
+
+def read_instruction(folder: Path) -> None:
+    EngineText(folder, manifest.TextShape(128, 4, 2, 32), lambda ids, keys, values: keys)
+
+
+KEY = Key("sana-tiny", "ab" * 32, "denoiser", Machine("NVIDIA RTX", (8, 9), "10.16.1.11", "575.64.03"))
+OPTIONS = {"profiles": [{"latent": ((1, 2), (3, 4), (5, 6))}], "workspace": 1}
+
+
+def write_engine(folder: Path) -> None:
+    sizes = (engine_cache.Sizes((256, 256), (512, 512), (1024, 1024)),)
+    engine_cache.store(folder, KEY, OPTIONS, folder, b"engine", sizes)
+    shutil.move(folder / f"{KEY.name}.json", folder / "a.engine.json")
+    shutil.move(folder / KEY.name, folder / "a.engine")
+
+
+def read_engines(folder: Path) -> None:
+    for entry in engine_cache.entries(folder):
+        entry.rebuild((512, 512))
+        engine_cache.is_whole(entry)
+        engine_cache.is_whole(entry, quick=True)
+    engine_cache.find(folder, KEY, folder)
+
+
+def write_statistics(folder: Path) -> None:
+    layer = LayerStatistics.empty(2, 3)
+    layer.update(0, torch.ones(4, 3))
+    layer.add_samples(0, [torch.ones(3)])
+    Statistics({"a.b": layer}, {"observed": 1, "prompts": 2}, [torch.ones(1, 2, 3, 3)]).save(
+        folder / "s.safetensors"
+    )
+
+
+def read_statistics(folder: Path) -> None:
+    found = Statistics.load(folder / "s.safetensors")
+    found.checksum()
+    for layer in found.layers.values():
+        layer.update(0, torch.full((2, layer.absmax.shape[1]), 2.0))
+
+
+def write_recipe(folder: Path) -> None:
+    from importlib import resources
+
+    place = resources.files("sana_edge.training") / "recipes" / "sana-tiny.toml"
+    (folder / "r.toml").write_text(place.read_text())
+
+
+def write_lines(folder: Path) -> None:
+    rows = [{"file_name": f"{n}.png", "captions": ["a", "b"], "clip_scores": [1.5, 2.0]} for n in range(3)]
+    (folder / "metadata.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+
+
+def read_lines(folder: Path) -> None:
+    for row in Metadata(folder / "metadata.jsonl").rows.values():
+        captions(row)
+
+
+def read_journal(folder: Path) -> None:
+    shutil.copy(folder / "metadata.jsonl", folder / ".metadata.jsonl.journal")
+    (folder / "metadata.jsonl").unlink()
+    read_lines(folder)
+
+
+def write_latents(folder: Path) -> None:
+    place = folder / f"{'ab' * 8}-256px"
+    place.mkdir()
+    save_file({"k": torch.zeros(32, 8, 8)}, place / "latents-k.safetensors")
+    (place / "files.jsonl").write_text(
+        json.dumps(["/a.png", 1, 2, "k"]) + "\n" + json.dumps(["/b", 1, 2, "k"])
+    )
+
+
+def read_latents(folder: Path) -> None:
+    cache = LatentCache(folder, "ab" * 32, 256, 32)
+    for key in ("k", "x"):
+        if key in cache:
+            cache.size(key)
+            cache[key]
+
+
+def write_plan(folder: Path) -> None:
+    (folder / "out").mkdir()
+    (folder / "plan").write_text(json.dumps({"target": "made", "replaced": ["a"], "new": ["a", "b"]}))
+
+
+def read_plan(folder: Path) -> None:
+    """A folder that a dead process left, with a plan of what it had to rename."""
+    scratch = folder / "out" / ".made.x.sana-edge"
+    shutil.rmtree(folder / "out")
+    (scratch / "new").mkdir(parents=True)
+    (scratch / "old").mkdir()
+    for name in ("lock", "new/a", "old/a"):
+        (scratch / name).touch()
+    shutil.copy(folder / "plan", scratch / "plan.json")
+    with atomic.new_file(folder / "out" / "file") as path:
+        path.touch()
+    assert sorted(p.name for p in folder.iterdir()) == ["out", "plan"]
+
+
+def write_cache(folder: Path) -> None:
+    home = folder / "models--a--b"
+    (home / "refs").mkdir(parents=True)
+    (home / "refs" / "main").write_text("0" * 40)
+    copy_of()(home / "snapshots" / ("0" * 40))
+
+
+def read_cache(folder: Path) -> None:
+    from huggingface_hub import constants
+
+    constants.HF_HUB_CACHE = str(folder)
+    snapshots.repositories()
+    snapshots.cached("a/b", None)
+    snapshots.cached("a/b", None, "v1")
+
+
+BYTES, JSON = fuzz.any_bytes, fuzz.json_file
+PARSERS: dict[str, Parser] = {
+    "transformer": Parser("transformer/config.json", JSON, copy_of(), read_denoiser, 0.4),
+    "vae": Parser("vae/config.json", JSON, copy_of(), read_decoder, 0.4),
+    "text encoder": Parser(
+        "text_encoder/config.json",
+        JSON,
+        copy_of(),
+        lambda f: load_text_model(f / "text_encoder", dtype=torch.float32, device=CPU),
+        0.1,
+    ),
+    "index": Parser("model_index.json", JSON, copy_of(), lambda f: hub.resolve(str(f), progress=False)),
+    "scheduler": Parser("scheduler/scheduler_config.json", JSON, copy_of(), read_scheduler),
+    "package": Parser(
+        "vae/config.json", JSON, copy_of("sana-tiny-int8", "vae", "transformer"), read_package, 0.3
+    ),
+    "manifest": Parser("manifest.json", JSON, copy_of("sana-tiny-int8-onnx"), read_manifest, 2),
+    "instruction": Parser(
+        "instruction.safetensors",
+        fuzz.safetensors_file,
+        copy_of("sana-tiny-int8-onnx", "instruction.safetensors", "tokenizer"),
+        read_instruction,
+    ),
+    "instruction bytes": Parser(
+        "instruction.safetensors",
+        BYTES,
+        copy_of("sana-tiny-int8-onnx", "instruction.safetensors", "tokenizer"),
+        read_instruction,
+        0.5,
+    ),
+    "weights": Parser(
+        "vae/diffusion_pytorch_model.safetensors", fuzz.safetensors_file, copy_of(), read_weights, 0.5
+    ),
+    "weights bytes": Parser("vae/diffusion_pytorch_model.safetensors", BYTES, copy_of(), read_weights, 0.5),
+    "shards": Parser("a/model.safetensors.index.json", JSON, write_shards, read_shards),
+    "shard": Parser("a/model-00001-of-00002.safetensors", fuzz.safetensors_file, write_shards, read_shards),
+    "pth": Parser("a.pth", fuzz.checkpoint_file, write_checkpoint, read_pth),
+    "pth bytes": Parser("a.pth", BYTES, write_checkpoint, read_pth),
+    "png": Parser("a.png", fuzz.png_file, lambda f: PICTURE.save(f / "a.png"), read_picture("a.png")),
+    "png bytes": Parser("a.png", BYTES, lambda f: PICTURE.save(f / "a.png"), read_picture("a.png")),
+    "jpeg bytes": Parser("a.jpg", BYTES, lambda f: PICTURE.save(f / "a.jpg"), read_picture("a.jpg")),
+    "webp bytes": Parser("a.webp", BYTES, lambda f: PICTURE.save(f / "a.webp"), read_picture("a.webp")),
+    "tokenizer": Parser("tokenizer.json", JSON, copy_of("sana-tiny/tokenizer"), read_tokenizer, 0.7),
+    "tokenizer bytes": Parser("tokenizer.json", BYTES, copy_of("sana-tiny/tokenizer"), read_tokenizer, 0.3),
+    "tokenizer config": Parser(
+        "tokenizer_config.json", JSON, copy_of("sana-tiny/tokenizer"), read_tokenizer, 0.3
+    ),
+    "domain": Parser("tokenizer/domain.json", JSON, copy_of("sana-tiny", "tokenizer"), read_domain),
+    "engine": Parser("a.engine.json", JSON, write_engine, read_engines),
+    "engine bytes": Parser("a.engine.json", BYTES, write_engine, read_engines),
+    "statistics": Parser("s.safetensors", fuzz.statistics_file, write_statistics, read_statistics),
+    "statistics bytes": Parser("s.safetensors", BYTES, write_statistics, read_statistics),
+    "prompts": Parser(
+        "p.txt",
+        BYTES,
+        lambda f: (f / "p.txt").write_text("a cat\n# x\nein Hündchen\n"),
+        lambda f: load_prompts(f / "p.txt"),
+    ),
+    "recipe": Parser("r.toml", fuzz.toml_file, write_recipe, lambda f: load_recipe(str(f / "r.toml"))),
+    "recipe bytes": Parser("r.toml", BYTES, write_recipe, lambda f: load_recipe(str(f / "r.toml"))),
+    "metadata.jsonl": Parser("metadata.jsonl", fuzz.lines_file, write_lines, read_lines),
+    "journal": Parser("metadata.jsonl", fuzz.lines_file, write_lines, read_journal),
+    "latents": Parser(
+        f"{'ab' * 8}-256px/latents-k.safetensors", fuzz.safetensors_file, write_latents, read_latents
+    ),
+    "files.jsonl": Parser(f"{'ab' * 8}-256px/files.jsonl", fuzz.lines_file, write_latents, read_latents),
+    "plan": Parser("plan", JSON, write_plan, read_plan),
+    "cache refs": Parser("models--a--b/refs/main", BYTES, write_cache, read_cache, 0.2),
+    "cache index": Parser(
+        f"models--a--b/snapshots/{'0' * 40}/model_index.json", JSON, write_cache, read_cache, 0.3
+    ),
+}
+
+
+def attempt(parser: Parser, folder: Path, content: bytes) -> str:
+    """Read a mutated file; returns what came of it, and fails where that may not be."""
+    (folder / parser.file).write_bytes(content)
+    before, start = fuzz.peak_reset(), time.process_time()
+    try:
+        parser.read(folder)
+        outcome = "read"
+    except SanaError as error:
+        assert error.message and "\n" not in error.message and len(error.message) < 2000, error.message
+        outcome = "refused"
+    seconds, grown = time.process_time() - start, fuzz.peak() - before if before else 0
+    assert seconds < SECONDS, f"{seconds:.1f} s"
+    assert grown < 4 * len(content) + FLOOR, f"{grown >> 20} MB for {len(content)} bytes"
+    return outcome
+
+
+@pytest.fixture(params=PARSERS.values(), ids=PARSERS)
+def parser(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Parser:
+    found: Parser = request.param
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("SANA_EDGE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("RUST_BACKTRACE", "0")
+    (tmp_path / "in").mkdir()
+    found.prepare(tmp_path / "in")
+    return dataclasses.replace(found)
+
+
+def test_mutated(parser: Parser, tmp_path: Path) -> None:
+    original = (tmp_path / "in" / parser.file).read_bytes()
+    parser.read(tmp_path / "in")
+
+    @settings(
+        max_examples=max(int(40 * parser.share), 10),
+        deadline=None,
+        database=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(st.randoms(use_true_random=False))
+    def check(draw: random.Random) -> None:
+        attempt(parser, tmp_path / "in", parser.mutate(original, draw))
+
+    check()
+
+
+@pytest.mark.slow
+def test_many(parser: Parser, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A share of `ALL` inputs, each from a seed of its own; all failures are shown, by kind."""
+    original = (tmp_path / "in" / parser.file).read_bytes()
+    count = int(ALL * parser.share / sum(each.share for each in PARSERS.values())) + 1
+    outcomes: Counter[str] = Counter()
+    failures: dict[str, list[str]] = {}
+    for seed in range(count):
+        try:
+            outcomes[attempt(parser, tmp_path / "in", parser.mutate(original, random.Random(seed)))] += 1
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            outcomes["failed"] += 1
+            failures.setdefault(kind_of(error), []).append(
+                f"seed {seed}: {type(error).__name__}: {error}"[:300]
+            )
+    with capsys.disabled():
+        print(f"\n{parser.file}: {count} inputs, {dict(outcomes)}")
+    shown = [f"{len(found)} x {kind}\n    {found[0]}" for kind, found in failures.items()]
+    assert not failures, "\n".join(shown)
+
+
+def kind_of(error: BaseException) -> str:
+    """Where in the package an error came from."""
+    place, trace = "", error.__traceback__
+    while trace is not None:
+        name = trace.tb_frame.f_code.co_filename
+        if "site-packages" not in name and "test_fuzz" not in name:
+            place = f"{Path(name).name}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    return f"{type(error).__name__} in {place}"
