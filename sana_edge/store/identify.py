@@ -188,6 +188,8 @@ def _weights(path: Path, container: str, names: Iterable[str]) -> Identified:
     names_of = "diffusers'" if network.published else "its authors'"
     words = f"{container} with a SANA {network.network} in {names_of} names, one part of a model"
     hint = f"`{_convert(path)}` makes a whole model folder of it, with the rest of MODEL"
+    if network.network in (tensor_names.AUTOENCODER, tensor_names.TINY):
+        hint += "; or give it to a model as --decoder"
     return Identified(words, hint, True, convertible=True)
 
 

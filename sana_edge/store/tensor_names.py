@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-DENOISER, AUTOENCODER, TEXT = "denoiser", "autoencoder", "text encoder"
+DENOISER, AUTOENCODER, TINY, TEXT = "denoiser", "autoencoder", "tiny autoencoder", "text encoder"
 
 # the network, whether the names are diffusers' or transformers', the tensor that only it has
 _NETWORKS = tuple(
@@ -20,6 +20,9 @@ _NETWORKS = tuple(
         (DENOISER, True, r"transformer_blocks\.0\.ff\.conv_inverted\.weight"),
         (AUTOENCODER, False, r"decoder\.project_in\.(?:main\.)?conv\.weight"),
         (AUTOENCODER, True, r"decoder\.norm_out\.weight"),
+        # a plain sequence of layers, whose encoder has other convolutions at these places
+        (TINY, False, r"(?<!layers\.)3\.conv\.0\.weight"),
+        (TINY, True, r"decoder\.layers\.2\.conv\.0\.weight"),
         (TEXT, True, r"layers\.0\.pre_feedforward_layernorm\.weight"),
     )
 )
@@ -60,7 +63,7 @@ def plain_name(name: str) -> str:
 
 def networks(names: Iterable[str]) -> list[Network]:
     """The networks among `plain_name`s, denoisers first, each with the shorter prefixes first."""
-    order = (DENOISER, AUTOENCODER, TEXT)
+    order = (DENOISER, AUTOENCODER, TINY, TEXT)
     found = {
         Network(network, published, match["prefix"])
         for name in names
