@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pytest
-from serving import MODEL, SMALL, Client, RealLoader, serving
+from serving import SMALL, Client, RealLoader, serving
 
 from sana_edge import Sana
 from sana_edge.serve import uploads
