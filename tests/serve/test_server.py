@@ -30,7 +30,7 @@ DRAW = "/v1/images/generations"
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"{", b"null", b"[]", b"3", b'"prompt"', b"\xff\xfe", b"[" * 100_000, b'{"prompt": NaN}'],
+    [b"", b"{", b"null", b"[]", b"3", b'"prompt"', b"\xff\xfe", b"[" * 100_000],
     ids=lambda body: repr(body[:9]),
 )
 def test_bodies_that_are_no_request(idle: Client, body: bytes) -> None:
