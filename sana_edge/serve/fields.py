@@ -142,6 +142,7 @@ class Fields:
             "exact_size": self.flag("exact_size"),
             "flow_shift": self.number("flow_shift"),
             "instruction": self.text("instruction"),
+            "tile": self.whole("tile"),
             **more,
         }
         return Request(prompt, size=size, images=1 if images is None else images, **values)

@@ -178,6 +178,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"sampler": "Euler a"}, "unknown sampler 'Euler a'"),
     ({"exact_size": "yes"}, "exact_size is 'yes'"),
     ({"flow_shift": 0}, "flow shift is 0"),
+    ({"tile": 33}, "tile is 33"),
     ({"instruction": 4}, "instruction is 4"),
     ({"stream": "true"}, "stream is 'true'"),
     ({"stream": True, "partial_images": 4}, "partial_images is 4"),

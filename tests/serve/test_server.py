@@ -177,6 +177,20 @@ def test_the_command_without_torch(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_client_that_hangs_up_while_the_picture_is_decoded() -> None:
+    """The decode ends before its next part."""
+    service = Service({MODEL: MODEL}, RealLoader())
+    with serving(service) as client:
+        body = {**SMALL, "steps": 1, "size": "1024x1024", "tile": 256}
+        connection = client.send(DRAW, body)
+        (job,) = until(lambda: service.queue.unfinished(MODEL))
+        until(lambda: job.stage.name == "decode")
+        connection.close()
+        until(lambda: service.ended["cancelled"])
+        assert job.stage.done < job.stage.count and not job.pictures
+
+
+@pytest.mark.slow
 def test_killed_and_started_again(tmp_path: Path) -> None:
     """On the same port, at once; a folder of pictures has none that is half."""
     options = ["--model", str(BUNDLED / MODEL), "--threads", "1", "--keep", str(tmp_path)]
