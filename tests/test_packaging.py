@@ -22,15 +22,8 @@ PINNED_BY_TORCH = ("nvidia-", "cuda-", "triton")
 TORCH_FREE = (
     *("cli.main", "cli.doctor", "config", "errors", "image", "prompt", "pipeline", "system.memory"),
     *("request", "runtime", "sampler", "engines.runtime", "engines.text", "engines.choose", "engines.noise"),
-    *(
-        "serve.service",
-        "serve.stdio",
-        "store.hub",
-        "store.known_models",
-        "store.manifest",
-        "store.manifest_files",
-        "store.folder",
-    ),
+    *("store.hub", "store.known_models", "store.manifest", "store.manifest_files", "store.folder"),
+    *("serve.service", "serve.stdio"),
 )
 
 
