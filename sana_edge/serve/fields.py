@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import PIL.Image
 
@@ -14,6 +13,7 @@ from sana_edge.image import QUALITY
 from sana_edge.request import Request, random_seed
 from sana_edge.serve import uploads
 from sana_edge.serve.job import Encoding, Job
+from sana_edge.system import json_values
 
 # pictures of one request
 MAX_PICTURES = 10
@@ -21,8 +21,6 @@ _SIZE = re.compile(r"(\d{1,9})\s*[xX*]\s*(\d{1,9})")
 _FORMATS = {"png": "PNG", "jpeg": "JPEG", "jpg": "JPEG", "webp": "WEBP"}
 # of a form, what may look like a number and is none
 _TEXTS = ("prompt", "negative_prompt", "instruction", "model", "size", "user")
-# characters of a value in an error
-_SHOWN = 60
 
 
 class Fields:
@@ -48,10 +46,10 @@ class Fields:
 
     @classmethod
     def parse(cls, text: bytes | str) -> Fields:
-        """Read an object; NaN and infinity are no JSON."""
+        """Read an object."""
         try:
-            values = json.loads(text, parse_constant=_no_number)
-        except (ValueError, RecursionError) as error:
+            values = json_values.parse(text)
+        except ValueError as error:
             raise InvalidInput(f"this is no JSON: {error}", "send a JSON object in UTF-8") from error
         if not isinstance(values, dict):
             raise InvalidInput(f"this is JSON, but no object: {shown(values)}", 'send {"prompt": ...}')
@@ -144,6 +142,7 @@ class Fields:
             "exact_size": self.flag("exact_size"),
             "flow_shift": self.number("flow_shift"),
             "instruction": self.text("instruction"),
+            "tile": self.whole("tile"),
             **more,
         }
         return Request(prompt, size=size, images=1 if images is None else images, **values)
@@ -173,22 +172,12 @@ class Fields:
 def _plain(text: str) -> Any:
     """A number, true, false or null that a form has as text."""
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
+        value = json_values.parse(text)
+    except ValueError:
         return text
     return text if isinstance(value, str | list | dict) else value
 
 
 def shown(value: Any) -> str:
-    """A value for an error, cut."""
-    try:
-        text = json.dumps(value)
-    except TypeError:
-        return "a file"
-    except ValueError:  # an integer of thousands of digits
-        return "a huge number"
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
-
-
-def _no_number(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a number")
+    """A value for an error, cut; of a form's file that it is one."""
+    return "a file" if isinstance(value, bytes) else json_values.shown(value)

@@ -89,5 +89,4 @@ def test_what_stands_for_what() -> None:
 
 
 def test_values_in_errors_are_short() -> None:
-    assert shown("x" * 1000) == '"' + "x" * 59 + "..." and shown(10**5000) == "a huge number"
-    assert shown("\ud800\n") == '"\\ud800\\n"'
+    assert len(shown("x" * 1000)) == 80 and shown(10**5000) == "a huge number" and shown(b"x") == "a file"

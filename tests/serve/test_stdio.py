@@ -101,10 +101,10 @@ def test_cancel_preview_and_shutdown(parent: Parent, service: Service, loader: F
     [
         (b"no json\n", "this is no JSON"),
         (b"[]\n", "this is JSON, but no object"),
-        (b'{"type": "generate", "prompt": "a"}\n', "id is null"),
+        (b'{"type": "generate", "prompt": "a"}\n', "id is None"),
         (b'{"type": "generate", "id": 3, "prompt": "a"}\n', "id is 3"),
-        (b'{"type": "draw", "id": "a"}\n', 'type is "draw"'),
-        (b'{"id": "a"}\n', "type is null"),
+        (b'{"type": "draw", "id": "a"}\n', "type is 'draw'"),
+        (b'{"id": "a"}\n', "type is None"),
         (b'{"type": "generate", "id": "a"}\n', "there is no prompt"),
         (b'{"type": "generate", "id": "a", "prompt": "b", "steps": 0}\n', "steps is 0"),
         (b'{"type": "generate", "id": "a", "prompt": "b", "preview_every": -1}\n', "preview_every is -1"),

@@ -186,7 +186,7 @@ def test_wrong_pictures(idle: Client, value: Any, message: str) -> None:
     ("more", "message"),
     [
         ({"strength": 0}, "strength is 0"),
-        ({"strength": "half"}, 'strength is "half"'),
+        ({"strength": "half"}, "strength is 'half'"),
         ({"mask": "*"}, "the mask is no base64"),
         ({"mask": text(encoded(PIL.Image.new("L", (64, 32))))}, "the mask is black everywhere"),
         ({"image": None, "strength": 0.5}, "a strength was given, but no image"),
@@ -206,7 +206,7 @@ def test_wrong_masks_and_strengths(idle: Client, more: dict[str, Any], message: 
         ({"prompt": "a house", "image": "text"}, "cannot read the image"),
         ({"prompt": b"a house", "image": encoded(picture())}, "prompt is a file"),
         ({"prompt": "a house", "image": encoded(picture()), "image[]": encoded(picture())}, "several fields"),
-        ({"prompt": "a house", "image": encoded(picture()), "n": "two"}, 'n is "two"'),
+        ({"prompt": "a house", "image": encoded(picture()), "n": "two"}, "n is 'two'"),
         ({"prompt": "a house", "image": encoded(picture()), "mask": encoded(picture())}, "mask has no alpha"),
     ],
 )
