@@ -178,6 +178,9 @@ def _weights(path: Path, container: str, names: Iterable[str]) -> Identified:
         return Identified(f"{container} that another program quantized", hint, True)
     if any(name.startswith(("controlnet_blocks.", "controlnet.")) for name in names):
         return Identified(f"{container} of a ControlNet, which sana-edge does not run", _LAYOUT, True)
+    if not found and tensor_names.is_tiny_encoder(names):
+        hint = "give the file of the decoder, such as taesana_decoder.pth"
+        return Identified(f"{container} with a tiny autoencoder's encoder, which is not run", hint, True)
     if not found:
         first = _short(next((name for name in names if "." in name), "none"))
         return Identified(f"{container} without a SANA network (its first tensor is {first})", _LAYOUT, True)

@@ -34,6 +34,7 @@ _AVERAGED = re.compile(r"(?:^|[._])(?:ema|shadow|averaged|swa)\d*(?:[._]|$)", re
 _HELPER = re.compile(r"(?:^|[._])(?:teacher|discriminator|critic|fake|real|guidance|target)(?:[._]|$)")
 _LORA = re.compile(r"(?:^|[._])lora(?:[._]?(?:A|B|up|down|mid))?(?:[._]|$)|\.(?:hada|lokr|dora)_")
 _LORA_FILE = re.compile(r"(?:^|[_.-])(?:loras?|adapters?)(?=[_.-]|$)", re.IGNORECASE)
+_TINY_BLOCK = re.compile(r"(?:encoder\.(?:layers\.)?)?\d+\.conv\.0\.weight")
 _FOREIGN_INT = re.compile(r"\.(?:qweight|wscales|absmax|quant_map|qzeros)(?:\.|$)|\.quant_state\.")
 
 
@@ -91,6 +92,11 @@ def is_lora(names: Iterable[str]) -> bool:
 def is_lora_file(name: str) -> bool:
     """Whether a file's name says that it is a LoRA."""
     return _LORA_FILE.search(name) is not None
+
+
+def is_tiny_encoder(names: Iterable[str]) -> bool:
+    """Whether tensors are those of a tiny autoencoder's other half, by their author's names or diffusers'."""
+    return any(_TINY_BLOCK.fullmatch(name) for name in names)
 
 
 def is_foreign_package(names: Iterable[str]) -> bool:

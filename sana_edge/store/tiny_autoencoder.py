@@ -11,18 +11,18 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from sana_edge.config import AutoencoderConfig
 from sana_edge.errors import CheckpointError
+from sana_edge.system.json_values import Between, Reader
 
 CLASS = "AutoencoderTiny"
 # what decodes here, by the names of diffusers' classes
 CLASSES = ("AutoencoderDC", CLASS)
 HINT = f"give an AutoencoderDC, such as dc-ae-lite, or an {CLASS} of SANA's latents"
 _OWNER = "vae/config.json"
-_ACTIVATIONS = {"relu": "relu", "silu": "silu", "swish": "silu"}
-_MOST = 4096
+_Channels = Annotated[int, Between(1, 4096)]
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class TinyAutoencoderConfig:
     It takes latents as a sampler leaves them: ``scaling_factor`` is 1.
     """
 
-    latent_channels: int = 4
-    out_channels: int = 3
-    decoder_block_out_channels: tuple[int, ...] = (64, 64, 64, 64)
-    num_decoder_blocks: tuple[int, ...] = (3, 3, 3, 1)
-    act_fn: str = "relu"
-    scaling_factor: float = 1.0
+    latent_channels: _Channels = 4
+    out_channels: Annotated[int, Between(3, 3)] = 3
+    decoder_block_out_channels: Annotated[tuple[_Channels, ...], Between(2, 8)] = (64, 64, 64, 64)
+    num_decoder_blocks: Annotated[tuple[Annotated[int, Between(1, 64)], ...], Between(2, 8)] = (3, 3, 3, 1)
+    act_fn: Literal["relu", "silu"] = "relu"
+    scaling_factor: Annotated[float, Between(1e-6, 1e6)] = 1.0
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> TinyAutoencoderConfig:
@@ -46,29 +46,15 @@ class TinyAutoencoderConfig:
         Raises:
             CheckpointError: a value has the wrong type, or what it asks for is not done here.
         """
-        found: dict[str, Any] = {}
-        for field in dataclasses.fields(cls):
-            value = data.get(field.name, field.default)
-            value = tuple(value) if isinstance(value, list) else value
-            found[field.name] = (
-                float(value) if type(value) is int and field.name == "scaling_factor" else value
-            )
-        config = cls(**found)
-        widths, blocks = config.decoder_block_out_channels, config.num_decoder_blocks
-        stages = len(widths) if isinstance(widths, tuple) else 0
-        scale = config.scaling_factor
-        for key, fits, expected in (
-            ("latent_channels", _is_count(config.latent_channels), "a number of channels"),
-            ("out_channels", config.out_channels == 3, "3"),
-            ("decoder_block_out_channels", _are_counts(widths), "2 to 8 widths"),
-            ("num_decoder_blocks", _are_counts(blocks) and len(blocks) == stages, f"{stages} numbers"),
-            ("act_fn", config.act_fn in _ACTIVATIONS, f"one of {', '.join(_ACTIVATIONS)}"),
-            ("scaling_factor", isinstance(scale, float) and 0 < scale < 1e6, "a positive number"),
-        ):
-            _require(fits, key, data.get(key), expected)
+        reader = Reader(_OWNER, defaults=True)
+        if data.get("act_fn") == "swish":
+            data = {**data, "act_fn": "silu"}
+        config: TinyAutoencoderConfig = reader.convert(data, cls)
+        blocks, stages = config.num_decoder_blocks, len(config.decoder_block_out_channels)
+        reader.require(len(blocks) == stages, "num_decoder_blocks", blocks, f"{stages} entries")
         for key, usual in (("upsampling_scaling_factor", 2), ("upsample_fn", "nearest"), ("shift_factor", 0)):
-            _require(data.get(key, usual) == usual, key, data.get(key), repr(usual))
-        return dataclasses.replace(config, act_fn=_ACTIVATIONS[config.act_fn])
+            reader.require(data.get(key, usual) == usual, key, data.get(key), repr(usual))
+        return config
 
     def to_dict(self) -> dict[str, Any]:
         """The content of a ``config.json``, which diffusers reads, too, where all widths are equal."""
@@ -147,16 +133,3 @@ def config_of(shapes: Mapping[str, tuple[int, ...]]) -> TinyAutoencoderConfig:
         "num_decoder_blocks": blocks,
     }
     return TinyAutoencoderConfig.from_dict(described)
-
-
-def _is_count(value: object) -> bool:
-    return type(value) is int and 1 <= value <= _MOST
-
-
-def _are_counts(values: object) -> bool:
-    return isinstance(values, tuple) and 2 <= len(values) <= 8 and all(map(_is_count, values))
-
-
-def _require(fits: bool, key: str, value: object, expected: str) -> None:
-    if not fits:
-        raise CheckpointError(f"{_OWNER}: {key} is {value!r}, expected {expected}")
