@@ -17,7 +17,10 @@ own. The model's folders stay in --scratch, 16 GB for the 0.6B, and are made whe
     python benchmarks/random_model.py sprint/0.6b/int8 --package-of sprint/0.6b/float
     sana-edge export sprint/0.6b/int8 --int8 --no-verify --output sprint/0.6b/onnx
 
-each whole or not at all.
+each whole or not at all. What a smaller decoder saves of such a picture, the model being the same:
+
+    python benchmarks/bench_engines.py --stage picture --scratch sprint --repeat 3 --threads 2 --contenders \\
+        "openvino int8,openvino int8 dc-ae-lite,openvino int8 taesana"
 """
 
 from __future__ import annotations
@@ -75,7 +78,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace, given: Sequence[str]) -> None:
     known = tuple(WAYS) if options.stage == "picture" else CONTENDERS
-    options.contenders = options.contenders or known
+    options.contenders = options.contenders or tuple(
+        name for name in known if name not in WAYS or not WAYS[name].decoder
+    )
     for name in options.contenders:
         if name not in known:
             raise InvalidInput(f"unknown contender {name!r}", f"choose from {', '.join(known)}")
@@ -167,6 +172,9 @@ def _name(options: argparse.Namespace) -> str:
         return "cold"
     parts = [options.stage, options.shapes]
     parts += [f"{options.layers}layers"] if options.layers else []
+    # beside the file of all contenders
+    decoders = any(WAYS[name].decoder for name in options.contenders if name in WAYS)
+    parts += ["decoders"] if options.stage == "picture" and decoders else []
     return "-".join([*parts, *(f"{size}px" for size in options.sizes)])
 
 

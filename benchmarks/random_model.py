@@ -3,6 +3,7 @@
     python benchmarks/random_model.py random-0.6b --shapes 0.6b
     python benchmarks/random_model.py random-sprint-0.6b --shapes 0.6b --sprint
     python benchmarks/random_model.py random-0.6b-int8 --package-of random-0.6b
+    python benchmarks/random_model.py onnx-taesana --graphs-of onnx --decoder taesana
 
 Pictures from it are noise. Weights are streamed to the disk: memory stays below 3 GB, and for a package below
 5. A package has its scales from one small picture: `sana-edge quantize` looks for the best factors and tries
@@ -12,6 +13,7 @@ every layer, which takes long in full size and tells nothing of random weights.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -32,19 +34,24 @@ from sana_edge.calib.job import Job
 from sana_edge.calib.package_writer import copy_files, new_folder, write_shards
 from sana_edge.calib.settings import Settings
 from sana_edge.config import SamplerConfig
+from sana_edge.export.graph.ports import ports
+from sana_edge.export.onnx import write_decoder
 from sana_edge.nets.autoencoder import Autoencoder
 from sana_edge.nets.denoiser import Denoiser
 from sana_edge.nets.quantize import decoder_targets, denoiser_targets, quantize_decoder, quantize_denoiser
 from sana_edge.nets.text_encoder import TextFeatures
+from sana_edge.nets.tiny_autoencoder import latent_decoder
 from sana_edge.sampler import denoise, sampler_of
-from sana_edge.store import hub
+from sana_edge.store import hub, manifest
 from sana_edge.store.folder import read_json
 from sana_edge.store.hub import ResolvedModel
 from sana_edge.store.known_models import BUNDLED
+from sana_edge.store.manifest_files import stored_files
+from sana_edge.store.weights import load_into
 from sana_edge.system.atomic import write_json
 from sana_edge.torch_runtime.device import DTYPES
 from sana_edge.torch_runtime.load import load_decoder, load_denoiser
-from works.shapes import AUTOENCODERS, DENOISERS, static_scales, weights
+from works.shapes import AUTOENCODERS, DECODERS, DENOISERS, decoder_shapes, static_scales, weights
 
 # the text encoder of all public SANA models
 GEMMA_2_2B = {
@@ -205,6 +212,40 @@ def _write_decoder(job: Job, model: ResolvedModel, latent: Tensor) -> None:
     job.write("vae", package_component.stored(decoder.state_dict(), half), Calibration(scales, [], [], _INFO))
 
 
+def write_graphs(exported: Path, output: Path, shapes: str, name: str, *, force: bool = False) -> None:
+    """Write an exported INT8 folder with another decoder, whole or not at all; the rest is linked.
+
+    Args:
+        shapes: of the model that was exported.
+        name: of `works.shapes.DECODERS`.
+    """
+    described = manifest.read(exported)
+    with torch.device("meta"):
+        decoder = latent_decoder(decoder_shapes(shapes, name))
+    state = dict(weights(decoder.state_dict(), torch.float32))
+    load_into(decoder, state, where=name)
+    decoder.requires_grad_(False).eval()
+    generator = torch.Generator().manual_seed(0)
+    latent = torch.randn(1, described.latent_channels, _CELLS, _CELLS, generator=generator)
+    scales = static_scales(
+        decoder, decoder_targets(decoder), lambda: decoder.decode(latent / decoder.config.scaling_factor)
+    )
+    quantize_decoder(decoder, input_scales=scales)
+    old = {graph.file for key, graph in described.graphs.items() if key.startswith("decoder")}
+    old.add("decoder.data")
+    with new_folder(output.absolute(), force=force) as folder:
+        for file in described.files.keys() - old:
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            os.link(exported / file, folder / file)
+        parts = write_decoder(decoder, folder, "fp32")
+        graphs = {key: graph for key, graph in described.graphs.items() if not key.startswith("decoder")}
+        graphs |= {key: ports(folder / f"{key}.onnx") for key in ("decoder", *(part.graph for part in parts))}
+        files = {file: stored for file, stored in described.files.items() if file not in old}
+        files |= {file: s for file, s in stored_files(folder, without=[]).items() if file not in files}
+        changed = replace(described, graphs=graphs, files=files, decoder_parts=parts, verification=None)
+        manifest.write(changed, folder)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Writes the folder: 0, 1 for an error, 2 for usage, 130 for Ctrl-C."""
     options = _options(sys.argv[1:] if argv is None else argv)
@@ -212,7 +253,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _write(options: argparse.Namespace) -> None:
-    if options.package_of:
+    if options.graphs_of:
+        write_graphs(options.graphs_of, options.output, options.shapes, options.decoder, force=options.force)
+    elif options.package_of:
         write_package(options.package_of, options.output, force=options.force)
     else:
         write_model(
@@ -234,6 +277,8 @@ def _options(given: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("output", type=Path)
     add("--package-of", type=Path, metavar="DIR", help="the INT8 package of this float folder instead")
+    add("--graphs-of", type=Path, metavar="DIR", help="this exported folder instead, with another --decoder")
+    add("--decoder", choices=sorted(DECODERS), default="taesana", help="(default: %(default)s)")
     add("--shapes", choices=sorted(DENOISERS), default="0.6b")
     add("--sprint", action="store_true", help="a Sprint model: 2 steps without guidance")
     add("--dtype", choices=sorted(DTYPES), help="(default: fp16, bf16 with --sprint)")

@@ -23,7 +23,7 @@ from sana_edge.calib.sensitivity import (
 from sana_edge.calib.settings import Settings
 from sana_edge.calib.smooth import Smoothed, smooth, smooth_decoder, target_weight
 from sana_edge.calib.statistics import Statistics
-from sana_edge.nets.autoencoder import Autoencoder
+from sana_edge.nets.autoencoder import LatentDecoder
 from sana_edge.nets.denoiser import Denoiser
 from sana_edge.nets.quantize import quantize_decoder, quantize_denoiser
 from sana_edge.progress import Progress
@@ -77,7 +77,7 @@ def calibrate_denoiser(
 
 
 def calibrate_decoder(
-    autoencoder: Autoencoder,
+    autoencoder: LatentDecoder,
     statistics: Statistics,
     probe: Probe,
     settings: Settings,

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import time
 
 import torch
 
 from sana_edge.calib.networks import RESIDENT
 from sana_edge.calib.settings import Settings
-from sana_edge.nets.autoencoder import Autoencoder
+from sana_edge.nets.autoencoder import LatentDecoder
 from sana_edge.nets.quantize import decoder_targets, denoiser_targets
 from sana_edge.request import Plan
 from sana_edge.torch_runtime.runtime import TorchRuntime
@@ -20,7 +19,6 @@ _TOKENS, _PROBED = 60, 3
 _EFFICIENCY = 0.4
 # bytes a second of float weights that are read again
 _READING = 1e9
-_STAGE = re.compile(r"decoder\.up_blocks\.(\d+)\.")
 
 
 def estimated_seconds(
@@ -59,15 +57,11 @@ def shown_time(seconds: float) -> str:
     return f"{max(round(seconds / 60), 1)} min" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
-def _products_of_a_cell(autoencoder: Autoencoder) -> float:
+def _products_of_a_cell(autoencoder: LatentDecoder) -> float:
     """Of the decoder for each latent cell: a weight of stage i is used at every place of its map."""
-    highest = len(autoencoder.config.decoder_block_out_channels) - 1
-    total = 0.0
-    for name, weight in autoencoder.named_parameters():
-        stage = _STAGE.match(name)
-        scale = highest - int(stage[1]) if stage else (highest if "conv_out" in name else 0)
-        total += weight.numel() * 4.0**scale
-    return total
+    return sum(
+        weight.numel() * 4.0 ** autoencoder.doublings(name) for name, weight in autoencoder.named_parameters()
+    )
 
 
 def _products_a_second() -> float:

@@ -13,11 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sana_edge.nets.autoencoder import Autoencoder
+from sana_edge.nets.autoencoder import Autoencoder, LatentDecoder
 from sana_edge.nets.autoencoder_blocks import Upsample
 from sana_edge.nets.block import Block
 from sana_edge.nets.denoiser import Denoiser
 from sana_edge.nets.efficient_vit import EfficientViTBlock
+from sana_edge.nets.tiny_autoencoder import TinyAutoencoder, TinyBlock
 
 # divides what makes a layer's input by factors (C,) fp32
 Fold = Callable[[Tensor], None]
@@ -36,11 +37,14 @@ def denoiser_folds(denoiser: Denoiser) -> dict[str, Fold]:
     }
 
 
-def decoder_folds(autoencoder: Autoencoder) -> dict[str, Fold]:
+def decoder_folds(autoencoder: LatentDecoder) -> dict[str, Fold]:
     """The same for the decoder: ``conv_point``, ``to_out``, and ``conv_out`` where a ReLU comes before it.
 
     All others read the residual stream, or what SiLU, which is not linear, makes of a convolution.
     """
+    if isinstance(autoencoder, TinyAutoencoder):
+        return _tiny_folds(autoencoder)
+    assert isinstance(autoencoder, Autoencoder)
     decoder = autoencoder.decoder
     folds: dict[str, Fold] = {}
     for name, block in autoencoder.named_modules():
@@ -51,6 +55,20 @@ def decoder_folds(autoencoder: Autoencoder) -> dict[str, Fold]:
         # ReLU(x / s) is ReLU(x) / s
         folds[last] = lambda s: _divide(decoder.norm_out, slice(None), s)
     return folds
+
+
+def _tiny_folds(autoencoder: TinyAutoencoder) -> dict[str, Fold]:
+    """The second and third convolution of a block, which read a ReLU."""
+
+    def fold(before: nn.Module) -> Fold:
+        return lambda s: _divide(before, slice(None), s)
+
+    return {
+        f"{name}.conv.{after}": fold(block.conv[before])
+        for name, block in autoencoder.named_modules()
+        if isinstance(block, TinyBlock) and block.activation is F.relu
+        for before, after in (("0", "2"), ("2", "4"))
+    }
 
 
 def _block_folds(denoiser: Denoiser, block: Block, index: int) -> dict[str, Fold]:

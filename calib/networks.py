@@ -10,15 +10,17 @@ from torch import Tensor
 
 from sana_edge.calib.observe import named_weights
 from sana_edge.calib.statistics import checksum_of
-from sana_edge.config import AutoencoderConfig, DenoiserConfig
-from sana_edge.nets.autoencoder import Autoencoder
+from sana_edge.config import DenoiserConfig
+from sana_edge.nets.autoencoder import LatentDecoder
 from sana_edge.nets.denoiser import Denoiser
 from sana_edge.nets.text_encoder import EncodedTexts, TextEncoder
+from sana_edge.nets.tiny_autoencoder import latent_decoder
 from sana_edge.progress import Progress
 from sana_edge.prompt import instruction_of
 from sana_edge.request import Plan
 from sana_edge.store import package
 from sana_edge.store.hub import ResolvedModel
+from sana_edge.store.tiny_autoencoder import decoder_config
 from sana_edge.system.memory import give_back
 from sana_edge.torch_runtime.load import load_decoder, load_denoiser
 from sana_edge.torch_runtime.runtime import TorchRuntime
@@ -56,7 +58,7 @@ class Networks:
         configs = (package.describe(self.model.path / name).values for name in ("transformer", "vae"))
         with torch.device("meta"):
             denoiser = Denoiser(DenoiserConfig.from_dict(next(configs)))
-            autoencoder = Autoencoder(AutoencoderConfig.from_dict(next(configs)), encoder=False)
+            autoencoder = latent_decoder(decoder_config(next(configs)))
         return self._runtime(denoiser, autoencoder, texts)
 
     def denoising(self, texts: EncodedTexts) -> TorchRuntime:
@@ -82,7 +84,7 @@ class Networks:
         return checksum_of(named())
 
     def _runtime(
-        self, denoiser: Denoiser, autoencoder: Autoencoder, texts: EncodedTexts | None = None
+        self, denoiser: Denoiser, autoencoder: LatentDecoder, texts: EncodedTexts | None = None
     ) -> TorchRuntime:
         return TorchRuntime.of_networks(
             self.model, texts or EncodedTexts(), denoiser, autoencoder, self.device

@@ -16,7 +16,7 @@ from sana_edge.calib.listener import SAMPLE_ROWS, Listener, nothing, targets
 from sana_edge.calib.prompts import PromptSet
 from sana_edge.calib.statistics import Statistics, checksum
 from sana_edge.calib.statistics_store import StatisticsStore
-from sana_edge.nets.autoencoder import Autoencoder
+from sana_edge.nets.autoencoder import LatentDecoder
 from sana_edge.nets.denoiser import Denoiser
 from sana_edge.progress import Progress, unseen
 from sana_edge.request import Plan, Request
@@ -181,12 +181,12 @@ def _prompt_set(prompts: Sequence[str], note: Callable[[str], None]) -> PromptSe
     return chosen
 
 
-def weights_checksum(*networks: Denoiser | Autoencoder) -> str:
+def weights_checksum(*networks: Denoiser | LatentDecoder) -> str:
     """Of a denoiser's and a decoder's weights, in any order."""
     return checksum({name: tensor for network in networks for name, tensor in named_weights(network)})
 
 
-def named_weights(network: Denoiser | Autoencoder) -> Iterator[tuple[str, Tensor]]:
+def named_weights(network: Denoiser | LatentDecoder) -> Iterator[tuple[str, Tensor]]:
     """A network's tensors by the names that they have in a model's checksum."""
     prefix = "denoiser." if isinstance(network, Denoiser) else ""
     return ((f"{prefix}{name}", tensor) for name, tensor in network.state_dict().items())

@@ -18,12 +18,14 @@ from sana_edge.calib.package_writer import check_finite, write_shards
 from sana_edge.config import AutoencoderConfig, DenoiserConfig
 from sana_edge.int8 import quant
 from sana_edge.int8.conv import PhaseConv2d
-from sana_edge.nets.autoencoder import Autoencoder, Encoder, decoder_state, encoder_state
+from sana_edge.nets.autoencoder import Encoder, LatentConfig, decoder_state, encoder_state
 from sana_edge.nets.denoiser import Denoiser
 from sana_edge.nets.quantize import decoder_targets, quantize_decoder, quantize_encoder, stacked
+from sana_edge.nets.tiny_autoencoder import latent_decoder
 from sana_edge.store import package
 from sana_edge.store.package import Quantization
 from sana_edge.store.package_tensors import keeps_fp32, to_16_bit
+from sana_edge.store.tiny_autoencoder import DecoderConfig
 from sana_edge.store.weights import check_state, load_into
 from sana_edge.system.atomic import write_json
 from sana_edge.torch_runtime.load import denoiser_layers
@@ -86,14 +88,14 @@ def quantized_denoiser(
 
 
 def quantized_decoder(
-    config: AutoencoderConfig, state: Mapping[str, Tensor], note_error: NoteError
+    config: DecoderConfig, state: Mapping[str, Tensor], note_error: NoteError
 ) -> Iterator[Named]:
     """A float decoder's tensors with INT8 weights, as `quantize_decoder` makes them without calibration.
 
     Arguments and errors are those of `quantized_denoiser`; `quantized_encoder` has the rest.
     """
     with torch.device("meta"):
-        decoder = Autoencoder(config, encoder=False)
+        decoder = latent_decoder(config)
     load_into(decoder, decoder_state(state), where="vae")
     for name, tensor in decoder.state_dict().items():
         check_finite(name, tensor)
@@ -104,7 +106,7 @@ def quantized_decoder(
     yield from stored(decoder.state_dict())
 
 
-def quantized_encoder(config: AutoencoderConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def quantized_encoder(config: LatentConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A float encoder's tensors with INT8 weights, by their names in the source; nothing where there is none.
 
     It is not calibrated: its layers take the scales of each picture.
@@ -113,7 +115,7 @@ def quantized_encoder(config: AutoencoderConfig, state: Mapping[str, Tensor]) ->
         CheckpointError: as `quantized_denoiser`.
     """
     found = encoder_state(state)
-    if not found:
+    if not found or not isinstance(config, AutoencoderConfig):
         return {}
     with torch.device("meta"):
         encoder = Encoder(config)

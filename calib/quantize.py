@@ -27,7 +27,6 @@ from sana_edge.calib.report.report import FILE, PICTURE, Layer, Report
 from sana_edge.calib.sensitivity import probe
 from sana_edge.calib.settings import Settings, calibration_folder
 from sana_edge.calib.trajectory import Comparison, Trajectory, decoded, denoised, judged, retraced
-from sana_edge.config import AutoencoderConfig
 from sana_edge.errors import InvalidInput
 from sana_edge.nets.text_encoder import EncodedTexts
 from sana_edge.progress import Progress, unseen
@@ -35,6 +34,7 @@ from sana_edge.request import MAX_SEED, Plan, Request
 from sana_edge.store import hub, package
 from sana_edge.store.folder import foreign_parts, read_json
 from sana_edge.store.hub import ResolvedModel
+from sana_edge.store.tiny_autoencoder import decoder_config
 from sana_edge.system.atomic import write_json
 from sana_edge.system.memory import give_back, memory_errors, shown
 from sana_edge.torch_runtime.device import choose_device
@@ -116,7 +116,7 @@ def _uncalibrated(job: Job) -> Report:
             job.denoiser_config, job.state("transformer"), note_error
         )
         job.write("transformer", denoiser)
-        config = AutoencoderConfig.from_dict(read_json(job.model.path / "vae" / "config.json"))
+        config = decoder_config(read_json(job.model.path / "vae" / "config.json"))
         decoder = package_component.quantized_decoder(config, job.state("vae"), note_error)
         encoder = package_component.stored(package_component.quantized_encoder(config, job.state("vae")))
         job.write("vae", itertools.chain(decoder, encoder))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sana_edge.errors import InvalidInput
 from sana_edge.int8 import quant
-from sana_edge.nets.autoencoder import Autoencoder
+from sana_edge.nets.autoencoder import LatentDecoder
 from sana_edge.nets.denoiser import Denoiser
 from sana_edge.nets.quantize import (
     decoder_targets,
@@ -59,7 +59,7 @@ class Probe:
         timesteps: (K,) of these rows, as the sampler gives them.
         guidance: for models that embed it.
         texts: a group for each prompt; the rows of a prompt follow each other.
-        clean: (prompts, C, h, w), finished latents as `Autoencoder.decode` takes them, cropped in the middle.
+        clean: (prompts, C, h, w), finished latents as `LatentDecoder.decode` takes them, cropped.
     """
 
     latents: Tensor
@@ -158,7 +158,7 @@ def denoiser_sensitivity(
 
 @torch.no_grad()
 def decoder_sensitivity(
-    autoencoder: Autoencoder,
+    autoencoder: LatentDecoder,
     probe: Probe,
     *,
     input_scales: Mapping[str, float] | None = None,
@@ -166,7 +166,7 @@ def decoder_sensitivity(
 ) -> list[Sensitivity]:
     """The same for the picture, clipped to its range, and the decoder's layers."""
     names = decoder_targets(autoencoder)
-    latent = probe.clean.to(next(autoencoder.parameters()).dtype)
+    latent = probe.clean.to(autoencoder.dtype)
     expected = autoencoder.decode(latent)
     results = []
     for name in names:

@@ -18,7 +18,7 @@ from sana_edge.calib.clip import clip
 from sana_edge.calib.statistics import LayerStatistics, Statistics
 from sana_edge.errors import InvalidInput, SanaError
 from sana_edge.int8 import quant
-from sana_edge.nets.autoencoder import Autoencoder
+from sana_edge.nets.autoencoder import LatentDecoder
 from sana_edge.nets.denoiser import Denoiser
 from sana_edge.nets.quantize import decoder_targets, denoiser_targets, stacked
 from sana_edge.progress import Progress, unseen
@@ -94,7 +94,7 @@ def smooth(
 
 @torch.no_grad()
 def smooth_decoder(
-    autoencoder: Autoencoder,
+    autoencoder: LatentDecoder,
     statistics: Statistics,
     *,
     alpha: Alpha = "auto",

@@ -25,6 +25,7 @@ from sana_edge.export.graph.text import add_text_encoder
 from sana_edge.export.instruction_file import write_instruction
 from sana_edge.export.settings import Settings
 from sana_edge.export.source import Source, describe
+from sana_edge.nets.autoencoder import LatentDecoder
 from sana_edge.nets.quantize import set_graph_activations
 from sana_edge.nets.text_encoder import TextEncoder
 from sana_edge.nets.text_weights import load_text_model
@@ -189,22 +190,12 @@ class _Export:
     def _write_decoder(self) -> tuple[DecoderPart, ...]:
         decoder = load_decoder(self._source.model, device=_CPU, dtype=DTYPES["fp32"])
         small = self._settings.size is not None and max(self._settings.size) <= DEFAULT_TILE
-        parts = [] if small else decoder_parts(decoder)
-        with ExternalData(self._folder / "decoder.data") as data:
-            graph = GraphBuilder("decoder", data, self._others)
-            # of larger pictures it decodes previews, and tiles where parts cannot be
-            add_decoder(graph, decoder, self._latent if small else None)
-            graph.save(self._folder / "decoder.onnx")
-            for part in parts:
-                graph = GraphBuilder(part.name, data, self._others)
-                add_decoder_part(graph, decoder, part)
-                graph.save(self._folder / f"{part.name}.onnx")
-        return tuple(DecoderPart(part.name, part.halo, part.scale, part.values) for part in parts)
+        return write_decoder(decoder, self._folder, self._others, self._latent if small else None)
 
     def _write_encoder(self) -> None:
         encoder = load_encoder(self._source.model, device=_CPU, dtype=DTYPES["fp32"])
         with ExternalData(self._folder / f"{ENCODER}.data") as data:
-            graph = GraphBuilder(ENCODER, data, self._others)
+            graph = GraphBuilder(ENCODER, data, self._others, int8_activations=False)
             add_encoder(graph, encoder, self._source.autoencoder.scaling_factor)
             graph.save(self._folder / f"{ENCODER}.onnx")
 
@@ -231,6 +222,23 @@ class _Export:
             decoder_parts=parts,
             notes=source.notes,
         )
+
+
+def write_decoder(
+    decoder: LatentDecoder, folder: Path, dtype: str, size: Size | None = None
+) -> tuple[DecoderPart, ...]:
+    """Write a decoder's graphs, whole and in parts; in one piece alone for one ``size`` of latents."""
+    parts = decoder_parts(decoder) if size is None else []
+    with ExternalData(folder / "decoder.data") as data:
+        graph = GraphBuilder("decoder", data, dtype)
+        # of larger pictures it decodes previews, and tiles where parts cannot be
+        add_decoder(graph, decoder, size)
+        graph.save(folder / "decoder.onnx")
+        for part in parts:
+            graph = GraphBuilder(part.name, data, dtype)
+            add_decoder_part(graph, decoder, part)
+            graph.save(folder / f"{part.name}.onnx")
+    return tuple(DecoderPart(part.name, part.halo, part.scale, part.values) for part in parts)
 
 
 def _comparison() -> _Compare:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sana_edge.config import AutoencoderConfig, DenoiserConfig, SamplerConfig
+from sana_edge.config import DenoiserConfig, SamplerConfig
 from sana_edge.errors import CheckpointError, InvalidInput
 from sana_edge.store import package
 from sana_edge.store.folder import WEIGHT_COMPONENTS, foreign_parts, needed_files, read_json
@@ -15,6 +15,7 @@ from sana_edge.store.hub import ResolvedModel
 from sana_edge.store.known_models import BUNDLED, KNOWN
 from sana_edge.store.package import Quantization
 from sana_edge.store.pairing import read_sampler
+from sana_edge.store.tiny_autoencoder import DecoderConfig, decoder_config
 from sana_edge.store.weights import StoredState, weight_files
 from sana_edge.torch_runtime.device import DTYPES
 
@@ -33,7 +34,7 @@ class Source:
 
     model: ResolvedModel
     denoiser: DenoiserConfig
-    autoencoder: AutoencoderConfig
+    autoencoder: DecoderConfig
     sampler: SamplerConfig
     quantizations: dict[str, Quantization]
     notes: tuple[str, ...] = ()
@@ -142,7 +143,7 @@ def describe(model: ResolvedModel, *, int8: bool) -> Source:
     return Source(
         model=model,
         denoiser=denoiser,
-        autoencoder=AutoencoderConfig.from_dict(read_json(folder / "vae" / "config.json")),
+        autoencoder=decoder_config(read_json(folder / "vae" / "config.json")),
         sampler=sampler,
         quantizations=given,
         notes=(*notes, *foreign_parts(folder)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
 import os
 from dataclasses import dataclass
@@ -17,11 +18,13 @@ from sana_edge.errors import InvalidInput
 from sana_edge.sizes import resized
 
 if TYPE_CHECKING:
-    # a path, a picture of Pillow or of this library, or pixels (H, W), (H, W, 3) or (H, W, 4) uint8
-    Picture = str | os.PathLike[str] | PIL.Image.Image | NDArray[np.uint8] | Any
+    # a path, the bytes of a file, a picture of Pillow or of this library, or (H, W), (H, W, 3 or 4) uint8
+    Picture = str | os.PathLike[str] | bytes | PIL.Image.Image | NDArray[np.uint8] | Any
 
 logger = logging.getLogger("sana_edge")
 
+# of a camera's largest, and of 8192x8192
+MAX_PIXELS = 100_000_000
 _HINT = "give a picture file, a picture of Pillow, or an array (H, W, 3) of uint8"
 
 
@@ -133,21 +136,26 @@ def under(pixels: NDArray[np.uint8], drawn: tuple[int, int]) -> NDArray[np.uint8
 
 
 def _opened(image: Picture, what: str) -> PIL.Image.Image:
-    if isinstance(image, str | os.PathLike):
-        path = os.fspath(image)
+    """Of any kind, read whole."""
+    if isinstance(image, bytes | str | os.PathLike):
+        name = "" if isinstance(image, bytes) else f" {os.fspath(image)}"
         try:
-            with PIL.Image.open(path) as opened:
+            with PIL.Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
                 if getattr(opened, "n_frames", 1) > 1:
-                    logger.warning("%s has several pictures: the first one is taken", path)
-                opened.load()
-                return PIL.ImageOps.exif_transpose(opened)
+                    logger.warning("the %s%s has several pictures: the first one is taken", what, name)
+                return _turned(opened, what)
+        except FileNotFoundError:
+            raise InvalidInput(f"{what}{name} does not exist", "check the path") from None
+        except InvalidInput:
+            raise
         # decoders of many formats, with errors of their own
         except Exception as error:
-            if isinstance(error, FileNotFoundError):
-                raise InvalidInput(f"{what} {path} does not exist", "check the path") from error
-            raise InvalidInput(f"cannot read the {what} {path}: {error}", _HINT) from error
+            raise InvalidInput(f"cannot read the {what}{name}: {error}", _HINT) from error
     if isinstance(image, PIL.Image.Image):
-        return PIL.ImageOps.exif_transpose(image)
+        try:
+            return _turned(image, what)
+        except (OSError, ValueError) as error:
+            raise InvalidInput(f"cannot read the {what}: {error}", _HINT) from error
     pixels = getattr(image, "pixels", image)
     if not isinstance(pixels, np.ndarray):
         raise InvalidInput(f"the {what} is of type {type(image).__name__}", _HINT)
@@ -156,6 +164,15 @@ def _opened(image: Picture, what: str) -> PIL.Image.Image:
         found = f"the {what} is an array {'x'.join(map(str, pixels.shape))} of {pixels.dtype}"
         raise InvalidInput(found, _HINT)
     return PIL.Image.fromarray(pixels)
+
+
+def _turned(image: PIL.Image.Image, what: str) -> PIL.Image.Image:
+    """The pixels, turned as EXIF says; a small file can have more than memory holds."""
+    if image.width * image.height > MAX_PIXELS:
+        found = f"the {what} has {image.width}x{image.height} pixels"
+        raise InvalidInput(found, f"give at most {MAX_PIXELS // 1_000_000} million")
+    image.load()
+    return PIL.ImageOps.exif_transpose(image)
 
 
 def _eight_bits(image: PIL.Image.Image) -> PIL.Image.Image:

@@ -85,7 +85,8 @@ class Sana:
             progress: show on stderr what is downloaded and loaded.
             revision: of a repository, a branch, a tag or a commit; its main branch if left out.
             decoder: an autoencoder in place of the model's own: "dc-ae-lite", which is smaller, a folder in
-                diffusers layout, or a repository. Exported folders have theirs in them.
+                diffusers layout, a file such as TAESANA's, or a repository. Exported folders have theirs in
+                them.
             on_progress: called with what is downloaded (the repository; bytes done, all bytes) or loaded
                 ("loading NAME"; parts done, all parts), also from other threads.
             cancel: set it from another thread to end a download, or the loading before the next part; what

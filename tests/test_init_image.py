@@ -196,7 +196,7 @@ def test_an_animation_says_that_its_first_picture_is_taken(
     ("given", "message"),
     [
         (5, "the image is of type int"),
-        (b"\x89PNG", "the image is of type bytes"),
+        (b"\x89PNG", "cannot read the image"),
         (np.zeros((4, 4, 3)), "the image is an array 4x4x3 of float64"),
         (np.zeros((4, 4, 5), np.uint8), "the image is an array 4x4x5 of uint8"),
         (np.zeros((0, 4, 3), np.uint8), "the image is an array 0x4x3 of uint8"),

@@ -77,7 +77,7 @@ def _ours(options: argparse.Namespace) -> Draw:
     size = (options.size, options.size)
 
     def draw(prompt: str) -> tuple[Any, dict[str, float]]:
-        image = sana.generate(prompt, seed=SEED, size=size, steps=options.steps)
+        image = sana.generate(prompt, seed=SEED, size=size, exact_size=True, steps=options.steps)
         return image, image.timings
 
     return draw

@@ -14,7 +14,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,11 +46,15 @@ _SCRIPT = Path(__file__).with_name("picture_process.py")
 
 @dataclass(frozen=True)
 class Way:
-    """How a contender draws: ``by`` diffusers, torch or an engine, with one of the folders."""
+    """How a contender draws: ``by`` diffusers, torch or an engine, with one of the folders.
+
+    ``decoder`` is a name of `works.shapes.DECODERS` in place of the model's own.
+    """
 
     by: str
     folder: str
     dtype: str
+    decoder: str | None = None
 
 
 WAYS = {
@@ -61,6 +65,11 @@ WAYS = {
     "onnxruntime int8": Way("onnxruntime", ONNX, "fp32"),
     "openvino int8": Way("openvino", ONNX, "fp32"),
     "openvino int8 bf16": Way("openvino", ONNX, "bf16"),
+    **{
+        f"openvino int8{half} {name}": Way("openvino", f"{ONNX}-{name}", dtype, name)
+        for name in ("dc-ae-lite", "taesana")
+        for half, dtype in (("", "fp32"), (" bf16", "bf16"))
+    },
 }
 
 
@@ -75,7 +84,8 @@ def measure_pictures(
         keep: is given what has been found so far, after each process.
     """
     found: dict[str, Any] = {"shapes": options.shapes, "size": options.sizes[0], "steps": STEPS}
-    found["prepared"] = prepare(options.scratch, options.shapes, options.threads, say)
+    decoders = {way.decoder for name in options.contenders if (way := WAYS[name]).decoder}
+    found["prepared"] = prepare(options.scratch, options.shapes, options.threads, say, decoders)
     rows: dict[str, dict[str, Any]] = {
         name: {**_EMPTY, "name": name, "runs": []} for name in options.contenders
     }
@@ -126,7 +136,8 @@ def _read(folder: Path) -> None:
 def _likeness(name: str, rows: Mapping[str, dict[str, Any]], pictures: Path) -> dict[str, Any]:
     """Of the first picture to that of the first contender that drew."""
     reference = next((other for other, row in rows.items() if row["runs"]), None)
-    if reference in (None, name) or not rows[name]["runs"]:
+    # another decoder of random weights draws another picture
+    if reference in (None, name) or not rows[name]["runs"] or WAYS[name].decoder:
         return _near(pictures, None)
     return _near(pictures / name / "first.png", str(reference), pictures / str(reference) / "first.png")
 
@@ -139,8 +150,10 @@ def _near(picture: Path, reference: str | None, other: Path | None = None) -> di
     return {"reference": reference, "psnr": found if math.isfinite(found) else None}
 
 
-def prepare(scratch: Path, shapes: str, threads: int, say: Say) -> list[dict[str, Any]]:
-    """Make the model's folders that are missing in ``scratch / shapes``.
+def prepare(
+    scratch: Path, shapes: str, threads: int, say: Say, decoders: Collection[str] = ()
+) -> list[dict[str, Any]]:
+    """Make the model's folders that are missing in ``scratch / shapes``, and those with other decoders.
 
     Returns:
         The seconds of each folder that was made now.
@@ -150,10 +163,10 @@ def prepare(scratch: Path, shapes: str, threads: int, say: Say) -> list[dict[str
     """
     place = scratch / shapes
     place.mkdir(parents=True, exist_ok=True)
-    commands = _making(place, shapes)
+    commands = _making(place, shapes, decoders)
     missing = {name: command for name, command in commands.items() if not (place / name).is_dir()}
     free = shutil.disk_usage(scratch).free
-    if missing and shapes != "tiny" and free < BYTES:
+    if FLOAT in missing and shapes != "tiny" and free < BYTES:
         raise SanaError(
             f"the models need about {BYTES / 1e9:.0f} GB, {free / 1e9:.0f} GB are free in {scratch}",
             "make room, or choose another --scratch",
@@ -165,19 +178,26 @@ def prepare(scratch: Path, shapes: str, threads: int, say: Say) -> list[dict[str
         say(f"made {name} in {seconds:.0f} s")
         made.append({"folder": name, "seconds": seconds})
     # once for all engines: the first one to load a folder would do it for the others
-    manifest_files.verify(place / ONNX, manifest.read(place / ONNX))
+    for name in commands.keys() - {FLOAT, PACKAGE}:
+        manifest_files.verify(place / name, manifest.read(place / name))
     return made
 
 
-def _making(place: Path, shapes: str) -> dict[str, list[str]]:
+def _making(place: Path, shapes: str, decoders: Collection[str] = ()) -> dict[str, list[str]]:
     """What makes each folder, in their order."""
     script = [sys.executable, str(ROOT / "benchmarks" / "random_model.py")]
     cut = ["--text-layers", "1"] if shapes == "tiny" else []
+    graphs = ["--graphs-of", str(place / ONNX), "--shapes", shapes]
+    others = {name: f"{ONNX}-{name}" for name in sorted(decoders)}
     exported = ["export", str(place / PACKAGE), "--int8", "--no-verify", "--output", str(place / ONNX)]
     return {
         FLOAT: [*script, str(place / FLOAT), "--shapes", shapes, "--sprint", *cut],
         PACKAGE: [*script, str(place / PACKAGE), "--package-of", str(place / FLOAT)],
         ONNX: [sys.executable, "-m", "sana_edge", *exported],
+        **{
+            folder: [*script, str(place / folder), *graphs, "--decoder", name]
+            for name, folder in others.items()
+        },
     }
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from harness.work import Work
 from sana_edge.config import LATENT_CELL, AutoencoderConfig, DenoiserConfig
 from sana_edge.int8.quant import QMAX
+from sana_edge.store.tiny_autoencoder import DecoderConfig, TinyAutoencoderConfig
 from sana_edge.torch_runtime.device import DTYPES
 
 # the scale of a layer that saw nothing but zeros
@@ -56,6 +57,40 @@ AUTOENCODERS = {
         attention_head_dim=16,
     ),
 }
+
+
+# other decoders of the public models' latents; the first as "dc-ae-lite-f32c32-sana-1.1" in NVlabs' dc_ae.py
+DECODERS: dict[str, DecoderConfig] = {
+    "dc-ae-lite": replace(
+        F32C32,
+        decoder_block_types=("ResBlock",) * 6,
+        decoder_layers_per_block=(0, 3, 5, 4, 4, 4),
+        decoder_qkv_multiscales=((),) * 6,
+        decoder_conv_act_fn="silu",
+        upsample_block_type="pixel_shuffle",
+    ),
+    "taesana": TinyAutoencoderConfig(
+        latent_channels=32,
+        decoder_block_out_channels=(256, 128, 64, 64, 64, 64),
+        num_decoder_blocks=(3, 3, 3, 3, 3, 1),
+    ),
+}
+
+
+def decoder_shapes(shapes: str, name: str) -> DecoderConfig:
+    """Another decoder's config beside a model of these shapes; for tests narrow ones."""
+    config = DECODERS[name]
+    if shapes != "tiny":
+        return config
+    if isinstance(config, TinyAutoencoderConfig):
+        return replace(config, decoder_block_out_channels=(16, 8, 8, 8, 8, 8), num_decoder_blocks=(1,) * 6)
+    tiny = AUTOENCODERS["tiny"]
+    return replace(
+        config,
+        encoder_block_out_channels=tiny.encoder_block_out_channels,
+        decoder_block_out_channels=tiny.decoder_block_out_channels,
+        decoder_layers_per_block=(0, 1, 1, 1, 1, 1),
+    )
 
 
 def random_weights(shapes: Mapping[str, Tensor], work: Work) -> dict[str, Tensor]:

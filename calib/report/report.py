@@ -169,13 +169,21 @@ def block_grid(layers: Sequence[Layer]) -> list[dict[str, Layer]]:
 
 
 def decoder_stages(layers: Sequence[Layer]) -> dict[str, list[Layer]]:
-    """The decoder's layers by stage, in the order in which they are computed."""
+    """The decoder's layers by stage, in the order in which they are computed.
+
+    A tiny decoder's sequence of layers is divided where a convolution stands alone.
+    """
     stages: dict[str, list[Layer]] = {}
+    parts = 0
     for layer in layers:
         if layer.name.startswith("decoder."):
             match = _STAGE.match(layer.name)
+            parts += layer.name.count(".") == 2
             name = f"stage {match.group(1)}" if match else layer.name.split(".")[1]
+            name = f"part {parts}" if name == "layers" else name
             stages.setdefault(name, []).append(layer)
+    if parts:
+        return stages
     # the highest stage has the smallest maps and comes first
     order = {"conv_in": -1000, "conv_out": 1000}
     return dict(sorted(stages.items(), key=lambda item: order.get(item[0]) or -int(item[0].split()[1])))

@@ -67,13 +67,17 @@ class GraphBuilder:
         name: of the graph.
         data: where large tensors go; open until the last graph that uses it is saved.
         dtype: what it computes in, "fp32", "fp16" or "bf16".
+        int8_activations: whether INT8 layers read INT8; only their weights are otherwise.
 
     Attributes:
         dtype: the same as a TensorProto data type.
     """
 
-    def __init__(self, name: str, data: ExternalData, dtype: str = "fp32") -> None:
+    def __init__(
+        self, name: str, data: ExternalData, dtype: str = "fp32", *, int8_activations: bool = True
+    ) -> None:
         self.name = name
+        self.int8_activations = int8_activations
         self.dtype = DTYPES[dtype]
         self._opset, self._ir_version = _VERSIONS[dtype]
         self._data = data

@@ -6,6 +6,8 @@ convolutions, and what is done to each value runs in one pass after them.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -32,12 +34,12 @@ def conv(g: GraphBuilder, name: str, layer: nn.Module, x: Value) -> Value:
 
 
 def quantized_input(g: GraphBuilder, layer: nn.Module, x: Value) -> Value:
-    """What the products of a layer read: x, through Q/DQ if the layer is INT8.
+    """What the products of a layer read: x, through Q/DQ if the layer is INT8, and the graph's activations.
 
     Raises:
         CheckpointError: an INT8 layer has no ``input_scale``.
     """
-    if not is_int8(layer):
+    if not is_int8(layer) or not g.int8_activations:
         return x
     scale = layer.input_scale
     if not isinstance(scale, Tensor):
@@ -76,6 +78,7 @@ def product(
 ) -> Value:
     """Conv with a weight (out, in, k, k), INT8 with ``scales`` (out,); padded to keep H and W by default."""
     side = weight.shape[-1]
+    strides: dict[str, Any] = {} if stride == 1 else {"strides": [stride, stride]}
     read = g.weight("weight", weight) if scales is None else g.int8_weight(weight, scales, axis=0)
     return g.op(
         "Conv",
@@ -84,8 +87,8 @@ def product(
         None if bias is None else g.weight("bias", bias),
         kernel_shape=[side, side],
         pads=pads or [side // 2] * 4,
-        strides=[stride, stride],
         group=groups,
+        **strides,
     )
 
 

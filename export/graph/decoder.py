@@ -1,7 +1,8 @@
-"""The DC-AE's decoder as a graph: latent, as a sampler leaves it, to pixels."""
+"""A decoder, the DC-AE's or a tiny one, as a graph: latent, as a sampler leaves it, to pixels."""
 
 from __future__ import annotations
 
+import math
 from typing import cast
 
 import torch
@@ -19,15 +20,16 @@ from sana_edge.export.graph.conv import (
     upsample,
 )
 from sana_edge.export.graph.layers import silu
-from sana_edge.nets.autoencoder import Autoencoder
+from sana_edge.nets.autoencoder import Autoencoder, LatentDecoder
 from sana_edge.nets.autoencoder_blocks import ResBlock, Upsample
 from sana_edge.nets.efficient_vit import _EPS, EfficientViTBlock, GatedConv, LinearAttention
+from sana_edge.nets.tiny_autoencoder import CLAMP, TinyAutoencoder, TinyBlock
 
 # height and width of a latent
 Size = tuple[int, int]
 
 
-def add_decoder(g: GraphBuilder, autoencoder: Autoencoder, size: Size | None = None) -> None:
+def add_decoder(g: GraphBuilder, autoencoder: LatentDecoder, size: Size | None = None) -> None:
     """Make g the graph ``decoder``.
 
     Input: latent (1, C, h, w) float32, as the sampler leaves it. Output: pixels (1, 3, f h, f w) float32,
@@ -39,21 +41,24 @@ def add_decoder(g: GraphBuilder, autoencoder: Autoencoder, size: Size | None = N
     Raises:
         CheckpointError: an INT8 layer has no ``input_scale``.
     """
-    config, decoder = autoencoder.config, autoencoder.decoder
+    config = autoencoder.config
     cell = config.spatial_compression
     latent = g.input("latent", (1, config.latent_channels, *(size or ("h", "w"))))
     x = enter(g, autoencoder, latent)
-    for stage in reversed(range(len(decoder.up_blocks))):
+    for stage in reversed(range(int(math.log2(cell)) + 1)):
         x = add_stage(g, autoencoder, stage, x)
     sides = (cell * size[0], cell * size[1]) if size else (f"{cell}*h", f"{cell}*w")
     g.output("pixels", leave(g, autoencoder, x), (1, config.in_channels, *sides))
 
 
-def enter(g: GraphBuilder, autoencoder: Autoencoder, latent: Value) -> Value:
+def enter(g: GraphBuilder, autoencoder: LatentDecoder, latent: Value) -> Value:
     """The latent through the scaling factor, the first convolution and its shortcut."""
-    decoder = autoencoder.decoder
-    # before a cast to 16 bit
-    x = g.cast(g.op("Div", latent, autoencoder.config.scaling_factor))
+    x = g.op("Div", latent, autoencoder.config.scaling_factor)
+    if isinstance(autoencoder, TinyAutoencoder):
+        return _enter_tiny(g, autoencoder, x)
+    decoder = _dc_ae(autoencoder).decoder
+    # after what would overflow in 16 bit
+    x = g.cast(x)
     with g.scope("decoder"):
         hidden = conv(g, "conv_in", decoder.conv_in, x)
         if not decoder.repeats:
@@ -62,10 +67,16 @@ def enter(g: GraphBuilder, autoencoder: Autoencoder, latent: Value) -> Value:
         return g.op("Add", hidden, g.op("Gather", x, g.weight("shortcut", source), axis=1))
 
 
-def add_stage(g: GraphBuilder, autoencoder: Autoencoder, stage: int, x: Value) -> Value:
-    """x through a stage, which doubles its rows and columns first unless it is the deepest."""
-    kind = autoencoder.config.decoder_act_fns[stage]
-    for index, block in enumerate(autoencoder.decoder.up_blocks[stage].children()):
+def add_stage(g: GraphBuilder, autoencoder: LatentDecoder, stage: int, x: Value) -> Value:
+    """x through a stage, which doubles its rows and columns first unless it is the deepest.
+
+    Stages are numbered from the highest resolution, which is 0.
+    """
+    if isinstance(autoencoder, TinyAutoencoder):
+        return _add_tiny_stage(g, autoencoder, stage, x)
+    known = _dc_ae(autoencoder)
+    kind = known.config.decoder_act_fns[stage]
+    for index, block in enumerate(known.decoder.up_blocks[stage].children()):
         with g.scope(f"decoder.up_blocks.{stage}.{index}"):
             if isinstance(block, Upsample):
                 x = upsample(g, block, x)
@@ -77,16 +88,56 @@ def add_stage(g: GraphBuilder, autoencoder: Autoencoder, stage: int, x: Value) -
     return x
 
 
-def leave(g: GraphBuilder, autoencoder: Autoencoder, x: Value) -> Value:
+def leave(g: GraphBuilder, autoencoder: LatentDecoder, x: Value) -> Value:
     """The last norm, activation and convolution."""
-    decoder = autoencoder.decoder
+    if isinstance(autoencoder, TinyAutoencoder):
+        return _leave_tiny(g, autoencoder, x)
+    decoder, kind = _dc_ae(autoencoder).decoder, _dc_ae(autoencoder).config.decoder_conv_act_fn
     with g.scope("decoder"):
         x = channel_norm(g, "norm_out", decoder.norm_out, x)
-        x = activation(g, autoencoder.config.decoder_conv_act_fn, x)
+        x = activation(g, kind, x)
         if not isinstance(decoder.conv_out, Upsample):
             return conv(g, "conv_out", decoder.conv_out, x)
         with g.scope("conv_out"):
             return upsample(g, decoder.conv_out, x)
+
+
+def _dc_ae(autoencoder: LatentDecoder) -> Autoencoder:
+    assert isinstance(autoencoder, Autoencoder)
+    return autoencoder
+
+
+def _enter_tiny(g: GraphBuilder, autoencoder: TinyAutoencoder, x: Value) -> Value:
+    bent = g.op("Mul", g.op("Tanh", g.op("Div", x, CLAMP)), CLAMP)
+    with g.scope("decoder"):
+        hidden = conv(g, "layers.0", autoencoder.layers[0], g.cast(bent))
+    return activation(g, autoencoder.config.act_fn, hidden)
+
+
+def _add_tiny_stage(g: GraphBuilder, autoencoder: TinyAutoencoder, stage: int, x: Value) -> Value:
+    for index in autoencoder.stage(stage):
+        layer = autoencoder.layers[index]
+        with g.scope(f"decoder.layers.{index}"):
+            if isinstance(layer, TinyBlock):
+                x = _tiny_block(g, layer, x, autoencoder.config.act_fn)
+            else:
+                x = upsample(g, Upsample.around(layer), x)
+    return x
+
+
+def _tiny_block(g: GraphBuilder, block: TinyBlock, x: Value, kind: str) -> Value:
+    hidden = x
+    for name in ("0", "2"):
+        hidden = activation(g, kind, conv(g, f"conv.{name}", block.conv[name], hidden))
+    return g.op("Relu", g.op("Add", x, conv(g, "conv.4", block.conv["4"], hidden)))
+
+
+def _leave_tiny(g: GraphBuilder, autoencoder: TinyAutoencoder, x: Value) -> Value:
+    last = len(autoencoder.layers) - 1
+    with g.scope("decoder"):
+        x = g.cast(conv(g, f"layers.{last}", autoencoder.layers[last], x), FLOAT)
+    # from 0 to 1
+    return g.op("Sub", g.op("Mul", x, 2.0), 1.0)
 
 
 def efficient_vit(g: GraphBuilder, block: EfficientViTBlock, x: Value) -> Value:

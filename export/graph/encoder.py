@@ -1,4 +1,4 @@
-"""The DC-AE's encoder as a graph, in float: pixels to the latent that a sampler starts from."""
+"""The DC-AE's encoder as a graph: pixels to the latent that a sampler starts from."""
 
 from __future__ import annotations
 
@@ -8,9 +8,6 @@ from torch import Tensor, nn
 from sana_edge.export.graph.builder import FLOAT, GraphBuilder, Value
 from sana_edge.export.graph.conv import product, res_block
 from sana_edge.export.graph.decoder import efficient_vit
-from sana_edge.int8 import quant
-from sana_edge.int8.conv import Conv2d, W8A8Conv2d
-from sana_edge.int8.linear import Linear, W8A8Linear
 from sana_edge.nets.autoencoder import Encoder
 from sana_edge.nets.autoencoder_blocks import Downsample, ResBlock
 from sana_edge.nets.efficient_vit import EfficientViTBlock
@@ -20,9 +17,8 @@ def add_encoder(g: GraphBuilder, encoder: Encoder, scaling_factor: float) -> Non
     """Make g the graph ``encoder``.
 
     Input: pixels (1, 3, H, W) float32 in [-1, 1], sides of whole cells. Output: latent (1, C, h, w) float32,
-    times ``scaling_factor``. What the encoder has in INT8 without calibration is float here.
+    times ``scaling_factor``. An INT8 encoder is not calibrated: g is without ``int8_activations`` then.
     """
-    make_float(encoder)
     x = g.cast(g.input("pixels", (1, 3, "height", "width")))
     with g.scope("encoder"):
         with g.scope("conv_in"):
@@ -36,27 +32,6 @@ def add_encoder(g: GraphBuilder, encoder: Encoder, scaling_factor: float) -> Non
             x = _conv(g, encoder.conv_out, x, encoder.group)
     latent = g.op("Mul", g.cast(x, FLOAT), scaling_factor)
     g.output("latent", latent, (1, encoder.conv_out.out_channels, "h", "w"))
-
-
-def make_float(network: nn.Module) -> None:
-    """Replace INT8 layers by float ones of the same weights, in place."""
-    for name, layer in list(network.named_modules()):
-        if isinstance(layer, W8A8Conv2d):
-            layer.unpack()
-            given, bias = layer.in_channels, layer.bias
-            side = layer.weight.shape[-1]
-            plain: nn.Module = Conv2d(
-                given, layer.out_channels, side, padding=side // 2, bias=bias is not None
-            )
-        elif isinstance(layer, W8A8Linear):
-            bias = layer.bias
-            plain = Linear(layer.in_features, layer.out_features, bias=bias is not None)
-        else:
-            continue
-        weight = quant.dequantize_weight(layer.weight, layer.weight_scale)
-        state = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
-        plain.load_state_dict(state)
-        network.set_submodule(name, plain.requires_grad_(False))
 
 
 def _block(g: GraphBuilder, block: nn.Module, x: Value) -> Value:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -82,9 +81,8 @@ class Decoding:
         def keep(module: nn.Module, inputs: object, output: Tensor) -> None:
             found.append(output.numpy().copy())
 
-        blocks: Any = self._decoder.decoder.up_blocks
         *before, _ = decoder_parts(self._decoder)
-        last = [list(blocks[min(part.stages)].children())[-1] for part in before]
+        last = [self._decoder.stage_end(min(part.stages)) for part in before]
         hooks = [block.register_forward_hook(keep) for block in last]
         pixels = self._decode(latent)
         for hook in hooks:

@@ -77,8 +77,8 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     """What differs from how the model was made."""
     add = parser.add_argument
     add_revision(parser)
-    decoder = "an autoencoder in place of the model's own: dc-ae-lite, a folder or a repository"
-    add("--decoder", metavar="NAME|DIR", help=f"{decoder} (default: its own)")
+    decoder = "an autoencoder in place of the model's own: dc-ae-lite, a folder, a file or a repository"
+    add("--decoder", metavar="NAME|DIR|FILE", help=f"{decoder} (default: its own)")
     shift = "of the noise levels, in place of the model's (default: the model's, usually 3)"
     add("--flow-shift", type=float, metavar="F", help=shift)
     instruction = "right before the prompt, as it is, or none (default: SANA's own)"

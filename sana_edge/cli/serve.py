@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> None:
 
         stdio.run(_service(arguments, quiet=True))
         return
-    with extra("serve", "starlette", "uvicorn", "anyio", "h11"):
+    with extra("serve", "starlette", "uvicorn", "anyio", "h11", "python_multipart"):
         from sana_edge.serve.server import Server, address, listen
     key = arguments.api_key or os.environ.get(KEY) or None
     service = _service(arguments, quiet=arguments.quiet)
@@ -68,7 +68,9 @@ def run(arguments: argparse.Namespace) -> None:
         print(url, flush=True)
         if arguments.open:
             webbrowser.open(url)
-        Server(service, key).answer(listening)
+        if not Server(service, key).answer(listening):
+            # the interpreter cannot end around a thread that computes
+            os._exit(0)
 
 
 def _check(arguments: argparse.Namespace) -> None:

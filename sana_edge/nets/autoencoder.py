@@ -5,7 +5,9 @@ Module names follow diffusers' ``AutoencoderDC``: a state dict of one loads into
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -35,10 +37,15 @@ def _blocks(config: AutoencoderConfig, side: str, stage: int) -> Iterator[nn.Mod
 
 
 class Encoder(nn.Module):
-    """Pixels to latents, `Autoencoder.encode` on its own."""
+    """Pixels to latents, `Autoencoder.encode` on its own.
+
+    Attributes:
+        scaling_factor: what a sampler wants its latents multiplied by.
+    """
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
+        self.scaling_factor = config.scaling_factor
         channels, layers = config.encoder_block_out_channels, config.encoder_layers_per_block
         unshuffle = config.downsample_block_type == "pixel_unshuffle"
         self.conv_in: nn.Module
@@ -100,17 +107,69 @@ class _Decoder(nn.Module):
         return out
 
 
-class Autoencoder(nn.Module):
-    """Encoder and decoder, or the decoder alone, with the parameter names of diffusers' ``AutoencoderDC``.
+class LatentConfig(Protocol):
+    """What every decoder's config says."""
 
-    Neither method applies ``config.scaling_factor``: multiply what `encode` returns by it, divide what
-    goes into `decode`.
+    @property
+    def in_channels(self) -> int: ...
+    @property
+    def latent_channels(self) -> int: ...
+    @property
+    def scaling_factor(self) -> float: ...
+    @property
+    def spatial_compression(self) -> int: ...
+
+
+class LatentDecoder(nn.Module):
+    """What turns latents into pixels: a DC-AE or a tiny autoencoder.
 
     Attributes:
         whole_maps: whether `decode` holds whole maps of a residual block, not strips of them.
     """
 
+    config: LatentConfig
+    decoder: nn.Module
     whole_maps = False
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Return pixels (B, 3, f h, f w), about [-1, 1], of ``latent`` (B, latent channels, h, w).
+
+        ``config.scaling_factor`` is not applied: divide what goes in by it.
+        """
+        pixels: Tensor = self.decoder(latent.contiguous(memory_format=torch.channels_last))
+        return pixels
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in where it is not INT8."""
+        return next(self.parameters()).dtype
+
+    def parts(self) -> list[str]:
+        """Names of the modules in ``decoder``, in the order of their use."""
+        raise NotImplementedError
+
+    def blocks(self) -> list[nn.Module]:
+        """What the decoder's time is spent in, one called after the other."""
+        raise NotImplementedError
+
+    def stage_end(self, stage: int) -> nn.Module:
+        """The last block of a stage; the highest resolution's is 0."""
+        raise NotImplementedError
+
+    def doublings(self, name: str) -> int:
+        """How often the latent has been doubled where a parameter of this name is used."""
+        raise NotImplementedError
+
+
+class Autoencoder(LatentDecoder):
+    """Encoder and decoder, or the decoder alone, with the parameter names of diffusers' ``AutoencoderDC``.
+
+    Neither method applies ``config.scaling_factor``: multiply what `encode` returns by it, divide what
+    goes into `decode`.
+    """
+
+    config: AutoencoderConfig
+    decoder: _Decoder
 
     def __init__(self, config: AutoencoderConfig, *, encoder: bool = True) -> None:
         super().__init__()
@@ -132,10 +191,23 @@ class Autoencoder(nn.Module):
         latent: Tensor = self.encoder(pixels.contiguous(memory_format=torch.channels_last))
         return latent
 
-    def decode(self, latent: Tensor) -> Tensor:
-        """Return pixels (B, 3, f h, f w), about [-1, 1], of ``latent`` (B, latent channels, h, w)."""
-        pixels: Tensor = self.decoder(latent.contiguous(memory_format=torch.channels_last))
-        return pixels
+    def parts(self) -> list[str]:
+        """See `LatentDecoder.parts`."""
+        stages = reversed(range(len(self.decoder.up_blocks)))
+        return ["conv_in", *(f"up_blocks.{stage}" for stage in stages), "conv_out"]
+
+    def blocks(self) -> list[nn.Module]:
+        """See `LatentDecoder.blocks`."""
+        return [block for stage in reversed(self.decoder.up_blocks) for block in stage.children()]
+
+    def stage_end(self, stage: int) -> nn.Module:
+        """See `LatentDecoder.stage_end`."""
+        return list(self.decoder.up_blocks[stage].children())[-1]
+
+    def doublings(self, name: str) -> int:
+        """See `LatentDecoder.doublings`."""
+        highest, stage = len(self.decoder.up_blocks) - 1, re.match(r"decoder\.up_blocks\.(\d+)\.", name)
+        return highest - int(stage[1]) if stage else (highest if "conv_out" in name else 0)
 
 
 def encoder_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

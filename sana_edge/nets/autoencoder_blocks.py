@@ -104,6 +104,15 @@ class Upsample(nn.Module):
         else:
             self.conv = Conv2d(in_channels, out_channels * 4, 3, padding=1)
 
+    @classmethod
+    def around(cls, conv: nn.Module) -> Upsample:
+        """One without a shortcut, of a convolution of the doubled map that belongs to another module."""
+        assert isinstance(conv, PhaseConv2d | W8A8PhaseConv2d)
+        up = cls.__new__(cls)
+        nn.Module.__init__(up)
+        up.out_channels, up.repeats, up.conv = conv.out_channels, 0, conv
+        return up
+
     def forward(self, x: Tensor) -> Tensor:
         kernels = self.conv.kernels() if isinstance(self.conv, PhaseConv2d | W8A8PhaseConv2d) else []
         batch, _, height, width = x.shape

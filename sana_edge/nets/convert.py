@@ -7,6 +7,7 @@ import dataclasses
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,12 +15,14 @@ from torch import Tensor
 
 from sana_edge.config import AutoencoderConfig, DenoiserConfig
 from sana_edge.errors import CheckpointError, InvalidInput
-from sana_edge.nets.autoencoder import Autoencoder
+from sana_edge.nets.autoencoder import Autoencoder, decoder_state
 from sana_edge.nets.denoiser import Denoiser
-from sana_edge.store import nvlabs, pairing
+from sana_edge.nets.tiny_autoencoder import TinyAutoencoder
+from sana_edge.store import nvlabs, pairing, tiny_autoencoder
 from sana_edge.store.checkpoint import Checkpoint, Weights, read_checkpoint
 from sana_edge.store.folder import check_folder, needed_files, read_json
-from sana_edge.store.tensor_names import DENOISER
+from sana_edge.store.tensor_names import DENOISER, TINY
+from sana_edge.store.tiny_autoencoder import DecoderConfig, TinyAutoencoderConfig
 from sana_edge.store.weights import check_state, save_state
 from sana_edge.system.atomic import new_entries, write_json
 
@@ -81,6 +84,8 @@ def convert(
         if base is not None and isinstance(config, DenoiserConfig):
             _write_sampler(folder, config, base)
         if base is not None:
+            if not isinstance(config, DenoiserConfig):
+                _write_index(folder, base, vae=["diffusers", str(config.to_dict()["_class_name"])])
             _complete(folder, base)
         written = [path.name for path in folder.iterdir()]
     if base is None and not (output / "model_index.json").is_file():
@@ -90,7 +95,7 @@ def convert(
 
 def _translate(
     file: Path, read: Checkpoint, size: int | None, heads: int | None
-) -> tuple[str, DenoiserConfig | AutoencoderConfig, dict[str, Tensor]]:
+) -> tuple[str, DenoiserConfig | DecoderConfig, dict[str, Tensor]]:
     """The component's name, its config and its tensors, checked to be all that the config needs."""
     published = read.network.published
     described = _described(file) if published and size is None and heads is None else {}
@@ -104,6 +109,8 @@ def _translate(
         with torch.device("meta"):
             check_state(Denoiser(config).to_diffusers(), state, where=str(file))
         return "transformer", config, state
+    if read.network.network == TINY:
+        return _tiny(file, read, described)
     if described.get("_class_name") == "AutoencoderDC":
         vae_config, state = AutoencoderConfig.from_dict(described), read.state
     else:
@@ -113,24 +120,58 @@ def _translate(
     return "vae", vae_config, state
 
 
+def _tiny(
+    file: Path, read: Checkpoint, described: dict[str, object]
+) -> tuple[str, TinyAutoencoderConfig, dict[str, Tensor]]:
+    state = tiny_autoencoder.renamed(read.state, published=read.network.published)
+    config = tiny_autoencoder.config_of({name: tuple(tensor.shape) for name, tensor in state.items()})
+    if described.get("_class_name") == tiny_autoencoder.CLASS:
+        # which knows the activation
+        config = TinyAutoencoderConfig.from_dict(described)
+    with torch.device("meta"):
+        check_state(TinyAutoencoder(config).state_dict(), state, where=str(file))
+    return "vae", config, state
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A decoder's config, and its tensors by the names of its module."""
+
+    config: DecoderConfig
+    state: dict[str, Tensor]
+
+
+def read_decoder(file: Path) -> Decoder:
+    """Read a file that `convert` takes and that holds an autoencoder.
+
+    Raises:
+        CheckpointError: it holds something else, or is damaged.
+    """
+    _, config, state = _translate(file, read_checkpoint(file), None, None)
+    if isinstance(config, DenoiserConfig):
+        raise CheckpointError(f"{file} holds a denoiser", "give the file of an autoencoder as the decoder")
+    return Decoder(config, decoder_state(state))
+
+
 def _described(file: Path) -> dict[str, object]:
     """The config.json in a component's folder, or beside a file in it."""
     path = (file if file.is_dir() else file.parent) / "config.json"
     return read_json(path) if path.is_file() else {}
 
 
-def _fitted(config: DenoiserConfig | AutoencoderConfig, base: Path) -> DenoiserConfig | AutoencoderConfig:
+def _fitted(config: DenoiserConfig | DecoderConfig, base: Path) -> DenoiserConfig | DecoderConfig:
     """A converted component's config beside a base's others, of whose latents an autoencoder takes the scale.
 
     Raises:
         CheckpointError: they are of different models.
     """
     parts = [read_json(base / name / "config.json") for name in ("transformer", "vae", "text_encoder")]
-    denoiser, autoencoder = DenoiserConfig.from_dict(parts[0]), AutoencoderConfig.from_dict(parts[1])
+    denoiser, autoencoder = DenoiserConfig.from_dict(parts[0]), tiny_autoencoder.decoder_config(parts[1])
     if isinstance(config, DenoiserConfig):
         denoiser = config
     else:
-        config = dataclasses.replace(config, scaling_factor=autoencoder.scaling_factor)
+        if isinstance(config, AutoencoderConfig) and isinstance(autoencoder, AutoencoderConfig):
+            config = dataclasses.replace(config, scaling_factor=autoencoder.scaling_factor)
         autoencoder = config
     try:
         pairing.check_parts(denoiser, autoencoder, parts[2])
@@ -145,10 +186,12 @@ def _write_sampler(folder: Path, config: DenoiserConfig, base: Path) -> None:
     scheduler = pairing.scheduler_of(config)
     (folder / "scheduler").mkdir()
     write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
-    index = read_json(base / "model_index.json")
-    index["_class_name"] = "SanaSprintPipeline" if config.guidance_embeds else "SanaPipeline"
-    index["scheduler"] = ["diffusers", scheduler["_class_name"]]
-    write_json(folder / "model_index.json", index)
+    pipeline = "SanaSprintPipeline" if config.guidance_embeds else "SanaPipeline"
+    _write_index(folder, base, _class_name=pipeline, scheduler=["diffusers", scheduler["_class_name"]])
+
+
+def _write_index(folder: Path, base: Path, **changed: object) -> None:
+    write_json(folder / "model_index.json", {**read_json(base / "model_index.json"), **changed})
 
 
 def _complete(folder: Path, base: Path) -> None:

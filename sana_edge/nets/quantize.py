@@ -14,7 +14,7 @@ from sana_edge.errors import CheckpointError, InvalidInput, SanaError
 from sana_edge.int8 import quant
 from sana_edge.int8.conv import Conv2d, PhaseConv2d, W8A8Conv2d, W8A8PhaseConv2d
 from sana_edge.int8.linear import Linear, W8A8Linear
-from sana_edge.nets.autoencoder import Autoencoder, Encoder
+from sana_edge.nets.autoencoder import Encoder, LatentDecoder
 from sana_edge.nets.denoiser import Denoiser
 
 _BLOCK_LAYERS = ("qkv", "out", "cross_q", "cross_out", "expand", "project")
@@ -91,17 +91,15 @@ def set_graph_activations(denoiser: Denoiser) -> None:
         layer.set_static(False)
 
 
-def decoder_targets(autoencoder: Autoencoder) -> list[str]:
+def decoder_targets(autoencoder: LatentDecoder) -> list[str]:
     """Names of the decoder's layers that can be quantized: ``decoder.conv_in`` and so on, in order of use.
 
     A ``to_q`` stands for its `stacked` layers.
     """
-    stages = len(autoencoder.config.decoder_block_out_channels)
-    order = ["conv_in", *(f"up_blocks.{stage}" for stage in reversed(range(stages))), "conv_out"]
     kinds = (Linear, Conv2d, W8A8Linear, W8A8Conv2d, W8A8PhaseConv2d)
     return [
         name
-        for part in order
+        for part in autoencoder.parts()
         for name, layer in autoencoder.get_submodule(f"decoder.{part}").named_modules(
             prefix=f"decoder.{part}"
         )
@@ -120,7 +118,7 @@ def stacked(target: str) -> tuple[str, ...]:
 
 
 def quantize_decoder(
-    autoencoder: Autoencoder,
+    autoencoder: LatentDecoder,
     *,
     keep: Collection[str] = (),
     input_scales: Mapping[str, float] | None = None,
@@ -164,7 +162,7 @@ def quantize_encoder(encoder: Encoder) -> None:
         _quantize(encoder, target, None)
 
 
-def prepare_decoder(autoencoder: Autoencoder, state: Mapping[str, Tensor]) -> None:
+def prepare_decoder(autoencoder: LatentDecoder, state: Mapping[str, Tensor]) -> None:
     """Make a decoder on the meta device ready for an INT8 state dict: its layers with a ``weight_scale``."""
     _prepare(autoencoder, decoder_targets(autoencoder), state)
 

@@ -1,4 +1,4 @@
-"""The face of Automatic1111's web UI, for the clients that speak it: text to image, progress, and lists."""
+"""The face of Automatic1111's web UI: text and image to image, progress, and lists that clients ask for."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import math
 from typing import Any
 
+import PIL.ImageOps
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -14,9 +15,10 @@ from starlette.routing import Route
 from sana_edge.errors import InvalidInput
 from sana_edge.request import SAMPLERS
 from sana_edge.serve.fields import MAX_PICTURES, Fields, shown
-from sana_edge.serve.http import Json, Refused, fields, finished
+from sana_edge.serve.http import Json, fields, finished
 from sana_edge.serve.job import Job
 from sana_edge.serve.service import Service
+from sana_edge.serve.uploads import MAX_UPLOAD
 
 _PREFIX = "/sdapi/v1"
 # what of a request would change the picture there and does not here; true, or a list that is not empty
@@ -89,8 +91,15 @@ class Automatic1111:
 
     async def draw(self, request: Request) -> Response:
         """Text to image."""
-        asked = await fields(request)
-        job, notes = _job(asked, self._service, self._model)
+        return await self._answer(request, await fields(request), {})
+
+    async def redraw(self, request: Request) -> Response:
+        """Image to image."""
+        asked = await fields(request, MAX_UPLOAD)
+        return await self._answer(request, asked, await asyncio.to_thread(_start, asked))
+
+    async def _answer(self, request: Request, asked: Fields, start: dict[str, Any]) -> Response:
+        job, notes = await asyncio.to_thread(_job, asked, self._service, self._model, start)
         self._service.submit(job)
         self._jobs.append(job)
         try:
@@ -98,10 +107,6 @@ class Automatic1111:
         finally:
             self._jobs.remove(job)
         return await asyncio.to_thread(lambda: Json(_answer(job, notes)))
-
-    async def redraw(self, request: Request) -> Response:
-        """Nothing draws from a picture yet."""
-        raise Refused(422, "img2img is not there yet", f"draw with {_PREFIX}/txt2img")
 
     async def interrupt(self, request: Request) -> Response:
         """Cancel what this face is drawing; jobs of other faces go on."""
@@ -143,7 +148,24 @@ class Automatic1111:
         return Json({**content, "current_image": current, "textinfo": None})
 
 
-def _job(asked: Fields, service: Service, model: str) -> tuple[Job, list[str]]:
+def _start(asked: Fields) -> dict[str, Any]:
+    """What a drawing starts from."""
+    images = asked.values.get("init_images")
+    if not isinstance(images, list) or len(images) != 1:
+        raise InvalidInput(f"init_images is {shown(images)}", "give a list with one picture in base64")
+    mask = asked.picture("mask")
+    if mask is not None and asked.whole("inpainting_mask_invert", low=0, high=1):
+        mask = PIL.ImageOps.invert(mask.convert("L"))
+    return {
+        "image": Fields({"init_images": images[0]}).picture("init_images"),
+        "mask": mask,
+        "strength": asked.number("denoising_strength"),
+    }
+
+
+def _job(
+    asked: Fields, service: Service, model: str, start: dict[str, Any] | None = None
+) -> tuple[Job, list[str]]:
     """The job of a request, and what the caller should know about it."""
     notes = [
         f"{name} is not there and has no effect"
@@ -165,7 +187,7 @@ def _job(asked: Fields, service: Service, model: str) -> tuple[Job, list[str]]:
     width, height = asked.whole("width"), asked.whole("height")
     if (width is None) != (height is None):
         raise InvalidInput(f"width is {shown(width)}, height is {shown(height)}", "give both, or none")
-    more: dict[str, Any] = {"sampler": sampler}
+    more: dict[str, Any] = {"sampler": sampler, **(start or {})}
     if asked.whole("seed") == -1:
         # their word for a random one
         asked = Fields({**asked.values, "seed": None})

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import PIL.Image
 
 from sana_edge.errors import InvalidInput
 from sana_edge.image import QUALITY
 from sana_edge.request import Request, random_seed
+from sana_edge.serve import uploads
 from sana_edge.serve.job import Encoding, Job
+from sana_edge.system import json_values
 
 # pictures of one request
 MAX_PICTURES = 10
 _SIZE = re.compile(r"(\d{1,9})\s*[xX*]\s*(\d{1,9})")
 _FORMATS = {"png": "PNG", "jpeg": "JPEG", "jpg": "JPEG", "webp": "WEBP"}
-# characters of a value in an error
-_SHOWN = 60
+# of a form, what may look like a number and is none
+_TEXTS = ("prompt", "negative_prompt", "instruction", "model", "size", "user")
 
 
 class Fields:
@@ -31,11 +34,22 @@ class Fields:
         self.values = values
 
     @classmethod
+    def of_form(cls, items: Iterable[tuple[str, str | bytes]]) -> Fields:
+        """The fields of a form, where all is text but files; ``image[]`` is ``image``."""
+        values: dict[str, Any] = {}
+        for name, value in items:
+            name = name.removesuffix("[]")
+            if name in values:
+                raise InvalidInput(f"there are several fields {shown(name)}", "send one")
+            values[name] = value if isinstance(value, bytes) or name in _TEXTS else _plain(value)
+        return cls(values)
+
+    @classmethod
     def parse(cls, text: bytes | str) -> Fields:
-        """Read an object; NaN and infinity are no JSON."""
+        """Read an object."""
         try:
-            values = json.loads(text, parse_constant=_no_number)
-        except (ValueError, RecursionError) as error:
+            values = json_values.parse(text)
+        except ValueError as error:
             raise InvalidInput(f"this is no JSON: {error}", "send a JSON object in UTF-8") from error
         if not isinstance(values, dict):
             raise InvalidInput(f"this is JSON, but no object: {shown(values)}", 'send {"prompt": ...}')
@@ -94,6 +108,14 @@ class Fields:
             raise InvalidInput(f"{name} is {shown(value)}", 'give "WIDTHxHEIGHT" in pixels, or "auto"')
         return int(match.group(1)), int(match.group(2))
 
+    def picture(self, name: str) -> PIL.Image.Image | None:
+        """A picture: base64, or the bytes of a file that a form has."""
+        value = self.values.get(name)
+        if isinstance(value, bytes):
+            return uploads.decode(value, name)
+        text = self.text(name)
+        return uploads.decode_text(text, name) if text else None
+
     def encoding(self, kind: str = "output_format", quality: str = "output_compression") -> Encoding:
         """How pictures are sent."""
         name = self.choice(kind, tuple(_FORMATS)) or "png"
@@ -120,6 +142,7 @@ class Fields:
             "exact_size": self.flag("exact_size"),
             "flow_shift": self.number("flow_shift"),
             "instruction": self.text("instruction"),
+            "tile": self.whole("tile"),
             **more,
         }
         return Request(prompt, size=size, images=1 if images is None else images, **values)
@@ -129,7 +152,13 @@ class Fields:
         every = self.whole("preview_every", low=0, high=1000) or 0
         return Job(
             known(self.text("model")),
-            self.request(images=self.whole("images", "n", low=1, high=MAX_PICTURES), size=self.size()),
+            self.request(
+                images=self.whole("images", "n", low=1, high=MAX_PICTURES),
+                size=self.size(),
+                image=self.picture("image"),
+                mask=self.picture("mask"),
+                strength=self.number("strength"),
+            ),
             preview=lambda step, steps: every > 0 and (step + 1) % every == 0,
             encoding=self.encoding(),
         )
@@ -140,14 +169,15 @@ class Fields:
         return name, self.values.get(name)
 
 
-def shown(value: Any) -> str:
-    """A value for an error, cut."""
+def _plain(text: str) -> Any:
+    """A number, true, false or null that a form has as text."""
     try:
-        text = json.dumps(value)
-    except ValueError:  # an integer of thousands of digits
-        return "a huge number"
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+        value = json_values.parse(text)
+    except ValueError:
+        return text
+    return text if isinstance(value, str | list | dict) else value
 
 
-def _no_number(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a number")
+def shown(value: Any) -> str:
+    """A value for an error, cut; of a form's file that it is one."""
+    return "a file" if isinstance(value, bytes) else json_values.shown(value)

@@ -8,6 +8,9 @@ import json
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
+# starlette would miss it at the first form only
+import python_multipart  # noqa: F401
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -17,13 +20,14 @@ from sana_edge.serve.fields import Fields
 from sana_edge.serve.job import Job
 from sana_edge.serve.queue import Closed, QueueFull
 from sana_edge.serve.service import Service
+from sana_edge.serve.uploads import MAX_UPLOAD
 
 # a model reads 300 tokens of a prompt
 MAX_BODY = 1 << 20
-# bytes that are read, and thrown away, so that the client sees the answer
+# bytes beyond the limit that are read, and thrown away, so that the client sees the answer
 MAX_READ = 32 << 20
 # seconds in which a body must be here, and after which a stream that has no news says that it lives
-BODY_SECONDS = 30.0
+BODY_SECONDS = 120.0
 HEARTBEAT_SECONDS = 15.0
 # what below /v1/ is no part of OpenAI's API
 _OWN = ("/v1/jobs", "/v1/pictures", "/v1/status", "/v1/estimate")
@@ -53,31 +57,57 @@ class Json(Response):
         return json.dumps(content, separators=(",", ":")).encode("ascii")
 
 
-async def fields(request: Request) -> Fields:
-    """Read the body.
+async def fields(request: Request, most: int = MAX_BODY) -> Fields:
+    """Read the body, of at most ``most`` bytes.
 
     Raises:
         Refused: it is too large, or too slow.
         InvalidInput: it is no JSON object.
     """
+    return Fields.parse(await _body(request, most))
+
+
+async def form(request: Request) -> Fields:
+    """Read a form with files, or JSON with base64; errors are those of `fields`."""
+    body = await _body(request, MAX_UPLOAD)
+    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+        return Fields.parse(body)
+
+    async def whole() -> AsyncGenerator[bytes, None]:
+        yield body
+
+    parser = MultiPartParser(request.headers, whole(), max_files=16, max_fields=100, max_part_size=MAX_BODY)
+    # nothing goes to the disk
+    parser.spool_max_size = MAX_UPLOAD
+    try:
+        found = await parser.parse()
+    except (MultiPartException, KeyError, UnicodeError) as error:
+        raise InvalidInput(f"this is no form: {error}", "send multipart/form-data, or JSON") from error
+    items = [
+        (name, value if isinstance(value, str) else await value.read()) for name, value in found.multi_items()
+    ]
+    return Fields.of_form(items)
+
+
+async def _body(request: Request, most: int) -> bytes:
     body, size = bytearray(), 0
 
     async def read() -> None:
         nonlocal size
         async for part in request.stream():
             size += len(part)
-            if size <= MAX_BODY:
+            if size <= most:
                 body.extend(part)
-            elif size > MAX_READ:
+            elif size > most + MAX_READ:
                 break
 
     try:
         await asyncio.wait_for(read(), BODY_SECONDS)
     except asyncio.TimeoutError as error:
         raise Refused(408, f"the request took longer than {BODY_SECONDS:.0f} s", "send it again") from error
-    if size > MAX_BODY:
-        raise Refused(413, f"the request has more than {MAX_BODY} bytes", "send a shorter prompt")
-    return Fields.parse(bytes(body))
+    if size > most:
+        raise Refused(413, f"the request has more than {most} bytes", "send less")
+    return bytes(body)
 
 
 def status_of(error: SanaError, invalid: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import secrets
 import threading
@@ -196,6 +197,8 @@ class Job:
                 "done" if error is None else "cancelled" if isinstance(error, Cancelled) else "failed"
             )
             self.error, self.seconds_left = error, None
+            # pixels that nobody needs any more
+            self.request = dataclasses.replace(self.request, image=None, mask=None, strength=None)
             self.ended = time.time()
         self._change()
 

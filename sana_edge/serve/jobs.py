@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from starlette.requests import Request
@@ -12,6 +13,7 @@ from sana_edge.serve.events import News, described
 from sana_edge.serve.http import Events, Json, Refused, event, fields
 from sana_edge.serve.job import Job
 from sana_edge.serve.service import Service
+from sana_edge.serve.uploads import MAX_UPLOAD
 
 
 class Jobs:
@@ -33,12 +35,15 @@ class Jobs:
 
     async def submit(self, request: Request) -> Response:
         """Queue a job and say its id."""
-        job = self._service.submit((await fields(request)).job(self._service.known), keep=True)
+        asked = await fields(request, MAX_UPLOAD)
+        # off the loop, as pictures are decoded
+        job = await asyncio.to_thread(asked.job, self._service.known)
+        self._service.submit(job, keep=True)
         return Json(self._described(job), 202, {"location": f"/v1/jobs/{job.id}"})
 
     async def estimate(self, request: Request) -> Response:
         """How long a job would take from its first step; null at a size that was never drawn."""
-        job = (await fields(request)).job(self._service.known)
+        job = await asyncio.to_thread((await fields(request, MAX_UPLOAD)).job, self._service.known)
         return Json({"seconds": self._service.workers[job.model].pace.seconds(job.request)})
 
     async def jobs(self, request: Request) -> Response:

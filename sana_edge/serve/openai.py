@@ -1,4 +1,4 @@
-"""The face of OpenAI's image API: generations, also as a stream with true partial pictures, and models."""
+"""The face of OpenAI's image API: generations, edits, streams with true partial pictures, and models."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from sana_edge.errors import InvalidInput
 from sana_edge.serve.fields import MAX_PICTURES, Fields
-from sana_edge.serve.http import Events, Json, Refused, event, fields, finished, openai_error, status_of
+from sana_edge.serve.http import Events, Json, Refused, event, fields, finished, form, openai_error, status_of
 from sana_edge.serve.job import Job, never
 from sana_edge.serve.service import Service
+from sana_edge.serve.uploads import transparent
 
 # of each picture of a stream
 MAX_PARTIALS = 3
@@ -28,20 +30,29 @@ class OpenAI:
         return [
             Route("/v1/images/generations", self.generations, methods=["POST"]),
             Route("/v1/images/edits", self.edits, methods=["POST"]),
-            Route("/v1/images/variations", self.edits, methods=["POST"]),
+            Route("/v1/images/variations", self.variations, methods=["POST"]),
             Route("/v1/models", self.models),
             Route("/v1/models/{name:path}", self.model),
         ]
 
     async def generations(self, request: Request) -> Response:
         """Draw: JSON with all pictures, or a stream of events."""
-        asked = await fields(request)
+        return await self._draw(request, await fields(request), "image_generation", {})
+
+    async def edits(self, request: Request) -> Response:
+        """Draw from a picture, where its mask is transparent, or anywhere; the rest stays."""
+        asked = await form(request)
+        return await self._draw(request, asked, "image_edit", await asyncio.to_thread(_start, asked))
+
+    async def variations(self, request: Request) -> Response:
+        """There is no prompt to draw by."""
+        raise Refused(400, "variations are not there", "draw with a prompt from /v1/images/edits")
+
+    async def _draw(self, request: Request, asked: Fields, kind: str, start: dict[str, Any]) -> Response:
         streamed, by_url = asked.flag("stream"), _by_url(asked)
         partials = asked.whole("partial_images", low=0, high=MAX_PARTIALS) or 0
-        wanted = asked.request(
-            images=asked.whole("n", low=1, high=MAX_PICTURES),
-            size=asked.size(),
-        )
+        count = asked.whole("n", low=1, high=MAX_PICTURES)
+        wanted = await asyncio.to_thread(asked.request, images=count, size=asked.size(), **start)
         job = Job(
             self._service.known(asked.text("model")),
             wanted,
@@ -50,15 +61,10 @@ class OpenAI:
         )
         self._service.submit(job, keep=by_url)
         if streamed:
-            return Events(self._service, job, _Stream(job).take, owned=True)
+            return Events(self._service, job, _Stream(job, kind).take, owned=True)
         await finished(request, self._service, job)
         base = str(request.base_url) if by_url else None
         return await asyncio.to_thread(lambda: Json(_answer(job, base)))
-
-    async def edits(self, request: Request) -> Response:
-        """Nothing draws from a picture yet."""
-        what = request.url.path.rpartition("/")[2]
-        raise Refused(400, f"{what} of pictures are not there yet", "draw with /v1/images/generations")
 
     async def models(self, request: Request) -> Response:
         """The models that requests may name; any other name is the first."""
@@ -75,8 +81,8 @@ class OpenAI:
 class _Stream:
     """The events of a job as OpenAI has them."""
 
-    def __init__(self, job: Job) -> None:
-        self._job = job
+    def __init__(self, job: Job, kind: str) -> None:
+        self._job, self._kind = job, kind
         self._previews = 0
         self._pictures = 0
         # of the current picture
@@ -109,11 +115,20 @@ class _Stream:
         return events
 
     def _event(self, kind: str, b64_json: str, **more: Any) -> bytes:
-        name = f"image_generation.{kind}"
+        name = f"{self._kind}.{kind}"
         output_format = self._job.encoding.kind.lower()
         created = int(self._job.created)
         content = {"type": name, "b64_json": b64_json, "created_at": created, "output_format": output_format}
         return event(name, {**content, **more})
+
+
+def _start(asked: Fields) -> dict[str, Any]:
+    """What a drawing starts from."""
+    image, mask = asked.picture("image"), asked.picture("mask")
+    if image is None:
+        raise InvalidInput("there is no image", "send one, or draw with /v1/images/generations")
+    strength = asked.number("strength")
+    return {"image": image, "mask": None if mask is None else transparent(mask), "strength": strength}
 
 
 def spread(count: int) -> Any:

@@ -6,17 +6,20 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sana_edge.request import Request
+from sana_edge.request import DEFAULT_STRENGTH, Request
 
 # sizes that are remembered
 _MOST = 256
 
-_Key = tuple[tuple[int, int] | None, bool, bool]
+_Key = tuple[tuple[int, int] | None, bool, bool, float | None]
 
 
 @dataclass(frozen=True)
 class _Known:
+    """``taken`` of ``steps``: an image leaves some out."""
+
     steps: int
+    taken: int
     step_seconds: float
     decode_seconds: float
 
@@ -27,20 +30,20 @@ class Pace:
     def __init__(self) -> None:
         self._known: dict[_Key, _Known] = {}
 
-    def learn(self, request: Request, steps: int, timings: Mapping[str, float]) -> None:
-        """Take the times of a finished picture, those of `sana_edge.Image`."""
+    def learn(self, request: Request, steps: int, taken: int, timings: Mapping[str, float]) -> None:
+        """Take the times of a finished picture, those of `sana_edge.Image`, and how many steps it took."""
         key = _key(request)
         self._known.pop(key, None)
         if len(self._known) >= _MOST:
             del self._known[next(iter(self._known))]
-        self._known[key] = _Known(steps, timings["denoise"] / steps, timings["decode"])
+        self._known[key] = _Known(steps, taken, timings["denoise"] / taken, timings["decode"])
 
     def seconds(self, request: Request) -> float | None:
         """How long a request will take from its first step; None at a size that was never drawn."""
         known = self._known.get(_key(request))
         if known is None:
             return None
-        steps = request.steps or known.steps
+        steps = (request.steps or known.steps) * known.taken / known.steps
         return request.images * (steps * known.step_seconds + known.decode_seconds)
 
     def clock(self, request: Request) -> Clock:
@@ -69,4 +72,5 @@ class Clock:
 
 def _key(request: Request) -> _Key:
     guided = request.guidance is None or request.guidance > 1
-    return request.size, request.exact_size, guided
+    share = None if request.image is None else request.strength or DEFAULT_STRENGTH
+    return request.size, request.exact_size, guided, share

@@ -84,14 +84,18 @@ class Server(uvicorn.Server):
         )
         super().__init__(config)
 
-    def answer(self, listening: socket.socket) -> None:
-        """Answer until the end; jobs that are unfinished then are cancelled."""
+    def answer(self, listening: socket.socket) -> bool:
+        """Answer until the end; jobs that are unfinished then are cancelled.
+
+        False where a worker computes on, in a step that cannot be interrupted.
+        """
         try:
             # uvicorn raises the signal again, which is how a server ends
             with contextlib.suppress(KeyboardInterrupt):
                 self.run(sockets=[listening])
         finally:
-            self._service.close()
+            ended = self._service.close()
+        return ended
 
     def stop(self) -> None:
         """End `answer`, from any thread."""

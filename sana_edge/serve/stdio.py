@@ -13,11 +13,12 @@ from sana_edge.errors import InvalidInput, SanaError
 from sana_edge.serve.events import News
 from sana_edge.serve.fields import Fields, shown
 from sana_edge.serve.service import PATIENCE, Service
+from sana_edge.serve.uploads import MAX_UPLOAD
 
 # of the lines; a later one may add types and fields
 PROTOCOL = 1
-# bytes of a line
-MAX_LINE = 1 << 20
+# bytes of a line, with pictures in base64
+MAX_LINE = MAX_UPLOAD
 
 
 class Sidecar:
@@ -59,7 +60,7 @@ class Sidecar:
             try:
                 if len(line) > MAX_LINE:
                     self._skip(line)
-                    raise InvalidInput(f"a line has more than {MAX_LINE} bytes", "send a shorter prompt")
+                    raise InvalidInput(f"a line has more than {MAX_LINE} bytes", "send less")
                 if line.strip() and not self._take(Fields.parse(line)):
                     break
             except SanaError as error:

@@ -194,7 +194,7 @@ class Worker:
                 each = step.total // request.images
                 picture, index = divmod(step.index, each)
                 if step.image is not None:
-                    pace.learn(request, each, step.image.timings)
+                    pace.learn(request, step.image.metadata["steps"], each, step.image.timings)
                     self._on_picture(job, job.take(step.image))
                 elif job.preview_wanted or job.preview(index, each):
                     job.preview_wanted = False

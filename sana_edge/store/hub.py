@@ -22,7 +22,11 @@ from sana_edge.store.snapshots import cached
 # ends the name of a bundled model's quantized package
 _PACKAGE = "-int8"
 
-_WEIGHTS = (".pth", ".pt", ".ckpt", ".safetensors", ".gguf")
+# ends of files that `convert` and ``--decoder`` take
+CHECKPOINTS = (".pth", ".pt", ".ckpt", ".safetensors")
+_WEIGHTS = (*CHECKPOINTS, ".gguf")
+_MODEL_HINT = "give a folder in diffusers layout, or a model's name"
+_DECODER_HINT = f"choose {', '.join(DECODERS)}, a file or folder of an autoencoder, or a repository"
 _REVISION = re.compile(r"\w[\w.-]*(?:/\w[\w.-]*)*")
 
 
@@ -31,8 +35,8 @@ class ResolvedModel:
     """A model that is on this machine.
 
     ``name`` is what to show and to store in a picture, ``variant`` which of several weight files to prefer,
-    ``info`` the table's entry where the model is a public one. ``decoder`` is the folder of an autoencoder
-    that takes the place of the model's own, ``decoder_name`` what to call it.
+    ``info`` the table's entry where the model is a public one. ``decoder`` is the folder or file of an
+    autoencoder that takes the place of the model's own, ``decoder_name`` what to call it.
     """
 
     path: Path
@@ -48,7 +52,10 @@ class ResolvedModel:
 
     def component_variant(self, component: str) -> str | None:
         """What to pass as ``variant`` to `load_state` for ``transformer``, ``vae`` or ``text_encoder``."""
-        return component_variant((path.name for path in self.component(component).iterdir()), self.variant)
+        place = self.component(component)
+        if place.is_file():
+            return None
+        return component_variant((path.name for path in place.iterdir()), self.variant)
 
 
 def resolve(
@@ -74,7 +81,7 @@ def resolve(
         revision: of a repository, a branch, a tag or a commit; None takes its main branch, or of a cache that
             has none its only snapshot.
         decoder: an autoencoder in place of the model's own: "dc-ae-lite", a folder with its config.json or a
-            model's, or a repository.
+            model's, a checkpoint's file, or a repository.
         on_progress: told of a download, in bytes, also from other threads; what it raises ends the download.
 
     Raises:
@@ -110,18 +117,26 @@ def resolve_decoder(
     on_progress: Progress = unseen,
     revision: str | None = None,
 ) -> Path:
-    """The folder of an autoencoder; arguments and errors are those of `resolve`."""
+    """The folder of an autoencoder, or its file; arguments and errors are those of `resolve`."""
     info, folder = DECODERS.get(decoder.lower()), Path(os.path.expanduser(decoder))
     if info is None and decoder and os.path.isdir(folder):
         place = folder / "vae" if os.path.isdir(folder / "vae") else folder
+        weights = [path for path in sorted(place.iterdir()) if path.suffix in CHECKPOINTS]
+        if len(weights) == 1 and not os.path.isfile(place / "config.json"):
+            # in its authors' names
+            return resolve_decoder(str(weights[0]), revision=revision)
         check_component(place)
         _check_revision(revision, decoder)
         return place
+    if info is None and folder.suffix in CHECKPOINTS and os.path.isfile(folder):
+        _check_revision(revision, decoder)
+        if not identify(folder).convertible:
+            _refuse_file(decoder, "decoder")
+        return folder
     if info is None:
-        _refuse_file(decoder)
+        _refuse_file(decoder, "decoder")
     if info is None and not is_repository(decoder):
-        hint = f"choose {', '.join(DECODERS)}, the folder of an autoencoder, or a repository"
-        raise ModelNotFound(f"unknown decoder {decoder!r}", hint)
+        raise ModelNotFound(f"unknown decoder {decoder!r}", _DECODER_HINT)
     _check_revision(revision)
     repository = info.repository if info else decoder
     path = None if refresh and not offline else cached(repository, None, revision, component=True)
@@ -232,17 +247,18 @@ def _unknown(model: str) -> ModelNotFound:
     return ModelNotFound(f"unknown model {model!r}", f"{hint}`sana-edge models list` shows all")
 
 
-def _refuse_file(model: str) -> None:
+def _refuse_file(model: str, what: str = "whole model") -> None:
     """Raise where a model's name is a file's, or can only be: models are folders."""
     path = Path(os.path.expanduser(model))
     if os.path.isdir(path) or not model or "\0" in model:
         return
     if os.path.exists(path):
         found = identify(path)
-        hint = found.hint or "give a folder in diffusers layout, or a model's name"
-        raise ModelNotFound(f"{model} is no whole model: it is {found.words}", hint)
+        hint = found.hint or (_DECODER_HINT if what == "decoder" else _MODEL_HINT)
+        raise ModelNotFound(f"{model} is no {what}: it is {found.words}", hint)
     if path.suffix.lower() in _WEIGHTS:
-        raise ModelNotFound(f"no file {model}", "give a model's name or folder; convert makes one of a file")
+        hint = _DECODER_HINT if what == "decoder" else f"{_MODEL_HINT}; convert makes one of a file"
+        raise ModelNotFound(f"no file {model}", hint)
 
 
 def _check_revision(revision: str | None, model: str | None = None) -> None:

@@ -179,6 +179,9 @@ def _weights(path: Path, container: str, names: Iterable[str]) -> Identified:
         return Identified(f"{container} that another program quantized", hint, True)
     if any(name.startswith(("controlnet_blocks.", "controlnet.")) for name in names):
         return Identified(f"{container} of a ControlNet, which sana-edge does not run", _LAYOUT, True)
+    if not found and tensor_names.is_tiny_encoder(names):
+        hint = "give the file of the decoder, such as taesana_decoder.pth"
+        return Identified(f"{container} with a tiny autoencoder's encoder, which is not run", hint, True)
     if not found:
         first = _short(next((name for name in names if "." in name), "none"))
         return Identified(f"{container} without a SANA network (its first tensor is {first})", _LAYOUT, True)
@@ -189,6 +192,8 @@ def _weights(path: Path, container: str, names: Iterable[str]) -> Identified:
     names_of = "diffusers'" if network.published else "its authors'"
     words = f"{container} with a SANA {network.network} in {names_of} names, one part of a model"
     hint = f"`{_convert(path)}` makes a whole model folder of it, with the rest of MODEL"
+    if network.network in (tensor_names.AUTOENCODER, tensor_names.TINY):
+        hint += "; or give it to a model as --decoder"
     return Identified(words, hint, True, convertible=True)
 
 

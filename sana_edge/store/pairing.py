@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,18 @@ from typing import Any
 from sana_edge.config import LATENT_CELL, AutoencoderConfig, DenoiserConfig, SamplerConfig
 from sana_edge.errors import CheckpointError
 from sana_edge.store.folder import read_json
+from sana_edge.store.tiny_autoencoder import (
+    CLASSES,
+    HINT,
+    DecoderConfig,
+    TinyAutoencoderConfig,
+    decoder_config,
+)
 
 _HINT = "take both from one model, or choose another --base where it was converted"
 
 
-def check_parts(denoiser: DenoiserConfig, autoencoder: AutoencoderConfig, text: Mapping[str, Any]) -> None:
+def check_parts(denoiser: DenoiserConfig, autoencoder: DecoderConfig, text: Mapping[str, Any]) -> None:
     """See that a denoiser reads what its text encoder writes, and draws the latents that are decoded.
 
     Args:
@@ -55,33 +63,48 @@ def check_model(folder: Path) -> None:
     """
     check_parts(
         DenoiserConfig.from_dict(read_json(folder / "transformer" / "config.json")),
-        AutoencoderConfig.from_dict(read_json(folder / "vae" / "config.json")),
+        decoder_config(read_json(folder / "vae" / "config.json")),
         read_json(folder / "text_encoder" / "config.json"),
     )
 
 
 def check_decoder(folder: Path, decoder: Path) -> None:
-    """See that another autoencoder decodes the latents of a model folder.
+    """See that another autoencoder decodes the latents of a model folder; a file's is seen when it is read.
 
     Raises:
         CheckpointError: it does not; says which number differs.
     """
-    own = AutoencoderConfig.from_dict(read_json(folder / "vae" / "config.json"))
-    described = read_json(decoder / "config.json")
-    if described.get("_class_name", "AutoencoderDC") != "AutoencoderDC":
-        hint = "give an AutoencoderDC, such as dc-ae-lite"
-        raise CheckpointError(f"the decoder {decoder} is a {described['_class_name']}", hint)
-    other = AutoencoderConfig.from_dict(described)
+    if decoder.is_dir():
+        described = read_json(decoder / "config.json")
+        if (kind := described.get("_class_name", CLASSES[0])) not in CLASSES:
+            raise CheckpointError(f"the decoder {decoder} is a {kind}", HINT)
+        in_place_of(decoder_config(described), folder, decoder)
+
+
+def in_place_of(config: DecoderConfig, folder: Path, decoder: Path) -> DecoderConfig:
+    """What another decoder's config is beside a model: the scale of its latents is the model's.
+
+    A tiny one takes latents as samplers leave them.
+
+    Raises:
+        CheckpointError: it decodes other latents than the model's.
+    """
+    own = decoder_config(read_json(folder / "vae" / "config.json"))
     for name, what in (
         ("latent_channels", "channels"),
         ("spatial_compression", "pixels for a cell"),
     ):
-        found, wanted = getattr(other, name), getattr(own, name)
+        found, wanted = getattr(config, name), getattr(own, name)
         if found != wanted:
             raise CheckpointError(
                 f"the decoder {decoder} has {found} {what}, the model's latents are of {wanted}",
                 "give a decoder of the same latents",
             )
+    if isinstance(config, TinyAutoencoderConfig):
+        return config
+    # that of the public models, where a tiny one has taken the place of theirs
+    scale = own.scaling_factor if isinstance(own, AutoencoderConfig) else config.scaling_factor
+    return dataclasses.replace(config, scaling_factor=scale)
 
 
 def scheduler_of(denoiser: DenoiserConfig) -> dict[str, Any]:

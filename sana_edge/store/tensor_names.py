@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-DENOISER, AUTOENCODER, TEXT = "denoiser", "autoencoder", "text encoder"
+DENOISER, AUTOENCODER, TINY, TEXT = "denoiser", "autoencoder", "tiny autoencoder", "text encoder"
 
 # the network, whether the names are diffusers' or transformers', the tensor that only it has
 _NETWORKS = tuple(
@@ -20,6 +20,9 @@ _NETWORKS = tuple(
         (DENOISER, True, r"transformer_blocks\.0\.ff\.conv_inverted\.weight"),
         (AUTOENCODER, False, r"decoder\.project_in\.(?:main\.)?conv\.weight"),
         (AUTOENCODER, True, r"decoder\.norm_out\.weight"),
+        # a plain sequence of layers, whose encoder has other convolutions at these places
+        (TINY, False, r"(?<!layers\.)3\.conv\.0\.weight"),
+        (TINY, True, r"decoder\.layers\.2\.conv\.0\.weight"),
         (TEXT, True, r"layers\.0\.pre_feedforward_layernorm\.weight"),
     )
 )
@@ -31,6 +34,7 @@ _AVERAGED = re.compile(r"(?:^|[._])(?:ema|shadow|averaged|swa)\d*(?:[._]|$)", re
 _HELPER = re.compile(r"(?:^|[._])(?:teacher|discriminator|critic|fake|real|guidance|target)(?:[._]|$)")
 _LORA = re.compile(r"(?:^|[._])lora(?:[._]?(?:A|B|up|down|mid))?(?:[._]|$)|\.(?:hada|lokr|dora)_")
 _LORA_FILE = re.compile(r"(?:^|[_.-])(?:loras?|adapters?)(?=[_.-]|$)", re.IGNORECASE)
+_TINY_BLOCK = re.compile(r"(?:encoder\.(?:layers\.)?)?\d+\.conv\.0\.weight")
 _FOREIGN_INT = re.compile(r"\.(?:qweight|wscales|absmax|quant_map|qzeros)(?:\.|$)|\.quant_state\.")
 
 
@@ -60,7 +64,7 @@ def plain_name(name: str) -> str:
 
 def networks(names: Iterable[str]) -> list[Network]:
     """The networks among `plain_name`s, denoisers first, each with the shorter prefixes first."""
-    order = (DENOISER, AUTOENCODER, TEXT)
+    order = (DENOISER, AUTOENCODER, TINY, TEXT)
     found = {
         Network(network, published, match["prefix"])
         for name in names
@@ -88,6 +92,11 @@ def is_lora(names: Iterable[str]) -> bool:
 def is_lora_file(name: str) -> bool:
     """Whether a file's name says that it is a LoRA."""
     return _LORA_FILE.search(name) is not None
+
+
+def is_tiny_encoder(names: Iterable[str]) -> bool:
+    """Whether tensors are those of a tiny autoencoder's other half, by their author's names or diffusers'."""
+    return any(_TINY_BLOCK.fullmatch(name) for name in names)
 
 
 def is_foreign_package(names: Iterable[str]) -> bool:

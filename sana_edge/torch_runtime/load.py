@@ -6,6 +6,7 @@ weights while they are loaded, layer by layer. Both give the same network where 
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping
 
@@ -16,7 +17,8 @@ from sana_edge.config import AutoencoderConfig, DenoiserConfig
 from sana_edge.errors import CheckpointError, InvalidInput
 from sana_edge.fused.backends import half_dtype
 from sana_edge.nets import parameter_names
-from sana_edge.nets.autoencoder import Autoencoder, Encoder, decoder_state, encoder_state
+from sana_edge.nets.autoencoder import Encoder, LatentDecoder, decoder_state, encoder_state
+from sana_edge.nets.convert import read_decoder
 from sana_edge.nets.denoiser import Denoiser
 from sana_edge.nets.quantize import (
     decoder_targets,
@@ -30,22 +32,23 @@ from sana_edge.nets.quantize import (
     set_activations,
     stacked,
 )
+from sana_edge.nets.tiny_autoencoder import latent_decoder
 from sana_edge.store import package
+from sana_edge.store.folder import component_variant
 from sana_edge.store.hub import ResolvedModel
 from sana_edge.store.package import Description, Quantization
 from sana_edge.store.package_tensors import check_tensors, is_scale, to_16_bit
+from sana_edge.store.pairing import in_place_of
+from sana_edge.store.tiny_autoencoder import decoder_config
 from sana_edge.store.weights import StoredState, check_values, is_finite, load_into, load_state, needs_clamp
 from sana_edge.torch_runtime.device import DTYPES
 
 
-def describe(model: ResolvedModel) -> tuple[Description, Description]:
-    """What both networks' folders say; a chosen decoder takes the latents of the model's own."""
-    transformer, vae = (package.describe(model.component(name)) for name in ("transformer", "vae"))
-    if model.decoder is not None:
-        own = package.describe(model.path / "vae").values
-        scale = {"scaling_factor": AutoencoderConfig.from_dict(own).scaling_factor}
-        vae = Description({**vae.values, **scale}, vae.quantization)
-    return transformer, vae
+def describe(model: ResolvedModel) -> tuple[Description, Description | None]:
+    """What both networks' folders say; a decoder that is a checkpoint's file has no description."""
+    vae = model.component("vae")
+    described = None if vae.is_file() else package.describe(vae)
+    return package.describe(model.component("transformer")), described
 
 
 def load_denoiser(
@@ -102,14 +105,23 @@ def load_decoder(
     dtype: torch.dtype,
     int8: bool = False,
     description: Description | None = None,
-) -> Autoencoder:
-    """Read the decoder of ``vae/``; arguments and errors are those of `load_denoiser`."""
+) -> LatentDecoder:
+    """Read the decoder of ``vae/``, or the one that takes its place, which may be a checkpoint's file.
+
+    Arguments and errors are those of `load_denoiser`.
+    """
     folder = model.component("vae")
-    description = description or package.describe(folder)
-    quantization, config = description.quantization, AutoencoderConfig.from_dict(description.values)
-    state = decoder_state(_read(model, "vae", int8 or quantization is not None))
+    if folder.is_file():
+        read = read_decoder(folder)
+        config, state, quantization = read.config, read.state, None
+    else:
+        description = description or package.describe(folder)
+        quantization, config = description.quantization, decoder_config(description.values)
+        state = decoder_state(_read(model, "vae", int8 or quantization is not None))
+    if model.decoder is not None:
+        config = in_place_of(config, model.path, folder)
     with torch.device("meta"):
-        autoencoder = Autoencoder(config, encoder=False)
+        autoencoder = latent_decoder(config)
     if quantization is not None:
         package.verify(folder, quantization)
         check_tensors(state, quantization, decoder_layers(autoencoder), where=str(folder))
@@ -137,9 +149,10 @@ def load_encoder(
     """
     folder = model.path / "vae"
     description = package.describe(folder)
-    quantization, config = description.quantization, AutoencoderConfig.from_dict(description.values)
-    state = encoder_state(load_state(folder, variant=model.component_variant("vae")))
-    if not state:
+    quantization, config = description.quantization, decoder_config(description.values)
+    state = encoder_state(load_state(folder, variant=component_variant(os.listdir(folder), model.variant)))
+    # a tiny autoencoder's is not run
+    if not state or not isinstance(config, AutoencoderConfig):
         hint = "give the model that it was made from, or quantize that again with this version"
         raise InvalidInput(f"{model.name} has no encoder, which an image needs", hint)
     with torch.device("meta"):
@@ -167,7 +180,7 @@ def denoiser_layers(config: DenoiserConfig) -> list[tuple[str, ...]]:
     return [tuple(name.removesuffix(".weight") for name in names[f"{target}.weight"]) for target in targets]
 
 
-def decoder_layers(autoencoder: Autoencoder) -> list[tuple[str, ...]]:
+def decoder_layers(autoencoder: LatentDecoder) -> list[tuple[str, ...]]:
     """What can be INT8 in a decoder, as `check_tensors` wants it."""
     return [stacked(target) for target in decoder_targets(autoencoder)]
 

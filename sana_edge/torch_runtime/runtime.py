@@ -19,7 +19,7 @@ from sana_edge.errors import OutOfMemory
 from sana_edge.fused import backends
 from sana_edge.fused.backends import Backend
 from sana_edge.fused.decoder import fuse_decoder
-from sana_edge.nets.autoencoder import Autoencoder, Encoder
+from sana_edge.nets.autoencoder import Autoencoder, Encoder, LatentDecoder
 from sana_edge.nets.denoiser import Denoiser, Modulation, TextContext
 from sana_edge.nets.text_encoder import EncodedTexts, TextEncoder
 from sana_edge.progress import Progress, unseen
@@ -59,7 +59,7 @@ class TorchRuntime:
     dtype: str
     text_encoder: TextEncoder | EncodedTexts
     denoiser: Denoiser
-    autoencoder: Autoencoder
+    autoencoder: LatentDecoder
     sampler: SamplerConfig
     backend: Backend
     predictor: Predictor
@@ -98,7 +98,7 @@ class TorchRuntime:
             InvalidInput, UnsupportedDevice: the backend cannot be used for this model.
         """
         transformer, vae = describe(model)
-        quantization = transformer.quantization or vae.quantization
+        quantization = transformer.quantization or (vae.quantization if vae else None)
         quantize = int8 and quantization is None
         if quantize:
             quantization = Quantization("token")
@@ -113,7 +113,7 @@ class TorchRuntime:
         others = DTYPES[dtype] if dtype != "fp16" else without_fp16(device)
         loading(1, 3)
         decoder = load_decoder(model, device=device, dtype=others, int8=quantize, description=vae)
-        if chosen.name == "cuda" and others.itemsize == 2:
+        if chosen.name == "cuda" and others.itemsize == 2 and isinstance(decoder, Autoencoder):
             decoder = fuse_decoder(decoder, chosen.name)
         loading(2, 3)
         return cls(
@@ -146,7 +146,7 @@ class TorchRuntime:
         model: ResolvedModel,
         text_encoder: TextEncoder | EncodedTexts,
         denoiser: Denoiser,
-        autoencoder: Autoencoder,
+        autoencoder: LatentDecoder,
         device: torch.device,
     ) -> TorchRuntime:
         """Networks in fp32 that were loaded one by one, some perhaps without weights."""
@@ -206,7 +206,7 @@ class TorchRuntime:
         Raises:
             OutOfMemory: it does not fit, even decoded in tiles, where these are not turned off.
         """
-        config, dtype = self.autoencoder.config, next(self.autoencoder.parameters()).dtype
+        config, dtype = self.autoencoder.config, self.autoencoder.dtype
         cell = config.spatial_compression
         side = tiling.DEFAULT_TILE if plan.tile is None else plan.tile or MAX_SIDE
         tile = side // cell
@@ -256,7 +256,7 @@ class TorchRuntime:
         latent = encoder(pixels.contiguous(memory_format=torch.channels_last)).float()
         cells = plan.init.cells(drawn, self.autoencoder.config.spatial_compression)
         mask = None if cells is None else torch.from_numpy(cells).to(self.device)
-        return Origin(latent * self.autoencoder.config.scaling_factor, mask)
+        return Origin(latent * encoder.scaling_factor, mask)
 
     def noise(self, plan: Plan, picture: int = 0) -> Callable[[], Tensor]:
         """What draws N(0, 1) for one of the plan's pictures, as diffusers does for a generator on the CPU.
@@ -314,10 +314,9 @@ class TorchRuntime:
             SanaError: the latent, or what the autoencoder makes of it, has NaN or infinite values.
         """
         check_finite("latent", *map(float, latent.aminmax()))
-        weight = next(self.autoencoder.parameters())
         if tile == 0:
             tile = max(latent.shape[2:]) * self.autoencoder.config.spatial_compression
-        latent = latent.to(weight.dtype) / self.autoencoder.config.scaling_factor
+        latent = latent.to(self.autoencoder.dtype) / self.autoencoder.config.scaling_factor
         on_block = None if on_progress is None else partial(on_progress, "decode")
         decode = partial(
             tiling.decode, self.autoencoder, latent, tile=tile, on_block=on_block, on_tiled=on_tiled

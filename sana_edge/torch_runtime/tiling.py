@@ -13,8 +13,10 @@ from sana_edge.decoding import DEFAULT_TILE as DEFAULT_TILE
 from sana_edge.decoding import tile_cells
 from sana_edge.errors import OutOfMemory
 from sana_edge.int8.feature_maps import strip_rows
-from sana_edge.nets.autoencoder import Autoencoder
+from sana_edge.nets.autoencoder import LatentConfig, LatentDecoder
 from sana_edge.nets.efficient_vit import EXPAND_RATIO
+from sana_edge.nets.tiny_autoencoder import REACH
+from sana_edge.store.tiny_autoencoder import TinyAutoencoderConfig
 from sana_edge.system.memory import available_memory
 
 # what a laptop can be expected to have free, to choose between tiles and a whole picture where it is unknown
@@ -23,7 +25,7 @@ _ASSUMED_MEMORY = 4 << 30
 
 @torch.no_grad()
 def decode(
-    autoencoder: Autoencoder,
+    autoencoder: LatentDecoder,
     latent: Tensor,
     *,
     tile: int | None = None,
@@ -87,11 +89,9 @@ def decode(
 
 @contextmanager
 def _blocks_told(
-    autoencoder: Autoencoder, tiles: int, on_block: Callable[[int, int], None]
+    autoencoder: LatentDecoder, tiles: int, on_block: Callable[[int, int], None]
 ) -> Iterator[None]:
-    stages = getattr(autoencoder.decoder, "up_blocks", ())
-    blocks = [block for stage in stages for block in stage.children()]
-    done = 0
+    blocks, done = autoencoder.blocks(), 0
 
     def tell(module: nn.Module, args: object) -> None:
         nonlocal done
@@ -107,7 +107,7 @@ def _blocks_told(
 
 
 def _decode_tiles(
-    autoencoder: Autoencoder,
+    autoencoder: LatentDecoder,
     latent: Tensor,
     side: int,
     step: int,
@@ -156,14 +156,30 @@ def _cross_fade(before: Tensor, after: Tensor, dim: int) -> None:
 
 
 def decode_bytes(
-    config: AutoencoderConfig, height: int, width: int, dtype: torch.dtype, whole_maps: bool = False
+    config: LatentConfig, height: int, width: int, dtype: torch.dtype, whole_maps: bool = False
 ) -> int:
     """Estimate the peak memory of decoding one (height, width) latent at once, without weights.
 
     The largest, over the layers, of the maps that are alive at the same time; see `_layer_bytes`. What a
     convolution library takes for itself is not counted.
     """
+    if isinstance(config, TinyAutoencoderConfig):
+        return max(_tiny_bytes(config, height, width, dtype.itemsize))
+    assert isinstance(config, AutoencoderConfig)
     return max(_layer_bytes(config, height, width, dtype.itemsize, whole_maps))
+
+
+def _tiny_bytes(config: TinyAutoencoderConfig, height: int, width: int, item: int) -> Iterator[int]:
+    """`_layer_bytes` of a tiny autoencoder."""
+    widths = config.decoder_block_out_channels
+    for stage, channels in enumerate(widths):
+        # input; window of a strip with 3 more rows on each side, input and output of a convolution
+        rows = min(strip_rows(width * channels * item) + 2 * REACH, height)
+        yield (height + 3 * rows) * width * channels * item
+        if stage + 1 < len(widths):
+            yield _upsample_bytes(height, width, channels, widths[stage + 1], item, interpolate=True)
+            height, width = 2 * height, 2 * width
+    yield height * width * (widths[-1] + config.in_channels) * item
 
 
 def _layer_bytes(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,19 +12,20 @@ import pytest
 import torch
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
-onnx_export = pytest.importorskip("sana_edge.export.onnx", reason="onnx is not installed")
+pytest.importorskip("onnx", reason="onnx is not installed")
 
 from sana_edge import InvalidInput, Sana  # noqa: E402
 from sana_edge.config import AutoencoderConfig  # noqa: E402
 from sana_edge.export.graph.builder import GraphBuilder  # noqa: E402
 from sana_edge.export.graph.encoder import add_encoder  # noqa: E402
 from sana_edge.export.graph.external_data import ExternalData  # noqa: E402
-from sana_edge.export.settings import Settings  # noqa: E402
 from sana_edge.nets.autoencoder import Encoder  # noqa: E402
 from sana_edge.nets.quantize import quantize_encoder  # noqa: E402
 from sana_edge.store import hub  # noqa: E402
+from sana_edge.store.known_models import BUNDLED  # noqa: E402
 from sana_edge.torch_runtime.load import load_encoder  # noqa: E402
 
+GRAPHS = "sana-tiny-int8-onnx"
 RES, VIT = "ResBlock", "EfficientViTBlock"
 PROMPT = "a red house left of a yellow star"
 STRIDED = AutoencoderConfig(
@@ -80,15 +83,8 @@ def test_an_int8_encoder_is_near_the_float_one() -> None:
     assert not any(type(layer) is torch.nn.Linear for layer in exact.modules())
 
 
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder: Path = tmp_path_factory.mktemp("exported") / "onnx"
-    onnx_export.export("sana-tiny", folder, Settings(int8=True, encoder=True))
-    return folder
-
-
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
-def test_image_to_image_without_torch(exported: Path, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_image_to_image_of_the_bundled_graphs(backend: str) -> None:
     if backend == "openvino":
         pytest.importorskip("openvino", reason="openvino is not installed")
     photo = np.zeros((96, 64, 3), np.uint8)
@@ -96,7 +92,7 @@ def test_image_to_image_without_torch(exported: Path, backend: str, monkeypatch:
     mask = np.zeros((96, 64), np.uint8)
     mask[64:] = 255
     options = {"image": photo, "mask": mask, "strength": 0.5, "steps": 4, "seed": 3, "exact_size": True}
-    with Sana.load(exported, backend=backend, device="cpu") as sana:
+    with Sana.load(GRAPHS, backend=backend, device="cpu") as sana:
         found = sana.generate(PROMPT, **options).pixels
     with Sana.load("sana-tiny", int8=True, device="cpu", backend="torch") as sana:
         expected = sana.generate(PROMPT, **options).pixels
@@ -106,9 +102,14 @@ def test_image_to_image_without_torch(exported: Path, backend: str, monkeypatch:
     assert 10 * np.log10(255**2 / error) > 25
 
 
-def test_a_folder_without_encoder_says_how_to_make_one() -> None:
+def test_a_folder_without_encoder_says_how_to_make_one(tmp_path: Path) -> None:
+    shutil.copytree(BUNDLED / "sana-tiny-int8-onnx", tmp_path / "onnx")
+    path = tmp_path / "onnx/manifest.json"
+    data = json.loads(path.read_text())
+    del data["graphs"]["encoder"]
+    path.write_text(json.dumps(data))
     with (
-        Sana.load("sana-tiny-int8-onnx", backend="onnxruntime", device="cpu") as sana,
+        Sana.load(tmp_path / "onnx", backend="onnxruntime", device="cpu") as sana,
         pytest.raises(InvalidInput, match="was exported without an encoder") as caught,
     ):
         sana.generate(PROMPT, image=np.zeros((64, 64, 3), np.uint8))

@@ -58,7 +58,7 @@ def test_webuiapi(real: Client) -> None:
     result = api.txt2img(prompt="a red house", seed=7, steps=2, width=64, height=64, batch_size=2)
     assert [image.size for image in result.images] == [(64, 64)] * 2
     assert result.info["all_seeds"] == [7, 8] and result.info["steps"] == 2
-    assert 'sampler "Euler a" is not there: the model\'s own is used' in result.info["notes"]
+    assert "sampler 'Euler a' is not there: the model's own is used" in result.info["notes"]
     assert result.info["sampler_name"] == "flow-dpm"
     # it reads the picture's metadata, which is ours
     assert json.loads(result.image.info["sana_edge"])["seed"] == 7
@@ -144,14 +144,14 @@ def test_model_by_name(fake: Client, loader: FakeLoader) -> None:
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"prompt": 3}, "prompt is 3"),
     ({"prompt": ""}, "the prompt is empty"),
-    ({"width": 64}, "width is 64, height is null"),
+    ({"width": 64}, "width is 64, height is None"),
     ({"width": "64", "height": 64}, "width is"),
     ({"width": 0, "height": 64}, "too small"),
     ({"batch_size": 0}, "batch_size is 0"),
     ({"batch_size": 4, "n_iter": 4}, "batch_size 4 times n_iter 4 is 16"),
     ({"n_iter": 1.5}, "n_iter is 1.5"),
     ({"steps": 0}, "steps is 0"),
-    ({"cfg_scale": "7"}, 'cfg_scale is "7"'),
+    ({"cfg_scale": "7"}, "cfg_scale is '7'"),
     ({"cfg_scale": -3}, "guidance is -3"),
     ({"seed": -2}, "seed is -2"),
     ({"sampler_name": 4}, "sampler_name is 4"),
@@ -168,5 +168,4 @@ def test_every_field_wrong_in_turn(idle: Client, wrong: dict[str, Any], message:
 
 
 def test_what_is_not_there(fake: Client) -> None:
-    assert fake.post(f"{API}/img2img", SMALL).json["error"] == "img2img is not there yet"
     assert fake.get(f"{API}/nothing").json["detail"].startswith("GET /sdapi/v1/nothing: not found")

@@ -15,8 +15,9 @@ from typing import IO, Any
 import pytest
 from serving import MODEL, SMALL, FakeLoader, until
 
+from sana_edge.serve import stdio
 from sana_edge.serve.service import Service
-from sana_edge.serve.stdio import MAX_LINE, Sidecar
+from sana_edge.serve.stdio import Sidecar
 from sana_edge.store.known_models import BUNDLED
 
 
@@ -100,19 +101,20 @@ def test_cancel_preview_and_shutdown(parent: Parent, service: Service, loader: F
     [
         (b"no json\n", "this is no JSON"),
         (b"[]\n", "this is JSON, but no object"),
-        (b'{"type": "generate", "prompt": "a"}\n', "id is null"),
+        (b'{"type": "generate", "prompt": "a"}\n', "id is None"),
         (b'{"type": "generate", "id": 3, "prompt": "a"}\n', "id is 3"),
-        (b'{"type": "draw", "id": "a"}\n', 'type is "draw"'),
-        (b'{"id": "a"}\n', "type is null"),
+        (b'{"type": "draw", "id": "a"}\n', "type is 'draw'"),
+        (b'{"id": "a"}\n', "type is None"),
         (b'{"type": "generate", "id": "a"}\n', "there is no prompt"),
         (b'{"type": "generate", "id": "a", "prompt": "b", "steps": 0}\n', "steps is 0"),
         (b'{"type": "generate", "id": "a", "prompt": "b", "preview_every": -1}\n', "preview_every is -1"),
-        (b'{"type": "generate", "id": "a", "prompt": "' + b"b" * 3 * MAX_LINE + b'"}\n', "a line has more"),
+        (b'{"type": "generate", "id": "a", "prompt": "' + b"b" * 30_000 + b'"}\n', "a line has more"),
         (b"\xff\n", "this is no JSON"),
     ],
     ids=lambda value: str(value)[:30],
 )
-def test_wrong_lines(parent: Parent, line: bytes, message: str) -> None:
+def test_wrong_lines(parent: Parent, line: bytes, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stdio, "MAX_LINE", 10_000)
     parent.send(b"\n")
     parent.send(line)
     error = parent.next("error")

@@ -144,7 +144,8 @@ class FakeSana:
             if (index + 1) % steps == 0:
                 on_progress("decode", 1, 1)
                 seed = options["seed"] + index // steps
-                metadata = {**options, "prompt": prompt, "seed": seed, "size": [width, height]}
+                kept = {name: value for name, value in options.items() if name not in ("image", "mask")}
+                metadata = {**kept, "prompt": prompt, "seed": seed, "size": [width, height]}
                 metadata |= {"guidance": 4.5, "sampler": "flow-dpm", "model": self.name, "steps": steps}
                 image = Image(pixels, seed, metadata, {"text": 0.0, "denoise": 0.1, "decode": 0.1})
             yield Step(index, total, image, lambda: pixels)

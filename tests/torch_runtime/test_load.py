@@ -42,6 +42,8 @@ def lite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(5)
     settings = dict(tiny.tiny_autoencoder().config)
     settings |= {"decoder_block_out_channels": (8, 8, 16, 16, 16, 32), "scaling_factor": 0.5}
+    # as DC-AE-Lite's; from_config leaves out what it knows as a default
+    settings |= {"decoder_conv_act_fn": "silu", "_use_default_values": []}
     place = tmp_path_factory.mktemp("lite") / "lite"
     AutoencoderDC.from_config(settings).save_pretrained(place)
     return place
@@ -186,10 +188,18 @@ def test_decoders_that_do_not_fit(tiny_folder: Path, lite: Path, tmp_path: Path)
         Sana.load(tiny_folder, decoder=tmp_path / "empty")
     with pytest.raises(ModelNotFound, match="unknown decoder 'taesd'"):
         Sana.load(tiny_folder, decoder="taesd")
-    weights = other / "diffusion_pytorch_model.safetensors"
-    with pytest.raises(ModelNotFound, match="a SANA autoencoder in diffusers' names") as caught_file:
-        Sana.load(tiny_folder, decoder=weights)
-    assert "sana-edge convert" in caught_file.value.hint
+    denoiser = tiny_folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    with pytest.raises(CheckpointError, match="holds a denoiser"):
+        Sana.load(tiny_folder, decoder=denoiser)
+
+
+def test_a_decoders_file(tiny_folder: Path, lite: Path, tmp_path: Path) -> None:
+    """Alone, so that its config is read from its shapes, and in its folder."""
+    weights = lite / "diffusion_pytorch_model.safetensors"
+    shutil.copy(weights, tmp_path / "lite.safetensors")
+    expected = draw(tiny_folder, decoder=lite)
+    for file in (weights, tmp_path / "lite.safetensors"):
+        assert np.array_equal(draw(tiny_folder, decoder=file), expected)
 
 
 def test_the_shift_of_a_generation(tiny_folder: Path, tmp_path: Path) -> None:
