@@ -85,6 +85,7 @@ def test_shapes(run: Callable[..., tuple[dict[str, Any], str]], tmp_path: Path) 
     assert (tmp_path / "new" / "out.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_bf16_and_tiles_of_diffusers(run: Callable[..., tuple[dict[str, Any], str]]) -> None:
     """Tiles change the picture, so that equality is not asked for there."""
     options = ["--dtype", "bf16", "--tiled", "--decode-size", "64,544", "--stage", "step,decode"]
@@ -95,6 +96,7 @@ def test_bf16_and_tiles_of_diffusers(run: Callable[..., tuple[dict[str, Any], st
     assert "context" not in printed and "diffusers in tiles" in printed
 
 
+@pytest.mark.slow
 def test_model(run: Callable[..., tuple[dict[str, Any], str]], tiny_folder: Path) -> None:
     data, printed = run("--model", str(tiny_folder), "--dtype", "fp32,bf16", "--steps", "2", "--repeat", "1")
     exact, half = data["works"]

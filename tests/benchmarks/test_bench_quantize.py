@@ -65,6 +65,7 @@ def test_velocity_error(tmp_path: Path) -> None:
     assert len(errors) == 3 and all(1e-4 < error < 1e-2 for error in errors.values())
 
 
+@pytest.mark.slow
 def test_a_random_sprint_model(tmp_path: Path) -> None:
     """Two steps without guidance, in diffusers too, and INT8 with the scales that graphs need."""
     from diffusers import SanaSprintPipeline

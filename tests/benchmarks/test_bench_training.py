@@ -52,6 +52,7 @@ def test_first_steps_tell_memory_and_seconds(tiny_folder: Path, tmp_path: Path, 
     assert found["text_encoder_layers"] == 2 and found["resolution"] == 256
 
 
+@pytest.mark.slow
 def test_both_arms_start_alike_and_end_with_numbers_and_a_figure(
     tiny_folder: Path, tmp_path: Path, recipe: str
 ) -> None:

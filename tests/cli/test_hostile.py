@@ -93,7 +93,10 @@ def test_ctrl_c_while_starting(tmp_path: Path, seconds: float) -> None:
     assert child.returncode in (0, 130, -signal.SIGINT)
 
 
-@pytest.mark.parametrize("closed", ["2>&-", ">&-", "<&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(
+    "closed",
+    ["2>&-", *(pytest.param(one, marks=pytest.mark.slow) for one in (">&-", "<&-")), "<&- >&- 2>&-"],
+)
 def test_closed_streams(tmp_path: Path, closed: str) -> None:
     command = f"{sys.executable} -m sana_edge generate 'a red house' --steps 1 --output a.png {closed}"
     done = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True)

@@ -130,7 +130,7 @@ def test_traceback_only_with_verbose(cwd: Path, capsys: Capture) -> None:
     assert err.startswith("Traceback") and "error: unknown model 'nothing'" in err
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("sent", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_an_interruption_exits_with_130_and_leaves_no_file(
     cwd: Path, tiny_folder: Path, sent: signal.Signals
 ) -> None:

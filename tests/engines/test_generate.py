@@ -222,7 +222,7 @@ def test_an_engine_that_fails_leaves_a_model_that_works(
 
     before = engine.generate(PROMPT, seed=1, steps=1)
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise MemoryError
 
     with monkeypatch.context() as patched, pytest.raises(OutOfMemory, match="128x128"):

@@ -165,7 +165,7 @@ def test_other_errors_stay_what_they_are(error: Exception) -> None:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits of Linux")
-@pytest.mark.parametrize("more", [1 << 22, 1 << 26])
+@pytest.mark.parametrize("more", [1 << 22, pytest.param(1 << 26, marks=pytest.mark.slow)])
 def test_loading_with_little_address_space(more: int) -> None:
     """However far it comes; ``more`` is left when torch has been loaded, less than a picture takes."""
     code = f"""if True:
