@@ -113,6 +113,18 @@ def test_a_room_imports_only_what_it_may(module: str) -> None:
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.parametrize("module", sorted(name for name in MODULES if room_of(name) in TORCH_FREE))
+def test_torch_free_rooms_import_no_torch(module: str) -> None:
+    """At the top of a file: what asks for torch inside of a function says so where it is missing."""
+    lines = []
+    for node in ast.parse(MODULES[module].read_text()).body:
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        if {name.split(".")[0] for name in names} & {"torch", "transformers"}:
+            lines.append(f"{MODULES[module].relative_to(ROOT)}:{node.lineno}")
+    assert not lines, f"{lines} may not import torch"
+
+
 def test_no_circle() -> None:
     """Depth first through the imports at the top of files and inside functions; a circle is shown whole."""
     arrows = {

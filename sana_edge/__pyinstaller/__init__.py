@@ -1,4 +1,7 @@
-"""PyInstaller's hook of this package, found through its entry point: no flags are needed."""
+"""PyInstaller's hook of this package, found through its entry point: no flags are needed.
+
+Imports nothing of the package, and nothing imports it.
+"""
 
 from __future__ import annotations
 

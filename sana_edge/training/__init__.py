@@ -1,1 +1,4 @@
-"""How sana-tiny was made: scenes drawn by code, captions, and the training of its three networks."""
+"""Training by recipes, of any model and data, and how sana-tiny was made.
+
+Stands above nets and torch_runtime, imports neither calib nor export; only its own commands import it.
+"""
