@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,16 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SanaPipeline, SanaSprintImg2ImgPipeline
 from numpy.typing import NDArray
+from safetensors.torch import save_file
 
 from sana_edge import InvalidInput, Sana
 from sana_edge.decoding import resize_and_crop
 from sana_edge.init_image import InitImage, read_image, read_mask, under
 from sana_edge.prompt import CHI
 from sana_edge.request import Request
+from sana_edge.store import package
+from sana_edge.store.known_models import BUNDLED
+from sana_edge.store.weights import load_state
 
 PROMPT = "a red house left of a yellow star"
 Pixels = NDArray[np.uint8]
@@ -251,3 +257,22 @@ def test_bad_options(options: dict[str, Any], message: str) -> None:
 def test_steps_taken(photo: Pixels, steps: int, strength: float, taken: int) -> None:
     plan = Request(PROMPT, image=photo, strength=strength, steps=steps).plan(128, "flow-dpm")
     assert plan.steps - plan.skip == taken
+
+
+def test_a_package_of_before_draws_but_not_from_a_picture(tmp_path: Path, photo: Pixels) -> None:
+    """It has no encoder."""
+    shutil.copytree(BUNDLED / "sana-tiny-int8", tmp_path / "old")
+    folder = tmp_path / "old" / "vae"
+    (weights,) = folder.glob("*.safetensors")
+    save_file({k: v for k, v in load_state(folder).items() if k.startswith("decoder.")}, weights)
+    config = json.loads((folder / "config.json").read_text())
+    config[package.KEY]["checksum"] = package.checksum(folder)
+    (folder / "config.json").write_text(json.dumps(config))
+    with Sana.load(tmp_path / "old", device="cpu", backend="torch") as sana:
+        options: dict[str, Any] = {"size": (64, 64), "steps": 1, "seed": 1}
+        with Sana.load("sana-tiny", int8=True, device="cpu", backend="torch") as new:
+            expected = new.generate(PROMPT, **options).pixels
+        assert np.array_equal(sana.generate(PROMPT, **options).pixels, expected)
+        with pytest.raises(InvalidInput, match="old has no encoder, which an image needs") as caught:
+            sana.generate(PROMPT, image=photo, **options)
+    assert "quantize" in str(caught.value.hint)
