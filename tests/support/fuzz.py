@@ -73,7 +73,9 @@ def _change(value: object, draw: random.Random) -> None:
         elif action < 0.35 and isinstance(value, dict):
             value[draw.choice(("", "\0", "../x", "__class__", "auto_map", "kind", "x" * 300))] = inner
         elif action < 0.4 and isinstance(inner, int | float):
-            value[key] = inner * draw.choice((-1, 0, 1000, 10**6, 0.5))
+            # whole numbers may have become too large for a float
+            factor = draw.choice((-1, 0, 1000, 10**6, 0.5))
+            value[key] = inner // 2 if factor == 0.5 and isinstance(inner, int) else inner * factor
         else:
             value[key] = _odd(draw)
         return
