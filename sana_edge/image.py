@@ -170,7 +170,8 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise InvalidInput(f"{path} has no sana-edge metadata", hint) from error
     if not isinstance(metadata, dict):
         raise InvalidInput(f"{path} has no sana-edge metadata", hint)
-    return metadata
+    # a stranger's file names no other file to be read
+    return {name: value for name, value in metadata.items() if name not in ("image", "mask")}
 
 
 def _of_comment(comment: bytes | str) -> Any:

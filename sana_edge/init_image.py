@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("sana_edge")
 
+# Pillow knows others, some of which start programs
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 # of a camera's largest, and of 8192x8192
 MAX_PIXELS = 100_000_000
 _HINT = "give a picture file, a picture of Pillow, or an array (H, W, 3) of uint8"
@@ -140,7 +142,8 @@ def _opened(image: Picture, what: str) -> PIL.Image.Image:
     if isinstance(image, bytes | str | os.PathLike):
         name = "" if isinstance(image, bytes) else f" {os.fspath(image)}"
         try:
-            with PIL.Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
+            file = io.BytesIO(image) if isinstance(image, bytes) else image
+            with PIL.Image.open(file, formats=FORMATS) as opened:
                 if getattr(opened, "n_frames", 1) > 1:
                     logger.warning("the %s%s has several pictures: the first one is taken", what, name)
                 return _turned(opened, what)

@@ -17,8 +17,10 @@ from diffusers import FlowMatchEulerDiscreteScheduler, SanaPipeline, SanaSprintI
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
-from sana_edge import InvalidInput, Sana
+from sana_edge import Image, InvalidInput, Sana
 from sana_edge.decoding import resize_and_crop
+from sana_edge.errors import CheckpointError
+from sana_edge.image import read_metadata
 from sana_edge.init_image import InitImage, read_image, read_mask, under
 from sana_edge.prompt import CHI
 from sana_edge.request import Request
@@ -276,3 +278,25 @@ def test_a_package_of_before_draws_but_not_from_a_picture(tmp_path: Path, photo:
         with pytest.raises(InvalidInput, match="old has no encoder, which an image needs") as caught:
             sana.generate(PROMPT, image=photo, **options)
     assert "quantize" in str(caught.value.hint)
+
+
+def test_metadata_of_a_stranger_names_no_file(tmp_path: Path, photo: Pixels) -> None:
+    """Nor does a picture that starts a program where Pillow opens it."""
+    mine, theirs = tmp_path / "mine.png", tmp_path / "theirs.png"
+    PIL.Image.fromarray(photo).save(mine)
+    options = {"prompt": PROMPT, "version": "0.1.0", "image": str(mine), "mask": str(mine)}
+    Image(photo, 1, options).save(theirs)
+    assert read_metadata(theirs) == {"prompt": PROMPT, "version": "0.1.0"}
+    PIL.Image.fromarray(photo).save(tmp_path / "a.eps")
+    with pytest.raises(InvalidInput, match="cannot read the image"):
+        read_image(tmp_path / "a.eps")
+
+
+def test_an_encoder_with_nan_is_refused(tiny_folder: Path, tmp_path: Path, photo: Pixels) -> None:
+    shutil.copytree(tiny_folder, tmp_path / "model")
+    (weights,) = (tmp_path / "model/vae").glob("*.safetensors")
+    state = load_state(tmp_path / "model/vae")
+    name = "encoder.conv_out.weight"
+    save_file({**state, name: torch.full_like(state[name], float("nan"))}, weights)
+    with Sana.load(tmp_path / "model") as sana, pytest.raises(CheckpointError, match=r"conv_out\.weight"):
+        sana.generate(PROMPT, image=photo, steps=1)

@@ -10,13 +10,12 @@ import PIL.Image
 import PIL.ImageOps
 
 from sana_edge.errors import InvalidInput
+from sana_edge.init_image import FORMATS
 
 # bytes of a request that may have pictures in it, in base64, too
 MAX_UPLOAD = 48 << 20
 # the largest that the models draw; larger ones would fill memory while they wait
 MAX_PIXELS = 4096 * 4096
-# Pillow knows others, some of which start programs
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 _HINT = f"send a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} picture"
 
 

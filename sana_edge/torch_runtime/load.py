@@ -163,6 +163,8 @@ def load_encoder(
         check_tensors(state, Quantization("token"), encoder_layers(encoder), where=str(folder))
         prepare_encoder(encoder, state)
     load_into(encoder, state, where=str(folder))
+    if quantization is not None or not int8:
+        check_values(state, where=str(folder))
     del state
     if int8 and quantization is None:
         quantize_encoder(encoder)
