@@ -31,7 +31,6 @@ from PIL import Image
 
 from harness import sections
 from harness.results import Diary, digest, ended, header, write_bytes, write_json
-from judge import paired
 from judge.evaluation import (
     CEILING,
     COLUMNS,
@@ -55,10 +54,11 @@ from judge.evaluation import (
     world,
     worst,
 )
-from judge.prompts import Prompt
-from judge.scores import Outcome, categories, overall, summary
-from judge.sheet import AMPLIFIED, Pair, PairRow, pair_sheet, sheet
 from sana_edge.errors import InvalidInput
+from sana_edge.evaluate import paired
+from sana_edge.evaluate.judge.prompts import Prompt
+from sana_edge.evaluate.judge.scores import Outcome, categories, overall, summary
+from sana_edge.evaluate.sheet import AMPLIFIED, Pair, PairRow, pair_sheet, sheet
 
 PAIRS = 2
 """Pairs in each row of the second sheet."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any
 
-from judge.prompts import Prompt, Wanted, collected
+from sana_edge.evaluate.judge.prompts import Prompt, Wanted, collected
 from sana_edge.training.art.backdrops import BACKGROUNDS
 from sana_edge.training.art.captions import caption
 from sana_edge.training.art.catalogue import kinds

@@ -53,7 +53,7 @@ def _options(parser: argparse.ArgumentParser) -> Iterator[_Option]:
     models = (*bundled_names(), *KNOWN)
     for action in parser._actions:
         words = tuple(map(str, action.choices or ()))
-        if action.dest in ("model", "base", "name"):
+        if action.dest in ("model", "base", "name", "against"):
             words = models
         if action.dest == "decoder":
             words = tuple(DECODERS)

@@ -15,7 +15,18 @@ from contextlib import contextmanager
 from types import FrameType
 
 import sana_edge
-from sana_edge.cli import build, completion, convert, doctor, export, generate, models, quantize, serve
+from sana_edge.cli import (
+    build,
+    completion,
+    convert,
+    doctor,
+    evaluate,
+    export,
+    generate,
+    models,
+    quantize,
+    serve,
+)
 from sana_edge.cli.arguments import SIZE, Parser, UsageError
 from sana_edge.errors import SanaError
 from sana_edge.system.memory import memory_errors
@@ -30,6 +41,7 @@ COMMANDS = {
     "quantize": quantize,
     "export": export,
     "build": build,
+    "evaluate": evaluate,
     "doctor": doctor,
     "completion": completion,
 }

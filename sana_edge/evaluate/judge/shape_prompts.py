@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-from judge.prompts import Prompt, Wanted, collected
+from sana_edge.evaluate.judge.prompts import Prompt, Wanted, collected
 from sana_edge.training.captions import caption
 from sana_edge.training.layout import arrange, held_out
 from sana_edge.training.scenes import BACKGROUNDS, COLOURS, KINDS, Scene, Thing
