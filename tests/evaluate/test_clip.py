@@ -33,11 +33,18 @@ def test_clip_score(tmp_path: Path) -> None:
     fp32 through some ten layers: 1e-3 of 100 is about a hundred roundings of 2^-24 of it.
     """
     pytest.importorskip("torchmetrics", exc_type=Exception)
-    from tiny_clip import write_clip
+    from tiny_clip import image_processor, tokenizer, write_clip
+    from tokenizers.processors import TemplateProcessing
+    from transformers import CLIPProcessor
 
     from sana_edge.training.score import Scorer
 
     write_clip(tmp_path / "clip")
+    # the text is read off its end token
+    ended = tokenizer()
+    ends = [("<bos>", 2), ("<eos>", 1)]
+    ended.backend_tokenizer.post_processor = TemplateProcessing("<bos> $A <eos>", special_tokens=ends)
+    CLIPProcessor(image_processor(), ended).save_pretrained(tmp_path / "clip")
     paths = pictures(tmp_path)
     found = ClipScore(find_clip(str(tmp_path / "clip"), offline=True, progress=False))
     scores = found.scores(paths, TEXTS, unseen)
