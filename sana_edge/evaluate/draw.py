@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -117,5 +118,7 @@ def _check_float(model: str, folder: Path) -> None:
 
 def _label(model: str) -> str:
     """A folder's name for a model's."""
-    name = Path(model).expanduser().resolve().name if Path(model).expanduser().is_dir() else model
+    folder = os.path.expanduser(model)
+    # os.path's functions answer for names that no file system accepts
+    name = os.path.basename(os.path.realpath(folder)) if os.path.isdir(folder) else model
     return re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip(".-")[:80] or "model"

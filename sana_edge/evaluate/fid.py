@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -39,7 +40,7 @@ def find_inception(given: Path | None) -> Path:
     with torch_extra():
         import torch
     path = Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS if given is None else given
-    if not path.is_file():
+    if not os.path.isfile(path):
         hint = f"give {WEIGHTS} of torch-fidelity's releases with --inception, or put it there"
         raise ModelNotFound(f"FID needs the weights of Inception, and there is no {path}", hint)
     return path
@@ -51,7 +52,7 @@ def reference_pictures(folder: Path) -> list[Path]:
     Raises:
         InvalidInput: there is no such folder, or it has fewer than two pictures.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise InvalidInput(f"no folder {folder}", "give a folder of pictures with --reference")
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS)
     if len(found) < 2:

@@ -21,10 +21,8 @@ from sana_edge.progress import Progress
 FOLDER = Path("~/.cache/ImageReward")
 """Where the package keeps what it downloads."""
 FILES = ("ImageReward.pt", "med_config.json")
-_INSTALL = (
-    "make an environment with `pip install image-reward 'transformers<4.50' 'diffusers<0.30'`, and give"
-)
-_INSTALL += " its Python with --imagereward-python"
+_INSTALL = "in an environment of its own, whose Python --imagereward-python names: pip install image-reward"
+_INSTALL += " clip-anytorch setuptools 'transformers<4.50' 'diffusers<0.33'"
 # what is computed there: the package prints to stdout, which is kept for the scores
 _PROGRAM = """
 import json, os, sys

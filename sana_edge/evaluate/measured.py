@@ -40,7 +40,11 @@ class Measured(ABC):
 
     @abstractmethod
     def row(self) -> Row:
-        """For the table."""
+        """The first of the table."""
+
+    def rows(self) -> list[Row]:
+        """All that the table has of it."""
+        return [self.row()]
 
     @abstractmethod
     def facts(self) -> dict[str, Any]:
@@ -175,7 +179,7 @@ class Distance(Measured):
 class Alike(Measured):
     """PSNR and SSIM of the pairs."""
 
-    title = "PSNR, dB"
+    title = "PSNR"
 
     def __init__(self, likenesses: Sequence[Likeness], texts: Sequence[str]) -> None:
         self.likenesses, self._texts = list(likenesses), list(texts)
@@ -187,7 +191,18 @@ class Alike(Measured):
         ]
 
     def row(self) -> Row:
-        return Row(self.title, ("", f"{_decibels(self.median.value)}"), "", _decibel_interval(self.median))
+        return Row(
+            "PSNR in dB, median", ("", _decibels(self.median.value)), "", _decibel_interval(self.median)
+        )
+
+    def rows(self) -> list[Row]:
+        low = sorted(like.psnr for like in self.likenesses)[len(self.likenesses) // 20]
+        ssim = means.mean([like.ssim for like in self.likenesses])
+        return [
+            self.row(),
+            Row("PSNR in dB, 5 % below", ("", _decibels(low))),
+            Row("SSIM, mean", ("", f"{ssim.value:.3f}"), "", _interval(ssim, 3)),
+        ]
 
     def facts(self) -> dict[str, Any]:
         # by number, as texts may be alike
@@ -232,7 +247,7 @@ def _cost(found: Difference, digits: int, of: str) -> str:
         change = (
             f"{found.value:+.{digits}f}, 95 % interval {found.low:+.{digits}f} to {found.high:+.{digits}f}"
         )
-        return f"nothing {of} that so few prompts can show ({change})"
+        return f"nothing {of} that {found.count} prompts can show ({change})"
     kind, sign = ("", -1) if found.value < 0 else ("a gain of ", 1)
     low, high = sorted((sign * found.low, sign * found.high))
     return f"{kind}{sign * found.value:.{digits}f} {of} (95 % interval {low:.{digits}f} to {high:.{digits}f})"

@@ -9,9 +9,10 @@ results.json        the numbers
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
-from sana_edge.errors import InvalidInput, SanaError
+from sana_edge.errors import CheckpointError, InvalidInput, SanaError
 from sana_edge.evaluate.prompts import PromptSet
 from sana_edge.image import Image, read_metadata
 from sana_edge.system import atomic
@@ -55,16 +56,32 @@ class Source:
 
 
 def fingerprint(folder: Path) -> str:
-    """Changes with a model's files, of which pieces all over are read: gigabytes take a moment."""
+    """Changes with a model's files, of which pieces all over are read: gigabytes take a moment.
+
+    Raises: CheckpointError: a file cannot be read.
+    """
     known = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        size = path.stat().st_size
-        known.update(f"{path.relative_to(folder).as_posix()} {size}\n".encode(errors="surrogatepass"))
-        with path.open("rb") as file:
-            for i in range(_SLICES if size > _SLICES * _SLICE else 1):
-                file.seek(i * (size - _SLICE) // (_SLICES - 1) if size > _SLICES * _SLICE else 0)
-                known.update(file.read(_SLICE if size > _SLICES * _SLICE else size))
+    try:
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            known.update(f"{path.relative_to(folder).as_posix()} ".encode(errors="surrogatepass"))
+            for piece in _pieces(path):
+                known.update(piece)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {folder}: {error}", "see who may read its files") from error
     return known.hexdigest()
+
+
+def _pieces(path: Path) -> Iterator[bytes]:
+    """The size, and the whole content or slices at even distances."""
+    size = path.stat().st_size
+    yield f"{size}\n".encode()
+    with path.open("rb") as file:
+        if size <= _SLICES * _SLICE:
+            yield file.read()
+            return
+        for i in range(_SLICES):
+            file.seek(i * (size - _SLICE) // (_SLICES - 1))
+            yield file.read(_SLICE)
 
 
 class Pictures:
@@ -89,18 +106,19 @@ class Pictures:
             InvalidInput: other prompts, options or models, or no evaluation; it says which.
             SanaError: it cannot be written.
         """
-        if self.folder.exists() and not self.folder.is_dir():
+        if os.path.lexists(self.folder) and not os.path.isdir(self.folder):
             raise InvalidInput(f"{self.folder} exists and is not a folder", "choose another --output")
         record = self.folder / RECORD
-        entries = [path for path in self.folder.glob("*") if not path.name.startswith(".")]
-        if entries and not record.exists():
+        there = os.path.lexists(record)
+        # a killed process may have left a scratch folder, whose name starts with a dot
+        if not there and any(not path.name.startswith(".") for path in self.folder.glob("*")):
             raise InvalidInput(
                 f"{self.folder} is not empty and no evaluation", "choose another --output for the pictures"
             )
         known: dict[str, Any] = {}
-        if record.exists() and force:
+        if there and force:
             self._remove()
-        elif record.exists():
+        elif there:
             known = self._check(record, sources)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

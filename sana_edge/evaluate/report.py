@@ -60,7 +60,7 @@ class Report:
 
     def table(self) -> str:
         """A row a metric."""
-        rows = [measured.row() for measured in self.measured.values()]
+        rows = [row for measured in self.measured.values() for row in measured.rows()]
         heads = [f"{len(self.numbers)} prompts", *self.names]
         pair = len(self.sources) == 2
         heads += ["difference", "95 % interval", "p"] if pair else ["95 % interval"]

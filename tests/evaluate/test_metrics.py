@@ -119,7 +119,7 @@ def test_scores_say_what_is_lost() -> None:
     gained = Score("CLIP score", 2, [first.tolist(), (first + 0.2).tolist()])
     assert gained.words() == "a gain of 0.20 of CLIP score (95 % interval 0.20 to 0.20)"
     unclear = Score("CLIP score", 2, [first.tolist(), (first + rng.normal(0, 1, 60)).tolist()])
-    assert unclear.words().startswith("nothing of CLIP score that so few prompts can show (")
+    assert unclear.words().startswith("nothing of CLIP score that 60 prompts can show (")
     # on the sheet are those that lost, most of all first
     assert lost.changes[lost.worst_first[0]] == min(lost.changes) and gained.worst_first == []
     alone = Score("CLIP score", 2, [first.tolist()])
