@@ -23,8 +23,8 @@ import numpy as np
 from PIL import Image
 
 from harness import ROOT
-from harness.process import run
 from harness.results import BASELINE, HALF, INT8, Say
+from sana_edge.bench.process import run
 from sana_edge.errors import SanaError
 from sana_edge.image_metrics import psnr
 from sana_edge.store import manifest, manifest_files
@@ -48,7 +48,7 @@ _SCRIPT = Path(__file__).with_name("picture_process.py")
 class Way:
     """How a contender draws: ``by`` diffusers, torch or an engine, with one of the folders.
 
-    ``decoder`` is a name of `works.shapes.DECODERS` in place of the model's own.
+    ``decoder`` is a name of `sana_edge.bench.shapes.DECODERS` in place of the model's own.
     """
 
     by: str
