@@ -1,0 +1,159 @@
+"""One run of `sana-edge bench`: what was asked for, what has been found, and the files of both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sana_edge.bench import measure, models, summary
+from sana_edge.bench.measure import Asked
+from sana_edge.bench.models import Subject
+from sana_edge.bench.page import page
+from sana_edge.bench.results import header, load, write_json
+from sana_edge.errors import SanaError
+from sana_edge.progress import Progress
+from sana_edge.system.atomic import write_bytes
+
+
+@dataclass(frozen=True)
+class Session:
+    """``data`` is what the JSON has; it grows while `measure` runs."""
+
+    subjects: Sequence[Subject]
+    asked: Asked
+    data: dict[str, Any]
+
+    @classmethod
+    def prepare(
+        cls,
+        names: Sequence[str],
+        *,
+        random: Sequence[str],
+        backends: Sequence[str],
+        sizes: Sequence[tuple[int, int]],
+        steps: int | None,
+        repeat: int,
+        threads: int | None,
+        against: str | None,
+        scratch: Path,
+        arguments: Sequence[str],
+        progress: bool,
+    ) -> Session:
+        """Find models and backends; nothing is loaded yet.
+
+        Args:
+            arguments: of the command line, for the record.
+            progress: show a download on stderr.
+
+        Raises:
+            SanaError: an unknown name, size or backend; or none of what was asked for can run here.
+        """
+        usable, skipped = measure.usable(backends)
+        given = names or ([] if random else ["sana-tiny"])
+        subjects = models.subjects(given, random, scratch, progress=progress)
+        asked = Asked(usable, sizes or [None], steps, repeat, threads, against)
+        works = measure.works(subjects, asked, usable)
+        said = [measure.diffusers_missing()] if against else []
+        if against and not said[0] and not any(subject.can(models.FLOAT) for subject in subjects):
+            said = ["diffusers is not measured: it needs the float model's folder"]
+        said += [_unmade(subject, usable) for subject in subjects]
+        if not any(work["rows"] for work in works):
+            reasons = [f"{skip['backend']}: {skip['reason']}" for skip in skipped]
+            reasons += [line for line in said if line]
+            raise SanaError(
+                f"nothing can be measured here: {'; '.join(reasons)}", "`sana-edge doctor` says more"
+            )
+        data = {
+            **header("sana-edge bench", arguments),
+            "load_before": load(),
+            "repeat": repeat,
+            "threads": threads,
+            "partial": True,
+            "done": 0,
+            "total": repeat * sum(len(work["rows"]) for work in works),
+            "skipped": skipped,
+            "notes": [line for line in said if line],
+            "works": works,
+        }
+        return cls(subjects, asked, data)
+
+    def measure(self, progress: Progress, json: Path | None, html: Path | None) -> None:
+        """`measure.measure`, with the files written after each process; so are its errors, and `SanaError`
+        where a file cannot be written."""
+
+        def keep() -> None:
+            self._count()
+            self.write(json, html)
+
+        measure.measure(self.data["works"], self.subjects, self.asked, progress, keep)
+
+    def _count(self) -> None:
+        rows = [row for work in self.data["works"] for row in work["rows"]]
+        self.data["done"] = sum(len(row["runs"]) for row in rows)
+        for row in rows:
+            found = row.get("versions") or {}
+            self.data["versions"] |= {name: version for name, version in found.items() if version}
+            known = set(row.get("instructions") or ()) | set(self.data["machine"]["instructions"] or ())
+            if row.get("instructions") is not None:
+                self.data["machine"]["instructions"] = sorted(known)
+
+    def write(self, json: Path | None, html: Path | None, *, ended: bool = False) -> None:
+        """Both files, each whole; ``ended``: nothing more is to come.
+
+        Raises:
+            SanaError: one cannot be written.
+        """
+        self.data["partial"] = not ended
+        self.data["sentences"] = self.sentences()
+        if json is not None:
+            write_json(json, self.data)
+        if html is not None:
+            write_bytes(html, page(self.data).encode())
+
+    def sentences(self) -> list[str]:
+        """`summary.sentence` of each work; of several models with their names."""
+        works = self.data["works"]
+        several = len({work["model"] for work in works}) > 1
+        found = [summary.sentence(work, self.data["machine"]) for work in works]
+        return [
+            f"{work['model']}: {line}" if several else line for work, line in zip(works, found, strict=True)
+        ]
+
+    def text(self) -> str:
+        """All for a terminal."""
+        return summary.text(self.data, self.sentences())
+
+    def kept(self) -> str:
+        """What lies in the scratch folder for the next run; empty where nothing was made."""
+        places = [subject.place for subject in self.subjects if subject.place.is_dir()]
+        sizes = [path.stat().st_size for place in places for path in place.rglob("*") if path.is_file()]
+        if not sizes:
+            return ""
+        return f"{sum(sizes) / 1e9:.1f} GB is kept for the next run in {', '.join(map(str, places))}"
+
+    def check(self) -> None:
+        """Raise where nothing was measured."""
+        if not any(row["runs"] for work in self.data["works"] for row in work["rows"]):
+            raise SanaError("nothing was measured: every contender failed", "the lines above say why")
+
+
+def _unmade(subject: Subject, backends: Sequence[str]) -> str | None:
+    """What is not measured since its form of the model cannot be made here."""
+    engines = [name for name in backends if name != "torch"]
+    wanted = {models.GRAPHS: "float", models.INT8_GRAPHS: "INT8"} if engines else {}
+    gone = [word for form, word in wanted.items() if form not in subject.folders and models.torch_missing()]
+    gone += [word for form, word in wanted.items() if not subject.can(form) and word not in gone]
+    if "torch" in backends:
+        gone += [
+            f"torch's {word}"
+            for form, word in ((models.FLOAT, "float"), (models.PACKAGE, "INT8"))
+            if not subject.can(form)
+        ]
+    if not gone:
+        return None
+    why = (
+        "torch makes the graphs, and is not installed" if models.torch_missing() else "the folder has others"
+    )
+    return f"{subject.name} is not measured in {', '.join(gone)}: {why}"
