@@ -160,7 +160,7 @@ def _one_run(
     tell: Callable[[str], None],
 ) -> None:
     model = _made(row["form"], subject, asked, tell)
-    _read(_folder(model))
+    read_files(_folder(model))
     order = Order(
         by=row["by"],
         model=model,
@@ -247,7 +247,7 @@ def _folder(model: str) -> Path:
     return path if path.is_dir() else hub.resolve(model, offline=True, progress=False).path
 
 
-def _read(folder: Path) -> None:
+def read_files(folder: Path) -> None:
     """Read the files, so that none waits for the disk that another has read before."""
     block = bytearray(1 << 24)
     for path in sorted(folder.rglob("*")):

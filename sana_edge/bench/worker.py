@@ -53,7 +53,8 @@ class Order:
 
     by: "torch", an engine or "diffusers", which draw; "random", "package" or "graphs", which make ``output``;
     model: a folder, of "random" a name of `sana_edge.bench.models.RANDOM`; started: seconds of `time.time`;
-    output: the first picture's file, or the folder.
+    dtype: of the denoiser, "half" for 16 bit where the machine multiplies that in hardware; output: the first
+    picture's file, or the folder.
     """
 
     by: str
@@ -64,6 +65,7 @@ class Order:
     steps: int = 0
     threads: int | None = None
     dtype: str = "fp32"
+    device: str = "auto"
 
     @classmethod
     def read(cls, text: str) -> Order:
@@ -113,7 +115,7 @@ def _drawn(order: Order, tell: Tell) -> dict[str, Any]:
     energy = Energy(library)
     with DeviceMemory(library) as device:
         tell("loading")
-        drawer = (_Diffusers if order.by == "diffusers" else _Ours)(order)
+        drawer = loaded(order)
         load = time.time() - order.started
         tell("first picture")
         picture, _ = drawer.draw(order.request(FIRST), tell)
@@ -141,6 +143,11 @@ def _drawn(order: Order, tell: Tell) -> dict[str, Any]:
         }
 
 
+def loaded(order: Order) -> Drawer:
+    """The contender, ready to draw; errors are those of `sana_edge.Sana.load`."""
+    return _Diffusers(order) if order.by == "diffusers" else _Ours(order)
+
+
 def _timed(drawer: Drawer, order: Order, prompt: str, tell: Tell) -> dict[str, float]:
     start = time.perf_counter()
     picture, seconds = drawer.draw(order.request(prompt), tell)
@@ -156,13 +163,16 @@ class _Ours(Drawer):
     def __init__(self, order: Order) -> None:
         from sana_edge import Sana
 
-        engine = order.by in _ENGINES
-        with torch_extra():
-            dtype = "auto" if engine else half() if order.dtype == "half" else order.dtype
+        engine, dtype = order.by in _ENGINES, order.dtype
+        if dtype == "half":
+            # engines know for themselves
+            with torch_extra():
+                dtype = "auto" if engine else half()
         self._sana = Sana.load(
             order.model,
             backend=order.by if engine else "auto",
             dtype=dtype,
+            device=order.device,
             offline=True,
             threads=order.threads,
         )
@@ -248,7 +258,8 @@ class _Diffusers(Drawer):
             pipeline.vae.to(torch.bfloat16)
         pipeline.set_progress_bar_config(disable=True)
         self._torch, self._folder = torch, found.path
-        self._pipeline = pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._pipeline = pipeline.to(device if order.device == "auto" else order.device)
         self.facts = {"dtype": dtype, "backend": "diffusers", "quantization": None, "notes": []}
 
     def draw(self, request: Request, tell: Tell) -> tuple[Any, dict[str, float]]:
