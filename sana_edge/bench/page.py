@@ -6,6 +6,7 @@ Lengths in a plot are percentages of its width, so that it is drawn at any width
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from html import escape
@@ -19,6 +20,8 @@ Facts = Mapping[str, Any]
 
 # of a picture, in their order; what is left of it is spent between them
 _PARTS = {"text": "text", "loop": "steps", "decode": "decode", "save": "save"}
+_REST = {"rest": "between"}
+_UNTIL = {"load": "loading", "int8": "drawing in INT8", "float": "in float"}
 _HEIGHT = 22
 _STYLE = Path(__file__).with_name("page.css")
 
@@ -45,7 +48,7 @@ def page(data: Facts) -> str:
     partial = '<p class="tag">partial</p>' if data["partial"] else ""
     works = "\n".join(_work(work, line) for work, line in zip(data["works"], data["sentences"], strict=True))
     said = "".join(f"<li>{escape(line)}</li>" for line in notes(data))
-    facts = "".join(f"<li>{escape(part)}</li>" for part in system(data).split("; "))
+    facts = "".join(f"<dt>{name}</dt><dd>{escape(value)}</dd>" for name, value in system(data).items())
     commit = data["commit"]["hash"]
     version = f"commit {commit[:10]}" if commit else f"version {data['versions'].get('sana-edge')}"
     return f"""<!doctype html>
@@ -62,8 +65,8 @@ def page(data: Facts) -> str:
 <header><p class="eyebrow">sana-edge bench</p>{partial}</header>
 {works}
 <section><h2>What to know of this run</h2><ul>{said or "<li>Nothing was left out.</li>"}</ul></section>
-<section><h2>This machine</h2><ul class="facts">{facts}</ul></section>
-<section><h2>How to read it</h2>{_HOW}</section>
+<section><h2>This machine</h2><dl class="facts">{facts}</dl></section>
+<details><summary>How to read it</summary>{_HOW}</details>
 <footer><code>{escape(data["command"])}</code><br>{escape(version)}, {escape(data["date"][:16])} UTC, \
 {data["repeat"]} turn{"s" * (data["repeat"] != 1)}, {data["done"]} of {data["total"]} runs</footer>
 </main>
@@ -77,30 +80,38 @@ def _work(work: Facts, line: str) -> str:
     size = "x".join(map(str, work["size"]))
     weights = ' <span class="tag">random weights</span>' if work["random_weights"] else ""
     what = f"{escape(work['model'])} · {size} · {work['steps']} step{'s' * (work['steps'] != 1)}{weights}"
-    head = f'<section class="work"><p class="what">{what}</p><h1>{escape(line)}</h1>'
+    head = f'<section class="work"><p class="what">{what}</p><h1>{_bound(line)}</h1>'
     if not rows:
         return f"{head}</section>"
     figures = [
-        _figure("Seconds per picture", "lower is better", _pictures(work, rows), _legend()),
+        _figure("Seconds per picture", "lower is better", _pictures(work, rows), _keys({**_PARTS, **_REST})),
         _figure("Peak memory of the process", "host", _memory(rows, "peak")),
     ]
     if any(row["device_peak"] for row in rows):
         figures.append(_figure("Peak memory of the GPU", "", _memory(rows, "device_peak")))
     if any(row["joules"] for row in rows):
         figures.append(_figure("Energy of a picture", "whole package and GPU", _energy(rows)))
-    figures.append(_figure("Until the first picture", "from the start of the process", _first(rows)))
+    figures.append(
+        _figure("Until the first picture", "from the start of the process", _first(rows), _keys(_UNTIL))
+    )
     if max(len(row["runs"]) for row in rows) > 1:
         figures.append(_figure("Every turn", "seconds per picture, a dot each", _turns(rows)))
     return f"{head}{''.join(figures)}{_table(table(work))}</section>"
+
+
+def _bound(line: str) -> str:
+    """Numbers stay with their units."""
+    return re.sub(r"(?<=\d) (?=%|s\b|times\b)", "&nbsp;", escape(line))
 
 
 def _figure(title: str, unit: str, rows: str, legend: str = "") -> str:
     return f"<figure><figcaption><b>{title}</b> <span>{unit}</span>{legend}</figcaption>{rows}</figure>"
 
 
-def _legend() -> str:
-    keys = "".join(f'<span class="key"><i class="{part}"></i>{word}</span>' for part, word in _PARTS.items())
-    return f'<span class="legend">{keys}<span class="key"><i class="rest"></i>between</span></span>'
+def _keys(words: Mapping[str, str]) -> str:
+    """The legend of a figure: what colours mean."""
+    keys = "".join(f'<span class="key"><i class="{part}"></i>{word}</span>' for part, word in words.items())
+    return f'<span class="legend">{keys}</span>'
 
 
 def _pictures(work: Facts, rows: Sequence[Facts]) -> str:
@@ -162,13 +173,13 @@ def _first(rows: Sequence[Facts]) -> str:
 
     def bars(row: Facts, x: Callable[[float], float]) -> Iterator[str]:
         load, first = row["median"]["load"], row["median"]["first"]
-        yield _bar(0, x(load), "rest", f"load: {seconds(load)}")
+        yield _bar(0, x(load), "load", f"load: {seconds(load)}")
         yield _bar(x(load), x(first - load), row["kind"], f"first picture: {seconds(first - load)}")
 
     def shown(row: Facts) -> str:
         return f"<b>{seconds(row['median']['first'])}</b>"
 
-    return _plot(rows, most, bars, shown, _tick_seconds) + '<p class="note">grey: loading</p>'
+    return _plot(rows, most, bars, shown, _tick_seconds)
 
 
 def _turns(rows: Sequence[Facts]) -> str:
@@ -226,11 +237,11 @@ def _bar(x: float, width: float, kind: str, title: str) -> str:
 
 
 def _ticks(most: float) -> list[float]:
-    """Two to five round numbers from 0 up to about the most."""
+    """Two to six round numbers from 0 up to about the most."""
     if most <= 0:
         return [0.0, 1.0]
     power = 10.0 ** math.floor(math.log10(most / 2))
-    step = next(unit * power for unit in (0.5, 1, 2, 5, 10) if most / (unit * power) <= 4)
+    step = next(unit * power for unit in (0.5, 1, 2, 5, 10) if most / (unit * power) <= 5.5)
     return [round(number * step, 10) for number in range(int(most / step) + 1)]
 
 

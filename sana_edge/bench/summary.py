@@ -123,25 +123,23 @@ def _failures(work: Facts, kind: str | None = None) -> str:
     return "; ".join(f"{row['name']}: {row['failure']}" for row in rows)
 
 
-def system(data: Facts) -> str:
-    """Processor, instructions, GPU, power and versions on one line."""
+def system(data: Facts) -> dict[str, str]:
+    """Processor, instructions, memory, GPU, power, system and versions of what ran."""
     machine, power = data["machine"], data["machine"]["power"]
     found = machine["instructions"]
-    parts = [f"{machine['cores']} cores of {machine['cpu']}"]
-    parts.append("instructions not told" if found is None else f"with {', '.join(found) or 'none for INT8'}")
-    if machine["memory_gb"]:
-        parts.append(f"{machine['memory_gb']} GB")
+    processor = f"{machine['cores']} cores of {machine['cpu']}"
+    shown = {"processor": f"{processor}, {machine['memory_gb']} GB" if machine["memory_gb"] else processor}
+    shown["instructions"] = "not told" if found is None else ", ".join(found) or "none for INT8"
     if machine["gpu"]:
         driver = f", driver {machine['gpu_driver']}" if machine["gpu_driver"] else ""
         limit = f", limit {machine['gpu_power_limit_w']} W" if machine["gpu_power_limit_w"] else ""
-        parts.append(f"{machine['gpu']}{driver}{limit}")
-    source = power["source"] and power["source"] + (f" at {power['charge']} %" if power["charge"] else "")
-    words = [source or "power source not told", f"profile {power['profile']}" if power["profile"] else ""]
-    words.append(f"CPU limit {power['limit_w']:.0f} W" if power["limit_w"] else "")
-    parts.append(", ".join(word for word in words if word))
-    parts.append(machine["os"])
+        shown["GPU"] = f"{machine['gpu']}{driver}{limit}"
+    charge = f" at {power['charge']} %" if power["source"] and power["charge"] is not None else ""
+    words = [f"{power['source'] or 'source not told'}{charge}"]
+    words.append(f"CPU limit {power['limit_w']:.0f} W" if power["limit_w"] else "limit not told")
+    words += [f"profile {power['profile']}"] if power["profile"] else []
     versions = (f"{name} {version}" for name, version in data["versions"].items() if version)
-    return "; ".join([*parts, ", ".join(versions)])
+    return {**shown, "power": ", ".join(words), "system": machine["os"], "versions": ", ".join(versions)}
 
 
 def notes(data: Facts) -> list[str]:
@@ -166,14 +164,15 @@ def notes(data: Facts) -> list[str]:
 def table(work: Facts) -> Table:
     """One row for each contender: medians in seconds, the picture's spread, memory, energy."""
     rows = drawn(work, ours=False)
-    titles = ["", *TITLES.values(), "picture, least to most", "peak memory"]
+    titles = ["", *TITLES.values(), "peak memory"]
+    titles.insert(titles.index("picture") + 1, "least to most")
     device, joules = (any(row[key] for row in rows) for key in ("device_peak", "joules"))
     titles += ["GPU memory"] * device + ["energy"] * joules + ["PSNR"]
     found = Table(titles)
     for row in rows:
-        cells = [row["name"], *(seconds(row["median"][stage]) for stage in TITLES)]
+        cells = [row["name"], *(seconds(row["median"][stage]) for stage in TITLES), gigabytes(row["peak"])]
         least, most = row["least"]["picture"], row["most"]["picture"]
-        cells += [f"{least:.3g} to {most:.3g} s", gigabytes(row["peak"])]
+        cells.insert(titles.index("least to most"), f"{least:.3g} to {most:.3g} s")
         cells += [gigabytes(row["device_peak"])] * device
         cells += ["" if row["joules"] is None else f"{row['joules']:.3g} J"] * joules
         cells.append(likeness(row))
@@ -195,4 +194,7 @@ def likeness(row: Facts) -> str:
 def text(data: Facts, sentences: Sequence[str]) -> str:
     """All for a terminal; the sentences last."""
     tables = [table(work).text() for work in data["works"] if drawn(work, ours=False)]
-    return "\n\n".join([*tables, "\n".join([system(data), *notes(data)]), "\n".join(sentences)])
+    facts = [f"{name + ':':<14}{value}" for name, value in system(data).items()]
+    said = [f"- {line}" for line in notes(data)]
+    blocks = [*tables, "\n".join(facts), "\n".join(said), "\n".join(sentences)]
+    return "\n\n".join(block for block in blocks if block)
