@@ -30,6 +30,7 @@ from sana_edge.errors import InvalidInput, SanaError
 from sana_edge.image_metrics import psnr
 from sana_edge.progress import Progress
 from sana_edge.store import hub
+from sana_edge.system.atomic import cannot_write
 
 BACKENDS = ("torch", "onnxruntime", "openvino", "tensorrt")
 DIFFUSERS = "diffusers"
@@ -227,19 +228,25 @@ def _made(form: str, subject: Subject, asked: Asked, tell: Callable[[str], None]
         SanaError: it cannot be made; there is no room for it.
     """
     for name, source in subject.missing(form):
-        subject.place.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(subject.place).free
-        if name == FLOAT and subject.random is not None and free < models.bytes_of_random(subject.random):
-            needed = models.bytes_of_random(subject.random)
-            raise SanaError(
-                f"random weights need about {needed / 1e9:.0f} GB, {free / 1e9:.0f} GB are free in"
-                f" {subject.place}",
-                "make room, or choose another --scratch",
-            )
+        _check_room(subject, name)
         output = str(subject.place / name)
         order = Order(MAKERS[name], source, output, time.time(), threads=asked.threads)
         ordered(order, f"making {name}", lambda at, name=name: tell(f"making {name}, {at}"))  # type: ignore[misc]
     return str(subject.found(form))
+
+
+def _check_room(subject: Subject, form: str) -> None:
+    """See that a form can be made, and that there is room for random weights and what is made of them."""
+    try:
+        subject.place.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(subject.place).free
+    except OSError as error:
+        raise cannot_write(subject.place, error) from error
+    needed = models.bytes_of_random(subject.random) if form == FLOAT and subject.random else 0
+    if free < needed:
+        room = f"{free / 1e9:.0f} GB are free in {subject.place}"
+        what = f"random weights need about {needed / 1e9:.0f} GB, {room}"
+        raise SanaError(what, "make room, or choose another --scratch")
 
 
 def _folder(model: str) -> Path:

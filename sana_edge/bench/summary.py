@@ -153,6 +153,9 @@ def notes(data: Facts) -> list[str]:
     lines += list(data["notes"])
     rows = [row for work in data["works"] for row in work["rows"]]
     lines += [f"{row['name']} failed: {row['failure']}." for row in rows if row["failure"]]
+    # not which words of the prompt a small model does not know
+    said = (note for row in rows for note in row.get("notes", ()) if "does not know" not in note)
+    lines += [f"{note}." for note in dict.fromkeys(said)]
     missing = dict.fromkeys(text for row in rows for text in row.get("joules_missing") or ())
     lines += [f"No energy of the {text}." for text in missing]
     busy = data["load_before"]

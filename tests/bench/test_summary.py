@@ -140,6 +140,7 @@ def test_one_step_and_a_gpu() -> None:
 
 def test_notes() -> None:
     failed = row("torch", "int8", failure="not enough memory for torch", joules_missing=["cpu: no RAPL"])
+    failed["notes"] = ["tiny does not know: dog", "openvino computes the INT8 products in fp32"]
     skipped = [{"backend": "tensorrt", "reason": "not installed"}]
     found = data(work(FLOAT, failed), skipped=skipped, partial=True, done=3, total=18, load_before=3.2)
     lines = summary.notes({**found, "notes": ["diffusers is not measured: pip install diffusers"]})
@@ -148,6 +149,7 @@ def test_notes() -> None:
         "tensorrt is skipped: not installed.",
         "diffusers is not measured: pip install diffusers",
         "torch int8 failed: not enough memory for torch.",
+        "openvino computes the INT8 products in fp32.",
         "No energy of the cpu: no RAPL.",
         "The machine was busy: 3.2 processes ran in the minute before, on average.",
     ]
