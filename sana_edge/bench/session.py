@@ -15,6 +15,7 @@ from sana_edge.bench.results import header, load, write_json
 from sana_edge.errors import SanaError
 from sana_edge.progress import Progress
 from sana_edge.system.atomic import write_bytes
+from sana_edge.system.memory import shown
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ class Session:
         sizes = [path.stat().st_size for place in places for path in place.rglob("*") if path.is_file()]
         if not sizes:
             return ""
-        return f"{sum(sizes) / 1e9:.1f} GB is kept for the next run in {', '.join(map(str, places))}"
+        return f"{shown(sum(sizes))} are kept for the next run in {', '.join(map(str, places))}"
 
     def check(self) -> None:
         """Raise where nothing was measured."""

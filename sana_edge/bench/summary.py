@@ -175,7 +175,8 @@ def table(work: Facts) -> Table:
     for row in rows:
         cells = [row["name"], *(seconds(row["median"][stage]) for stage in TITLES), gigabytes(row["peak"])]
         least, most = row["least"]["picture"], row["most"]["picture"]
-        cells.insert(titles.index("least to most"), f"{least:.3g} to {most:.3g} s")
+        spread = f"{least:.3g} to {most:.3g} s" if len(row["runs"]) > 1 else ""
+        cells.insert(titles.index("least to most"), spread)
         cells += [gigabytes(row["device_peak"])] * device
         cells += ["" if row["joules"] is None else f"{row['joules']:.3g} J"] * joules
         cells.append(likeness(row))
