@@ -161,6 +161,8 @@ def _one_run(
     tell: Callable[[str], None],
 ) -> None:
     model = _made(row["form"], subject, asked, tell)
+    # of the turn before
+    output.unlink(missing_ok=True)
     read_files(_folder(model))
     order = Order(
         by=row["by"],

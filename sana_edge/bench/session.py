@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,10 +56,10 @@ class Session:
         subjects = models.subjects(given, random, scratch, progress=progress)
         asked = Asked(usable, sizes or [None], steps, repeat, threads, against)
         works = measure.works(subjects, asked, usable)
-        said = [measure.diffusers_missing()] if against else []
+        said: list[str | None] = [measure.diffusers_missing()] if against else []
         if against and not said[0] and not any(subject.can(models.FLOAT) for subject in subjects):
             said = ["diffusers is not measured: it needs the float model's folder"]
-        said += [_unmade(subject, usable) for subject in subjects]
+        said += dict.fromkeys(_unmade(work, usable) for work in works)
         if not any(work["rows"] for work in works):
             reasons = [f"{skip['backend']}: {skip['reason']}" for skip in skipped]
             reasons += [line for line in said if line]
@@ -140,21 +140,12 @@ class Session:
             raise SanaError("nothing was measured: every contender failed", "the lines above say why")
 
 
-def _unmade(subject: Subject, backends: Sequence[str]) -> str | None:
-    """What is not measured since its form of the model cannot be made here."""
-    engines = [name for name in backends if name != "torch"]
-    wanted = {models.GRAPHS: "float", models.INT8_GRAPHS: "INT8"} if engines else {}
-    gone = [word for form, word in wanted.items() if form not in subject.folders and models.torch_missing()]
-    gone += [word for form, word in wanted.items() if not subject.can(form) and word not in gone]
-    if "torch" in backends:
-        gone += [
-            f"torch's {word}"
-            for form, word in ((models.FLOAT, "float"), (models.PACKAGE, "INT8"))
-            if not subject.can(form)
-        ]
-    if not gone:
+def _unmade(work: Mapping[str, Any], backends: Sequence[str]) -> str | None:
+    """What is not measured since its form of the model is not there, nor what it is made of."""
+    there = {(row["by"], row["kind"]) for row in work["rows"]}
+    names = [f"{by} {kind}" for by in backends for kind in ("float", "int8") if (by, kind) not in there]
+    if not names:
         return None
-    why = (
-        "torch makes the graphs, and is not installed" if models.torch_missing() else "the folder has others"
-    )
-    return f"{subject.name} is not measured in {', '.join(gone)}: {why}"
+    missing = models.torch_missing()
+    why = f"{missing} is not installed" if missing else "the folders given have no model for it"
+    return f"{work['model']} is not measured by {', '.join(names)}: {why}"

@@ -80,6 +80,7 @@ def processes(monkeypatch: pytest.MonkeyPatch) -> dict[str, Callable[[], dict[st
     def ordered(order: Order, name: str, tell: Callable[[str], None]) -> dict[str, Any]:
         from PIL import Image
 
+        assert not Path(order.output).exists()
         result = answers[order.by]()
         tell("step 1 of 2")
         Image.new("RGB", (8, 8), 100).save(order.output)
