@@ -43,7 +43,9 @@ def main() -> int:
     options = _options()
     if options.by not in ("diffusers", "torch"):
         block()
-    from sana_edge.bench.worker import FIRST, LATER, Order, loaded
+    from sana_edge.bench.drawers import loaded
+    from sana_edge.bench.order import Order
+    from sana_edge.bench.worker import FIRST, LATER
 
     size = (options.size, options.size)
     order = Order(

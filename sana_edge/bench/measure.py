@@ -23,8 +23,9 @@ from PIL import Image
 
 from sana_edge.bench import models
 from sana_edge.bench.models import FLOAT, GRAPHS, INT8_GRAPHS, MAKERS, PACKAGE, Subject, torch_missing
+from sana_edge.bench.order import Order, command, failure
 from sana_edge.bench.process import run
-from sana_edge.bench.worker import STAGES, Order, command, failure
+from sana_edge.bench.worker import STAGES
 from sana_edge.engines import choose
 from sana_edge.errors import InvalidInput, SanaError
 from sana_edge.image_metrics import psnr

@@ -184,6 +184,8 @@ def _read(file: IO[bytes]) -> str:
 
 def _reason(code: int, written: Sequence[str]) -> str:
     if code < 0:
-        # as the system does with the largest process when memory runs out
-        return f"killed by {signal.Signals(-code).name}"
+        name = signal.Signals(-code).name
+        return f"killed by {name}" + (
+            ", as the system does where memory runs out" if name == "SIGKILL" else ""
+        )
     return " ".join(written[-2:]) or f"exit {code}"

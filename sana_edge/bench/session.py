@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,52 +30,45 @@ class Session:
     def prepare(
         cls,
         names: Sequence[str],
-        *,
         random: Sequence[str],
-        backends: Sequence[str],
-        sizes: Sequence[tuple[int, int]],
-        steps: int | None,
-        repeat: int,
-        threads: int | None,
-        against: str | None,
+        asked: Asked,
+        *,
         scratch: Path,
         arguments: Sequence[str],
-        progress: bool,
+        progress: bool = False,
     ) -> Session:
         """Find models and backends; nothing is loaded yet.
 
         Args:
+            names, random: models, and names of random weights; without any the bundled model.
+            asked: with backends as they were given.
+            scratch: where forms of models that are missing are made.
             arguments: of the command line, for the record.
             progress: show a download on stderr.
 
         Raises:
             SanaError: an unknown name, size or backend; or none of what was asked for can run here.
         """
-        usable, skipped = measure.usable(backends)
+        usable, skipped = measure.usable(asked.backends)
         given = names or ([] if random else ["sana-tiny"])
         subjects = models.subjects(given, random, scratch, progress=progress)
-        asked = Asked(usable, sizes or [None], steps, repeat, threads, against)
+        asked = replace(asked, backends=usable)
         works = measure.works(subjects, asked, usable)
-        said: list[str | None] = [measure.diffusers_missing()] if against else []
-        if against and not said[0] and not any(subject.can(models.FLOAT) for subject in subjects):
-            said = ["diffusers is not measured: it needs the float model's folder"]
-        said += dict.fromkeys(_unmade(work, usable) for work in works)
+        notes = _notes(works, subjects, asked)
         if not any(work["rows"] for work in works):
-            reasons = [f"{skip['backend']}: {skip['reason']}" for skip in skipped]
-            reasons += [line for line in said if line]
-            raise SanaError(
-                f"nothing can be measured here: {'; '.join(reasons)}", "`sana-edge doctor` says more"
-            )
+            reasons = [*(f"{skip['backend']}: {skip['reason']}" for skip in skipped), *notes]
+            hint = "`sana-edge doctor` says what can run here"
+            raise SanaError(f"nothing can be measured here: {'; '.join(reasons)}", hint)
         data = {
             **header("sana-edge bench", arguments),
             "load_before": load(),
-            "repeat": repeat,
-            "threads": threads,
+            "repeat": asked.repeat,
+            "threads": asked.threads,
             "partial": True,
             "done": 0,
-            "total": repeat * sum(len(work["rows"]) for work in works),
+            "total": asked.repeat * sum(len(work["rows"]) for work in works),
             "skipped": skipped,
-            "notes": [line for line in said if line],
+            "notes": notes,
             "works": works,
         }
         return cls(subjects, asked, data)
@@ -138,6 +131,15 @@ class Session:
         """Raise where nothing was measured."""
         if not any(row["runs"] for work in self.data["works"] for row in work["rows"]):
             raise SanaError("nothing was measured: every contender failed", "the lines above say why")
+
+
+def _notes(works: Sequence[Mapping[str, Any]], subjects: Sequence[Subject], asked: Asked) -> list[str]:
+    """What is not measured, and why."""
+    said = [measure.diffusers_missing()] if asked.against else []
+    if said == [None] and not any(subject.can(models.FLOAT) for subject in subjects):
+        said = ["diffusers is not measured: it needs the float model's folder"]
+    said += dict.fromkeys(_unmade(work, asked.backends) for work in works)
+    return [line for line in said if line]
 
 
 def _unmade(work: Mapping[str, Any], backends: Sequence[str]) -> str | None:

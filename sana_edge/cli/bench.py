@@ -55,19 +55,23 @@ def run(arguments: argparse.Namespace) -> None:
 
         worker.main(arguments.worker)
         return
+    from sana_edge.bench.measure import Asked
     from sana_edge.bench.session import Session
 
     _check(arguments)
     with tempfile.TemporaryDirectory() as temporary:
-        session = Session.prepare(
-            arguments.models,
-            random=_words(arguments.random_weights or ""),
+        asked = Asked(
             backends=_words(arguments.backends),
-            sizes=arguments.size or [],
+            sizes=arguments.size or [None],
             steps=arguments.steps,
             repeat=arguments.repeat,
             threads=arguments.threads,
             against=arguments.against,
+        )
+        session = Session.prepare(
+            arguments.models,
+            _words(arguments.random_weights or ""),
+            asked,
             scratch=arguments.scratch or _scratch(Path(temporary)),
             arguments=arguments.words,
             progress=not arguments.quiet,

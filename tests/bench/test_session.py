@@ -16,7 +16,7 @@ from bench_runs import run as made_up
 from sana_edge.bench import measure, process, worker
 from sana_edge.bench.measure import Asked
 from sana_edge.bench.models import subjects
-from sana_edge.bench.worker import Order
+from sana_edge.bench.order import Order
 from sana_edge.cli.main import main
 from sana_edge.errors import OutOfMemory, SanaError
 from sana_edge.store.known_models import BUNDLED
