@@ -33,7 +33,9 @@ def seconds(value: float | None) -> str:
     """Two digits, whole seconds from 10 on: "0.31 s", "4.2 s", "41 s"."""
     if value is None:
         return ""
-    return f"{value:.0f} s" if value >= 9.95 else f"{value:.1f} s" if value >= 0.995 else f"{value:.2g} s"
+    if value >= 0.995:
+        return f"{value:.0f} s" if value >= 9.95 else f"{value:.1f} s"
+    return f"{value:.2f} s" if value >= 0.0995 else f"{value:.2g} s"
 
 
 def drawn(work: Facts, kind: str | None = None, ours: bool = True) -> list[Facts]:
@@ -79,8 +81,8 @@ def _compared(took: str, best: Facts, other: Facts, machine: Facts) -> str:
         return f"{took}, about as fast as {dtype}{memory}"
     if times > 1:
         return f"{took}, {_times(times)} times as fast as {dtype}{memory}"
-    slower = f"slower than {dtype}, which takes {seconds(other['median']['picture'])}"
-    return f"{took}, {slower}{memory}: {_why(best, other, machine)}"
+    slower = f"slower than {dtype} ({seconds(other['median']['picture'])})"
+    return f"{took}, {slower}, as {_why(best, other, machine)}{memory}"
 
 
 def _times(value: float) -> str:
@@ -168,15 +170,15 @@ def table(work: Facts) -> Table:
     """One row for each contender: medians in seconds, the picture's spread, memory, energy."""
     rows = drawn(work, ours=False)
     titles = ["", *TITLES.values(), "peak memory"]
-    titles.insert(titles.index("picture") + 1, "least to most")
+    several = any(len(row["runs"]) > 1 for row in rows)
+    titles[4:4] = ["least to most"] * several
     device, joules = (any(row[key] for row in rows) for key in ("device_peak", "joules"))
     titles += ["GPU memory"] * device + ["energy"] * joules + ["PSNR"]
     found = Table(titles)
     for row in rows:
         cells = [row["name"], *(seconds(row["median"][stage]) for stage in TITLES), gigabytes(row["peak"])]
         least, most = row["least"]["picture"], row["most"]["picture"]
-        spread = f"{least:.3g} to {most:.3g} s" if len(row["runs"]) > 1 else ""
-        cells.insert(titles.index("least to most"), spread)
+        cells[4:4] = [f"{least:.3g} to {most:.3g} s"] * several
         cells += [gigabytes(row["device_peak"])] * device
         cells += ["" if row["joules"] is None else f"{row['joules']:.3g} J"] * joules
         cells.append(likeness(row))
