@@ -114,7 +114,8 @@ def versions(*packages: str) -> dict[str, str | None]:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
-            found[package] = None
+            # a checkout that is not installed knows its own
+            found[package] = sana_edge.__version__ if package == "sana-edge" else None
     return found
 
 
