@@ -52,6 +52,7 @@ def sections(results: Path) -> Iterator[tuple[str, str]]:
         "pictures": (pictures, files(results, "bench_engines-picture-*")),
         "cold": (cold, files(results, "bench_engines-cold")),
         "engines-quality": (engines_quality, files(results, "quality_engines")),
+        "serving": (serving, files(results, "bench_serve")),
     }
     for name, (table, found) in made.items():
         tables = [made for made in map(table, found) if made.rows]
@@ -70,6 +71,25 @@ def growth(data: Mapping[str, Any]) -> Table:
     shown = ", ".join(f"{kind} {value:.2f}" for kind, value in data["exponents"].items())
     found.notes = [f"Exponents of growth: {shown}.", circumstances(data)]
     return found
+
+
+def serving(data: Mapping[str, Any]) -> Table:
+    """Pictures per minute of each contender."""
+    drawn = data["pictures"]
+    table = Table(["256x256", "pictures per minute", "least", "most", "to the loop"])
+    for name, rates in drawn["rates"].items():
+        numbers = (statistics.median(rates), min(rates), max(rates))
+        table.add(name, *(f"{number:.1f}" for number in numbers), f"{drawn['ratios'][name]:.2f}")
+    spent = [
+        f"{entry['median']:.1f} ms at {entry['size']}x{entry['size']} "
+        f"(nine of ten requests {entry['low']:.1f} to {entry['high']:.1f} ms)"
+        for entry in data["overhead"]
+    ]
+    table.notes = [
+        f"A request takes beyond its picture {' and '.join(spent)}.",
+        f"{data['model']} in fp32, {drawn['steps']} steps. {circumstances(data)}",
+    ]
+    return table
 
 
 def summary(results: Path) -> Table:
