@@ -6,9 +6,10 @@ starts `sana-edge serve` and a small server of the same route around diffusers' 
 process of its own, with sana-tiny's weights in fp32, and draws the same pictures from both and in a loop in
 this process, in turns. What both draw is compared, since times of unequal work say nothing.
 
-The overhead is what the client waits beyond the seconds that the answer tells of text, steps and decode: the
-queue, the PNG, base64, JSON and HTTP; of pictures of one step at the smallest size and at 256x256. "clients"
-are several that ask at once. A ratio is the median over turns.
+The overhead is that of requests for a picture that is there already: the queue, the PNG, base64, JSON and
+HTTP, less the PNG and base64 alone, which a loop needs as well. Its time on the processors is told beside
+what the client waits, as that grows with what else runs on a machine. "clients" are several that ask at once. A
+ratio is the median over turns.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import os
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -40,8 +42,11 @@ import torch
 
 from harness import sections
 from harness.results import BASELINE, ended, header, load, output_for, positive, say, write_json
-from sana_edge import Sana
+from sana_edge import Image, Sana, Step
 from sana_edge.errors import SanaError
+from sana_edge.progress import Progress
+from sana_edge.serve.server import Server, address, listen
+from sana_edge.serve.service import Service
 
 MODEL = "sana-tiny"
 PROMPT = "a red house left of a yellow star"
@@ -73,7 +78,7 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> None:
             "load_before": load(),
             "model": MODEL,
             "threads": options.threads,
-            "overhead": [overhead(server, size, options.requests) for size in (32, 256)],
+            "overhead": overhead(sana.generate(PROMPT, seed=7, steps=options.steps), options.requests),
             "pictures": pictures(server, baseline, sana, options),
         }
     write_json(output, data)
@@ -124,38 +129,93 @@ def compare(server: str, baseline: str, sana: Sana, steps: int) -> None:
     Raises: SanaError: they do not.
     """
     own = sana.generate(PROMPT, seed=7, steps=steps)
-    for name, address in ((SERVER, server), (BASELINE, baseline)):
-        data = base64.b64decode(Client(address).draw(7, steps, 256)[1]["b64_json"])
+    for name, place in ((SERVER, server), (BASELINE, baseline)):
+        data = base64.b64decode(Client(place).draw(7, steps, 256)[1]["b64_json"])
         drawn = np.asarray(PIL.Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
         if np.abs(drawn - own.pixels).max() > (0 if name == SERVER else 1):
             raise SanaError(f"{name} draws another picture", "times of unequal work say nothing")
 
 
-def overhead(server: str, size: int, requests: int) -> dict[str, Any]:
-    """Milliseconds of requests beyond their pictures' own; the first ones warm up."""
-    client, found = Client(server), []
-    for seed in range(requests + 5):
-        seconds, entry = client.draw(seed, 1, size)
-        found.append((seconds - sum(entry["timings"].values())) * 1e3)
-    found = sorted(found[5:])
-    say(f"{size}x{size}", f"{statistics.median(found):.2f} ms beyond the picture")
-    return {
-        "size": size,
-        "requests": requests,
-        "median": round(statistics.median(found), 3),
-        "low": round(found[len(found) // 20], 3),
-        "high": round(found[-1 - len(found) // 20], 3),
-        "bytes": len(base64.b64decode(entry["b64_json"])),
-    }
+class Drawn:
+    """In place of a model: gives a picture that was drawn before, at once; a request is then all overhead."""
+
+    def __init__(self, image: Image) -> None:
+        self._image = image
+        self.native_size = image.pixels.shape[1::-1]
+
+    def stream(self, prompt: str, **options: Any) -> Iterator[Step]:
+        """One step, with the picture."""
+        yield Step(0, 1, self._image, lambda linear: self._image.pixels)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class DrawnLoader:
+    """Loads `Drawn`."""
+
+    def __init__(self, image: Image) -> None:
+        self._image = image
+
+    def __call__(self, model: str, on_progress: Progress, cancel: threading.Event) -> Any:
+        return Drawn(self._image)
+
+    def size(self, model: str) -> int:
+        """Bytes of its weights."""
+        return 0
+
+
+def overhead(image: Image, requests: int) -> dict[str, Any]:
+    """Milliseconds of requests for a picture that is there, and of its PNG alone, in turns.
+
+    Client and server are threads of this process, whose time on the processors counts both: what else runs on
+    the machine is in "waited", and not in "computed".
+    """
+    service = Service({MODEL: MODEL}, DrawnLoader(image))
+    server = Server(service)
+    found: dict[str, list[float]] = {}
+    with listen("127.0.0.1", 0, None) as listening:
+        thread = threading.Thread(target=server.answer, args=[listening])
+        thread.start()
+        try:
+            client = Client(address(listening))
+            works: dict[str, Callable[[], object]] = {
+                "request": lambda: client.draw(7, 1, 256),
+                "png": lambda: base64.b64encode(image.png()),
+            }
+            for turn in range(requests + 5):
+                for name, work in works.items():
+                    waited, computed = time.perf_counter(), time.process_time()
+                    work()
+                    if turn >= 5:
+                        found.setdefault(f"{name} waited", []).append(time.perf_counter() - waited)
+                        found.setdefault(f"{name} computed", []).append(time.process_time() - computed)
+        finally:
+            server.stop()
+            thread.join()
+    for kind in ("waited", "computed"):
+        pairs = zip(found[f"request {kind}"], found[f"png {kind}"], strict=True)
+        found[f"beyond {kind}"] = [request - png for request, png in pairs]
+    kept = {name: _spread([value * 1e3 for value in values]) for name, values in found.items()}
+    say("overhead", f"{kept['beyond computed']['median']} ms computed beyond the PNG")
+    return {"requests": requests, "bytes": len(image.png()), "milliseconds": kept}
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    """The median, and what nine of ten values lie between."""
+    ordered = sorted(values)
+    cut = len(ordered) // 20
+    numbers = {"median": statistics.median(ordered), "low": ordered[cut], "high": ordered[-1 - cut]}
+    return {name: round(value, 3) for name, value in numbers.items()}
 
 
 def pictures(server: str, baseline: str, sana: Sana, options: argparse.Namespace) -> dict[str, Any]:
     """Pictures per minute of each contender, turn by turn, and the ratios to the loop."""
     steps, count = options.steps, options.count
-    clients = {name: Client(address) for name, address in ((SERVER, server), (BASELINE, baseline))}
-    several = [Client(server) for _ in range(AT_ONCE)]
 
-    def one_by_one(client: Client) -> None:
+    def one_by_one(place: str) -> None:
+        # a connection of each turn, as servers close those that wait long
+        client = Client(place)
         for seed in range(count):
             client.draw(seed, steps, 256)
 
@@ -164,7 +224,7 @@ def pictures(server: str, baseline: str, sana: Sana, options: argparse.Namespace
             shares = [range(first, count, AT_ONCE) for first in range(AT_ONCE)]
             jobs = [
                 pool.submit(lambda c, seeds: [c.draw(seed, steps, 256) for seed in seeds], client, seeds)
-                for client, seeds in zip(several, shares, strict=True)
+                for client, seeds in zip((Client(server) for _ in shares), shares, strict=True)
             ]
             for job in jobs:
                 job.result()
@@ -175,9 +235,9 @@ def pictures(server: str, baseline: str, sana: Sana, options: argparse.Namespace
 
     contenders: dict[str, Callable[[], None]] = {
         LOOP: loop,
-        SERVER: lambda: one_by_one(clients[SERVER]),
+        SERVER: lambda: one_by_one(server),
         CLIENTS: at_once,
-        BASELINE: lambda: one_by_one(clients[BASELINE]),
+        BASELINE: lambda: one_by_one(baseline),
     }
     rates: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(options.repeat + 1):
@@ -208,7 +268,6 @@ def serve_diffusers(threads: int) -> None:
     from starlette.responses import JSONResponse
     from starlette.routing import Route
 
-    from sana_edge.serve.server import address, listen
     from sana_edge.store.known_models import BUNDLED
 
     torch.set_num_threads(threads)

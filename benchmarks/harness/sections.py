@@ -80,13 +80,12 @@ def serving(data: Mapping[str, Any]) -> Table:
     for name, rates in drawn["rates"].items():
         numbers = (statistics.median(rates), min(rates), max(rates))
         table.add(name, *(f"{number:.1f}" for number in numbers), f"{drawn['ratios'][name]:.2f}")
-    spent = [
-        f"{entry['median']:.1f} ms at {entry['size']}x{entry['size']} "
-        f"(nine of ten requests {entry['low']:.1f} to {entry['high']:.1f} ms)"
-        for entry in data["overhead"]
-    ]
+    spent = data["overhead"]["milliseconds"]
+    beyond, png = spent["beyond computed"], spent["png computed"]
     table.notes = [
-        f"A request takes beyond its picture {' and '.join(spent)}.",
+        f"A request computes {beyond['median']:.1f} ms beyond its picture (nine of ten {beyond['low']:.1f} "
+        f"to {beyond['high']:.1f} ms), the PNG of 256x256 itself {png['median']:.1f} ms. "
+        f"Processes that were running besides, on average: {data['load_before']}.",
         f"{data['model']} in fp32, {drawn['steps']} steps. {circumstances(data)}",
     ]
     return table
