@@ -8,8 +8,8 @@ this process, in turns. What both draw is compared, since times of unequal work 
 
 The overhead is that of requests for a picture that is there already: the queue, the PNG, base64, JSON and
 HTTP, less the PNG and base64 alone, which a loop needs as well. Its time on the processors is told beside
-what the client waits, as that grows with what else runs on a machine. "clients" are several that ask at once. A
-ratio is the median over turns.
+what the client waits, as that grows with what else runs on a machine. "clients" are several that ask at
+once. A ratio is the median over turns.
 """
 
 from __future__ import annotations
