@@ -33,6 +33,7 @@ ROOMS: dict[str, set[str]] = {
     "engines": {"store"},
     "roof": {"torch_runtime", "engines", "store"},
     "serve": {"pipeline"},
+    "bench": {"pipeline", "torch_runtime", "engines", "nets", "int8", "store", "calib", "export"},
     "calib": {"torch_runtime", "nets", "int8", "store"},
     "export": {"torch_runtime", "engines", "nets", "int8", "store"},
     "training": {"torch_runtime", "nets", "int8", "store"},
@@ -41,8 +42,8 @@ ROOMS: dict[str, set[str]] = {
 }
 # who may import everything
 FREE = {"cli"}
-# what only the command line imports, and who has it in its row
-TOOLS = {"calib", "evaluate", "export", "training", "serve"}
+# what only the command line imports, and those that name it
+TOOLS = {"bench", "calib", "evaluate", "export", "training", "serve"}
 # modules that import no torch, nor anything that does: whole rooms, and the store's and the roof's files
 TORCH_FREE = {"engines", "evaluate", "floor", "roof", "serve"}
 
@@ -98,6 +99,8 @@ def allowed(importer: str, imported: str) -> bool:
         return True
     if other in FREE:
         return importer == "sana_edge.__main__"
+    if other in TOOLS and other not in {name.split(".")[0] for name in ROOMS[room]}:
+        return False
     inside = imported.removeprefix("sana_edge.")
     return any(inside == name or inside.startswith(f"{name}.") for name in ROOMS[room])
 

@@ -1,4 +1,4 @@
-"""The 553 prompts of the art's world, on what no training shows; see `judge.prompts`.
+"""The 553 prompts of the art's world, on what no training shows; see `sana_edge.evaluate.judge.prompts`.
 
 No part of the model, text encoder and autoencoder included, has seen any of them.
 """

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from harness.results import Diary, digest, positive
+from harness.results import Diary, positive
+from sana_edge.bench.results import digest
 from sana_edge.evaluate import sheet
 from sana_edge.evaluate.judge.prompts import COUNTS, Judgement, Prompt
 from sana_edge.evaluate.judge.scores import Outcome, judgement

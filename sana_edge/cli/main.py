@@ -16,6 +16,7 @@ from types import FrameType
 
 import sana_edge
 from sana_edge.cli import (
+    bench,
     build,
     completion,
     convert,
@@ -42,6 +43,7 @@ COMMANDS = {
     "export": export,
     "build": build,
     "evaluate": evaluate,
+    "bench": bench,
     "doctor": doctor,
     "completion": completion,
 }
@@ -63,6 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments, unknown = _parser().parse_known_args(words)
         if unknown:
             arguments.parser.refuse(unknown)
+        arguments.words = words[1:]
+        # of `bench` a file
+        as_json = getattr(arguments, "json", as_json) is True
         verbose = arguments.verbose
         if verbose:
             logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")

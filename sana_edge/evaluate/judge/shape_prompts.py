@@ -1,4 +1,4 @@
-"""The 553 prompts of the flat shapes, on what training never shows; see `judge.prompts`."""
+"""The 553 prompts of the flat shapes, on what training never shows; see `prompts`."""
 
 from __future__ import annotations
 
