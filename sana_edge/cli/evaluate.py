@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 HELP = "measure a model's pictures, and what INT8 or another model costs"
 
 _LOAD = ("dtype", "backend", "device", "engines", "trust_engine", "threads", "offline", "revision")
+_TABLES = (".json", ".jsonl", ".csv", ".tsv")
 _DRAWING = ("seed", "steps", "guidance", "size", "sampler")
 
 
@@ -62,10 +63,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_metric_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    names = (
-        "judge (of sana-tiny's prompts), clip, imagereward, fid, psnr, with commas between them (default: all"
-    )
-    add("--metrics", metavar="NAMES", help=f"{names} that suit but imagereward)")
+    names = "judge (of sana-tiny's prompts), clip, imagereward, fid, psnr, with commas between them"
+    suit = "all that suit, imagereward with --imagereward-python"
+    add("--metrics", metavar="NAMES", help=f"{names} (default: {suit})")
     clip = "a CLIP's folder, or a repository, which is downloaded (default: the usual one where it is cached)"
     add("--clip", metavar="NAME|DIR", help=clip)
     add("--reference", type=Path, metavar="DIR", help="pictures that FID compares with (default: no FID)")
@@ -127,6 +127,9 @@ def _prompts(arguments: argparse.Namespace) -> PromptSet:
         return named(arguments.prompts)
     from sana_edge.calib.prompts import load_prompts
 
+    if arguments.prompts.lower().endswith(_TABLES):
+        hint = "write its prompts into a text file, one a line"
+        raise InvalidInput(f"{arguments.prompts} is no text file with one prompt a line", hint)
     found = load_prompts(arguments.prompts)
     return PromptSet(found.name, found.prompts)
 

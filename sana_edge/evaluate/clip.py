@@ -52,7 +52,8 @@ def import_torchmetrics(name: str) -> Any:
         return import_module(f"torchmetrics.{name}")
     except Exception as error:  # whatever a library's own imports meet
         message = f"torchmetrics cannot be imported: {type(error).__name__}: {error}"
-        raise MissingDependency(message, "pip install 'sana-edge[evaluate]' again, with one index") from error
+        hint = "pip install 'sana-edge[evaluate]'; torchvision, if it is there, from where torch came from"
+        raise MissingDependency(message, hint) from error
 
 
 class ClipScore:

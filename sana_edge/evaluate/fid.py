@@ -35,7 +35,7 @@ def find_inception(given: Path | None) -> Path:
     """
     for name in ("torchmetrics", "torch_fidelity"):
         if find_spec(name) is None:
-            hint = "pip install 'sana-edge[evaluate]'"
+            hint = "pip install 'sana-edge[fid]', with torchvision from where torch came from"
             raise MissingDependency(f"FID needs {name}, which is not installed", hint)
     with torch_extra():
         import torch

@@ -32,7 +32,7 @@ class MetricOptions:
     """What metrics are given.
 
     Attributes:
-        metrics: of `METRICS`; None is all that suit what is drawn, but ImageReward.
+        metrics: of `METRICS`; None is all that suit what is drawn, and ImageReward where its Python is given.
         clip: a folder or a repository.
         reference: the folder that FID compares with.
         inception: the weights' file of FID.
@@ -89,7 +89,8 @@ def wanted(options: MetricOptions, prompts: PromptSet, *, pair: bool) -> tuple[s
         "psnr": "" if pair else "it compares pairs: add --int8, or another model by --against",
     }
     if options.metrics is None:
-        return tuple(name for name in METRICS if not refused.get(name) and name != "imagereward")
+        refused["imagereward"] = "" if options.python else "its package is seldom here"
+        return tuple(name for name in METRICS if not refused.get(name))
     for name in options.metrics:
         if refused.get(name):
             raise InvalidInput(f"metric {name} cannot be measured here", refused[name])

@@ -41,6 +41,7 @@ def test_names() -> None:
 def test_what_suits_is_measured() -> None:
     assert metrics.wanted(MetricOptions(), OWN, pair=True) == ("clip", "psnr")
     assert metrics.wanted(MetricOptions(), named("sana-tiny"), pair=False) == ("judge", "clip")
+    assert metrics.wanted(MetricOptions(python="python"), OWN, pair=False) == ("clip", "imagereward")
     assert "fid" in metrics.wanted(MetricOptions(reference=Path()), OWN, pair=False)
 
 
