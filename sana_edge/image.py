@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import warnings
-import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -157,12 +156,16 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     hint = "give a picture that sana-edge wrote and no other program has saved since"
     try:
-        with warnings.catch_warnings(), PIL.Image.open(path) as image:
+        # a pipe would wait for its writer, and Pillow knows formats that start programs
+        if not os.path.isfile(path) and os.path.exists(path):
+            raise ValueError("it is no regular file")
+        with warnings.catch_warnings(), PIL.Image.open(path, formats=[*FORMATS.values()]) as image:
             # of damaged tags; what is left of them is no metadata
             warnings.simplefilter("ignore")
             text = image.info.get(METADATA_KEY)
             comment = None if text else image.getexif().get_ifd(_EXIF_IFD).get(_COMMENT)
-    except (OSError, ValueError, SyntaxError, zlib.error, PIL.Image.DecompressionBombError) as error:
+    # decoders of several formats, with errors of their own
+    except Exception as error:
         raise InvalidInput(f"cannot read {path}: {error}", hint) from error
     try:
         metadata = parse(text or "") if comment is None else _of_comment(comment)

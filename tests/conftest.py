@@ -42,10 +42,10 @@ def pytest_configure() -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """How many inputs the parsers were given, also by workers, whose output nobody sees."""
+    """What long tests counted, also in workers, whose output nobody sees."""
     reports = [report for name in ("passed", "failed") for report in terminalreporter.getreports(name)]
     for name, line in (pair for report in reports for pair in getattr(report, "user_properties", ())):
-        if name == "fuzz":
+        if name == "figures":
             terminalreporter.write_line(line)
 
 

@@ -35,7 +35,7 @@ _YOUNG = 24 * 3600.0
 def scratch_folder(target: Path, folder: Path) -> Iterator[Path]:
     """A locked folder in ``folder``, removed at the end with what is in it."""
     _sweep(folder)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name[:64]}.", suffix=_SUFFIX, dir=folder))
+    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name[:16]}.", suffix=_SUFFIX, dir=folder))
     lock: IO[bytes] | None = None
     kept = False
     try:
