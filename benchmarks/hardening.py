@@ -18,7 +18,6 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 from harness import RESULTS
 from harness.results import ended, header, positive, write_json
@@ -65,12 +64,12 @@ def measure(kind: str, count: int, only: str) -> tuple[list[dict[str, Any]], int
     file, test, variable = KINDS[kind]
     chosen = " and ".join(filter(None, (test, only)))
     with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "-m", "slow", file, f"--junitxml={report}"]
+        report = Path(folder) / "figures.jsonl"
+        command = [sys.executable, "-m", "pytest", "-q", "-m", "slow", file]
         command += ["-k", chosen] if chosen else []
-        code = subprocess.run(command, cwd=ROOT, env={**os.environ, variable: str(count)}).returncode
-        found = ElementTree.parse(report).iter("property") if report.exists() else ()
-        rows = [json.loads(each.attrib["value"]) for each in found if each.attrib["name"] == "figures"]
+        told = {**os.environ, variable: str(count), "SANA_EDGE_FIGURES": str(report)}
+        code = subprocess.run(command, cwd=ROOT, env=told).returncode
+        rows = [json.loads(line) for line in report.read_text().splitlines()] if report.exists() else []
     if not rows:
         raise SanaError("no test was run", "look at what pytest says")
     return rows, code

@@ -239,8 +239,7 @@ def test_killed_at_any_moment(
     tiny_folder: Path,
     hub: local_hub.Hub,
     command: Command,
-    request: pytest.FixtureRequest,
-    record_property: Callable[[str, object], None],
+    figures: Callable[..., None],
 ) -> None:
     output = tmp_path / command.output
     output.parent.mkdir(exist_ok=True)
@@ -275,11 +274,10 @@ def test_killed_at_any_moment(
         zygote.close()
     command.check(output)
     assert command.left(output)
-    name = request.node.callspec.id
-    record_property("figures", json.dumps({"command": name, "runs": KILLS, "killed": killed, "lost": 0}))
+    figures(runs=KILLS, killed=killed, lost=0)
 
 
-def test_a_server_that_keeps_pictures(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
+def test_a_server_that_keeps_pictures(tmp_path: Path, figures: Callable[..., None]) -> None:
     """Every picture in the folder is whole; what a dead server left goes with the next picture."""
     keep, moments = tmp_path / "keep", random.Random(0)
     keep.mkdir()
@@ -313,5 +311,4 @@ def test_a_server_that_keeps_pictures(tmp_path: Path, record_property: Callable[
                 image.load()
     serve(None)
     assert not [path for path in keep.iterdir() if path.suffix != ".png"]
-    figures = {"command": "serve --keep", "runs": KILLS, "killed": KILLS, "lost": 0}
-    record_property("figures", json.dumps(figures))
+    figures(name="serve --keep", runs=KILLS, killed=KILLS, lost=0)

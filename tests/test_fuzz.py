@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import random
 import time
@@ -110,12 +109,7 @@ def test_mutated(parser: Parser, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_many(
-    parser: Parser,
-    tmp_path: Path,
-    request: pytest.FixtureRequest,
-    record_property: Callable[[str, object], None],
-) -> None:
+def test_many(parser: Parser, tmp_path: Path, figures: Callable[..., None]) -> None:
     """A share of `ALL` inputs, each from a seed of its own; all failures are shown, by kind."""
     original = (tmp_path / "in" / parser.file).read_bytes()
     count = int(ALL * parser.share / sum(each.share for each in PARSERS.values())) + 1
@@ -129,9 +123,7 @@ def test_many(
             shown = f"seed {seed}: {found.outcome}, {found.seconds:.1f} s, {found.grown >> 20} MB, "
             shown += f"{type(found.error).__name__}: {found.error}"[:300]
             failures.setdefault(kind_of(found.error), []).append(shown)
-    figures = {"parser": request.node.callspec.id, "inputs": count, **outcomes}
-    figures |= {"slowest": round(slowest, 2), "most_mb": most >> 20}
-    record_property("figures", json.dumps(figures))
+    figures(inputs=count, **outcomes, slowest=round(slowest, 2), most_mb=most >> 20)
     lines = [f"{len(found)} x {kind}\n    {found[0]}" for kind, found in failures.items()]
     assert not failures, "\n".join(lines)
 
