@@ -26,8 +26,10 @@ _EXPONENTS: dict[int, tuple[type[np.unsignedinteger[Any]], int]] = {
 _BLOCK = 1 << 18
 # bytes of values of fixed lengths, by their wire type
 _FIXED = {1: 8, 5: 4}
-# graphs in attributes of nodes in graphs
-_DEPTH = 4
+
+
+class _Branches(Exception):
+    """What a node is called that holds graphs."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +52,17 @@ def check_values(folder: Path, graphs: Iterable[str], files: Iterable[str], hint
         files: that may hold their weights, by their paths from the folder.
 
     Raises:
-        CheckpointError: they are not, or lie elsewhere; names the first.
+        CheckpointError: they are not, or lie elsewhere, which names the first; or a graph has a loop, which
+            might never end.
     """
     known, seen = set(files), set[tuple[str, int, int | None]]()
     for graph in graphs:
         path = folder / graph
         try:
             tensors = list(_tensors(memoryview(path.read_bytes())))
+        except _Branches as error:
+            what = f"{path} has a loop, a branch or a function ({error}), as no exported graph has"
+            raise CheckpointError(what, hint) from error
         except ValueError:
             continue
         except OSError as error:
@@ -68,7 +74,11 @@ def check_values(folder: Path, graphs: Iterable[str], files: Iterable[str], hint
             place = (tensor.location, tensor.offset, tensor.length)
             if tensor.kind not in _EXPONENTS or (tensor.location and place in seen):
                 continue
-            if not _is_finite(path.parent, tensor):
+            try:
+                finite = _is_finite(path.parent, tensor)
+            except (OSError, OverflowError) as error:
+                raise CheckpointError(f"cannot read {tensor.name} of {path}: {error}", hint) from error
+            if not finite:
                 raise CheckpointError(f"{path}: {tensor.name} has NaN or infinite values", hint)
             seen.add(place)
 
@@ -94,15 +104,21 @@ def _all_finite(
 
 
 def _tensors(model: memoryview) -> Iterator[_Tensor]:
-    """The tensors of a model: ModelProto.graph is field 7."""
+    """The tensors of a model: ModelProto.graph is field 7, and functions are field 25."""
     for graph in _inside(model, 7):
-        yield from _of_graph(graph, _DEPTH)
+        yield from _of_graph(graph)
+    if any(_inside(model, 25)):
+        raise _Branches("a function")
 
 
-def _of_graph(graph: memoryview, depth: int) -> Iterator[_Tensor]:
+def _of_graph(graph: memoryview) -> Iterator[_Tensor]:
     """GraphProto has nodes (1) and initialisers (5), NodeProto a name (3) and attributes (5).
 
     AttributeProto has tensors (5 and 10) and graphs (6 and 11).
+
+    Raises:
+        _Branches: there is a loop or a branch.
+        ValueError: this is no protobuf.
     """
     for number, value in _fields(graph):
         if number == 5 and not isinstance(value, int):
@@ -118,8 +134,9 @@ def _of_graph(graph: memoryview, depth: int) -> Iterator[_Tensor]:
             for kind, held in _fields(inner):
                 if kind in (5, 10) and not isinstance(held, int):
                     yield _tensor(held, name)
-                elif kind in (6, 11) and depth and not isinstance(held, int):
-                    yield from _of_graph(held, depth - 1)
+                elif kind in (6, 11):
+                    # a loop might never end
+                    raise _Branches(name)
 
 
 def _tensor(data: memoryview, owner: str = "a weight") -> _Tensor:

@@ -56,7 +56,7 @@ def test_constants_of_nodes_and_of_graphs_in_them(tmp_path: Path) -> None:
         check(path)
     inner = onnx.helper.make_graph([constant], "inner", [], [])
     save(path, nodes=[onnx.helper.make_node("If", ["x"], [], then_branch=inner, else_branch=inner)])
-    with pytest.raises(CheckpointError, match="scale has NaN"):
+    with pytest.raises(CheckpointError, match="has a loop, a branch or a function"):
         check(path)
     # as numbers, not as bytes
     save(path, onnx.helper.make_tensor("list", 1, [2], [1.0, np.inf]))
