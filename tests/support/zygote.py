@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 # what changes a disk, as Python's audit hooks name it
 EVENTS = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.truncate", "os.chmod")
@@ -56,26 +56,30 @@ class Zygote:
         return answer
 
 
-def _child(main: object, words: Sequence[str], change: int, report: int) -> None:
-    count = 0
+def kill_before(change: int) -> list[int]:
+    """Kill this process before a change of the disk, counted from 1; the list has how many there were."""
+    count = [0]
 
     def watch(event: str, arguments: tuple[object, ...]) -> None:
-        nonlocal count
         flags = arguments[2] if event == "open" else 0
         if event in EVENTS or (isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR)):
-            count += 1
-            if count == change:
+            count[0] += 1
+            if count[0] == change:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(watch)
+    return count
+
+
+def _child(main: Callable[[], int], words: Sequence[str], change: int, report: int) -> None:
+    count, code = kill_before(change), 1
     sys.argv[1:] = words
-    code = 1
     try:
-        code = main() or 0  # type: ignore[operator]
+        code = main() or 0
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1
     finally:
-        os.write(report, json.dumps(count).encode())
+        os.write(report, json.dumps(count[0]).encode())
         os._exit(code)
 
 

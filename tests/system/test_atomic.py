@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import zygote
 
 from sana_edge.errors import InvalidInput, SanaError
 from sana_edge.system import atomic
@@ -278,8 +280,6 @@ def test_a_folder_above_that_goes_away(tmp_path: Path) -> None:
         with pytest.raises(SanaError, match="cannot write"), kind(above / "output") as path:
             above.rename(tmp_path / "gone")
             (path / "x" if path.is_dir() else path).write_text("1")
-        import shutil
-
         shutil.rmtree(tmp_path / "gone")
         assert os.listdir(tmp_path) == []
 
@@ -310,3 +310,53 @@ print(lost)
     atomic.write_bytes(tmp_path / "another", b"")
     assert contents(output) == {"config": "new", "index": "new"}
     assert sorted(os.listdir(tmp_path)) == ["another", "model"]
+
+
+def write_file(output: Path) -> None:
+    atomic.write_bytes(output / "index", b"new")
+
+
+WRITERS = {"file": write_file, "folder": new_folder, "folder inside": new_folder}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize(
+    "writer", ["folder", *(pytest.param(name, marks=pytest.mark.slow) for name in ("file", "folder inside"))]
+)
+def test_killed_before_any_change_of_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writer: str
+) -> None:
+    """Whichever it is, the next writer beside finds the old one or the new one, and removes all else."""
+    write, number, code = WRITERS[writer], 0, -signal.SIGKILL
+    output = tmp_path / "model"
+    if writer == "folder inside":
+        mounted(monkeypatch, tmp_path, output)
+    while code != 0:
+        number += 1
+        old_folder(output)
+        child = os.fork()
+        if child == 0:
+            zygote.kill_before(number)
+            write(output)
+            os._exit(0)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        for place in (tmp_path, output):
+            atomic.write_bytes(place / "another", b"")
+            (place / "another").unlink()
+        assert code in (0, -signal.SIGKILL)
+        old, new = {"index": "old", "weights": "old"}, {"config": "new", "index": "new"}
+        assert contents(output) in (old, new, {**old, "index": "new"} if writer == "file" else old), number
+        assert [path.name for path in tmp_path.iterdir()] == ["model"], number
+        assert {path.name for path in output.iterdir()} == set(contents(output)), number
+        shutil.rmtree(output)
+    assert number > 5
+
+
+@pytest.mark.parametrize("entries", [(), ("lock.new",), ("lock",)])
+def test_what_a_dead_process_had_only_begun(tmp_path: Path, entries: tuple[str, ...]) -> None:
+    scratch = tmp_path / ".made.png.abcd_123.sana-edge"
+    scratch.mkdir()
+    for name in entries:
+        (scratch / name).touch()
+    atomic.write_bytes(tmp_path / "file", b"x")
+    assert os.listdir(tmp_path) == ["file"]
