@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from harness import RESULTS
-from harness.results import ended, header, positive, write_json
+from harness.results import ended, positive
+from sana_edge.bench.results import header, write_json
 from sana_edge.errors import SanaError
 
 ROOT = Path(__file__).parents[1]
