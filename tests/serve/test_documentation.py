@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from serving import Client
+from serving import Client, write_command
 
 from sana_edge.serve.app import application
 from sana_edge.serve.service import Service
@@ -42,9 +42,7 @@ def test_openai_snippet(real: Client) -> None:
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with ``sana-edge`` on the path."""
-    script = tmp_path / "sana-edge"
-    script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m sana_edge "$@" --threads 1\n')
-    script.chmod(0o755)
+    write_command(tmp_path)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     return tmp_path
 
