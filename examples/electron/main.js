@@ -18,6 +18,10 @@ const pictures = new Map();
 function running() {
   if (sidecar === null || !sidecar.alive) {
     sidecar = new Sidecar({ command: COMMAND, options: ["--int8"], onLoading: (event) => tell(event) });
+    sidecar.ready.then(
+      (event) => tell(event),
+      (error) => tell({ type: "error", error: error.message, hint: error.hint }),
+    );
   }
   return sidecar;
 }

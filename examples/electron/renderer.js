@@ -17,6 +17,8 @@ function busy(is) {
 }
 
 window.sana.onEvent((event) => {
+  if (event.type === "ready") at("status").textContent = "Ready";
+  if (event.type === "error") at("status").textContent = `${event.error}. ${event.hint}`;
   if (event.type === "progress") {
     at("progress").value = event.count ? event.done / event.count : 0;
     const left = event.seconds_left ? `, ${Math.ceil(event.seconds_left)} s left` : "";
