@@ -1,4 +1,4 @@
-"""Programs that PyInstaller froze, with no flags but those that keep torch out: a folder, and a server in one file."""
+"""Programs that PyInstaller froze, with no flags but those that keep torch out: a folder, and one file."""
 
 from __future__ import annotations
 

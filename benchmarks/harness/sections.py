@@ -52,6 +52,7 @@ def sections(results: Path) -> Iterator[tuple[str, str]]:
         "pictures": (pictures, files(results, "bench_engines-picture-*")),
         "cold": (cold, files(results, "bench_engines-cold")),
         "engines-quality": (engines_quality, files(results, "quality_engines")),
+        "sidecar": (sidecar, files(results, "bench_sidecar")),
     }
     for name, (table, found) in made.items():
         tables = [made for made in map(table, found) if made.rows]
@@ -69,6 +70,23 @@ def growth(data: Mapping[str, Any]) -> Table:
         )
     shown = ", ".join(f"{kind} {value:.2f}" for kind, value in data["exponents"].items())
     found.notes = [f"Exponents of growth: {shown}.", circumstances(data)]
+    return found
+
+
+def sidecar(data: Numbers) -> Table:
+    """The first picture of the command and of the sidecar, from the start of their processes."""
+    found = Table((f"{data['model']}, {data['steps']} steps", "median", "from", "to"))
+    names = {
+        "command": "the command, process start to PNG",
+        "sidecar": "the sidecar, the same",
+        "difference": "sidecar less command, of each turn",
+        "second": "the sidecar's second picture",
+    }
+    for key, name in names.items():
+        seconds = data["seconds"][key]
+        found.add(name, *(f"{value:.2f} s" for value in (data["median"][key], min(seconds), max(seconds))))
+    busy = f"{data['load_before']} processes were running before"
+    found.notes = [f"{len(data['seconds']['command'])} turns; {busy}.", circumstances(data)]
     return found
 
 
