@@ -81,6 +81,8 @@ def sidecar(data: Numbers) -> Table:
         "sidecar": "the sidecar, the same",
         "difference": "sidecar less command, of each turn",
         "second": "the sidecar's second picture",
+        "command's processor": "processor time of the command until its picture",
+        "sidecar's processor": "processor time of the sidecar until its first",
     }
     for key, name in names.items():
         seconds = data["seconds"][key]

@@ -24,8 +24,8 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_pictures_that_differ(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench_sidecar, "_command", lambda options: (1.0, b"a"))
-    monkeypatch.setattr(bench_sidecar, "_sidecar", lambda options: ((1.0, 0.5), [b"a", b"b"]))
+    monkeypatch.setattr(bench_sidecar, "_command", lambda options: ({"command": 1.0}, b"a"))
+    monkeypatch.setattr(bench_sidecar, "_sidecar", lambda options: ({"sidecar": 1.0}, [b"a", b"b"]))
     output = tmp_path / "sidecar.json"
     assert bench_sidecar.main(["--output", str(output)]) == 1
     assert "differ" in capsys.readouterr().err and not output.exists()
@@ -33,8 +33,8 @@ def test_pictures_that_differ(
 
 def test_medians(monkeypatch: pytest.MonkeyPatch) -> None:
     turns = iter([9.0, 1.0, 2.0, 3.0])
-    monkeypatch.setattr(bench_sidecar, "_command", lambda options: (next(turns), b"a"))
-    monkeypatch.setattr(bench_sidecar, "_sidecar", lambda options: ((2.0, 0.5), [b"a", b"a"]))
+    monkeypatch.setattr(bench_sidecar, "_command", lambda options: ({"command": next(turns)}, b"a"))
+    monkeypatch.setattr(bench_sidecar, "_sidecar", lambda options: ({"sidecar": 2.0}, [b"a", b"a"]))
     found = bench_sidecar.measure(bench_sidecar._options(["--repeat", "3"]), lambda line: None)
     assert found["seconds"]["difference"] == [1.0, 0.0, -1.0]
-    assert found["median"] == {"command": 2.0, "sidecar": 2.0, "second": 0.5, "difference": 0.0}
+    assert found["median"] == {"command": 2.0, "sidecar": 2.0, "difference": 0.0}
