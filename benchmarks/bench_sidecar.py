@@ -67,7 +67,7 @@ def measure(options: argparse.Namespace, say: Say) -> dict[str, Any]:
     """Both in turns, after one turn that reads the files and is not counted.
 
     Returns:
-        Seconds of each turn: "command", "sidecar", "second" of the sidecar, "difference", sidecar less command,
+        Seconds of each turn: "command", "sidecar", "second" of the sidecar, "difference" of the first two,
         and of the processor "command's processor", "sidecar's processor".
 
     Raises:
