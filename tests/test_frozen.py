@@ -27,6 +27,7 @@ pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 LEFT_OUT = (
     *("torch", "transformers", "diffusers", "datasets", "matplotlib", "triton", "openvino", "onnx"),
     *("accelerate", "bitsandbytes", "nncf", "pandas", "pyarrow", "scipy", "sklearn", "sympy", "pytest"),
+    *("IPython", "PySide6"),
 )
 PROGRAM = "import sys\nfrom sana_edge.cli.main import main\nsys.exit(main())\n"
 DOCUMENTATION = ROOT / "docs" / "embedding.md"

@@ -75,20 +75,23 @@ def growth(data: Mapping[str, Any]) -> Table:
 
 def sidecar(data: Numbers) -> Table:
     """The first picture of the command and of the sidecar, from the start of their processes."""
-    found = Table((f"{data['model']}, {data['steps']} steps", "median", "from", "to"))
-    names = {
-        "command": "the command, process start to PNG",
-        "sidecar": "the sidecar, the same",
-        "difference": "sidecar less command, of each turn",
-        "second": "the sidecar's second picture",
-        "command's processor": "processor time of the command until its picture",
-        "sidecar's processor": "processor time of the sidecar until its first",
+    taken = data["seconds"]
+    used = zip(taken["sidecar's processor"], taken["command's processor"], strict=True)
+    rows = {
+        "the command, process start to PNG": taken["command"],
+        "the sidecar, the same": taken["sidecar"],
+        "sidecar less command, of each turn": taken["difference"],
+        "the same of processor time": [sidecar - command for sidecar, command in used],
+        "processor time of the command": taken["command's processor"],
+        "the sidecar's second picture": taken["second"],
     }
-    for key, name in names.items():
-        seconds = data["seconds"][key]
-        found.add(name, *(f"{value:.2f} s" for value in (data["median"][key], min(seconds), max(seconds))))
+    found = Table((f"{data['model']}, {data['steps']} steps", "median", "from", "to"))
+    for name, seconds in rows.items():
+        found.add(
+            name, *(f"{value:.2f} s" for value in (statistics.median(seconds), min(seconds), max(seconds)))
+        )
     busy = f"{data['load_before']} processes were running before"
-    found.notes = [f"{len(data['seconds']['command'])} turns; {busy}.", circumstances(data)]
+    found.notes = [f"{len(taken['command'])} turns; {busy}.", circumstances(data)]
     return found
 
 
