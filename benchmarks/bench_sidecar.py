@@ -27,9 +27,10 @@ needs("torch", "onnxruntime", "psutil")
 
 import psutil
 
-from harness.machine import versions
-from harness.results import Say, ended, header, load, output_for, positive, say, write_json
+from harness.results import Say, ended, output_for, positive, say
 from harness.sections import sidecar as table
+from sana_edge.bench.machine import versions
+from sana_edge.bench.results import header, load, write_json
 from sana_edge.errors import SanaError
 from sana_edge.store.known_models import BUNDLED
 
