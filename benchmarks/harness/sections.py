@@ -10,7 +10,7 @@ from typing import Any
 
 from harness.engine_tables import cold, engines_quality, engines_speed, pictures, verification
 from harness.results import BASELINE, FASTEST, HALF, INT8, OURS
-from harness.table import Table, circumstances, gigabytes, interval, median, most
+from sana_edge.bench.table import Table, circumstances, gigabytes, interval, median, most
 
 Numbers = Mapping[str, Any]
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 import sana_edge
-from sana_edge.cli import build, completion, convert, doctor, export, generate, models, quantize, serve
+from sana_edge.cli import bench, build, completion, convert, doctor, export, generate, models, quantize, serve
 from sana_edge.cli.arguments import SIZE, Parser, UsageError
 from sana_edge.errors import SanaError
 from sana_edge.system.memory import memory_errors
@@ -30,6 +30,7 @@ COMMANDS = {
     "quantize": quantize,
     "export": export,
     "build": build,
+    "bench": bench,
     "doctor": doctor,
     "completion": completion,
 }
@@ -51,6 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments, unknown = _parser().parse_known_args(words)
         if unknown:
             arguments.parser.refuse(unknown)
+        arguments.words = words[1:]
+        # of `bench` a file
+        as_json = getattr(arguments, "json", as_json) is True
         verbose = arguments.verbose
         if verbose:
             logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
