@@ -55,7 +55,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_load_options(parser, int8="draw every prompt in INT8 too, from the same seed, and compare")
     place = "the folder of the pictures and results; what is there is not drawn again"
     add("--output", type=Path, metavar="DIR", help=f"{place} (default: MODEL-evaluation)")
-    add("--json", type=Path, metavar="FILE", help="write the results there as well; errors as a JSON object")
+    add("--json", type=Path, metavar="FILE", help="write the results there as well")
     add("--force", action="store_true", help="draw anew what an evaluation left in DIR")
     add("--offline", action="store_true", help="never use the network")
     add_revision(parser)

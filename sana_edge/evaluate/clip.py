@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sana_edge.errors import CheckpointError, MissingDependency, ModelNotFound, torch_extra
-from sana_edge.evaluate.pictures import read_pixels
+from sana_edge.init_image import read_image
 from sana_edge.progress import Progress
 
 if TYPE_CHECKING:
@@ -70,11 +71,12 @@ class ClipScore:
             import torch
             from transformers import CLIPModel
 
-            from sana_edge.store.pretrained import load_pair
+            from sana_edge.store.pretrained import foreign, load_pair
         import_torchmetrics("functional.multimodal")
+        self._foreign = partial(foreign, f"the CLIP in {folder} fails")
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         processor, self.model = load_pair(CLIPModel, folder, self.device, torch.float32)
-        if self.model.config.model_type != "clip" or not hasattr(processor, "tokenizer"):
+        if self.model.config.model_type != "clip":
             raise CheckpointError(f"{folder} holds a {self.model.config.model_type}, no CLIP", "give a CLIP")
         self.limit: int = self.model.config.text_config.max_position_embeddings
         self._pair = (_Towers(self.model), _Reader(processor, self.limit))
@@ -82,14 +84,18 @@ class ClipScore:
         self.cut = 0
 
     def score(self, path: Path, text: str) -> float:
-        """Of one picture and its prompt, 0 to 100; a negative cosine counts as 0."""
+        """Of one picture and its prompt, 0 to 100; a negative cosine counts as 0.
+
+        Raises:
+            CheckpointError: the model fails.
+        """
         import torch
         from torchmetrics.functional.multimodal import clip_score
 
-        self.cut += len(self._tokenizer(text, verbose=False).input_ids) > self.limit
         # channels first
-        pixels = torch.from_numpy(np.moveaxis(read_pixels(path), -1, 0).copy()).to(self.device)
-        with torch.inference_mode():
+        pixels = torch.from_numpy(np.moveaxis(read_image(path), -1, 0).copy()).to(self.device)
+        with torch.inference_mode(), self._foreign():
+            self.cut += len(self._tokenizer(text, verbose=False).input_ids) > self.limit
             return float(clip_score(pixels, text, lambda: self._pair))
 
     def scores(self, paths: Sequence[Path], texts: Sequence[str], tell: Progress) -> list[float]:

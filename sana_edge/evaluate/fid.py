@@ -18,7 +18,7 @@ from sana_edge.errors import (
     torch_extra,
 )
 from sana_edge.evaluate.clip import import_torchmetrics
-from sana_edge.evaluate.pictures import read_pixels
+from sana_edge.init_image import read_image
 from sana_edge.progress import Progress
 
 WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
@@ -90,7 +90,7 @@ class Fid:
         import torch
 
         for done, path in enumerate(paths, start=1):
-            pixels = torch.from_numpy(np.moveaxis(read_pixels(path), -1, 0).copy())
+            pixels = torch.from_numpy(np.moveaxis(read_image(path), -1, 0).copy())
             with torch.inference_mode():
                 self._metric.update(pixels[None].to(self.device), real=real)
             tell(what, done, len(paths))

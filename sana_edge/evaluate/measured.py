@@ -116,9 +116,12 @@ class Verdicts(Measured):
             everything = paired.together(found)
             found = {"all": everything} if self._few else found
             p = paired.mcnemar(everything.first, everything.second)
-            self.difference = Difference(
-                paired.difference(found), *paired.interval(found), everything.total, p
-            )
+            low, high = paired.interval(found)
+            if not everything.first + everything.second:
+                # drawing these prompts again cannot show what none of them does: Clopper and Pearson's bound
+                high = 1 - 0.025 ** (1 / everything.total)
+                low = -high
+            self.difference = Difference(paired.difference(found), low, high, everything.total, p)
             self.worst_first = [i for i in range(len(first)) if not first[i].fault and second[i].fault]
 
     def _share(self, outcomes: Sequence[Outcome]) -> shares.Score:

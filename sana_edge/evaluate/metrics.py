@@ -16,9 +16,9 @@ from sana_edge.evaluate.judge.prompts import Prompt
 from sana_edge.evaluate.judge.scores import Outcome
 from sana_edge.evaluate.measured import Alike, Distance, Measured, Score, Verdicts
 from sana_edge.evaluate.paired import Likeness
-from sana_edge.evaluate.pictures import read_pixels
 from sana_edge.evaluate.prompts import PromptSet
 from sana_edge.image_metrics import psnr, ssim
+from sana_edge.init_image import read_image
 from sana_edge.progress import Progress
 
 METRICS = ("judge", "clip", "imagereward", "fid", "psnr")
@@ -170,7 +170,7 @@ def _judge(options: MetricOptions) -> Measure:
             outcomes: list[Outcome] = []
             for path, fact in zip(paths, drawn.facts, strict=True):
                 with _named(path):
-                    outcomes.append(Outcome(fact, judge(read_pixels(path))))
+                    outcomes.append(Outcome(fact, judge(read_image(path))))
                 tell("judging", len(outcomes), len(paths))
             found.append(outcomes)
         return Verdicts(found)
@@ -182,7 +182,7 @@ def _psnr(options: MetricOptions) -> Measure:
     def measure(drawn: Drawn, tell: Progress, say: Say) -> Measured:
         found: list[Likeness] = []
         for first, second in zip(*drawn.paths, strict=True):
-            reference, pixels = read_pixels(first), read_pixels(second)
+            reference, pixels = read_image(first), read_image(second)
             found.append(Likeness(psnr(pixels, reference), ssim(pixels, reference)))
             tell("comparing", len(found), len(drawn.texts))
         return Alike(found, drawn.texts)

@@ -11,19 +11,15 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import PIL.Image
-from numpy.typing import NDArray
-
 from sana_edge.errors import CheckpointError, InvalidInput, SanaError
 from sana_edge.evaluate.prompts import PromptSet
 from sana_edge.image import Image, read_metadata
+from sana_edge.init_image import read_image
 from sana_edge.system import atomic
 from sana_edge.system.json_values import read_json, shown
 
@@ -34,8 +30,6 @@ _PICTURE = re.compile(r"\d{5,}\.png")
 _ANEW = "choose another --output, or add --force to draw all of it anew"
 _SLICES, _SLICE = 64, 4096
 """What a fingerprint reads of each file: so many pieces of so many bytes."""
-
-Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -175,7 +169,7 @@ class Pictures:
         path = self.path(source, number)
         try:
             made = read_metadata(path)
-            read_pixels(path)
+            read_image(path)
         except SanaError:
             return False
         return (made.get("prompt"), made.get("seed")) == (self.prompts.texts[number], self.seed(number))
@@ -192,19 +186,6 @@ class Pictures:
         except OSError as error:
             raise atomic.cannot_write(path, error) from error
         image.save(path, force=True)
-
-
-def read_pixels(path: Path) -> Pixels:
-    """A picture's pixels, (H, W, 3) uint8 RGB.
-
-    Raises:
-        InvalidInput: it is missing, damaged or no picture.
-    """
-    try:
-        with PIL.Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, zlib.error, PIL.Image.DecompressionBombError) as error:
-        raise InvalidInput(f"cannot read {path}: {error}", "remove it, and run it again") from error
 
 
 def _object(value: Any) -> dict[str, Any]:

@@ -8,8 +8,9 @@ from typing import Any
 
 from sana_edge.evaluate.measured import Alike, Measured, Score, Verdicts
 from sana_edge.evaluate.metrics import Drawn
-from sana_edge.evaluate.pictures import Source, read_pixels
+from sana_edge.evaluate.pictures import Source
 from sana_edge.evaluate.sheet import AMPLIFIED, Pair, PairRow, pair_sheet
+from sana_edge.init_image import read_image
 from sana_edge.store.known_models import KNOWN
 
 PAPER = "arXiv 2410.10629, Table 5"
@@ -129,7 +130,7 @@ class Report:
         return pair_sheet(title, f"{len(self.numbers)} prompts of {self.prompts}, same seeds", rows)
 
     def _pair(self, measured: Measured, place: int) -> Pair:
-        first, second = (read_pixels(paths[place]) for paths in self.drawn.paths)
+        first, second = (read_image(paths[place]) for paths in self.drawn.paths)
         faults: tuple[str | None, str | None] = (None, None)
         verdicts = self.measured.get("judge")
         if isinstance(verdicts, Verdicts):

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sana_edge.errors import CheckpointError, InvalidInput, ModelNotFound
+from sana_edge.errors import CheckpointError, InvalidInput, ModelNotFound, SanaError
 from sana_edge.progress import Progress, unseen
 from sana_edge.store import downloads
 from sana_edge.store.catalogue import is_repository
 from sana_edge.store.folder import check_component
 from sana_edge.store.snapshots import cached
+from sana_edge.system.memory import is_memory
 
 
 def resolve_pretrained(
@@ -65,13 +68,26 @@ def load_pair(kind: Any, folder: Path, device: str, dtype: torch.dtype | None = 
     if dtype is None:
         dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
     local = {"local_files_only": True, "trust_remote_code": False}
-    try:
+    with foreign(f"{folder} cannot be loaded as {kind.__name__} with a processor"):
         processor = AutoProcessor.from_pretrained(str(folder), **local)
         model = kind.from_pretrained(str(folder), dtype=dtype, use_safetensors=True, **local)
-    except Exception as error:  # the library raises whatever its parsers meet
-        reason = " ".join(str(error).split())
+        # with neither of them it is a tokenizer, or reads no pictures
+        _ = processor.tokenizer, processor.image_processor
+        return processor, model.eval().to(device)
+
+
+@contextmanager
+def foreign(what: str) -> Iterator[None]:
+    """Turn whatever a model of a folder raises, a panic of its tokenizer's included, into one error."""
+    try:
+        yield
+    except SanaError:
+        raise
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt | SystemExit) or is_memory(error):
+            raise
+        reason = " ".join(str(error).split())[:500] or type(error).__name__
         raise CheckpointError(
-            f"{folder} cannot be loaded as {kind.__name__} with a processor: {reason}",
+            f"{what}: {reason}",
             "it needs config.json, safetensors and the processor's files of a model without code of its own",
         ) from error
-    return processor, model.eval().to(device)

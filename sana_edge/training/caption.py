@@ -14,11 +14,11 @@ import torch
 from PIL import Image
 
 from sana_edge.errors import torch_extra
-from sana_edge.store.pretrained import load_pair
+from sana_edge.store.pretrained import foreign, load_pair
 
 from .command import add_model_options, start
 from .imagefolder import LeftOut
-from .metadata import captions
+from .metadata import captioned_by, captions
 from .walk import Batch, walk
 
 PROMPT = "Describe this picture in one or two sentences: what is in it, where, and how it looks."
@@ -42,17 +42,22 @@ class Captioner:
             from transformers import AutoModelForImageTextToText
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.processor, self.model = load_pair(AutoModelForImageTextToText, folder, self.device)
-        tokenizer = self.processor.tokenizer
-        # a decoder writes on at the right
-        tokenizer.padding_side = "left"
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        self.tokens = tokens
-        self.text = self._text(prompt)
+        self.folder, self.tokens = folder, tokens
+        with foreign(f"{folder} cannot be asked"):
+            tokenizer = self.processor.tokenizer
+            # a decoder writes on at the right
+            tokenizer.padding_side = "left"
+            if tokenizer.pad_token is None:
+                tokenizer.pad_token = tokenizer.eos_token
+            self.text = self._text(prompt)
 
     @torch.inference_mode()
     def describe(self, pictures: Sequence[Image.Image]) -> list[str]:
         """A caption of each picture, on one line; "" where the model says nothing."""
+        with foreign(f"the model in {self.folder} fails"):
+            return self._describe(pictures)
+
+    def _describe(self, pictures: Sequence[Image.Image]) -> list[str]:
         texts = {} if self.text is None else {"text": [self.text] * len(pictures)}
         images = [[picture] for picture in pictures]
         inputs = self.processor(images=images, **texts, padding=True, return_tensors="pt").to(self.device)
@@ -76,7 +81,7 @@ class Captioner:
 def write_captions(data: Path, captioner: Captioner, name: str, batch: int) -> tuple[int, LeftOut]:
     """Add a caption to every row that ``name`` has not captioned yet; how many, and what was left out."""
     left_out, written = LeftOut(), 0
-    for part in walk(data, lambda row: name not in row.get("captioned_by", ()), batch, left_out):
+    for part in walk(data, lambda row: name not in captioned_by(row), batch, left_out):
         for picture, caption in zip(part.names, captioner.describe(part.pictures), strict=True):
             written += bool(caption)
             left_out.empty += not caption
@@ -87,7 +92,7 @@ def write_captions(data: Path, captioner: Captioner, name: str, batch: int) -> t
 def _add(part: Batch, picture: str, caption: str, name: str) -> None:
     row = part.metadata.rows[picture]
     texts = [*captions(row), *([caption] if caption else [])]
-    part.metadata.update(picture, captions=texts, captioned_by=[*row.get("captioned_by", ()), name])
+    part.metadata.update(picture, captions=texts, captioned_by=[*captioned_by(row), name])
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -159,6 +159,14 @@ def test_verdicts() -> None:
     assert found.difference.low < -0.1 < found.difference.high
 
 
+def test_verdicts_that_all_agree_have_an_interval() -> None:
+    """A share of 0.117 stays unseen in 30 prompts with a probability of 0.025."""
+    found = Verdicts([outcomes(FEW, 3), outcomes(FEW, 3)])
+    assert found.difference is not None and found.difference.high == -found.difference.low
+    assert (1 - found.difference.high) ** 30 == pytest.approx(0.025)
+    assert found.words().startswith("nothing of the right pictures that 30 prompts can show (+0.000, 95 %")
+
+
 def test_few_verdicts_count_as_one_category() -> None:
     """One prompt of a category has no spread: by categories the interval would have no width."""
     found = Verdicts([outcomes(1, 1), outcomes(1, 3)])
