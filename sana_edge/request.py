@@ -208,6 +208,7 @@ class LoadOptions:
     revision: str | None = None
     decoder: str | None = None
     threads: int | None = None
+    memory: int | str | None = None
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 import sana_edge
-from sana_edge.cli import build, completion, convert, doctor, export, generate, models, quantize, serve
+from sana_edge.cli import build, completion, convert, doctor, export, generate, models, plan, quantize, serve
 from sana_edge.cli.arguments import SIZE, Parser, UsageError
 from sana_edge.errors import SanaError
 from sana_edge.system.memory import memory_errors
@@ -25,6 +25,7 @@ from sana_edge.system.threads import wait_passively
 COMMANDS = {
     "generate": generate,
     "serve": serve,
+    "plan": plan,
     "models": models,
     "convert": convert,
     "quantize": quantize,
