@@ -295,7 +295,7 @@ def _least_of(described: Manifest, plan: Plan, kind: Any, image: bool) -> int:
 
 
 def _engine_seconds(folder: Path, described: Manifest, plan: Plan, options: LoadOptions) -> dict[str, float]:
-    """Of a picture that is small enough to be drawn now, scaled; a large model takes as long as its loading."""
+    """Of a picture that is small enough to be drawn now, scaled; it takes as long as loading the model."""
     from sana_edge.engines.runtime import EngineRuntime
     from sana_edge.pipeline import Sana
 

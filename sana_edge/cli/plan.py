@@ -1,4 +1,4 @@
-"""``sana-edge plan``: whether a model fits this machine, and how long a picture takes, before it is loaded."""
+"""``sana-edge plan``: whether a model fits this machine, and how long a picture takes, without loading it."""
 
 from __future__ import annotations
 
