@@ -3,9 +3,9 @@
     python benchmarks/bench_plan.py
 
 Each combination runs `plan` and right behind it `generate`, each in a process of its own: resident memory and
-the picture's seconds are those of the second. Models in full size have random weights, and text encoders of two
-layers; they are made once, in ``--folder``. An interrupted run goes on where it stopped. Memory may be off by
-15 %, time by 30 %.
+the picture's seconds are those of the second. Models in full size have random weights, and text encoders of
+two layers; they are made once, in ``--folder``. An interrupted run goes on where it stopped. Memory may be
+off by 15 %, time by 30 %.
 """
 
 from __future__ import annotations
