@@ -17,12 +17,12 @@ from sana_edge.int8.linear import Linear, W8A8Linear
 from sana_edge.nets.autoencoder import Encoder, LatentDecoder
 from sana_edge.nets.denoiser import Denoiser
 
-BLOCK_LAYERS = ("qkv", "out", "cross_q", "cross_out", "expand", "project")
+_BLOCK_LAYERS = ("qkv", "out", "cross_q", "cross_out", "expand", "project")
 
 
 def denoiser_targets(denoiser: Denoiser) -> list[str]:
     """Names of the layers that can be quantized: ``blocks.0.qkv`` and so on, in the order of their use."""
-    return [f"blocks.{index}.{name}" for index in range(denoiser.config.num_layers) for name in BLOCK_LAYERS]
+    return [f"blocks.{index}.{name}" for index in range(denoiser.config.num_layers) for name in _BLOCK_LAYERS]
 
 
 def quantize_denoiser(

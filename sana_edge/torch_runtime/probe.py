@@ -7,20 +7,20 @@ small picture tells of a large one.
 from __future__ import annotations
 
 import dataclasses
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sana_edge.config import DenoiserConfig
-from sana_edge.int8.linear import Linear, W8A8Linear
 from sana_edge.int8.text_linear import WeightOnlyLinear, quantize_weight
-from sana_edge.nets.autoencoder import LatentDecoder
 from sana_edge.nets.autoencoder_blocks import Upsample
-from sana_edge.nets.block import Block, Constant, KeysValues
-from sana_edge.nets.quantize import BLOCK_LAYERS, quantize_decoder
+from sana_edge.nets.block import Constant, KeysValues
+from sana_edge.nets.denoiser import Denoiser, Modulation, TextContext
+from sana_edge.nets.quantize import quantize_decoder, quantize_denoiser
 from sana_edge.nets.text_weights import text_targets
 from sana_edge.nets.tiny_autoencoder import latent_decoder
 from sana_edge.plan.memory import Work
@@ -57,33 +57,34 @@ def seconds(
 
 
 def _step(config: DenoiserConfig, work: Work, dtype: torch.dtype, int8: bool, device: torch.device) -> float:
-    """One block on as many rows of the picture as are soon done, times the blocks."""
+    """One block and what is around it, on as many rows of the picture as are soon done."""
     with torch.device("meta"):
-        block = Block(config)
+        denoiser = Denoiser(dataclasses.replace(config, num_layers=1))
+    block = denoiser.get_submodule("blocks.0")
     weights = sum(weight.numel() for name, weight in block.named_parameters() if "kv" not in name)
     batch = 2 if work.guided else 1
     rows = max(min(work.height, int(_PRODUCTS / (weights * batch * work.width))), 1)
-    _fill(block, dtype, device)
+    _fill(denoiser, dtype, device)
     if int8:
-        for name in BLOCK_LAYERS:
-            layer = block.get_submodule(name)
-            assert isinstance(layer, Linear)
-            block.set_submodule(name, W8A8Linear.from_float(layer))
-    tokens = rows * work.width
-    x = torch.randn(batch, tokens, config.dim, dtype=dtype, device=device)
-    vectors = [torch.full((config.dim,), 0.5, dtype=dtype, device=device) for _ in range(6)]
-    inner = config.num_cross_attention_heads, PROMPT_TOKENS, config.cross_attention_head_dim
-    keys = torch.randn(1, *inner, dtype=dtype, device=device)
-    read: list[KeysValues | Constant] = [KeysValues(keys, keys, None)]
+        quantize_denoiser(denoiser)
+    like = {"dtype": dtype, "device": device}
+    latent = torch.randn(batch, config.in_channels, rows, work.width, device=device)
+    tables = Modulation(torch.full((1, 6, config.dim), 0.5, **like), torch.ones(2, config.dim, **like))
+    shape = config.num_cross_attention_heads, PROMPT_TOKENS, config.cross_attention_head_dim
+    keys = torch.randn(1, *shape, **like)
+    read: tuple[KeysValues | Constant, ...] = (KeysValues(keys, keys, None),)
     if work.guided:
-        read.insert(0, Constant(torch.zeros(1, 1, config.dim, dtype=dtype, device=device)))
+        read = (Constant(torch.zeros(1, 1, config.dim, **like)), *read)
+    spent: list[float] = []
 
     def run() -> None:
-        # in place of x, which grows
-        block(x, vectors, read, (rows, work.width), False)
-        x.clamp_(-1, 1)
+        (_, inside), (_, all_) = _blocks_timed(
+            [block], lambda: denoiser(latent, tables, TextContext((read,))), device
+        )
+        spent.append(all_ + inside * (config.num_layers - 1))
 
-    return _timed(run, device) * config.num_layers * work.height / rows
+    _timed(run, device)
+    return statistics.median(spent[1:]) * work.height / rows
 
 
 def _decode(config: DecoderConfig, work: Work, dtype: torch.dtype, int8: bool, device: torch.device) -> float:
@@ -103,18 +104,18 @@ def _decode(config: DecoderConfig, work: Work, dtype: torch.dtype, int8: bool, d
     latent = torch.randn(1, config.latent_channels, height, width, dtype=dtype, device=device)
     # first it is made ready: weights are packed
     decoder.decode(latent)
-    spent = _blocks_timed(decoder, lambda: decoder.decode(latent), device)
-    blocks = [seconds for block, seconds in spent[:-1] if not isinstance(block, Upsample)]
+    spent = _blocks_timed(decoder.blocks(), lambda: decoder.decode(latent), device)
+    blocks = [found for block, found in spent[:-1] if block is not None and not isinstance(block, Upsample)]
     once = spent[-1][1] - sum(blocks)
-    each = sum(n * seconds for n, seconds in zip(counts, blocks, strict=False))
+    each = sum(n * found for n, found in zip(counts, blocks, strict=False))
     return (once + each) * work.height * work.width / (height * width)
 
 
 def _blocks_timed(
-    decoder: LatentDecoder, run: Callable[[], Any], device: torch.device
-) -> list[tuple[nn.Module, float]]:
-    """Seconds of each block, and at the end of all together."""
-    spent: list[tuple[nn.Module, float]] = []
+    blocks: Sequence[nn.Module], run: Callable[[], Any], device: torch.device
+) -> list[tuple[nn.Module | None, float]]:
+    """Seconds of each block, and at the end, with None, of the whole call."""
+    spent: list[tuple[nn.Module | None, float]] = []
     started = 0.0
 
     def before(block: nn.Module, _: object) -> None:
@@ -126,12 +127,12 @@ def _blocks_timed(
         _wait(device)
         spent.append((block, time.perf_counter() - started))
 
-    hooks = [block.register_forward_pre_hook(before) for block in decoder.blocks()]
-    hooks += [block.register_forward_hook(after) for block in decoder.blocks()]
+    hooks = [block.register_forward_pre_hook(before) for block in blocks]
+    hooks += [block.register_forward_hook(after) for block in blocks]
     begin = time.perf_counter()
     run()
     _wait(device)
-    spent.append((decoder, time.perf_counter() - begin))
+    spent.append((None, time.perf_counter() - begin))
     for hook in hooks:
         hook.remove()
     return spent
@@ -172,16 +173,17 @@ def _fill(network: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
 
 
 def _timed(run: Callable[[], Any], device: torch.device) -> float:
-    """Seconds of a call: the least of some, the first of which makes it ready."""
+    """Seconds of a call: the median of some, behind one that makes it ready."""
     run()
-    best, begin = float("inf"), time.perf_counter()
-    while best == float("inf") or time.perf_counter() - begin < _SECONDS:
+    spent: list[float] = []
+    begin = time.perf_counter()
+    while not spent or time.perf_counter() - begin < _SECONDS:
         _wait(device)
         start = time.perf_counter()
         run()
         _wait(device)
-        best = min(best, time.perf_counter() - start)
-    return best
+        spent.append(time.perf_counter() - start)
+    return statistics.median(spent)
 
 
 def _wait(device: torch.device) -> None:
