@@ -14,6 +14,7 @@ from sana_edge.config import LATENT_CELL, AutoencoderConfig
 from sana_edge.errors import SanaError, torch_extra
 from sana_edge.plan.memory import (
     BASE,
+    RUNNING,
     Order,
     Stage,
     Work,
@@ -129,7 +130,7 @@ def _of_torch(model: str, request: Request, options: LoadOptions, image: bool, p
     if dtype == "auto":
         dtype = load_dtype(facts.stored["denoiser"].dtype, device, fused=backend.fused)
     on_host = device.type == "cpu"
-    base, free = used_memory() or BASE["torch"], available_memory(device)
+    base, free = _base("torch"), available_memory(device)
     limit = _limit(base if on_host else 0, free, options)
     work = _work(plan, image)
     stages = torch_stages(facts, work, dtype=dtype, int8=int8, host=on_host)
@@ -166,7 +167,7 @@ def _of_engine(folder: Path, request: Request, options: LoadOptions, image: bool
     settings = Settings(threads=options.threads, precision=options.dtype, engine_folder=options.engines)
     kind = choose.choose(options.backend, options.device, folder, settings)
     plan = request.plan(described.native_size, described.sampler.kind, described.size)
-    base, work = used_memory() or BASE[kind.name], _work(plan, image)
+    base, work = _base(kind.name), _work(plan, image)
     limit = _limit(base, available_memory(), options)
     stages = engine_stages(described, work, kind.name, kind.precision)
     spent = _spent(_engine_seconds(folder, described, plan, options), plan) if probe else {}
@@ -326,6 +327,11 @@ def _engine_seconds(folder: Path, described: Manifest, plan: Plan, options: Load
 def _spent(found: dict[str, float], plan: Plan) -> dict[str, float]:
     steps = plan.steps - plan.skip
     return {"text": found["text"], "denoise": steps * found["step"], "decode": found["decode"]}
+
+
+def _base(library: str) -> int:
+    """What a library takes without a model: what it has now, and what it will have once it computes."""
+    return (used_memory() or BASE[library]) + RUNNING[library]
 
 
 def _limit(base: int, free: int | None, options: LoadOptions) -> int | None:

@@ -123,8 +123,17 @@ class _Loader:
 
     def __init__(self, arguments: argparse.Namespace, *, quiet: bool) -> None:
         self._quiet = quiet
-        names = ("dtype", "int8", "backend", "device", "engines", "trust_engine", "threads", "memory")
-        names += ("offline",)
+        names = [
+            "dtype",
+            "int8",
+            "backend",
+            "device",
+            "engines",
+            "trust_engine",
+            "threads",
+            "memory",
+            "offline",
+        ]
         options = {name: getattr(arguments, name) for name in names}
         self._options: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
 

@@ -222,7 +222,7 @@ class EngineRuntime:
         if free is not None and needed > free:
             raise OutOfMemory(
                 f"{asked} needs more than {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free",
-                hint(free + (used_memory() or 0)),
+                fit_hint(free + (used_memory() or 0)),
                 needed=needed,
                 free=free,
             )

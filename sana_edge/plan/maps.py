@@ -50,6 +50,13 @@ def back_bytes(config: AutoencoderConfig, rows: int, columns: int, item: int) ->
     return max(found, default=0)
 
 
+def middle_bytes(config: AutoencoderConfig, rows: int, columns: int, item: int) -> int:
+    """The map between those stages, of so many pixels."""
+    types = config.encoder_block_types
+    stage = next((n for n, kind in enumerate(types) if kind != "ResBlock"), len(types) - 1)
+    return rows * columns * config.encoder_block_out_channels[stage] * item >> (2 * stage)
+
+
 def _tiny_bytes(
     config: TinyAutoencoderConfig, height: int, width: int, item: int, int8: bool
 ) -> Iterator[int]:
@@ -151,8 +158,9 @@ def _attention_width(scales: int, item: int) -> int:
     """Bytes per position and channel of a multi-scale attention, at the last of its scales.
 
     Alive in the autoencoder's dtype: input, q, k and v, the results of the scales before, and this scale's
-    projected q, k and v. In fp32: q and k after ReLU, v if it had to be converted, two stages of the result.
+    projected q, k and v. In fp32: q and k after ReLU, v if it had to be converted, a copy of q that the
+    batched product makes, two stages of the result.
     """
     stored = 1 + 3 + scales + (3 if scales else 0)
-    fp32 = 4 if item == 4 else 5
+    fp32 = 5 if item == 4 else 6
     return stored * item + fp32 * 4

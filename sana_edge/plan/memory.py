@@ -23,6 +23,8 @@ _TOKEN_COPIES = {4: 7, 2: 12}
 TEXT_TOKENS = 300
 # What libraries take before a model is loaded: resident memory of a process that has imported them, on Linux.
 BASE = {"torch": 440_000_000, "onnxruntime": 75_000_000, "openvino": 150_000_000, "tensorrt": 400_000_000}
+# What they take besides once they compute: threads, generated code, buffers that they keep.
+RUNNING = {"torch": 50_000_000, "onnxruntime": 32_000_000, "openvino": 175_000_000, "tensorrt": 100_000_000}
 # an engine's memory for a byte of its graph's file: OpenVINO keeps the file's weights and its own layout
 _HELD = {"onnxruntime": 1.2, "openvino": 2.2, "tensorrt": 1.2}
 
@@ -126,7 +128,7 @@ def engine_stages(described: Manifest, work: Work, engine: str, precision: str) 
     """The stages of an exported folder: what engines take is known from runs, not from their insides."""
     # (layers, 1, heads, d, L)
     *_, heads, channels, _ = described.graphs["text_projection"].outputs["keys"][1]
-    sizes = {
+    sizes: dict[str, int] = {
         name: graph_bytes(described, name)
         for name in ("text_encoder", "encoder", "denoiser", "decoder")
         if name in described.graphs
@@ -229,7 +231,7 @@ def order(stages: Sequence[Stage], free: int | None) -> tuple[Order, int] | None
     return next((way for way in ways if free is None or way[1] <= free), None)
 
 
-def hint(free: int) -> str:
+def fit_hint(free: int) -> str:
     """What to do where a picture does not fit."""
     return f"{HINT}; `sana-edge plan MODEL --memory {max(free // 1_000_000, 1)}MB` says what would fit"
 
@@ -242,7 +244,7 @@ def check_smallest(name: str, stages: Sequence[Stage], free: int | None, memory:
         raise OutOfMemory(
             f"{name} needs {shown(needed)} for its {largest.name} alone, {shown(free)} of {shown(memory)} are"
             " left",
-            hint(memory),
+            fit_hint(memory),
             needed=needed,
             free=free,
         )
@@ -264,7 +266,7 @@ def _network(facts: Facts, name: str, item: int, int8: bool, host: bool) -> Stag
 def _encoding(config: AutoencoderConfig, work: Work, item: int, weights: int) -> Stage:
     whole = maps.encode_bytes(config, work.height, work.width, item)
     rows, columns = (side * config.spatial_compression for side in (work.height, work.width))
-    least = max(
-        maps.back_bytes(config, rows, columns, item), maps.front_bytes(config, min(rows, 256), columns, item)
-    )
+    strip = maps.front_bytes(config, min(rows, 256), columns, item)
+    strip += maps.middle_bytes(config, rows, columns, item)
+    least = max(maps.back_bytes(config, rows, columns, item), strip)
     return Stage("encoder", weights, weights, whole, min(whole, least))

@@ -19,7 +19,7 @@ from sana_edge.nets.autoencoder import Encoder
 from sana_edge.nets.autoencoder_blocks import Downsample, ResBlock
 from sana_edge.nets.efficient_vit import EfficientViTBlock
 from sana_edge.plan import maps
-from sana_edge.plan.memory import hint
+from sana_edge.plan.memory import fit_hint
 
 # rows of a strip for a row that neighbouring strips compute as well
 _MIN_ROWS_PER_HALO = 2
@@ -40,17 +40,19 @@ def encode(encoder: Encoder, pixels: Tensor, *, memory_limit: int | None) -> Ten
     cell = config.spatial_compression
     needed = maps.encode_bytes(config, height // cell, width // cell, item)
     if memory_limit is None or needed <= memory_limit:
-        return encoder(pixels)
+        latent: Tensor = encoder(pixels)
+        return latent
     blocks = encoder.blocks()
     front = list(takewhile(lambda block: not isinstance(block, EfficientViTBlock), blocks))
     scale, halo = _reach(front)
-    least = maps.back_bytes(config, height, width, item)
-    rows = _rows(encoder, height, width, item, memory_limit, scale, halo)
-    least = max(least, maps.front_bytes(config, min(_window(rows, halo), height), width, item))
+    middle = maps.middle_bytes(config, height, width, item)
+    rows = _rows(encoder, height, width, item, memory_limit - middle, scale, halo)
+    least = middle + maps.front_bytes(config, min(_window(rows, halo), height), width, item)
+    least = max(least, maps.back_bytes(config, height, width, item))
     if least > memory_limit:
         raise OutOfMemory(
             f"encoding {width}x{height} pixels needs {least} bytes, {memory_limit} are free",
-            hint(memory_limit),
+            fit_hint(memory_limit),
             needed=least,
             free=memory_limit,
         )

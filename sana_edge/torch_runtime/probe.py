@@ -10,6 +10,7 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -67,7 +68,7 @@ def _step(config: DenoiserConfig, work: Work, dtype: torch.dtype, int8: bool, de
     _fill(denoiser, dtype, device)
     if int8:
         quantize_denoiser(denoiser)
-    like = {"dtype": dtype, "device": device}
+    like: dict[str, Any] = {"dtype": dtype, "device": device}
     latent = torch.randn(batch, config.in_channels, rows, work.width, device=device)
     tables = Modulation(torch.full((1, 6, config.dim), 0.5, **like), torch.ones(2, config.dim, **like))
     shape = config.num_cross_attention_heads, PROMPT_TOKENS, config.cross_attention_head_dim
@@ -160,7 +161,7 @@ def _text(
     found = 0.0
     for tokens in (instruction, PROMPT_TOKENS, *([1] if guided else [])):
         ids = torch.ones(1, max(tokens, 1), dtype=torch.long, device=device)
-        found += _timed(lambda ids=ids: model(ids, use_cache=True), device)
+        found += _timed(partial(model, ids, use_cache=True), device)
     return found * int(facts.text["num_hidden_layers"])
 
 

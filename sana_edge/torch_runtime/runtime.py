@@ -24,7 +24,7 @@ from sana_edge.fused.decoder import fuse_decoder
 from sana_edge.nets.autoencoder import Autoencoder, LatentDecoder
 from sana_edge.nets.denoiser import Denoiser, Modulation, TextContext
 from sana_edge.nets.text_encoder import EncodedTexts, TextEncoder
-from sana_edge.plan.memory import Stage, Work, check_smallest, hint, in_turn, together, torch_stages
+from sana_edge.plan.memory import Stage, Work, check_smallest, fit_hint, in_turn, together, torch_stages
 from sana_edge.plan.model import Facts, folder_facts
 from sana_edge.progress import Progress, unseen
 from sana_edge.prompt import instruction_of, reading_notes
@@ -289,7 +289,7 @@ class TorchRuntime:
         if needed > free:
             raise OutOfMemory(
                 f"{plan.width}x{plan.height} needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free",
-                hint(free + (used_memory(self.device) or 0)),
+                fit_hint(free + (used_memory(self.device) or 0)),
                 needed=needed,
                 free=free,
             )

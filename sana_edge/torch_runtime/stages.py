@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Generic, TypeVar
-
-from torch import nn
+from typing import Any, Generic, TypeVar
 
 from sana_edge.fused.backends import Backend
 from sana_edge.nets.autoencoder import Encoder, LatentDecoder
@@ -55,7 +53,7 @@ class Stages:
 
     def __init__(
         self,
-        text: Loaded[TextEncoder] | Loaded[EncodedTexts],
+        text: Loaded[TextEncoder] | Loaded[TextEncoder | EncodedTexts],
         denoiser: Loaded[Denoiser],
         decoder: Loaded[LatentDecoder],
         encoder: Loaded[Encoder] | None = None,
@@ -110,9 +108,13 @@ class Stages:
         if self._predictor is not None:
             self._predictor.release()
 
-    def _all(self) -> dict[str, Loaded[nn.Module]]:
-        found = {"text": self._text, "denoiser": self._denoiser, "decoder": self._decoder}
-        return found | ({} if self._encoder is None else {"encoder": self._encoder})  # type: ignore[return-value]
+    def _all(self) -> dict[str, Loaded[Any]]:
+        found: dict[str, Loaded[Any]] = {
+            "text": self._text,
+            "denoiser": self._denoiser,
+            "decoder": self._decoder,
+        }
+        return found if self._encoder is None else {**found, "encoder": self._encoder}
 
     def _alone(self, wanted: object) -> None:
         """Let the others go before one is loaded, where memory is short."""
