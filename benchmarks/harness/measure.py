@@ -25,6 +25,8 @@ from sana_edge.system.memory import memory_errors
 
 # a sample of a shorter stage consists of several calls
 SAMPLE_SECONDS = 0.1
+# calls that all take longer than this are not warmed up: the first is a sample
+LONG_SECONDS = 60
 
 COLUMNS = (
     *("stage", "by", "median s", "min s", "max s", f"/ {BASELINE}", "min", "max"),
@@ -134,8 +136,9 @@ def _measure_stage(work: Work, stage: str, calls: Mapping[str, Stage], repeat: i
         synchronize(work.device)
         warm.append(time.perf_counter() - start)
     times = _times(calls, work.device) if max(warm) < 1 else 1
-    samples: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(repeat):
+    long = min(warm) > LONG_SECONDS
+    samples = {name: [seconds] if long else [] for name, seconds in zip(calls, warm, strict=True)}
+    for turn in range(int(long), repeat):
         for name, call in calls.items():
             samples[name].append(seconds_of(call, times, work.device))
         shown = ", ".join(f"{name} {seconds[-1]:.4g} s" for name, seconds in samples.items())

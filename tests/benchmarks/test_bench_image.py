@@ -312,3 +312,20 @@ def test_usage(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
     assert stopped.value.code == 2
+
+
+def test_a_long_call_is_its_own_first_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Empty(Work):
+        title, stages = "nothing", ("step",)
+
+        def loaders(self) -> dict[str, Any]:
+            return {"sana-edge": lambda: {"step": Stage(lambda: made.append(0))}}
+
+    made: list[int] = []
+    work = Empty(dtype="fp32", device="cpu", threads=1)
+    monkeypatch.setattr(measure, "LONG_SECONDS", 0)
+    monkeypatch.setattr(measure, "SAMPLE_SECONDS", 1e-12)
+    (row,) = measure.measure(work, ("step",), 2, lambda line: None, memory=False)
+    assert len(row.seconds) == 2
+    # one to see how long a sample is, which a call above a second is spared
+    assert len(made) == 3
