@@ -27,7 +27,7 @@ from sana_edge.engines.text import (
 )
 from sana_edge.engines.tiles import encode_tiles
 from sana_edge.errors import InvalidInput, OutOfMemory
-from sana_edge.plan.memory import Stage, Work, check_smallest, engine_stages, in_turn
+from sana_edge.plan.memory import Stage, Work, check_smallest, engine_stages, fit_hint, in_turn
 from sana_edge.progress import Progress, unseen
 from sana_edge.prompt import instruction_of, reading_notes
 from sana_edge.request import Plan

@@ -199,7 +199,7 @@ class TorchRuntime:
             device=device,
             dtype="fp32",
             networks=Stages(
-                Loaded(None, text_encoder),
+                Loaded[TextEncoder | EncodedTexts](None, text_encoder),
                 Loaded(None, denoiser.requires_grad_(False).eval()),
                 Loaded(None, autoencoder.requires_grad_(False).eval()),
                 backend=backend,
