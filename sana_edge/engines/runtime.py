@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -37,6 +38,8 @@ from sana_edge.store.domain import read_domain
 from sana_edge.store.manifest import ENCODER, Manifest
 from sana_edge.system.budget import within
 from sana_edge.system.memory import available_memory, peak_memory, used_memory
+
+logger = logging.getLogger("sana_edge")
 
 _TEXT, _DENOISER, _DECODER = "text_encoder", "denoiser", "decoder"
 
@@ -292,6 +295,7 @@ class EngineRuntime:
         free = self.graphs.free(available_memory())
         if self._manifest.size is None and free is not None and whole > free:
             tile = DEFAULT_TILE
+            logger.warning("the image is encoded in tiles of %s pixels, as memory is short: it differs", tile)
         latent = encode_tiles(plan.init.at(drawn), encode, cell=cell, tile=tile)
         # it is needed once a picture
         self.graphs.close(ENCODER)
