@@ -40,9 +40,11 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from harness.results import ended, header, positive, write_bytes, write_json
+from harness.results import ended, positive
 from sana_edge import Sana
+from sana_edge.bench.results import header, write_json
 from sana_edge.errors import InvalidInput
+from sana_edge.system.atomic import write_bytes
 from sana_edge.training import flow
 from sana_edge.training.batches import Item
 from sana_edge.training.captions import caption

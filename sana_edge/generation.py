@@ -37,14 +37,18 @@ class Step:
     index: int
     total: int
     image: Image | None
-    _preview: Callable[[], NDArray[np.uint8]] = dataclasses.field(repr=False)
+    _preview: Callable[[bool], NDArray[np.uint8]] = dataclasses.field(repr=False)
 
-    def preview(self) -> NDArray[np.uint8]:
+    def preview(self, linear: bool = False) -> NDArray[np.uint8]:
         """Decode what the picture will be, as far as this step can tell: RGB uint8, sides of at most 256.
 
         Costs a small decode, and only when it is called.
+
+        Args:
+            linear: the colours of the latent's cells instead, by a linear map, with sides of at most 128: no
+                decode, for previews of every step. A model without such a map decodes all the same.
         """
-        return self._preview()
+        return self._preview(linear)
 
 
 def generation(
@@ -134,10 +138,9 @@ def _image(
     notes: tuple[str, ...],
     tiles: Sequence[int],
 ) -> Image:
-    seed = plan.seed + picture
+    plan = plan.picture(picture)
     metadata = {
         **plan.metadata(),
-        "seed": seed,
         "model": runtime.name,
         "dtype": runtime.dtype,
         "backend": runtime.backend.name,
@@ -153,7 +156,7 @@ def _image(
         metadata["decoder"] = runtime.decoder
     if runtime.quantization is not None:
         metadata["quantization"] = runtime.quantization
-    return Image(pixels, seed, metadata, timings, notes)
+    return Image(pixels, plan.seed, metadata, timings, notes)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 
 from harness.engine_tables import cold, engines_quality, engines_speed, pictures, verification
 from harness.results import BASELINE, FASTEST, HALF, INT8, OURS
-from harness.table import Table, circumstances, gigabytes, interval, median, most
+from sana_edge.bench.table import Table, circumstances, gigabytes, interval, median, most
 
 Numbers = Mapping[str, Any]
 
@@ -53,6 +53,7 @@ def sections(results: Path) -> Iterator[tuple[str, str]]:
         "pictures": (pictures, files(results, "bench_engines-picture-*")),
         "cold": (cold, files(results, "bench_engines-cold")),
         "engines-quality": (engines_quality, files(results, "quality_engines")),
+        "serving": (serving, files(results, "bench_serve")),
     }
     for name, (table, found) in made.items():
         tables = [made for made in map(table, found) if made.rows]
@@ -104,6 +105,24 @@ def plans(data: Numbers) -> Table:
         f" {100 * data['bounds']['time']:.0f} % in {counts['time']} of {all_}.{busy}",
         f"INT8 products: {data['int8_products']}.",
         circumstances(data),
+    ]
+    return table
+
+
+def serving(data: Mapping[str, Any]) -> Table:
+    """Pictures per minute of each contender."""
+    drawn = data["pictures"]
+    table = Table(["256x256", "pictures per minute", "least", "most", "to the loop"])
+    for name, rates in drawn["rates"].items():
+        numbers = (statistics.median(rates), min(rates), max(rates))
+        table.add(name, *(f"{number:.1f}" for number in numbers), f"{drawn['ratios'][name]:.2f}")
+    spent = data["overhead"]["milliseconds"]
+    beyond, png = spent["beyond computed"], spent["png computed"]
+    table.notes = [
+        f"A request computes {beyond['median']:.1f} ms beyond its picture (nine of ten {beyond['low']:.1f} "
+        f"to {beyond['high']:.1f} ms), the PNG of 256x256 itself {png['median']:.1f} ms. "
+        f"Processes that were running besides, on average: {data['load_before']}.",
+        f"{data['model']} in fp32, {drawn['steps']} steps. {circumstances(data)}",
     ]
     return table
 

@@ -15,7 +15,19 @@ from contextlib import contextmanager
 from types import FrameType
 
 import sana_edge
-from sana_edge.cli import build, completion, convert, doctor, export, generate, models, plan, quantize, serve
+from sana_edge.cli import (
+    bench,
+    build,
+    completion,
+    convert,
+    doctor,
+    export,
+    generate,
+    models,
+    plan,
+    quantize,
+    serve,
+)
 from sana_edge.cli.arguments import SIZE, Parser, UsageError
 from sana_edge.errors import SanaError
 from sana_edge.system.memory import memory_errors
@@ -31,6 +43,7 @@ COMMANDS = {
     "quantize": quantize,
     "export": export,
     "build": build,
+    "bench": bench,
     "doctor": doctor,
     "completion": completion,
 }
@@ -52,6 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments, unknown = _parser().parse_known_args(words)
         if unknown:
             arguments.parser.refuse(unknown)
+        arguments.words = words[1:]
+        # of `bench` a file
+        as_json = getattr(arguments, "json", as_json) is True
         verbose = arguments.verbose
         if verbose:
             logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")

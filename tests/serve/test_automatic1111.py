@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import threading
 from typing import Any
 
+import PIL.Image
 import pytest
 from serving import MODEL, SMALL, Client, FakeLoader, until
 
@@ -169,3 +172,36 @@ def test_every_field_wrong_in_turn(idle: Client, wrong: dict[str, Any], message:
 
 def test_what_is_not_there(fake: Client) -> None:
     assert fake.get(f"{API}/nothing").json["detail"].startswith("GET /sdapi/v1/nothing: not found")
+
+
+def test_variation_seeds(fake: Client, service: Service) -> None:
+    """The seed stays, and the others count up, as in the web UI."""
+    body = {**SMALL, "batch_size": 2, "subseed": 50, "subseed_strength": 0.3}
+    info = json.loads(fake.post(f"{API}/txt2img", body).json["info"])
+    assert (info["all_subseeds"], info["subseed_strength"]) == ([50, 51], 0.3)
+    assert "Variation seed: 51, Variation seed strength: 0.3" in info["infotexts"][1]
+    random = json.loads(fake.post(f"{API}/txt2img", {**body, "subseed": -1}).json["info"])
+    assert random["subseed"] not in (-1, 50) and random["all_seeds"] == [7, 7]
+    none = json.loads(fake.post(f"{API}/txt2img", {**body, "subseed_strength": 0}).json["info"])
+    assert (none["all_subseeds"], none["all_seeds"]) == ([0, 0], [7, 8])
+    for wrong in ({"subseed": -2}, {"subseed": "x"}, {"subseed_strength": 1.5}, {"subseed_strength": "x"}):
+        assert fake.post(f"{API}/txt2img", {**body, **wrong}).status == 422
+
+
+def test_kind_of_previews(fake: Client, service: Service, loader: FakeLoader) -> None:
+    """Cheap ones unless the options ask for decodes."""
+    for chosen, level in ((None, 1), ("Full", 0), ("Approx NN", 1)):
+        if chosen is not None:
+            fake.post(f"{API}/options", {"show_progress_type": chosen})
+            assert fake.get(f"{API}/options").json["show_progress_type"] == chosen
+        loader.gate = threading.Semaphore(0)
+        for one in loader.models.values():
+            one.gate = loader.gate
+        thread = threading.Thread(target=fake.post, args=[f"{API}/txt2img", {**SMALL, "steps": 4}])
+        thread.start()
+        until(lambda: fake.get(f"{API}/progress").json["state"]["job_count"])
+        loader.gate.release(2)
+        data = until(lambda: fake.get(f"{API}/progress").json["current_image"])
+        assert PIL.Image.open(io.BytesIO(base64.b64decode(data))).getpixel((0, 0)) == (level,) * 3
+        loader.gate.release(9)
+        thread.join()
