@@ -41,8 +41,9 @@ import PIL.Image
 import torch
 
 from harness import sections
-from harness.results import BASELINE, ended, header, load, output_for, positive, say, write_json
+from harness.results import BASELINE, ended, output_for, positive, say
 from sana_edge import Image, Sana, Step
+from sana_edge.bench.results import header, load, write_json
 from sana_edge.errors import SanaError
 from sana_edge.progress import Progress
 from sana_edge.serve.server import Server, address, listen

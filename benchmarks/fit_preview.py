@@ -30,8 +30,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from harness.results import ended, header, load, output_for, positive, write_json
+from harness.results import ended, output_for, positive
 from sana_edge import Sana
+from sana_edge.bench.results import header, load, write_json
 from sana_edge.errors import InvalidInput
 from sana_edge.init_image import FORMATS, read_image, to_size
 from sana_edge.store import hub

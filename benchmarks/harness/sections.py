@@ -53,6 +53,7 @@ def sections(results: Path) -> Iterator[tuple[str, str]]:
         "pictures": (pictures, files(results, "bench_engines-picture-*")),
         "cold": (cold, files(results, "bench_engines-cold")),
         "engines-quality": (engines_quality, files(results, "quality_engines")),
+        "sidecar": (sidecar, files(results, "bench_sidecar")),
         "serving": (serving, files(results, "bench_serve")),
     }
     for name, (table, found) in made.items():
@@ -107,6 +108,28 @@ def plans(data: Numbers) -> Table:
         circumstances(data),
     ]
     return table
+
+
+def sidecar(data: Numbers) -> Table:
+    """The first picture of the command and of the sidecar, from the start of their processes."""
+    taken = data["seconds"]
+    used = zip(taken["sidecar's processor"], taken["command's processor"], strict=True)
+    rows = {
+        "the command, process start to PNG": taken["command"],
+        "the sidecar, the same": taken["sidecar"],
+        "sidecar less command, of each turn": taken["difference"],
+        "the same of processor time": [sidecar - command for sidecar, command in used],
+        "processor time of the command": taken["command's processor"],
+        "the sidecar's second picture": taken["second"],
+    }
+    found = Table((f"{data['model']}, {data['steps']} steps", "median", "from", "to"))
+    for name, seconds in rows.items():
+        found.add(
+            name, *(f"{value:.2f} s" for value in (statistics.median(seconds), min(seconds), max(seconds)))
+        )
+    busy = f"{data['load_before']} processes were running before"
+    found.notes = [f"{len(taken['command'])} turns; {busy}.", circumstances(data)]
+    return found
 
 
 def serving(data: Mapping[str, Any]) -> Table:

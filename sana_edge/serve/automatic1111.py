@@ -24,7 +24,10 @@ _PREFIX = "/sdapi/v1"
 # the web UI's names of previews that are no decode; the others are decoded
 _LINEAR = ("Approx cheap", "Approx NN")
 # what of a request would change the picture there and does not here; true, or a list that is not empty
-_FOREIGN = ("enable_hr", "restore_faces", "tiling", "refiner_checkpoint", "script_name", "styles")
+_FOREIGN = (
+    *("enable_hr", "restore_faces", "tiling", "refiner_checkpoint", "script_name", "styles"),
+    "alwayson_scripts",
+)
 _NOTHING: tuple[Any, ...] = (None, False, "", [], {}, "None")
 
 
@@ -69,6 +72,8 @@ class Automatic1111:
             Route(f"{_PREFIX}/sd-models", self.models),
             Route(f"{_PREFIX}/refresh-checkpoints", fixed(None), methods=["POST"]),
             Route(f"{_PREFIX}/progress", self.progress),
+            # of the web UI's queue: clients ask it whether anybody is there
+            Route("/queue/status", self.waiting),
             Route(f"{_PREFIX}/interrupt", self.interrupt, methods=["POST"]),
             Route(f"{_PREFIX}/skip", self.interrupt, methods=["POST"]),
             Route(f"{_PREFIX}/txt2img", self.draw, methods=["POST"]),
@@ -95,6 +100,10 @@ class Automatic1111:
         empty: dict[str, Any] = {"hash": None, "sha256": None, "filename": "", "config": None}
         names = self._service.workers
         return Json([{"title": name, "model_name": name, **empty, "filename": name} for name in names])
+
+    async def waiting(self, request: Request) -> Response:
+        """How many jobs wait, as Gradio 3 says it."""
+        return Json({"msg": "estimation", "queue_size": self._service.queue.waiting})
 
     async def draw(self, request: Request) -> Response:
         """Text to image."""

@@ -112,6 +112,25 @@ def test_openai_client(torch_server: Client) -> None:
     assert [event.type for event in events] == ["image_edit.partial_image", "image_edit.completed"]
 
 
+@pytest.mark.parametrize(
+    ("field", "body"),
+    [
+        ("image", {"model": "gpt-image-1", "prompt": "a house", "n": "1", "response_format": "b64_json"}),
+        ("image[]", {"model": "dall-e-2", "prompt": "a house", "size": "64x64", "background": "auto"}),
+        ("image[]", {"model": "gpt-image-1", "prompt": "a house", "quality": "auto", "size": "auto"}),
+    ],
+    ids=["Open WebUI", "Open WebUI, from a list", "LibreChat"],
+)
+def test_edits_of_clients(real: Client, field: str, body: dict[str, str | bytes]) -> None:
+    data, kind = form({**body, "steps": "2", "exact_size": "true", field: encoded(picture())})
+    headers = {"Content-Type": kind, "Authorization": "Bearer anything"}
+    answer = real.ask("POST", f"{EDITS}?api-version=2025-04-01", data, headers)
+    assert answer.status == 200, answer.body
+    (one,) = answer.json["data"]
+    size = (64, 64) if body.get("size") == "64x64" else (64, 32)
+    assert PIL.Image.open(io.BytesIO(base64.b64decode(one["b64_json"]))).size == size
+
+
 def test_webuiapi(torch_server: Client) -> None:
     webuiapi = pytest.importorskip("webuiapi")
     api = webuiapi.WebUIApi(host=torch_server.host, port=torch_server.port)

@@ -27,10 +27,11 @@ from sana_edge.nets.text_weights import load_text_model
 from sana_edge.request import Request
 from sana_edge.sampler import sampler_of
 from sana_edge.store import domain, hub, manifest, package, snapshots
-from sana_edge.store.folder import read_json
+from sana_edge.store.folder import PREVIEW_MAP, read_json
 from sana_edge.store.hub import ResolvedModel
 from sana_edge.store.identify import identify
 from sana_edge.store.known_models import BUNDLED
+from sana_edge.store.preview_map import read_map
 from sana_edge.store.tokenizer import PromptTokenizer
 from sana_edge.store.weights import StoredState, load_state
 from sana_edge.system import atomic
@@ -350,6 +351,9 @@ PARSERS: dict[str, Parser] = {
         "tokenizer_config.json", JSON, copy_of("sana-tiny/tokenizer"), read_tokenizer, 0.3
     ),
     "domain": Parser("tokenizer/domain.json", JSON, copy_of("sana-tiny", "tokenizer"), read_domain),
+    "preview map": Parser(
+        PREVIEW_MAP, JSON, copy_of("sana-tiny", PREVIEW_MAP), lambda folder: read_map(folder, 32)
+    ),
     "engine": Parser("a.engine.json", JSON, write_engine, read_engines),
     "engine bytes": Parser("a.engine.json", BYTES, write_engine, read_engines),
     "statistics": Parser("s.safetensors", fuzz.statistics_file, write_statistics, read_statistics),

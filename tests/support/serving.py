@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import shlex
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -172,6 +175,14 @@ class FakeLoader:
 
     def size(self, model: str) -> int:
         return 0
+
+
+def write_command(folder: Path, *options: str) -> None:
+    """A script ``sana-edge`` of this checkout, for programs that start it by its name."""
+    script = folder / "sana-edge"
+    words = shlex.join([sys.executable, "-m", "sana_edge"])
+    script.write_text(f'#!/bin/sh\nexec {words} "$@" {shlex.join(["--threads", "1", *options])}\n')
+    script.chmod(0o755)
 
 
 class RealLoader:
