@@ -281,7 +281,7 @@ def test_little_is_loaded_where_memory_is_short(exported: Path, monkeypatch: pyt
 def test_a_budget(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the process: what it leaves is what is free."""
     monkeypatch.setattr(budget, "used_memory", lambda device=None: 900_000_000)
-    with pytest.raises(OutOfMemory, match=r"alone, 0\.0 MB of 900\.0 MB are left") as caught:
+    with pytest.raises(OutOfMemory, match=r"alone, 0\.0 MB of 0\.9 GB are left") as caught:
         EngineRuntime.load(exported, backend="onnxruntime", device="cpu", memory=900_000_000)
     assert "--memory 900MB` says what would fit" in caught.value.hint
     engine = EngineRuntime.load(exported, backend="onnxruntime", device="cpu", memory=940_000_000)
