@@ -25,12 +25,12 @@ needs("torch", "transformers", "safetensors")
 
 import torch
 from tqdm import tqdm
-from works.shapes import decoder_shapes, weights
 
 from harness.results import Diary, ended, header, load, output_for, positive, write_json
 from harness.sections import plans
 from random_model import write_model
 from sana_edge.bench.process import run
+from sana_edge.bench.shapes import decoder_shapes, weights
 from sana_edge.calib.package_writer import new_folder, write_shards
 from sana_edge.errors import InvalidInput
 from sana_edge.nets.tiny_autoencoder import latent_decoder
