@@ -26,10 +26,11 @@ needs("torch", "transformers", "safetensors")
 import torch
 from tqdm import tqdm
 
-from harness.results import Diary, ended, header, load, output_for, positive, write_json
+from harness.results import Diary, ended, output_for, positive
 from harness.sections import plans
 from random_model import write_model
 from sana_edge.bench.process import run
+from sana_edge.bench.results import header, load, write_json
 from sana_edge.bench.shapes import decoder_shapes, weights
 from sana_edge.calib.package_writer import new_folder, write_shards
 from sana_edge.errors import InvalidInput
