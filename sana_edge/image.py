@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import warnings
-import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -159,11 +158,15 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     hint = "give a picture that sana-edge wrote and no other program has saved since"
     try:
-        with warnings.catch_warnings(), PIL.Image.open(path) as image:
+        # a pipe would wait for its writer, and Pillow knows formats that start programs
+        if not os.path.isfile(path) and os.path.exists(path):
+            raise ValueError("it is no regular file")
+        with warnings.catch_warnings(), PIL.Image.open(path, formats=[*FORMATS.values()]) as image:
             # of damaged tags; what is left of them is no metadata
             warnings.simplefilter("ignore")
             metadata = metadata_of(image)
-    except (OSError, ValueError, SyntaxError, zlib.error, PIL.Image.DecompressionBombError) as error:
+    # decoders of several formats, with errors of their own
+    except Exception as error:
         raise InvalidInput(f"cannot read {path}: {error}", hint) from error
     if metadata is None:
         raise InvalidInput(f"{path} has no sana-edge metadata", hint)

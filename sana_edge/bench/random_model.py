@@ -31,7 +31,7 @@ from sana_edge.nets.quantize import decoder_targets, denoiser_targets, quantize_
 from sana_edge.nets.text_encoder import TextFeatures
 from sana_edge.nets.tiny_autoencoder import latent_decoder
 from sana_edge.sampler import denoise, sampler_of
-from sana_edge.store import hub, manifest
+from sana_edge.store import domain, hub, manifest
 from sana_edge.store.folder import read_json
 from sana_edge.store.hub import ResolvedModel
 from sana_edge.store.known_models import BUNDLED
@@ -100,7 +100,8 @@ def write_model(
     with new_folder(output, force=force) as folder:
         names = [path.relative_to(tiny).as_posix() for path in tiny.rglob("*.json")]
         kept = ("model_index.json", "scheduler/", "tokenizer/")
-        copy_files([name for name in names if name.startswith(kept)], tiny, folder)
+        # but not what sana-tiny was trained for
+        copy_files([name for name in names if name.startswith(kept) and name != domain.FILE], tiny, folder)
         if sprint:
             _make_sprint(folder)
         with torch.device("meta"):

@@ -63,11 +63,11 @@ def sentence(work: Facts, machine: Facts) -> str:
     if not small:
         best = large[0]
         took = f"{best['dtype']} on {best['by']} draws a {what} in {seconds(best['median']['picture'])} here"
-        return f"{took}{weights}; INT8 did not draw: {_failures(work, 'int8') or 'there is none'}."
+        return f"{took}{weights}; INT8 did not draw: {_failures(work, 'int8') or _absent(work, 'int8')}."
     best = small[0]
     took = f"INT8 on {best['by']} draws a {what} in {seconds(best['median']['picture'])} here{weights}"
     if not large:
-        return f"{took}; float did not draw: {_failures(work, 'float') or 'there is no float model'}."
+        return f"{took}; float did not draw: {_failures(work, 'float') or _absent(work, 'float')}."
     return f"{_compared(took, best, large[0], machine)}{_beside(work, best)}."
 
 
@@ -118,6 +118,12 @@ def _beside(work: Facts, best: Facts) -> str:
         return ""
     times = statistics.median(ratios(best, theirs[0]))
     return f"; {_times(times)} times as fast as diffusers in {theirs[0]['dtype']}"
+
+
+def _absent(work: Facts, kind: str) -> str:
+    """Why nothing of a kind was drawn where nothing failed."""
+    reached = any(row["kind"] == kind and row["by"] != "diffusers" for row in work["rows"])
+    return "it was not reached" if reached else f"there is no {'INT8' if kind == 'int8' else kind} model"
 
 
 def _failures(work: Facts, kind: str | None = None) -> str:

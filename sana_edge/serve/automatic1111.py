@@ -196,7 +196,7 @@ def _job(
     settings = asked.values.get("override_settings")
     if settings is not None and not isinstance(settings, dict):
         raise InvalidInput(f"override_settings is {shown(settings)}", "give an object")
-    named = (settings or {}).get("sd_model_checkpoint")
+    named = Fields(settings or {}).text("sd_model_checkpoint")
     batch, rounds = (asked.whole(name, low=1, high=MAX_PICTURES) or 1 for name in ("batch_size", "n_iter"))
     if batch * rounds > MAX_PICTURES:
         hint = f"ask for at most {MAX_PICTURES} pictures"

@@ -89,9 +89,11 @@ def test_ratios_are_of_the_same_turns() -> None:
             "in 9.9 s here, about as fast as bf16",
         ),
         (
-            [row("torch", "float"), row("torch", "int8", [5.0])],
+            [row("torch", "int8", [5.0])],
             "in 5.0 s here; float did not draw: there is no float model.",
         ),
+        # interrupted
+        ([row("torch", "float", [5.0]), row("torch", "int8")], "INT8 did not draw: it was not reached."),
         (
             [row("torch", "float", failure="not enough memory"), row("torch", "int8", [5.0])],
             "float did not draw: torch bf16: not enough memory.",

@@ -241,6 +241,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"seed": -2}, "seed is -2"),
     ({"sampler_name": 4}, "sampler_name is 4"),
     ({"override_settings": []}, "override_settings is []"),
+    ({"override_settings": {"sd_model_checkpoint": ["x"]}}, "sd_model_checkpoint is ['x']"),
     ({"negative_prompt": {}}, "negative_prompt is {}"),
 ]
 
