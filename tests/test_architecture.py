@@ -29,8 +29,9 @@ ROOMS: dict[str, set[str]] = {
     "int8": {"store", "kernels"},
     "nets": {"int8", "store"},
     "fused": {"nets", "int8", "store", "kernels"},
-    "torch_runtime": {"fused", "nets", "int8", "store"},
-    "engines": {"store"},
+    "torch_runtime": {"fused", "nets", "int8", "plan", "store"},
+    "plan": {"store"},
+    "engines": {"plan", "store"},
     "roof": {"torch_runtime", "engines", "store"},
     "serve": {"pipeline"},
     "bench": {"pipeline", "torch_runtime", "engines", "nets", "int8", "store", "calib", "export"},
@@ -45,7 +46,7 @@ FREE = {"cli"}
 # what only the command line imports, and those that name it
 TOOLS = {"bench", "calib", "evaluate", "export", "training", "serve"}
 # modules that import no torch, nor anything that does: whole rooms, and the store's and the roof's files
-TORCH_FREE = {"engines", "evaluate", "floor", "roof", "serve"}
+TORCH_FREE = {"engines", "evaluate", "floor", "plan", "roof", "serve"}
 
 MAX_FILES_AT_THE_ROOT = 16
 

@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from sana_edge.errors import InvalidInput
 from sana_edge.request import BACKENDS, DEVICES
+from sana_edge.system.budget import parse_memory
 
 _CHOICE = re.compile(r"invalid choice: '(.*)' \(choose from (.*)\)")
 SIZE = re.compile(r"(-?\d+)x(-?\d+)")
@@ -60,6 +61,14 @@ def size(text: str) -> tuple[int, int]:
     return int(match.group(1)), int(match.group(2))
 
 
+def memory(text: str) -> int:
+    """Read a budget of memory, such as 8GB, as bytes."""
+    try:
+        return parse_memory(text)
+    except InvalidInput as error:
+        raise argparse.ArgumentTypeError(f"{error.message}: {error.hint}") from None
+
+
 def add_revision(parser: argparse.ArgumentParser, of: str = "a repository") -> None:
     """Add ``--revision``."""
     text = f"of {of}: a branch, a tag or a commit (default: main, or the only one that is cached)"
@@ -92,6 +101,9 @@ def add_load_options(parser: argparse.ArgumentParser, *, int8: str = _INT8) -> N
     add("--trust-engine", action="store_true", help=trust)
     counted = "that compute on a CPU (default: OMP_NUM_THREADS or the cores, within a container's quota)"
     add("--threads", type=int, metavar="N", help=counted)
+    budget = "what may be taken, such as 8GB or 7500MB: networks are then loaded one after the other, and"
+    budget += " pictures decoded in pieces, where it is too little for more (default: what is free)"
+    add("--memory", type=memory, metavar="SIZE", help=budget)
 
 
 def prompt_from_stdin() -> str:

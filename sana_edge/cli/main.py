@@ -21,6 +21,7 @@ from sana_edge.cli import (
     export,
     generate,
     models,
+    plan,
     quantize,
     serve,
 )
@@ -33,6 +34,7 @@ from sana_edge.system.threads import termination_as_interrupt, wait_passively
 COMMANDS = {
     "generate": generate,
     "serve": serve,
+    "plan": plan,
     "models": models,
     "convert": convert,
     "quantize": quantize,
