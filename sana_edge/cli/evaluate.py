@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 HELP = "measure a model's pictures, and what INT8 or another model costs"
 
-_LOAD = ("dtype", "backend", "device", "engines", "trust_engine", "threads", "offline", "revision")
 _TABLES = (".json", ".jsonl", ".csv", ".tsv")
 _DRAWING = ("seed", "steps", "guidance", "size", "sampler")
 
@@ -160,8 +160,8 @@ def _loader(
     arguments: argparse.Namespace, say: Callable[[str], None], progress: Progress
 ) -> Callable[[Source], Sana]:
     """Loads as `generate` does, so that the same pictures are judged."""
-    given = {name: getattr(arguments, name) for name in _LOAD}
-    options = {name: value for name, value in given.items() if value is not None}
+    names = {field.name for field in dataclasses.fields(LoadOptions)}
+    options = {name: value for name, value in vars(arguments).items() if name in names and value is not None}
 
     def load(source: Source) -> Sana:
         chosen: dict[str, Any] = {**options, "int8": source.int8, "progress": not arguments.quiet}
