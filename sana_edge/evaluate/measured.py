@@ -219,7 +219,8 @@ class Alike(Measured):
 
     def words(self) -> str:
         if math.isinf(self.median.value):
-            return "at least half of its pictures are equal to the last bit"
+            share = "at least half" if self.worst_first else "all"
+            return f"{share} of its pictures are equal to the last bit"
         interval = f"95 % interval {_decibel_interval(self.median)}"
         return f"its pictures are {self.median.value:.1f} dB from the others in the median ({interval})"
 

@@ -230,8 +230,7 @@ def test_equal_models(tmp_path: Path) -> None:
     assert (tmp_path / "out" / SHEET).exists()
     found = run(evaluation(tmp_path, sources=[FLOAT, same]))
     assert found.sentence() == (
-        "What same in place of tiny cost, over 4 prompts: "
-        "at least half of its pictures are equal to the last bit."
+        "What same in place of tiny cost, over 4 prompts: all of its pictures are equal to the last bit."
     )
     assert not (tmp_path / "out" / SHEET).exists()
     assert json.loads((tmp_path / "out" / RESULTS).read_text())["metrics"]["psnr"]["equal"] == 4
