@@ -75,14 +75,20 @@ def add_revision(parser: argparse.ArgumentParser, of: str = "a repository") -> N
     parser.add_argument("--revision", metavar="NAME", help=text)
 
 
-def add_load_options(parser: argparse.ArgumentParser) -> None:
-    """Add how a model is loaded: fields of `sana_edge.request.LoadOptions`, None where not given."""
+_INT8 = "INT8 layers: the bundled package, or quantized while loading; packages are INT8 without it"
+
+
+def add_load_options(parser: argparse.ArgumentParser, *, int8: str = _INT8) -> None:
+    """Add how a model is loaded: fields of `sana_edge.request.LoadOptions`, None where not given.
+
+    Args:
+        int8: the help of ``--int8``.
+    """
     add = parser.add_argument
     dtypes = "of the denoiser (default: auto, the checkpoint's own; on the CPU fp32 in place of fp16;"
     dtypes += " what suits an engine)"
     add("--dtype", choices=("auto", "fp32", "bf16", "fp16"), help=dtypes)
-    eight = "INT8 layers: the bundled package, or quantized while loading; packages are INT8 without it"
-    add("--int8", action="store_true", default=None, help=eight)
+    add("--int8", action="store_true", default=None, help=int8)
     backend = "of the denoiser: triton and cuda need --int8 and a GPU; of exported folders: tensorrt, which"
     backend += " runs what `build` made, onnxruntime or openvino (default: auto, the best that works)"
     add("--backend", choices=BACKENDS, help=backend)
