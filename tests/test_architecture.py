@@ -31,7 +31,9 @@ ROOMS: dict[str, set[str]] = {
     "fused": {"nets", "int8", "store", "kernels"},
     "torch_runtime": {"fused", "nets", "int8", "store"},
     "engines": {"store"},
-    "roof": {"torch_runtime", "engines", "store"},
+    # the package's own face has a name of the series
+    "roof": {"torch_runtime", "engines", "store", "series"},
+    "series": {"pipeline"},
     "serve": {"pipeline"},
     "calib": {"torch_runtime", "nets", "int8", "store"},
     "export": {"torch_runtime", "engines", "nets", "int8", "store"},
@@ -42,7 +44,7 @@ FREE = {"cli"}
 # what only the command line imports
 TOOLS = {"calib", "export", "training", "serve"}
 # modules that import no torch, nor anything that does: whole rooms, and the store's and the roof's files
-TORCH_FREE = {"engines", "floor", "roof", "serve"}
+TORCH_FREE = {"engines", "floor", "roof", "series", "serve"}
 
 MAX_FILES_AT_THE_ROOT = 16
 

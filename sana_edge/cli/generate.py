@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sana_edge
-from sana_edge.cli import again
+from sana_edge.cli import again, many
 from sana_edge.cli.arguments import add_load_options, add_revision, prompt_from_stdin, size
 from sana_edge.cli.fastest import fastest
 from sana_edge.cli.output import NAME, Output
@@ -42,7 +44,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--guidance", type=float, metavar="F", help="how strictly to follow the prompt (default: 4.5)")
     add("--seed", type=int, metavar="N", help="of the first picture (default: random, reported)")
     count = "how many, counting seeds up (default: %(default)s)"
-    add("--images", type=int, default=1, metavar="N", help=count)
+    add("--images", "--count", type=int, default=1, metavar="N", help=count)
     add("--sampler", choices=SAMPLERS, help="(default: what the model was made for)")
     add_load_options(parser)
     place = "a .png, .jpg or .webp file, an existing folder, or - for a PNG on stdout; the seed takes the"
@@ -60,6 +62,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--tile", type=_tile, metavar="N|off", help=f"{tiles} short, which the metadata says)")
     _add_image_options(parser)
     _add_model_options(parser)
+    many.add_options(parser)
 
 
 def _add_image_options(parser: argparse.ArgumentParser) -> None:
@@ -98,15 +101,20 @@ def _instruction(text: str) -> str:
 def run(arguments: argparse.Namespace) -> None:
     """Draw; print each picture's path, or its JSON line."""
     taken = again.fill(arguments)
-    prompt = _prompt(arguments, taken)
-    seed = random_seed() if arguments.seed is None else arguments.seed
-    names = ["negative_prompt", "size", "exact_size", "steps", "guidance", "sampler", "images"]
+    names = ["negative_prompt", "size", "exact_size", "steps", "guidance", "sampler"]
     names += ["flow_shift", "instruction", "tile", "image", "strength", "mask"]
     options: dict[str, Any] = {name: getattr(arguments, name) for name in names}
+    if arguments.prompts is not None:
+        load = partial(_load, arguments, taken, partial(many.note, arguments))
+        many.run(arguments, options, load, LoadOptions(**_load_options(arguments)))
+        return
+    prompt = _prompt(arguments, taken)
+    seed = random_seed() if arguments.seed is None else arguments.seed
+    options["images"] = arguments.images
     # what is wrong shows here, before torch is loaded and anything is computed
     Request(prompt, seed=seed, **options)
     output = Output(arguments, seed)
-    with _load(arguments, taken, output) as sana, bar(arguments.quiet, "step") as progress:
+    with _load(arguments, taken, output.note) as sana, bar(arguments.quiet, "step") as progress:
         steps = sana.stream(prompt, seed=seed, on_progress=progress, **options)
         with closing(steps):
             for step in steps:
@@ -126,14 +134,12 @@ def _prompt(arguments: argparse.Namespace, taken: dict[str, Any]) -> str:
     return prompt_from_stdin() if prompt == "-" else str(prompt)
 
 
-def _load(arguments: argparse.Namespace, taken: dict[str, Any], output: Output) -> Sana:
+def _load(arguments: argparse.Namespace, taken: dict[str, Any], note: Callable[[str], None]) -> Sana:
     """Load the model, on another backend where that of ``--from`` cannot be used."""
-    names = (field.name for field in dataclasses.fields(LoadOptions) if field.name != "progress")
-    options: dict[str, Any] = {name: getattr(arguments, name) for name in names}
-    options["progress"] = not arguments.quiet
+    options = _load_options(arguments)
     try:
         with bar(arguments.quiet) as progress:
-            model = fastest(arguments.model, LoadOptions(**options), output.note, progress)
+            model = fastest(arguments.model, LoadOptions(**options), note, progress)
         return sana_edge.Sana.load(model, **options)
     except ModelNotFound as error:
         if "model" not in taken:
@@ -144,7 +150,12 @@ def _load(arguments: argparse.Namespace, taken: dict[str, Any], output: Output) 
         if "backend" not in taken:
             raise
         made = f"{arguments.made} was made on backend {arguments.backend}"
-        output.note(f"{made}, pixels may differ a little: {error.message}")
+        note(f"{made}, pixels may differ a little: {error.message}")
     del taken["backend"]
     arguments.backend = "auto"
-    return _load(arguments, taken, output)
+    return _load(arguments, taken, note)
+
+
+def _load_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    names = (field.name for field in dataclasses.fields(LoadOptions) if field.name != "progress")
+    return {**{name: getattr(arguments, name) for name in names}, "progress": not arguments.quiet}
