@@ -108,6 +108,7 @@ def run(arguments: argparse.Namespace) -> None:
         load = partial(_load, arguments, taken, partial(many.note, arguments))
         many.run(arguments, options, load, LoadOptions(**_load_options(arguments)))
         return
+    many.check_single(arguments)
     prompt = _prompt(arguments, taken)
     seed = random_seed() if arguments.seed is None else arguments.seed
     options["images"] = arguments.images

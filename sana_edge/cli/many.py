@@ -95,6 +95,14 @@ def run(
             raise failures
 
 
+def check_single(arguments: argparse.Namespace) -> None:
+    """Refuse what only `run` obeys."""
+    names = ("name", "wildcards", "combinations", "literal", "skip_bad", "retries", "batch", "ray", "workers")
+    for name in names:
+        if getattr(arguments, name) != arguments.parser.get_default(name):
+            arguments.parser.error(f"--{name.replace('_', '-')} is for --prompts")
+
+
 def _check(arguments: argparse.Namespace) -> None:
     if arguments.text is not None or arguments.prompt is not None:
         arguments.parser.error("there are a prompt and --prompts: give either")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
 import time
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sana_edge.errors import Cancelled, SanaError
+from sana_edge.errors import Cancelled, OutOfMemory, SanaError
 from sana_edge.image import QUALITY, Image, format_of
 from sana_edge.pipeline import Sana
 from sana_edge.progress import Progress
@@ -81,6 +82,14 @@ class BatchSize:
             self._best = each
             self.size *= 2
 
+    def refused(self, error: Exception) -> str:
+        """A batch failed: smaller ones from now on; returns what to say."""
+        self.size = self.size // 2 if isinstance(error, OutOfMemory) else 1
+        self._settled = True
+        logger.info("a batch failed", exc_info=error)
+        told = error.message if isinstance(error, SanaError) else f"{type(error).__name__}: {error}"
+        return f"batches of {self.size} from now on, as a larger one failed: {told}"
+
 
 def chunks(pictures: Sequence[Picture], size: BatchSize, run: int = _RUN) -> Iterator[list[Picture]]:
     """Neighbours that are drawn together: batches, or the pictures of one prompt whose seeds count up."""
@@ -116,25 +125,28 @@ def draw(
     Raises:
         Cancelled: ``cancel`` was set.
     """
-    start = time.perf_counter()
+    start, note = time.perf_counter(), ""
     if size.size > 1 and len(pictures) > 1:
         try:
             images = sana.batch([p.request() for p in pictures], on_progress=on_progress, cancel=cancel)
         except Cancelled:
             raise
         except Exception as error:
-            # perhaps one of them, or too many at once: each by itself
-            logger.info("a batch of %d failed", len(pictures), exc_info=error)
+            # too many at once, or one of them, or none can be: each by itself
+            note = size.refused(error)
         else:
             outcomes = [Outcome.of(p, image, quality) for p, image in zip(pictures, images, strict=True)]
             size.learn(len(pictures), time.perf_counter() - start)
             yield from outcomes
             return
-        for picture in pictures:
-            yield from _one_prompt(sana, [picture], quality, on_progress, cancel)
-        return
-    yield from _one_prompt(sana, pictures, quality, on_progress, cancel)
-    size.learn(1, (time.perf_counter() - start) / len(pictures))
+        runs = [[picture] for picture in pictures]
+    else:
+        runs = [list(pictures)]
+    for run in runs:
+        for outcome in _one_prompt(sana, run, quality, on_progress, cancel):
+            yield dataclasses.replace(outcome, notes=(*outcome.notes, note)) if note else outcome
+    if not note:
+        size.learn(1, (time.perf_counter() - start) / len(pictures))
 
 
 def _one_prompt(

@@ -48,6 +48,8 @@ def test_one_that_fails_does_not_take_others_with_it() -> None:
         outcomes = drawn(StandInSana(before), pictures, BatchSize(size))
         assert [bool(outcome.error) for outcome in outcomes] == [False, True, False, True, False]
         assert [outcome.picture for outcome in outcomes] == pictures
+        noted = "batches of 2 from now on, as a larger one failed: no"
+        assert {note for outcome in outcomes for note in outcome.notes} == ({noted} if size > 1 else set())
 
 
 def test_batches_are_of_pictures_that_differ_in_text_and_seed() -> None:
