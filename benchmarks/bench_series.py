@@ -1,7 +1,7 @@
 """What batches through the denoiser save of many pictures, beside drawing them one by one.
 
     python benchmarks/bench_series.py --model sana-tiny --threads 2
-    python benchmarks/bench_series.py --shapes 0.6b --layers 2 --size 512 --steps 1 --threads 2
+    python benchmarks/bench_series.py --shapes 0.6b --layers 1 --size 512 --steps 1 --threads 2
 
 Seconds of a picture, text to pixels, or of a step of the denoiser with random weights and some of its layers;
 sizes of batches take turns in one run. Pixels, or velocities, are compared with those drawn one by one.

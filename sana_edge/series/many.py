@@ -137,6 +137,9 @@ class Series:
             hint = "mend them, or pass over them with --skip-bad, in Python skip_bad=True"
             raise InvalidInput(f"{count}: {_list(map(str, self.bad), len(self.bad), '; ')}", hint)
         self._manifest = Manifest(folder, wanted)
+        if self._manifest.seed != wanted:
+            self.close()
+            raise InvalidInput(f"another process has just drawn into {folder}", "give the same command again")
 
     def __enter__(self) -> Series:
         return self

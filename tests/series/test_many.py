@@ -17,6 +17,7 @@ from stand_in import StandIn
 
 from sana_edge import Cancelled, Sana, SanaError, generate_many, read_metadata
 from sana_edge.errors import InvalidInput, OutOfMemory
+from sana_edge.series import entries as entries_room
 from sana_edge.series import manifest as manifest_room
 from sana_edge.series import many
 from sana_edge.series.manifest import FILE, Manifest
@@ -316,6 +317,24 @@ def test_killed_by_a_signal(tmp_path: Path, number: int) -> None:
     assert len(list((tmp_path / "out").glob("*.png"))) == 12
     # the one in work is drawn again, no other
     assert len(said) + len(painter.drawn) in (12, 13)
+
+
+def test_one_that_was_quicker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the look for a seed and the lock."""
+    monkeypatch.setattr(many, "known_seed", lambda folder: Manifest(folder, 5).close())
+    with pytest.raises(InvalidInput, match="has just drawn into"):
+        draw(tmp_path)
+    monkeypatch.undo()
+    assert len(draw(tmp_path, seed=5)) == 4
+
+
+def test_what_is_documented() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "many.md").read_text(encoding="utf-8")
+    assert [name for name in entries_room.NAMES if f"`{name}`" not in text] == []
+    block = text.partition('{"prompt": "a red house"')
+    lines = (block[1] + block[2]).partition("```")[0]
+    found = list(entries_room.read_content(lines.encode()))
+    assert len(found) == 2 and not any(isinstance(line, entries_room.Bad) for line in found)
 
 
 def test_names_of_failures_are_cut(tmp_path: Path) -> None:
