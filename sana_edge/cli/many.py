@@ -36,7 +36,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     retries = "draw what failed again at the end, so often (default: %(default)s)"
     add("--retries", type=int, default=0, metavar="N", help=retries)
     batch = "pictures that go through the denoiser at once, or auto for the fastest here; more than 1 may"
-    add("--batch", type=_batch, default=1, metavar="N|auto", help=f"{batch} change pixels by a level")
+    add("--batch", type=_batch, default=1, metavar="N|auto", help=f"{batch} change pixels by roundings")
     ray = "on the workers of a Ray cluster: its address, auto for the one that is running, or local for one"
     add("--ray", nargs="?", const="auto", metavar="ADDRESS", help=f"{ray} that is started (default: none)")
     workers = "of --ray (default: one for each GPU, or one)"

@@ -201,7 +201,8 @@ def _table(raw: list[bytes], name: str) -> Iterator[Line | Bad]:
     header = lines[0]
     delimiter = max(",;\t", key=header.count)
     rows = csv.reader(lines, delimiter=delimiter, strict=True)
-    columns = [cell.strip() for cell in next(_rows(rows))[1]] if header.strip() else []
+    first = next(_rows(rows))[1] if header.strip() else []
+    columns = [] if isinstance(first, Bad) else [cell.strip() for cell in first]
     if "prompt" not in columns:
         found = f"line 1 of {name} is no header with a column prompt: {shown(header.strip())}"
         raise InvalidInput(found, "begin with a line such as prompt,seed,size")

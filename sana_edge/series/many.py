@@ -320,7 +320,7 @@ def generate_many(
         name: of files, with {index}, {seed}, {line} and {prompt}.
         quality: of .jpg and .webp.
         batch: pictures that go through the denoiser at once; "auto" for what is the fastest here. More than
-            one may change pixels by a level.
+            one changes pixels by roundings: see `sana_edge.Sana.batch`.
         skip_bad: pass over lines that are bad.
         force: replace pictures that were drawn with other options, and files that are in the way.
         retries: how often those that failed are drawn again at the end.

@@ -97,10 +97,11 @@ def test_a_bad_line_has_its_number(content: str | bytes, kind: str, line: int, p
         ("a red house,1\nb,2", "no header with a column prompt: 'a red house,1'"),
         ("prompt,sede\na,1", "unknown column 'sede' (did you mean seed?)"),
         ("", "no header"),
+        ('""prompt,seed\na,1', "no header"),
         ("a\0b", "NUL bytes"),
         ("\ufeffa".encode("utf-16"), "NUL bytes"),
     ],
-    ids=["header", "column", "empty", "nul", "utf-16"],
+    ids=["header", "column", "empty", "quotes", "nul", "utf-16"],
 )
 def test_a_table_that_is_none(content: str | bytes, problem: str) -> None:
     with pytest.raises(InvalidInput) as caught:

@@ -13,6 +13,7 @@ import fuzz
 import numpy as np
 import torch
 from safetensors.torch import save_file
+from stand_in import StandIn
 
 from sana_edge import Image
 from sana_edge.calib.prompts import load_prompts
@@ -26,6 +27,9 @@ from sana_edge.nets.convert import convert
 from sana_edge.nets.text_weights import load_text_model
 from sana_edge.request import Request
 from sana_edge.sampler import sampler_of
+from sana_edge.series.entries import read_file
+from sana_edge.series.many import Series
+from sana_edge.series.pictures import Settings, plan_pictures
 from sana_edge.store import domain, hub, manifest, package, snapshots
 from sana_edge.store.folder import read_json
 from sana_edge.store.hub import ResolvedModel
@@ -244,6 +248,32 @@ def read_lines(folder: Path) -> None:
         captions(row)
 
 
+def write_series(folder: Path) -> None:
+    rows = [
+        {"prompt": "a {2::red|__animal__}", "seeds": [1, 2], "size": [64, 64]},
+        {"prompt": "b", "seed": 7},
+    ]
+    (folder / "p.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    (folder / "p.csv").write_text('prompt,seed,guidance\n"a {b|c}\nd",7,4.5\n')
+    (folder / "animal.txt").write_text("cat\n{big|small} dog\n# none\n")
+    with Series(read_file(folder / "p.jsonl"), folder, Settings(wildcards=folder), seed=1) as series:
+        list(series.draw(StandIn()))
+
+
+def read_series(name: str) -> Callable[[Path], object]:
+    def read(folder: Path) -> None:
+        pictures, _ = plan_pictures(read_file(folder / name), Settings(wildcards=folder, combinations=True))
+        for picture in pictures[:10]:
+            picture.request()
+
+    return read
+
+
+def read_series_manifest(folder: Path) -> None:
+    with Series(read_file(folder / "p.jsonl"), folder, Settings(wildcards=folder)) as series:
+        list(series.draw(StandIn(), force=True))
+
+
 def read_journal(folder: Path) -> None:
     shutil.copy(folder / "metadata.jsonl", folder / ".metadata.jsonl.journal")
     (folder / "metadata.jsonl").unlink()
@@ -360,6 +390,12 @@ PARSERS: dict[str, Parser] = {
         lambda f: (f / "p.txt").write_text("a cat\n# x\nein Hündchen\n"),
         lambda f: load_prompts(f / "p.txt"),
     ),
+    "series": Parser("p.jsonl", fuzz.lines_file, write_series, read_series("p.jsonl")),
+    "series bytes": Parser("p.jsonl", BYTES, write_series, read_series("p.jsonl")),
+    "series table": Parser("p.csv", BYTES, write_series, read_series("p.csv")),
+    "wildcards": Parser("animal.txt", BYTES, write_series, read_series("p.jsonl")),
+    "series manifest": Parser("manifest.jsonl", fuzz.lines_file, write_series, read_series_manifest),
+    "series manifest bytes": Parser("manifest.jsonl", BYTES, write_series, read_series_manifest),
     "recipe": Parser("r.toml", fuzz.toml_file, write_recipe, lambda f: load_recipe(str(f / "r.toml"))),
     "recipe bytes": Parser("r.toml", BYTES, write_recipe, lambda f: load_recipe(str(f / "r.toml"))),
     "metadata.jsonl": Parser("metadata.jsonl", fuzz.lines_file, write_lines, read_lines),
