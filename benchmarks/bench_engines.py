@@ -40,27 +40,17 @@ needs("torch", "transformers", "onnx")
 import torch
 
 from harness import engine_tables
-from harness.machine import versions
 from harness.measure import Row, measure, ratios_to, table
-from harness.results import (
-    REFERENCES,
-    ended,
-    header,
-    load,
-    output_for,
-    positive,
-    say,
-    sizes,
-    words,
-    write_json,
-)
+from harness.results import REFERENCES, ended, output_for, positive, say, sizes, words
+from sana_edge.bench.machine import versions
+from sana_edge.bench.results import header, load, write_json
+from sana_edge.bench.shapes import DENOISERS
 from sana_edge.engines.tiles import DEFAULT_TILE
 from sana_edge.errors import InvalidInput
 from works.decoder import DecoderWork
 from works.denoiser import DenoiserWork
 from works.engines import CONTENDERS, NAIVES, EngineWork, check_installed
 from works.pictures import WAYS, measure_cold, measure_pictures
-from works.shapes import DENOISERS
 
 STAGES = ("step", "decode", "picture", "cold")
 # what the naive decoder needs beyond is not to be had: 42 GB in one piece for 1024 px

@@ -28,11 +28,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from harness.results import ended, header, output_for, positive, sizes, write_bytes, write_json
+from harness.results import ended, output_for, positive, sizes
 from harness.sections import ATTENTIONS, growth
+from sana_edge.bench.results import header, write_json
+from sana_edge.bench.shapes import DENOISERS
 from sana_edge.config import LATENT_CELL
 from sana_edge.nets.block import Block, KeysValues
-from works.shapes import DENOISERS
+from sana_edge.system.atomic import write_bytes
 
 SIZES = (512, 768, 1024, 1536, 2048, 3072, 4096)
 TOKENS = 30

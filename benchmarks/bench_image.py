@@ -26,33 +26,20 @@ needs("torch", "transformers")
 import torch
 
 from harness.measure import Row, measure, table, with_context
-from harness.results import (
-    BASELINE,
-    COMPILED,
-    INT8,
-    OURS,
-    ended,
-    header,
-    load,
-    output_for,
-    positive,
-    say,
-    sizes,
-    words,
-    write_bytes,
-    write_json,
-)
+from harness.results import BASELINE, COMPILED, INT8, OURS, ended, output_for, positive, say, sizes, words
 from harness.work import Work
+from sana_edge.bench.results import header, load, write_json
+from sana_edge.bench.shapes import DENOISERS
 from sana_edge.errors import InvalidInput
 from sana_edge.fused import backends
 from sana_edge.int8 import matmul
 from sana_edge.prompt import MAX_TOKENS
 from sana_edge.request import Request
+from sana_edge.system.atomic import write_bytes
 from sana_edge.torch_runtime.device import DTYPES, check_dtype, choose_device
 from works.decoder import DecoderWork
 from works.denoiser import DenoiserWork
 from works.model import ModelWork
-from works.shapes import DENOISERS
 
 CONTENDERS = (OURS, INT8, BASELINE, COMPILED)
 NATIVE_SIZE = 1024

@@ -24,13 +24,14 @@ needs("torch")
 import torch
 
 from harness.measure import ratios
-from harness.results import ended, header, positive, write_json
-from harness.table import Table
+from harness.results import ended, positive
+from sana_edge.bench.results import header, write_json
+from sana_edge.bench.shapes import DENOISERS
+from sana_edge.bench.table import Table
 from sana_edge.errors import UnsupportedDevice
 from sana_edge.kernels.cuda import library
 from sana_edge.torch_runtime.device import DTYPES
 from works.kernel_cases import Case, Sizes, cases
-from works.shapes import DENOISERS
 
 TITLES = ("kernel", "size", "px", "pictures", "us", "of INT8 peak", "of bandwidth", "replaced us", "ratio")
 TURNS = 20

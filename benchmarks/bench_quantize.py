@@ -36,8 +36,10 @@ import torch
 from safetensors import safe_open
 
 from harness import sections
-from harness.process import run
-from harness.results import ended, header, positive, write_json
+from harness.results import ended, positive
+from sana_edge.bench.process import run
+from sana_edge.bench.results import header, write_json
+from sana_edge.bench.shapes import DENOISERS
 from sana_edge.calib.settings import PRESETS
 from sana_edge.config import LATENT_CELL
 from sana_edge.errors import InvalidInput
@@ -47,7 +49,6 @@ from sana_edge.nets.quantize import quantize_denoiser
 from sana_edge.nets.text_encoder import TextFeatures
 from sana_edge.sampler import make_sampler
 from sana_edge.store.folder import read_json
-from works.shapes import DENOISERS
 
 COMPONENTS = ("transformer", "vae", "text_encoder")
 BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I8": 1}

@@ -27,15 +27,16 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from harness.results import ended, header, load, output_for, positive, sizes, write_json
+from harness.results import ended, load, output_for, positive, sizes
 from harness.sections import series
 from sana_edge import Sana
+from sana_edge.bench.results import header, write_json
+from sana_edge.bench.shapes import DENOISERS
 from sana_edge.config import LATENT_CELL
 from sana_edge.nets.denoiser import Denoiser, join_texts
 from sana_edge.nets.text_encoder import TextFeatures
 from sana_edge.request import Request
 from sana_edge.torch_runtime.steps import make_predictor
-from works.shapes import DENOISERS
 
 BATCHES = (1, 2, 4, 8)
 PROMPTS = ("a red house", "a blue boat", "a yellow star left of a tree", "a green fish")

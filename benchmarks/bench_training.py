@@ -40,21 +40,23 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from harness.results import ended, header, positive, write_bytes, write_json
+from harness.results import ended, positive
 from sana_edge import Sana
+from sana_edge.bench.results import header, write_json
 from sana_edge.errors import InvalidInput
+from sana_edge.system.atomic import write_bytes
 from sana_edge.training import flow
 from sana_edge.training.batches import Item
 from sana_edge.training.captions import caption
 from sana_edge.training.frozen import Frozen
 from sana_edge.training.imagefolder import LeftOut, open_picture, read_entries
 from sana_edge.training.layout import training_scene
-from sana_edge.training.loop import ema_state
 from sana_edge.training.metadata import find_metadata
 from sana_edge.training.processes import device_memory, make_accelerator
 from sana_edge.training.recipe import Recipe, load_recipe
 from sana_edge.training.scenes import render
 from sana_edge.training.score import Scorer, probabilities
+from sana_edge.training.state import ema_state
 from sana_edge.training.train import Data, Task, encode_captions, generator, prepare_data, train
 from sana_edge.training.trained_denoiser import TrainedDenoiser
 

@@ -34,8 +34,9 @@ sys.path.insert(0, str(ROOT))
 from gpu.results import Outcome, Results, scrubbed, tail
 from gpu.steps import NAMES, SETS, STEPS, Setting, Step
 from harness import RESULTS
-from harness.process import run_step
-from harness.results import ended, header, positive
+from harness.results import ended, positive
+from sana_edge.bench.process import run_step
+from sana_edge.bench.results import header
 from sana_edge.errors import InvalidInput, SanaError, UnsupportedDevice
 
 # how long the machine may take to say what it is

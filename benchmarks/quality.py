@@ -30,7 +30,7 @@ import numpy as np
 from PIL import Image
 
 from harness import sections
-from harness.results import Diary, digest, ended, header, write_bytes, write_json
+from harness.results import Diary, ended
 from judge import paired
 from judge.evaluation import (
     CEILING,
@@ -58,7 +58,9 @@ from judge.evaluation import (
 from judge.prompts import Prompt
 from judge.scores import Outcome, categories, overall, summary
 from judge.sheet import AMPLIFIED, Pair, PairRow, pair_sheet, sheet
+from sana_edge.bench.results import digest, header, write_json
 from sana_edge.errors import InvalidInput
+from sana_edge.system.atomic import write_bytes
 
 PAIRS = 2
 """Pairs in each row of the second sheet."""

@@ -28,7 +28,7 @@ from harness import RESULTS, needs
 needs("torch", "transformers", "onnx", "onnxruntime", "tqdm")
 
 from harness import engine_tables
-from harness.results import Diary, digest, ended, header, positive, words, write_bytes, write_json
+from harness.results import Diary, ended, positive, words
 from judge import paired
 from judge.evaluation import (
     PICTURES,
@@ -51,10 +51,12 @@ from judge.evaluation import (
 )
 from judge.scores import summary
 from judge.sheet import AMPLIFIED, PairRow, pair_sheet
+from sana_edge.bench.results import digest, header, write_json
 from sana_edge.engines import choose as engines
 from sana_edge.engines.engine import Settings
 from sana_edge.errors import InvalidInput
 from sana_edge.store import manifest
+from sana_edge.system.atomic import write_bytes
 
 if TYPE_CHECKING:
     from sana_edge import Sana

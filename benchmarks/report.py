@@ -12,9 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from harness import RESULTS, ROOT
-from harness.results import ended, write_bytes
+from harness.results import ended
 from harness.sections import sections
 from sana_edge.errors import InvalidInput
+from sana_edge.system.atomic import write_bytes
 
 FILES = ("README.md", "benchmarks/README.md", "sana_edge/models/sana-tiny/README.md")
 SECTION = re.compile(r"(<!-- (?P<name>[a-z-]+) -->\n).*?(<!-- /(?P=name) -->)", re.DOTALL)

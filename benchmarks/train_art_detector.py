@@ -30,7 +30,8 @@ from judge.art import SIDE, WEIGHTS, Detector, detector_loss, targets
 from sana_edge.system.atomic import new_file
 from sana_edge.training.art.layout import draw_scene
 from sana_edge.training.art.scenes import Scene, render
-from sana_edge.training.loop import Loop, ema_state
+from sana_edge.training.loop import Loop
+from sana_edge.training.state import ema_state
 
 
 def judged_scene(number: int) -> Scene:

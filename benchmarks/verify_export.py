@@ -23,7 +23,8 @@ from harness import RESULTS, needs
 needs("torch", "transformers", "onnx", "onnxruntime")
 
 from harness import engine_tables
-from harness.results import ended, header, write_json
+from harness.results import ended
+from sana_edge.bench.results import header, write_json
 from sana_edge.errors import SanaError
 from sana_edge.export.onnx import export
 from sana_edge.export.settings import Settings

@@ -31,10 +31,12 @@ from sana_edge.nets.text_encoder import TextEncoder
 from sana_edge.nets.text_weights import load_text_model
 from sana_edge.progress import Progress, unseen
 from sana_edge.store import hub, manifest
+from sana_edge.store.folder import PREVIEW_MAP
 from sana_edge.store.hub import ResolvedModel
 from sana_edge.store.manifest import ENCODER, INSTRUCTION, DecoderPart, Manifest, TextShape
 from sana_edge.store.manifest_files import stored_files
-from sana_edge.system.atomic import new_folder
+from sana_edge.store.preview_map import read_map
+from sana_edge.system.atomic import new_folder, write_json
 from sana_edge.system.memory import memory_errors
 from sana_edge.torch_runtime.device import DTYPES
 from sana_edge.torch_runtime.load import load_decoder, load_denoiser, load_encoder
@@ -141,6 +143,9 @@ class _Export:
             target = self._folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(self._source.model.path / name, target)
+        found = read_map(self._source.model.path, self._source.denoiser.in_channels)
+        if found is not None:
+            write_json(self._folder / PREVIEW_MAP, dataclasses.asdict(found))
         text = _readme(self._source, self._settings)
         (self._folder / _README).write_text(text, encoding="utf-8")
 

@@ -37,14 +37,18 @@ class Step:
     index: int
     total: int
     image: Image | None
-    _preview: Callable[[], NDArray[np.uint8]] = dataclasses.field(repr=False)
+    _preview: Callable[[bool], NDArray[np.uint8]] = dataclasses.field(repr=False)
 
-    def preview(self) -> NDArray[np.uint8]:
+    def preview(self, linear: bool = False) -> NDArray[np.uint8]:
         """Decode what the picture will be, as far as this step can tell: RGB uint8, sides of at most 256.
 
         Costs a small decode, and only when it is called.
+
+        Args:
+            linear: the colours of the latent's cells instead, by a linear map, with sides of at most 128: no
+                decode, for previews of every step. A model without such a map decodes all the same.
         """
-        return self._preview()
+        return self._preview(linear)
 
 
 def generation(
@@ -175,18 +179,18 @@ def _image(
     notes: tuple[str, ...],
     tiles: Sequence[int],
 ) -> Image:
-    seed = plan.seed + picture
+    plan = plan.picture(picture)
     described = describe(runtime)
     # what there always is stands first
     first = {name: described.pop(name) for name in ("model", "dtype", "backend")}
-    metadata = {**plan.metadata(), "seed": seed, **first, "version": __version__}
+    metadata = {**plan.metadata(), **first, "version": __version__}
     if tiles:
         # which change pixels
         metadata["tile"] = tiles[-1]
         if plan.tile is None:
             short = "as memory was short, which changes pixels a little"
             notes = (*notes, f"decoded in tiles of {tiles[-1]} pixels, {short}; a tile of 0 forbids it")
-    return Image(pixels, seed, metadata | described, timings, notes)
+    return Image(pixels, plan.seed, metadata | described, timings, notes)
 
 
 def describe(runtime: Runtime) -> dict[str, str]:

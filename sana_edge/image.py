@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import warnings
-import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,8 @@ QUALITY = 95
 # tags of EXIF 2.32: ImageDescription, Software, the Exif IFD and its UserComment, whose text is marked ASCII
 _DESCRIPTION, _SOFTWARE, _EXIF_IFD, _COMMENT = 0x010E, 0x0131, 0x8769, 0x9286
 _ASCII = b"ASCII\0\0\0"
+# of metadata, what would read a file that a stranger names, or draw more than one picture
+_FOREIGN = ("image", "mask", "images", "variations", "variation_strength", "variation_seed")
 # a JPEG segment holds 64 KB, and the rest of the EXIF needs some of it
 _MOST_EXIF = 60_000
 
@@ -157,21 +158,32 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     hint = "give a picture that sana-edge wrote and no other program has saved since"
     try:
-        with warnings.catch_warnings(), PIL.Image.open(path) as image:
+        # a pipe would wait for its writer, and Pillow knows formats that start programs
+        if not os.path.isfile(path) and os.path.exists(path):
+            raise ValueError("it is no regular file")
+        with warnings.catch_warnings(), PIL.Image.open(path, formats=[*FORMATS.values()]) as image:
             # of damaged tags; what is left of them is no metadata
             warnings.simplefilter("ignore")
-            text = image.info.get(METADATA_KEY)
-            comment = None if text else image.getexif().get_ifd(_EXIF_IFD).get(_COMMENT)
-    except (OSError, ValueError, SyntaxError, zlib.error, PIL.Image.DecompressionBombError) as error:
+            metadata = metadata_of(image)
+    # decoders of several formats, with errors of their own
+    except Exception as error:
         raise InvalidInput(f"cannot read {path}: {error}", hint) from error
+    if metadata is None:
+        raise InvalidInput(f"{path} has no sana-edge metadata", hint)
+    return metadata
+
+
+def metadata_of(image: PIL.Image.Image) -> dict[str, Any] | None:
+    """The metadata of an open file that `Image.save` wrote; None where it has none."""
+    text = image.info.get(METADATA_KEY)
+    comment = None if text else image.getexif().get_ifd(_EXIF_IFD).get(_COMMENT)
     try:
         metadata = parse(text or "") if comment is None else _of_comment(comment)
-    except (ValueError, TypeError) as error:
-        raise InvalidInput(f"{path} has no sana-edge metadata", hint) from error
+    except (ValueError, TypeError):
+        return None
     if not isinstance(metadata, dict):
-        raise InvalidInput(f"{path} has no sana-edge metadata", hint)
-    # a stranger's file names no other file to be read
-    return {name: value for name, value in metadata.items() if name not in ("image", "mask")}
+        return None
+    return {name: value for name, value in metadata.items() if name not in _FOREIGN}
 
 
 def _of_comment(comment: bytes | str) -> Any:

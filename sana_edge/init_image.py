@@ -143,6 +143,9 @@ def _opened(image: Picture, what: str) -> PIL.Image.Image:
         name = "" if isinstance(image, bytes) else f" {os.fspath(image)}"
         try:
             file = io.BytesIO(image) if isinstance(image, bytes) else image
+            # a pipe would wait for its writer
+            if not isinstance(file, io.BytesIO) and os.path.exists(file) and not os.path.isfile(file):
+                raise InvalidInput(f"the {what}{name} is no regular file", _HINT)
             with PIL.Image.open(file, formats=FORMATS) as opened:
                 if getattr(opened, "n_frames", 1) > 1:
                     logger.warning("the %s%s has several pictures: the first one is taken", what, name)

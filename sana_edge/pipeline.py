@@ -156,6 +156,7 @@ class Sana:
         prompt: str,
         *,
         images: None = None,
+        variations: None = None,
         on_step: Callable[[Step], None] | None = None,
         on_progress: Progress | None = None,
         cancel: threading.Event | None = None,
@@ -168,6 +169,20 @@ class Sana:
         prompt: str,
         *,
         images: int,
+        variations: None = None,
+        on_step: Callable[[Step], None] | None = None,
+        on_progress: Progress | None = None,
+        cancel: threading.Event | None = None,
+        **options: Unpack[Options],
+    ) -> list[Image]: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: str,
+        *,
+        images: None = None,
+        variations: int,
         on_step: Callable[[Step], None] | None = None,
         on_progress: Progress | None = None,
         cancel: threading.Event | None = None,
@@ -179,16 +194,19 @@ class Sana:
         prompt: str,
         *,
         images: int | None = None,
+        variations: int | None = None,
         on_step: Callable[[Step], None] | None = None,
         on_progress: Progress | None = None,
         cancel: threading.Event | None = None,
         **options: Unpack[Options],
     ) -> Image | list[Image]:
-        """Make one picture, or a list of ``images`` pictures with the seeds seed, seed + 1, ...
+        """Make one picture, or a list of ``images`` with the seeds seed, seed + 1, ..., or of ``variations``.
 
         Args:
             prompt: what the picture shows; what does not fit into 300 tokens is cut, and noted.
             images: how many; left out, the result is the picture itself.
+            variations: how many pictures near one: near that of ``seed``, whose noise gets a share of
+                another's, or near ``image`` where ``strength`` is left out, each by a seed of its own.
             on_step: called after each step, on this thread; an exception from it ends the generation.
             on_progress: called with ("denoise", steps done, all steps) after each step, and with ("decode",
                 parts done, all parts) while a picture is decoded, in parts of any kind.
@@ -213,6 +231,12 @@ class Sana:
             strength: how much of ``image`` is drawn anew, above 0 to 1: the share of the steps that are
                 taken, on as much noise (SDEdit, arXiv 2108.01073); 0.6 if left out.
             mask: of ``image``, white where it is drawn anew; what is black stays as it is, to the bit.
+            variation_strength: how far variations are from the one, above 0 to 1; 0.2 if left out, 0.3 of an
+                image, whose ``strength`` it is.
+            variation_seed: whose noise the first variation gets, the others those that follow; seed + 1 if
+                left out.
+            variation: seeds and strengths whose noise is mixed in, one after the other, as a picture's
+                metadata has them: 8 and 0.2 of [[8, 0.2]]. Of several ``images`` the last seed counts up.
 
         It also takes a picture's ``**metadata``, whose "version" tells it from other arguments, and leaves
         out what was the model's part.
@@ -226,20 +250,23 @@ class Sana:
         pictures = []
         count = 1 if images is None else images
         # closed also when on_step raises: the traceback would keep the stream, and its lock, alive
-        stream = self.stream(prompt, images=count, on_progress=on_progress, cancel=cancel, **options)
+        stream = self.stream(
+            prompt, images=count, variations=variations, on_progress=on_progress, cancel=cancel, **options
+        )
         with closing(stream) as steps:
             for step in steps:
                 if on_step is not None:
                     on_step(step)
                 if step.image is not None:
                     pictures.append(step.image)
-        return pictures[0] if images is None else pictures
+        return pictures[0] if images is None and variations is None else pictures
 
     def stream(
         self,
         prompt: str,
         *,
         images: int = 1,
+        variations: int | None = None,
         on_progress: Progress | None = None,
         cancel: threading.Event | None = None,
         **options: Unpack[Options],
@@ -251,7 +278,7 @@ class Sana:
         thread that took the last step, which would wait for itself, they are an error.
         """
         runtime = self._open()
-        request = Request.of(prompt, images=images, **options)
+        request = Request.of(prompt, images=images, variations=variations, **options)
         plan = request.plan(runtime.trained_side, runtime.sampler.kind, runtime.fixed_size)
         runtime.check_plan(plan)
         cancel = cancel or threading.Event()
@@ -281,7 +308,8 @@ class Sana:
         """
         runtime = self._open()
         plans = [r.plan(runtime.trained_side, runtime.sampler.kind, runtime.fixed_size) for r in requests]
-        alike = {dataclasses.replace(p, prompt="", negative_prompt="", seed=0, init=None) for p in plans}
+        own: dict[str, Any] = {"prompt": "", "negative_prompt": "", "seed": 0, "variation": (), "init": None}
+        alike = {dataclasses.replace(plan, **own) for plan in plans}
         if len(alike) != 1 or any(p.images != 1 or p.init is not None for p in plans):
             found = "a batch is of requests for one picture each that differ in prompts and seeds alone"
             raise InvalidInput(found, "leave out images, and draw the others in another batch")

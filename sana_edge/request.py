@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import numbers
 import secrets
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -31,6 +33,11 @@ MAX_PROMPT = 100_000
 MAX_SEED = 2**63 - 1
 # as diffusers has it
 DEFAULT_STRENGTH = 0.6
+# of variations: of a seed's noise, and of an image
+VARIATION_STRENGTH = 0.2
+IMAGE_VARIATION_STRENGTH = 0.3
+# of one picture, each a variation of the one before
+MAX_VARIATION = 16
 SAMPLERS: tuple[SamplerKind, ...] = typing.get_args(SamplerKind)
 # what can be asked for, of models (`sana_edge.fused.backends`) and of exported folders (`sana_edge.engines`)
 TORCH_BACKENDS = ("auto", "torch", "triton", "cuda")
@@ -55,11 +62,17 @@ class Options(TypedDict, total=False):
     image: Picture | None
     strength: float | None
     mask: Picture | None
+    variation_strength: float | None
+    variation_seed: int | None
+    variation: Sequence[tuple[int, float]]
 
 
 @dataclass(frozen=True)
 class Request:
     """One generation. None means the model's default, or a random seed.
+
+    What asks for variations becomes ``images``, ``variation`` and, for an image, ``strength``: the three
+    fields that ask are None then.
 
     Raises:
         InvalidInput: a value that no model can serve; the message has the value.
@@ -80,14 +93,20 @@ class Request:
     image: Picture | None = field(default=None, compare=False)
     strength: float | None = None
     mask: Picture | None = field(default=None, compare=False)
+    variations: int | None = None
+    variation_strength: float | None = None
+    variation_seed: int | None = None
+    variation: Sequence[tuple[int, float]] = ()
 
     def __post_init__(self) -> None:
         _check_text(self.prompt, "prompt")
         if not self.prompt.strip():
             raise InvalidInput("the prompt is empty", "say what the picture should show")
         _check_text(self.negative_prompt, "negative prompt")
-        for name in ("size", "steps", "images", "seed", "guidance", "flow_shift", "tile", "strength"):
+        numbers = ("size", "steps", "images", "seed", "guidance", "flow_shift", "tile", "strength")
+        for name in (*numbers, "variations", "variation_strength", "variation_seed", "variation"):
             object.__setattr__(self, name, plain(getattr(self, name)))
+        self._vary()
         # numpy's too, as JSON has it in a picture's metadata
         object.__setattr__(self, "exact_size", bool(self.exact_size))
         if self.size is not None:
@@ -97,8 +116,9 @@ class Request:
         if self.guidance is not None:
             _check_guidance(self.guidance)
         _check_whole(self.images, "images", 1, MAX_IMAGES)
+        _check_variation(self.variation, self.images)
         if self.seed is not None:
-            _check_whole(self.seed, "seed", 0, MAX_SEED - self.images + 1)
+            _check_whole(self.seed, "seed", 0, MAX_SEED - (0 if self.variation else self.images - 1))
         if self.sampler is not None and self.sampler not in SAMPLERS:
             raise InvalidInput(f"unknown sampler {shown(self.sampler)}", f"choose {', '.join(SAMPLERS)}")
         if self.flow_shift is not None:
@@ -108,6 +128,40 @@ class Request:
         if self.instruction is not None:
             _check_text(self.instruction, "instruction", MAX_INSTRUCTION)
         self._check_image()
+
+    def _vary(self) -> None:
+        """Make of what asks for variations what each of them is."""
+        count, strength, seed = self.variations, self.variation_strength, self.variation_seed
+        if count is None:
+            for name, value in (("strength", strength), ("seed", seed)):
+                if value is not None:
+                    raise InvalidInput(f"a variation {name} was given, but no variations", "say how many")
+            return
+        _check_whole(count, "variations", 1, MAX_IMAGES)
+        if self.images != 1:
+            found = f"images is {shown(self.images)} and variations is {count}"
+            raise InvalidInput(found, "give one of them")
+        if strength is not None:
+            _check_strength(strength, "variation strength", "0.2")
+        made: dict[str, Any] = {"images": count, "variation_strength": None, "variation_seed": None}
+        if self.image is not None and self.strength is None:
+            # nobody knows the noise that it came from
+            made["strength"] = IMAGE_VARIATION_STRENGTH if strength is None else strength
+            made["seed"] = self.seed if seed is None else seed
+        else:
+            made["seed"] = random_seed() if self.seed is None else self.seed
+            first = (made["seed"] + 1 if type(made["seed"]) is int else 0) if seed is None else seed
+            share = VARIATION_STRENGTH if strength is None else strength
+            made["variation"] = (*_pairs(self.variation), (first, share))
+        for name, value in {**made, "variations": None}.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What tells the pictures of a request with a seed apart: their seeds, and those mixed in."""
+        assert self.seed is not None
+        pictures = (_counted(self.seed, tuple(self.variation), index) for index in range(self.images))
+        return tuple(label(*picture) for picture in pictures)
 
     def _check_image(self) -> None:
         """Read the image and its mask, which then are pixels."""
@@ -190,6 +244,7 @@ class Request:
             instruction=self.instruction,
             tile=self.tile,
             init=self._init(asked),
+            variation=tuple(self.variation),
         )
 
 
@@ -233,6 +288,12 @@ class Plan:
     instruction: str | None = None
     tile: int | None = None
     init: InitImage | None = None
+    variation: tuple[tuple[int, float], ...] = ()
+
+    def picture(self, index: int) -> Plan:
+        """The plan of one of its pictures alone: seeds count up, of variations those mixed in last."""
+        seed, variation = _counted(self.seed, self.variation, index)
+        return dataclasses.replace(self, images=1, seed=seed, variation=variation)
 
     @property
     def skip(self) -> int:
@@ -271,8 +332,24 @@ class Plan:
             **({} if self.flow_shift is None else {"flow_shift": self.flow_shift}),
             **({} if self.instruction is None else {"instruction": self.instruction}),
             **({} if self.tile is None else {"tile": self.tile}),
+            **({"variation": [list(pair) for pair in self.variation]} if self.variation else {}),
             **({} if self.init is None else self.init.metadata()),
         }
+
+
+def label(seed: int, variation: Sequence[tuple[int, float]]) -> str:
+    """A picture's seed, and those that were mixed into its noise."""
+    return "-".join(map(str, (seed, *(mixed for mixed, _ in variation))))
+
+
+def _counted(
+    seed: int, variation: tuple[tuple[int, float], ...], index: int
+) -> tuple[int, tuple[tuple[int, float], ...]]:
+    """Seed and variation of a picture: the seed counts up, or where there are variations their last."""
+    if not variation:
+        return seed + index, ()
+    *before, (mixed, strength) = variation
+    return seed, (*before, (mixed + index, strength))
 
 
 def random_seed() -> int:
@@ -329,10 +406,35 @@ def _check_guidance(value: Any) -> None:
         )
 
 
-def _check_strength(value: Any) -> None:
+def _check_strength(value: Any, name: str = "strength", usual: str = "0.6") -> None:
     if not _is_number(value) or not 0 < value <= 1:
-        hint = "choose a number above 0, at most 1, where nothing of the image stays; 0.6 is usual"
-        raise InvalidInput(f"strength is {shown(value)}", hint)
+        hint = (
+            f"choose a number above 0, at most 1, where nothing of the first picture stays; {usual} is usual"
+        )
+        raise InvalidInput(f"{name} is {shown(value)}", hint)
+
+
+def _pairs(variation: Any) -> tuple[tuple[Any, Any], ...]:
+    """Seeds and strengths.
+
+    Raises:
+        InvalidInput: the value is no list of pairs, or too long.
+    """
+    pairs = isinstance(variation, tuple) and all(
+        isinstance(pair, tuple) and len(pair) == 2 for pair in variation
+    )
+    if not pairs or len(variation) > MAX_VARIATION:
+        hint = f"give at most {MAX_VARIATION} pairs of a seed and a strength, such as [[8, 0.2]]"
+        raise InvalidInput(f"variation is {shown(variation)}", hint)
+    return tuple(variation)
+
+
+def _check_variation(variation: Any, images: int) -> None:
+    pairs = _pairs(variation)
+    for number, (seed, strength) in enumerate(pairs, start=1):
+        counted = images - 1 if number == len(pairs) else 0
+        _check_whole(seed, "variation seed", 0, MAX_SEED - counted)
+        _check_strength(strength, "variation strength", "0.2")
 
 
 def _check_shift(value: Any) -> None:

@@ -35,14 +35,15 @@ ROOMS: dict[str, set[str]] = {
     "roof": {"torch_runtime", "engines", "store", "series"},
     "series": {"pipeline"},
     "serve": {"pipeline"},
+    "bench": {"pipeline", "torch_runtime", "engines", "nets", "int8", "store", "calib", "export"},
     "calib": {"torch_runtime", "nets", "int8", "store"},
     "export": {"torch_runtime", "engines", "nets", "int8", "store"},
     "training": {"torch_runtime", "nets", "int8", "store"},
 }
 # who may import everything
 FREE = {"cli"}
-# what only the command line imports
-TOOLS = {"calib", "export", "training", "serve"}
+# what only the command line imports, and those that name it
+TOOLS = {"bench", "calib", "export", "training", "serve"}
 # modules that import no torch, nor anything that does: whole rooms, and the store's and the roof's files
 TORCH_FREE = {"engines", "floor", "roof", "series", "serve"}
 
@@ -98,7 +99,7 @@ def allowed(importer: str, imported: str) -> bool:
         return True
     if other in FREE:
         return importer == "sana_edge.__main__"
-    if other in TOOLS:
+    if other in TOOLS and other not in ROOMS[room]:
         return False
     inside = imported.removeprefix("sana_edge.")
     return any(inside == name or inside.startswith(f"{name}.") for name in ROOMS[room])

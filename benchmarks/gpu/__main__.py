@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from gpu.steps import Setting
-from harness.machine import gpu_facts
-from harness.results import ended, header, write_json
+from harness.results import ended
+from sana_edge.bench.machine import gpu_facts
+from sana_edge.bench.results import header, write_json
 
 
 def main() -> int:

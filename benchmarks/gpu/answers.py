@@ -14,7 +14,7 @@ from typing import Any
 
 from gpu.steps import Setting
 from harness import ROOT
-from harness.results import write_json
+from sana_edge.bench.results import write_json
 from sana_edge.errors import SanaError, UnsupportedDevice
 
 CSRC = ROOT / "csrc"

@@ -16,7 +16,7 @@ import torch
 
 from gpu.steps import Setting
 from harness import ROOT
-from harness.results import write_json
+from sana_edge.bench.results import write_json
 from sana_edge.errors import SanaError
 from sana_edge.kernels.cuda import library as cuda_library
 

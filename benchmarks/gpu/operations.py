@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from gpu.steps import Setting
-from harness.results import write_json
+from sana_edge.bench.results import write_json
+from sana_edge.bench.shapes import DENOISERS
 from sana_edge.errors import SanaError
 from sana_edge.fused import ops
-from works.shapes import DENOISERS
 
 # images, and a latent whose tokens are a multiple of no tile
 IMAGES = 2

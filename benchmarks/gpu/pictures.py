@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpu.steps import Setting
-from harness.results import write_json
 from sana_edge import Sana, SanaError
+from sana_edge.bench.results import write_json
 from sana_edge.image_metrics import psnr
 
 PROMPT = "a red house left of a yellow star"

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from gpu.steps import Setting
 from harness.measure import seconds_of, synchronize
-from harness.results import write_json
+from sana_edge.bench.results import write_json
+from sana_edge.bench.shapes import DENOISERS, weights
 from sana_edge.config import LATENT_CELL
 from sana_edge.errors import SanaError
 from sana_edge.nets.denoiser import Denoiser
@@ -24,7 +25,6 @@ from sana_edge.nets.quantize import quantize_denoiser
 from sana_edge.nets.text_encoder import TextFeatures
 from sana_edge.torch_runtime import cuda_graph
 from sana_edge.torch_runtime.steps import FusedNetwork, Predictor, Velocity, make_predictor
-from works.shapes import DENOISERS, weights
 
 LAYERS = {"cuda": 4, "cpu": 1}
 # width and height: a usual one, and one whose tokens are a multiple of no tile

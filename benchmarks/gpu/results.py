@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.results import write_json
+from sana_edge.bench.results import write_json
 
 TAIL_LINES = 40
 TAIL_CHARACTERS = 4000

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.results import FASTEST, NEAR, REFERENCES
-from harness.table import Table, circumstances, decibels, gigabytes, interval, median, most, seconds
+from sana_edge.bench.table import Table, circumstances, decibels, gigabytes, interval, median, most, seconds
 
 Numbers = Mapping[str, Any]
 

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from harness.process import Peak, peaks
 from harness.results import BASELINE, INT8, OURS, Say
-from harness.table import Table
 from harness.work import Output, Stage, Work
+from sana_edge.bench.table import Table
 from sana_edge.errors import SanaError
 from sana_edge.system.memory import memory_errors
 

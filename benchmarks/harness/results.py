@@ -1,25 +1,18 @@
-"""The results file of a command: its circumstances, its writing, what is kept of a long run, and the end."""
+"""What commands share: options, what is kept of a long run, names of results, and the end."""
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
-import os
-import platform
-import re
-import shlex
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime, timezone
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from harness import RESULTS
-from harness.machine import PACKAGES, commit, machine, versions
 from sana_edge.errors import SanaError
-from sana_edge.system.atomic import check_writable, write_bytes
+from sana_edge.system.atomic import check_writable
 
 # takes a line of progress
 Say = Callable[[str], None]
@@ -88,38 +81,6 @@ def say(title: str, line: str) -> None:
     print(f"{title}: {line}", file=sys.stderr, flush=True)
 
 
-def load() -> float | None:
-    """Processes that were running in the last minute, on average: a number near 0 means a quiet machine."""
-    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
-
-
-def header(script: str, arguments: Sequence[str]) -> dict[str, Any]:
-    """The circumstances of a run as JSON values; no host name and no folder of this machine.
-
-    script: the command's file, such as "benchmarks/quality.py"; arguments: what followed it.
-    """
-    return {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", script, *map(_without_folder, arguments)]),
-        "commit": commit(),
-        "machine": machine(),
-        "versions": {"python": platform.python_version(), **versions(*PACKAGES)},
-    }
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Writes the whole file or nothing; an object or a list without others inside takes one line."""
-    text = json.dumps(data, indent=1, ensure_ascii=False)
-    flat = re.sub(r"[\[{][^\[\]{}]*[\]}]", lambda match: re.sub(r"\n *", " ", match[0]), text)
-    write_bytes(path, (flat + "\n").encode())
-
-
-def _without_folder(argument: str) -> str:
-    """`--output=/a/b.json` to `--output=b.json`: an absolute path keeps its name only."""
-    name, equals, value = argument.rpartition("=")
-    return f"{name}{equals}{Path(value).name if Path(value).is_absolute() else value}"
-
-
 class Diary:
     """Rows of JSON beside the output, the first one saying which run they belong to.
 
@@ -155,15 +116,6 @@ class Diary:
     def _write(self, row: dict[str, Any]) -> None:
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
-
-
-def digest(paths: Iterable[Path]) -> str:
-    """Changes when a file is written again, without reading models of gigabytes."""
-    known = hashlib.sha256()
-    for path in sorted(path for path in paths if path.is_file()):
-        stat = path.stat()
-        known.update(f"{path.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
-    return known.hexdigest()
 
 
 def _earlier(path: Path, run: dict[str, Any]) -> list[dict[str, Any]]:

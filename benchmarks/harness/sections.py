@@ -10,7 +10,7 @@ from typing import Any
 
 from harness.engine_tables import cold, engines_quality, engines_speed, pictures, verification
 from harness.results import BASELINE, FASTEST, HALF, INT8, OURS
-from harness.table import Table, circumstances, gigabytes, interval, median, most
+from sana_edge.bench.table import Table, circumstances, gigabytes, interval, median, most
 
 Numbers = Mapping[str, Any]
 
@@ -53,6 +53,8 @@ def sections(results: Path) -> Iterator[tuple[str, str]]:
         "pictures": (pictures, files(results, "bench_engines-picture-*")),
         "cold": (cold, files(results, "bench_engines-cold")),
         "engines-quality": (engines_quality, files(results, "quality_engines")),
+        "sidecar": (sidecar, files(results, "bench_sidecar")),
+        "serving": (serving, files(results, "bench_serve")),
     }
     for name, (table, found) in made.items():
         tables = [made for made in map(table, found) if made.rows]
@@ -84,6 +86,46 @@ def series(runs: Sequence[Numbers]) -> Table:
         apart = max(row["apart"] for row in data["rows"])
         table.add(data["title"], f"{rows[sizes[0]]['median']:.3g} s", *ratios, f"{apart:.2g}")
     table.notes = [circumstances(data) for data in runs]
+    return table
+
+
+def sidecar(data: Numbers) -> Table:
+    """The first picture of the command and of the sidecar, from the start of their processes."""
+    taken = data["seconds"]
+    used = zip(taken["sidecar's processor"], taken["command's processor"], strict=True)
+    rows = {
+        "the command, process start to PNG": taken["command"],
+        "the sidecar, the same": taken["sidecar"],
+        "sidecar less command, of each turn": taken["difference"],
+        "the same of processor time": [sidecar - command for sidecar, command in used],
+        "processor time of the command": taken["command's processor"],
+        "the sidecar's second picture": taken["second"],
+    }
+    found = Table((f"{data['model']}, {data['steps']} steps", "median", "from", "to"))
+    for name, seconds in rows.items():
+        found.add(
+            name, *(f"{value:.2f} s" for value in (statistics.median(seconds), min(seconds), max(seconds)))
+        )
+    busy = f"{data['load_before']} processes were running before"
+    found.notes = [f"{len(taken['command'])} turns; {busy}.", circumstances(data)]
+    return found
+
+
+def serving(data: Mapping[str, Any]) -> Table:
+    """Pictures per minute of each contender."""
+    drawn = data["pictures"]
+    table = Table(["256x256", "pictures per minute", "least", "most", "to the loop"])
+    for name, rates in drawn["rates"].items():
+        numbers = (statistics.median(rates), min(rates), max(rates))
+        table.add(name, *(f"{number:.1f}" for number in numbers), f"{drawn['ratios'][name]:.2f}")
+    spent = data["overhead"]["milliseconds"]
+    beyond, png = spent["beyond computed"], spent["png computed"]
+    table.notes = [
+        f"A request computes {beyond['median']:.1f} ms beyond its picture (nine of ten {beyond['low']:.1f} "
+        f"to {beyond['high']:.1f} ms), the PNG of 256x256 itself {png['median']:.1f} ms. "
+        f"Processes that were running besides, on average: {data['load_before']}.",
+        f"{data['model']} in fp32, {drawn['steps']} steps. {circumstances(data)}",
+    ]
     return table
 
 

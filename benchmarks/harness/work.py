@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from harness.results import INT8
+from sana_edge.bench.shapes import weights
 from sana_edge.sampler import guide
+from sana_edge.torch_runtime.device import DTYPES
 
 # relative L2; in 16 bits two right orders of summation drift this far apart over many layers
 TOLERANCE = {"fp32": 1e-3, "bf16": 0.1, "fp16": 0.1}
@@ -75,6 +77,11 @@ class Work:
     def loaders(self) -> dict[str, Loader]:
         """The implementations by name; calling this makes the weights that they share."""
         raise NotImplementedError
+
+
+def random_weights(shapes: Mapping[str, Tensor], work: Work) -> dict[str, Tensor]:
+    """`sana_edge.bench.shapes.weights` for a work, where it runs."""
+    return {name: t.to(work.device) for name, t in weights(shapes, DTYPES[work.dtype])}
 
 
 def weight_bytes(*modules: nn.Module) -> int:

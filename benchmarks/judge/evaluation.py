@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from harness.results import Diary, digest, positive
+from harness.results import Diary, positive
 from judge import sheet
 from judge.paired import Likeness
 from judge.prompts import COUNTS, Judgement, Prompt
 from judge.scores import Outcome, judgement
+from sana_edge.bench.results import digest
 from sana_edge.image_metrics import psnr, ssim
 
 PICTURES, CEILING = "pictures", "ceiling"

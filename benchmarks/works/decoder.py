@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from harness.results import BASELINE, INT8, OURS
-from harness.work import Loader, Stage, Work, weight_bytes
+from harness.work import Loader, Stage, Work, random_weights, weight_bytes
+from sana_edge.bench.shapes import AUTOENCODERS, random_latent, static_scales
 from sana_edge.fused import backends
 from sana_edge.fused.decoder import fuse_decoder
 from sana_edge.nets.autoencoder import Autoencoder
@@ -20,7 +21,6 @@ from sana_edge.store.weights import load_into
 from sana_edge.torch_runtime import tiling
 from sana_edge.torch_runtime.device import DTYPES
 from sana_edge.torch_runtime.load import store_in_16_bit
-from works.shapes import AUTOENCODERS, random_latent, random_weights, static_scales
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from harness.results import BASELINE, COMPILED, INT8, OURS
-from harness.work import Loader, Stage, Work, guided, weight_bytes
+from harness.work import Loader, Stage, Work, guided, random_weights, weight_bytes
+from sana_edge.bench.shapes import DENOISERS, random_latent
 from sana_edge.config import DenoiserConfig
 from sana_edge.errors import SanaError
 from sana_edge.fused import backends
@@ -23,7 +24,6 @@ from sana_edge.sampler import denoise, make_sampler
 from sana_edge.torch_runtime.device import DTYPES
 from sana_edge.torch_runtime.load import store_in_16_bit
 from sana_edge.torch_runtime.steps import make_predictor
-from works.shapes import DENOISERS, random_latent, random_weights
 
 GUIDANCE = 4.5
 

@@ -17,6 +17,7 @@ from harness import needs
 from harness.results import BASELINE, HALF, NAIVE_INT8, NAIVE_INT8_BF16
 from harness.results import INT8 as TORCH_INT8
 from harness.work import Loader, Stage, Work
+from sana_edge.bench.shapes import AUTOENCODERS, random_latent
 from sana_edge.config import LATENT_CELL
 from sana_edge.engines.choose import choose
 from sana_edge.engines.engine import Engine, Settings
@@ -25,7 +26,6 @@ from works import graphs
 from works.decoder import DecoderWork
 from works.denoiser import DenoiserWork, step_times, text_groups
 from works.graphs import FLOAT, INT8, NAIVE
-from works.shapes import AUTOENCODERS, random_latent
 
 # engine, precision of what is not INT8, and which graphs
 ENGINES = {

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from sana_edge.bench.shapes import random_latent, static_scales
 from sana_edge.export.graph.builder import GraphBuilder
 from sana_edge.export.graph.decoder import add_decoder
 from sana_edge.export.graph.denoiser import add_denoiser_folded
@@ -27,7 +28,6 @@ from sana_edge.nets.quantize import (
 from sana_edge.torch_runtime.tiling import DEFAULT_TILE
 from works.decoder import DecoderWork, our_decoder, their_decoder
 from works.denoiser import DenoiserWork, our_denoiser, step_inputs, step_times, text_groups, their_denoiser
-from works.shapes import random_latent, static_scales
 
 FLOAT, INT8, NAIVE = "float", "int8", "naive"
 NAIVE_INT8 = "naive-int8.xml"

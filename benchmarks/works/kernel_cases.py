@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sana_edge.bench.shapes import DENOISERS
 from sana_edge.config import LATENT_CELL, DenoiserConfig
 from sana_edge.fused.text import CAPACITY
 from sana_edge.kernels.cuda import launch
-from works.shapes import DENOISERS
 
 EPS = 1e-6
 

@@ -14,22 +14,11 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 BLOCKED = ("torch", "transformers", "diffusers", "onnx")
-
-# near in length, so that only their words differ
-PROMPTS = {
-    "first": "a red house left of a yellow star, with two blue birds above it",
-    "second": "a green boat right of a brown dog, with one white cloud below it",
-}
-SEED = 7
-
-Draw = Callable[[str], tuple[Any, dict[str, float]]]
-"""A prompt to the picture, which has ``save``, and seconds for "text", "denoise" and "decode"."""
 
 
 class _Blocked:
@@ -54,72 +43,30 @@ def main() -> int:
     options = _options()
     if options.by not in ("diffusers", "torch"):
         block()
-    draw = (_diffusers if options.by == "diffusers" else _ours)(options)
+    from sana_edge.bench.drawers import loaded
+    from sana_edge.bench.order import Order
+    from sana_edge.bench.worker import FIRST, LATER
+
+    size = (options.size, options.size)
+    order = Order(
+        *(options.by, options.model, str(options.output), options.started, size, options.steps),
+        dtype=options.dtype,
+        device="cpu",
+    )
+    drawer = loaded(order)
     # the first picture's time begins with the process
     before = options.started
     found: dict[str, Any] = {"load": time.time() - before}
-    for name, prompt in PROMPTS.items():
-        picture, seconds = draw(prompt)
+    for name, prompt in (("first", FIRST), ("second", LATER.format("green"))):
+        picture, seconds = drawer.draw(order.request(prompt), lambda at: None)
         picture.save(options.output / f"{name}.png")
+        seconds["denoise"] = seconds.pop("loop")
         found |= {f"{name} {part}": spent for part, spent in seconds.items()}
         found[name], before = time.time() - before, time.time()
     from sana_edge.system.memory import peak_memory
 
     print(json.dumps({**found, "peak": peak_memory()}))
     return 0
-
-
-def _ours(options: argparse.Namespace) -> Draw:
-    from sana_edge import Sana
-
-    backend = options.by if options.by != "torch" else "auto"
-    sana = Sana.load(options.model, device="cpu", dtype=options.dtype, backend=backend, offline=True)
-    size = (options.size, options.size)
-
-    def draw(prompt: str) -> tuple[Any, dict[str, float]]:
-        image = sana.generate(prompt, seed=SEED, size=size, exact_size=True, steps=options.steps)
-        return image, image.timings
-
-    return draw
-
-
-def _diffusers(options: argparse.Namespace) -> Draw:
-    import torch
-    from diffusers import SanaSprintPipeline
-
-    from sana_edge.prompt import CHI
-    from sana_edge.torch_runtime.device import DTYPES
-
-    pipeline = SanaSprintPipeline.from_pretrained(options.model, torch_dtype=DTYPES[options.dtype])
-    pipeline.set_progress_bar_config(disable=True)
-    torch.set_grad_enabled(False)
-
-    def draw(prompt: str) -> tuple[Any, dict[str, float]]:
-        # the parts of one call of the pipeline, each on its own to be timed
-        times = [time.perf_counter()]
-        embeddings, mask = pipeline.encode_prompt(prompt, complex_human_instruction=list(CHI))
-        times.append(time.perf_counter())
-        latent = pipeline(
-            prompt_embeds=embeddings,
-            prompt_attention_mask=mask,
-            num_inference_steps=options.steps,
-            # its middle point is that of two steps
-            **({} if options.steps == 2 else {"intermediate_timesteps": None}),
-            width=options.size,
-            height=options.size,
-            generator=torch.Generator().manual_seed(SEED),
-            use_resolution_binning=False,
-            output_type="latent",
-        ).images
-        times.append(time.perf_counter())
-        scaled = latent.to(pipeline.vae.dtype) / pipeline.vae.config.scaling_factor
-        pixels = pipeline.vae.decode(scaled, return_dict=False)[0]
-        (image,) = pipeline.image_processor.postprocess(pixels)
-        times.append(time.perf_counter())
-        parts = zip(("text", "denoise", "decode"), times[:-1], times[1:], strict=True)
-        return image, {name: end - start for name, start, end in parts}
-
-    return draw
 
 
 def _options() -> argparse.Namespace:

@@ -23,8 +23,9 @@ import numpy as np
 from PIL import Image
 
 from harness import ROOT
-from harness.process import run
 from harness.results import BASELINE, HALF, INT8, Say
+from sana_edge.bench.measure import read_files
+from sana_edge.bench.process import run
 from sana_edge.errors import SanaError
 from sana_edge.image_metrics import psnr
 from sana_edge.store import manifest, manifest_files
@@ -48,7 +49,7 @@ _SCRIPT = Path(__file__).with_name("picture_process.py")
 class Way:
     """How a contender draws: ``by`` diffusers, torch or an engine, with one of the folders.
 
-    ``decoder`` is a name of `works.shapes.DECODERS` in place of the model's own.
+    ``decoder`` is a name of `sana_edge.bench.shapes.DECODERS` in place of the model's own.
     """
 
     by: str
@@ -111,7 +112,7 @@ def _drawn(name: str, options: argparse.Namespace, output: Path) -> dict[str, An
     output.mkdir(exist_ok=True)
     way = WAYS[name]
     model = options.scratch / options.shapes / way.folder
-    _read(model)
+    read_files(model)
     command = [sys.executable, str(_SCRIPT), str(model), str(output), "--by", way.by, "--dtype", way.dtype]
     command += ["--size", str(options.sizes[0]), "--steps", str(STEPS), "--started", str(time.time())]
     printed = run(command, name, threads=options.threads).printed
@@ -121,16 +122,6 @@ def _drawn(name: str, options: argparse.Namespace, output: Path) -> dict[str, An
 
 def _medians(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {column: statistics.median(run[column] for run in runs) for column in COLUMNS}
-
-
-def _read(folder: Path) -> None:
-    """Read the files, so that none waits for the disk that another has read before."""
-    block = bytearray(1 << 24)
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            with open(path, "rb", buffering=0) as file:
-                while file.readinto(block):
-                    pass
 
 
 def _likeness(name: str, rows: Mapping[str, dict[str, Any]], pictures: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from sana_edge.request import Request
 DEFAULTS: dict[str, Any] = {
     "negative_prompt": "",
     "exact_size": False,
+    "variation": (),
     "int8": False,
     "model": "sana-tiny",
     "dtype": "auto",

@@ -51,9 +51,9 @@ def _options(parser: argparse.ArgumentParser) -> Iterator[_Option]:
     from sana_edge.store.known_models import DECODERS, KNOWN
 
     models = (*bundled_names(), *KNOWN)
-    for action in parser._actions:
+    for action in (action for action in parser._actions if action.help != argparse.SUPPRESS):
         words = tuple(map(str, action.choices or ()))
-        if action.dest in ("model", "base", "name"):
+        if action.dest in ("model", "models", "base", "name"):
             words = models
         if action.dest == "decoder":
             words = tuple(DECODERS)

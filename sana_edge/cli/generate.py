@@ -45,6 +45,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, metavar="N", help="of the first picture (default: random, reported)")
     count = "how many, counting seeds up (default: %(default)s)"
     add("--images", "--count", type=int, default=1, metavar="N", help=count)
+    near = "how many pictures near the one of --seed, --from or --image (default: none, only that one)"
+    add("--variations", type=int, metavar="N", help=near)
+    far = "how far from it, above 0 to 1 (default: 0.2; 0.3 of --image without --strength)"
+    add("--variation-strength", type=float, metavar="F", help=far)
+    mixed = "whose noise is mixed in, of the first variation (default: the one after --seed)"
+    add("--variation-seed", type=int, metavar="N", help=mixed)
+    # which --from brings
+    parser.set_defaults(variation=None)
     add("--sampler", choices=SAMPLERS, help="(default: what the model was made for)")
     add_load_options(parser)
     place = "a .png, .jpg or .webp file, an existing folder, or - for a PNG on stdout; the seed takes the"
@@ -103,6 +111,7 @@ def run(arguments: argparse.Namespace) -> None:
     taken = again.fill(arguments)
     names = ["negative_prompt", "size", "exact_size", "steps", "guidance", "sampler"]
     names += ["flow_shift", "instruction", "tile", "image", "strength", "mask"]
+    names += ["variation"]
     options: dict[str, Any] = {name: getattr(arguments, name) for name in names}
     if arguments.prompts is not None:
         load = partial(_load, arguments, taken, partial(many.note, arguments))
@@ -111,10 +120,10 @@ def run(arguments: argparse.Namespace) -> None:
     many.check_single(arguments)
     prompt = _prompt(arguments, taken)
     seed = random_seed() if arguments.seed is None else arguments.seed
-    options["images"] = arguments.images
+    for name in ("images", "variations", "variation_strength", "variation_seed"):
+        options[name] = getattr(arguments, name)
     # what is wrong shows here, before torch is loaded and anything is computed
-    Request(prompt, seed=seed, **options)
-    output = Output(arguments, seed)
+    output = Output(arguments, Request(prompt, seed=seed, **options).labels)
     with _load(arguments, taken, output.note) as sana, bar(arguments.quiet, "step") as progress:
         steps = sana.stream(prompt, seed=seed, on_progress=progress, **options)
         with closing(steps):

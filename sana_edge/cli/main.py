@@ -6,20 +6,16 @@ import io
 import json
 import logging
 import os
-import signal
 import sys
-import threading
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Sequence
 
 import sana_edge
-from sana_edge.cli import build, completion, convert, doctor, export, generate, models, quantize, serve
+from sana_edge.cli import bench, build, completion, convert, doctor, export, generate, models, quantize, serve
 from sana_edge.cli.arguments import SIZE, Parser, UsageError
 from sana_edge.errors import SanaError
 from sana_edge.system.memory import memory_errors
-from sana_edge.system.threads import wait_passively
+from sana_edge.system.threads import termination_as_interrupt, wait_passively
 
 # each has HELP, add_options(parser) and run(arguments)
 COMMANDS = {
@@ -30,6 +26,7 @@ COMMANDS = {
     "quantize": quantize,
     "export": export,
     "build": build,
+    "bench": bench,
     "doctor": doctor,
     "completion": completion,
 }
@@ -51,10 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments, unknown = _parser().parse_known_args(words)
         if unknown:
             arguments.parser.refuse(unknown)
+        arguments.words = words[1:]
+        # of `bench` a file
+        as_json = getattr(arguments, "json", as_json) is True
         verbose = arguments.verbose
         if verbose:
             logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
-        with _termination_as_interrupt(), memory_errors("this command"):
+        with termination_as_interrupt(), memory_errors("this command"):
             arguments.run(arguments)
         sys.stdout.flush()
     except UsageError as error:
@@ -78,23 +78,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         _report(message, "run it again with -v to see where this comes from", verbose, as_json)
         return 1
     return 0
-
-
-@contextmanager
-def _termination_as_interrupt() -> Iterator[None]:
-    """SIGTERM ends a command as Ctrl-C does: nothing half done stays."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _open_streams() -> None:

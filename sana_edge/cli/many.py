@@ -108,6 +108,9 @@ def _check(arguments: argparse.Namespace) -> None:
         arguments.parser.error("there are a prompt and --prompts: give either")
     if arguments.output in (NAME, "-"):
         arguments.parser.error("--prompts needs --output, the folder of the pictures")
+    if arguments.variations is not None:
+        found = "--variations are of one picture, and there are --prompts"
+        raise InvalidInput(found, "give --images, or a line's own variation")
     if arguments.workers is not None and (arguments.ray is None or arguments.workers < 1):
         found = f"--workers is {arguments.workers}"
         raise InvalidInput(found, "choose a number from 1, with --ray local, auto or an address")

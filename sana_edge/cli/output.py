@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,14 +24,14 @@ class Output:
     """The files of one call, or stdout; checked before anything is computed.
 
     Args:
-        output: a path, which may have {seed} in its name, a folder, or "-".
+        labels: of the pictures, see `sana_edge.request.Request.labels`.
 
     Raises:
         InvalidInput: a file is in the way, or the name's end is no format, or stdout cannot take a picture.
         SanaError: the folder cannot be written to.
     """
 
-    def __init__(self, arguments: argparse.Namespace, seed: int) -> None:
+    def __init__(self, arguments: argparse.Namespace, labels: Sequence[str]) -> None:
         from sana_edge.image import format_of, refuse_overwrite
         from sana_edge.system.atomic import check_writable
 
@@ -40,9 +40,9 @@ class Output:
         self._paths: Iterator[Path] = iter(())
         self.to_stdout = arguments.output == STDOUT
         if self.to_stdout:
-            _check_stdout(arguments)
+            _check_stdout(arguments, len(labels))
             return
-        paths = _paths(arguments.output, seed, arguments.images)
+        paths = _paths(arguments.output, labels)
         for path in paths:
             format_of(path, arguments.quality)
             refuse_overwrite(path, force=arguments.force)
@@ -83,20 +83,18 @@ class Output:
         self._said.add(note)
 
 
-def _check_stdout(arguments: argparse.Namespace) -> None:
+def _check_stdout(arguments: argparse.Namespace, count: int) -> None:
     if arguments.json:
         raise InvalidInput("--json and --output - both write to stdout", "leave out one of them")
-    if arguments.images != 1:
-        raise InvalidInput(
-            f"--output - is one picture, not {arguments.images}", "give a folder as the output"
-        )
+    if count != 1:
+        raise InvalidInput(f"--output - is one picture, not {count}", "give a folder as the output")
     if arguments.quality is not None:
         raise InvalidInput("--output - writes a PNG, which has no quality", "leave out --quality")
     if sys.stdout.isatty() or not hasattr(sys.stdout, "buffer"):
         raise InvalidInput("stdout is a terminal, which cannot show a PNG", "add > picture.png, or a pipe")
 
 
-def _paths(output: str, seed: int, images: int) -> list[Path]:
+def _paths(output: str, labels: Sequence[str]) -> list[Path]:
     """One path for each picture: the seed stands where {seed} does, or at the end if there are several."""
     path = Path(output)
     if os.path.isdir(path):
@@ -105,6 +103,6 @@ def _paths(output: str, seed: int, images: int) -> list[Path]:
         raise InvalidInput(
             f"output {output} does not end in .png, .jpg or .webp", "give such a file or an existing folder"
         )
-    if images > 1 and "{seed}" not in path.name:
+    if len(labels) > 1 and "{seed}" not in path.name:
         path = path.with_name(f"{path.stem}-{{seed}}{path.suffix}")
-    return [path.with_name(path.name.replace("{seed}", str(seed + i))) for i in range(images)]
+    return [path.with_name(path.name.replace("{seed}", label)) for label in labels]

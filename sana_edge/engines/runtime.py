@@ -29,10 +29,11 @@ from sana_edge.errors import InvalidInput, OutOfMemory
 from sana_edge.progress import Progress, unseen
 from sana_edge.prompt import instruction_of, reading_notes
 from sana_edge.request import Plan
-from sana_edge.sampler import Origin, Sampler, guide, sampler_of
+from sana_edge.sampler import Origin, Sampler, guide, sampler_of, varied
 from sana_edge.store import manifest, manifest_files
 from sana_edge.store.domain import read_domain
 from sana_edge.store.manifest import ENCODER, Manifest
+from sana_edge.store.preview_map import read_map
 from sana_edge.system.memory import HINT, available_memory, peak_memory
 
 _TEXT, _DENOISER, _DECODER = "text_encoder", "denoiser", "decoder"
@@ -48,6 +49,7 @@ class EngineRuntime:
         self.backend = kind
         self._manifest, self._notes = described, notes
         self._domain = read_domain(folder)
+        self._map = read_map(folder, described.latent_channels)
         self._decoder = EngineDecoder(self.graphs)
         # a method of this object would keep it, and with it the engines, until a garbage collection
         self._text = EngineText(folder, described.text, partial(_run_text, self.graphs))
@@ -291,8 +293,8 @@ class EngineRuntime:
 
     def noise(self, plan: Plan, picture: int = 0) -> Callable[[], Floats]:
         """What draws N(0, 1) for one of the plan's pictures, as with torch."""
-        source, shape = NoiseSource(plan.seed + picture), self._latent_shape(plan)
-        return lambda: source.normal(shape)
+        one, shape = plan.picture(picture), self._latent_shape(plan)
+        return varied(lambda seed: partial(NoiseSource(seed).normal, shape), one.seed, one.variation)
 
     def decode(
         self,
@@ -326,8 +328,11 @@ class EngineRuntime:
         levels = np.clip(picture * np.float32(0.5) + np.float32(0.5), 0, 1) * np.float32(255)
         return np.ascontiguousarray(np.rint(levels).astype(np.uint8).transpose(1, 2, 0))
 
-    def preview(self, latent: Floats) -> NDArray[np.uint8]:
-        """Decode a latent shrunk to at most 8 cells a side."""
+    def preview(self, latent: Floats, linear: bool = False) -> NDArray[np.uint8]:
+        """Decode a latent shrunk to at most 8 cells a side, or map its cells where there is a map."""
+        if linear and self._map is not None:
+            check_finite("latent", float(latent.min()), float(latent.max()))
+            return self._map.pixels(latent)
         if not isinstance(self._manifest.graphs["decoder"].inputs["latent"][1][2], str):
             # the graph knows only the height of the whole picture
             return self._picture(latent, self._decoder.decode)

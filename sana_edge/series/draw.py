@@ -28,7 +28,7 @@ _WORTH = 0.95
 # of one prompt, drawn one after another
 _RUN = 64
 # in which pictures of a batch may differ
-_OWN = ("prompt", "negative_prompt", "seed")
+_OWN = ("prompt", "negative_prompt", "seed", "variation")
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,9 @@ def chunks(pictures: Sequence[Picture], size: BatchSize, run: int = _RUN) -> Ite
 
 
 def _counted(one: Picture, other: Picture) -> bool:
-    return {**one.options, "seed": one.options["seed"] + 1} == other.options
+    # of variations it is another seed that counts up
+    alike = {**one.options, "seed": one.options["seed"] + 1} == other.options
+    return alike and "variation" not in one.options
 
 
 def _batched(one: Picture, other: Picture) -> bool:

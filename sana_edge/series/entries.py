@@ -60,6 +60,7 @@ class Entry:
     image: str | None = None
     strength: float | None = None
     mask: str | None = None
+    variation: tuple[tuple[int, float], ...] | None = None
     output: str | None = None
 
     @property

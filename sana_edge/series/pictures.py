@@ -182,11 +182,13 @@ def _options(entry: Entry, settings: Settings) -> dict[str, Any]:
         elif not isinstance(options.get(name), str | None):
             raise InvalidInput(f"{name} is {shown(options[name])}", "give the path of a file")
     # as the model has it
-    usual = {"negative_prompt": "", "exact_size": False}
+    usual = {"negative_prompt": "", "exact_size": False, "variation": ()}
     asked = {n: plain(v) for n, v in options.items() if v is not None and (n not in usual or v != usual[n])}
+    # as JSON has them
     if "size" in asked:
-        # as JSON has it
         asked["size"] = list(asked["size"])
+    if "variation" in asked:
+        asked["variation"] = [list(pair) for pair in asked["variation"]]
     return asked
 
 

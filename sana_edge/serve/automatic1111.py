@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from sana_edge.errors import InvalidInput
-from sana_edge.request import SAMPLERS
+from sana_edge.request import SAMPLERS, random_seed
 from sana_edge.serve.fields import MAX_PICTURES, Fields, shown
 from sana_edge.serve.http import Json, fields, finished
 from sana_edge.serve.job import Job
@@ -21,8 +21,13 @@ from sana_edge.serve.service import Service
 from sana_edge.serve.uploads import MAX_UPLOAD
 
 _PREFIX = "/sdapi/v1"
+# the web UI's names of previews that are no decode; the others are decoded
+_LINEAR = ("Approx cheap", "Approx NN")
 # what of a request would change the picture there and does not here; true, or a list that is not empty
-_FOREIGN = ("enable_hr", "restore_faces", "tiling", "refiner_checkpoint", "script_name", "styles")
+_FOREIGN = (
+    *("enable_hr", "restore_faces", "tiling", "refiner_checkpoint", "script_name", "styles"),
+    "alwayson_scripts",
+)
 _NOTHING: tuple[Any, ...] = (None, False, "", [], {}, "None")
 
 
@@ -32,6 +37,7 @@ class Automatic1111:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._model = service.default
+        self._previews = _LINEAR[0]
         # those of this face, in the order of their arrival
         self._jobs: list[Job] = []
 
@@ -66,6 +72,8 @@ class Automatic1111:
             Route(f"{_PREFIX}/sd-models", self.models),
             Route(f"{_PREFIX}/refresh-checkpoints", fixed(None), methods=["POST"]),
             Route(f"{_PREFIX}/progress", self.progress),
+            # of the web UI's queue: clients ask it whether anybody is there
+            Route("/queue/status", self.waiting),
             Route(f"{_PREFIX}/interrupt", self.interrupt, methods=["POST"]),
             Route(f"{_PREFIX}/skip", self.interrupt, methods=["POST"]),
             Route(f"{_PREFIX}/txt2img", self.draw, methods=["POST"]),
@@ -74,13 +82,17 @@ class Automatic1111:
 
     async def options(self, request: Request) -> Response:
         """The model that is chosen."""
-        return Json({"sd_model_checkpoint": self._model, "sd_vae": "Automatic", "samples_format": "png"})
+        chosen = {"sd_model_checkpoint": self._model, "show_progress_type": self._previews}
+        return Json({**chosen, "sd_vae": "Automatic", "samples_format": "png"})
 
     async def choose(self, request: Request) -> Response:
-        """Choose a model for requests that name none; nothing else can be set."""
-        name = (await fields(request)).text("sd_model_checkpoint")
+        """Choose a model for requests that name none, and the kind of previews; nothing else can be set."""
+        asked = await fields(request)
+        name, previews = asked.text("sd_model_checkpoint"), asked.text("show_progress_type")
         if name in self._service.workers:
             self._model = name
+        if previews is not None:
+            self._previews = previews
         return Json({})
 
     async def models(self, request: Request) -> Response:
@@ -88,6 +100,10 @@ class Automatic1111:
         empty: dict[str, Any] = {"hash": None, "sha256": None, "filename": "", "config": None}
         names = self._service.workers
         return Json([{"title": name, "model_name": name, **empty, "filename": name} for name in names])
+
+    async def waiting(self, request: Request) -> Response:
+        """How many jobs wait, as Gradio 3 says it."""
+        return Json({"msg": "estimation", "queue_size": self._service.queue.waiting})
 
     async def draw(self, request: Request) -> Response:
         """Text to image."""
@@ -100,6 +116,7 @@ class Automatic1111:
 
     async def _answer(self, request: Request, asked: Fields, start: dict[str, Any]) -> Response:
         job, notes = await asyncio.to_thread(_job, asked, self._service, self._model, start)
+        job.linear = self._previews in _LINEAR
         self._service.submit(job)
         self._jobs.append(job)
         try:
@@ -179,7 +196,7 @@ def _job(
     settings = asked.values.get("override_settings")
     if settings is not None and not isinstance(settings, dict):
         raise InvalidInput(f"override_settings is {shown(settings)}", "give an object")
-    named = (settings or {}).get("sd_model_checkpoint")
+    named = Fields(settings or {}).text("sd_model_checkpoint")
     batch, rounds = (asked.whole(name, low=1, high=MAX_PICTURES) or 1 for name in ("batch_size", "n_iter"))
     if batch * rounds > MAX_PICTURES:
         hint = f"ask for at most {MAX_PICTURES} pictures"
@@ -187,7 +204,7 @@ def _job(
     width, height = asked.whole("width"), asked.whole("height")
     if (width is None) != (height is None):
         raise InvalidInput(f"width is {shown(width)}, height is {shown(height)}", "give both, or none")
-    more: dict[str, Any] = {"sampler": sampler, **(start or {})}
+    more: dict[str, Any] = {"sampler": sampler, "variation": _subseed(asked), **(start or {})}
     if asked.whole("seed") == -1:
         # their word for a random one
         asked = Fields({**asked.values, "seed": None})
@@ -197,9 +214,18 @@ def _job(
     return Job(service.known(named) if named in service.workers else model, request), notes
 
 
+def _subseed(asked: Fields) -> tuple[tuple[int, float], ...]:
+    """Their variation seed, of which -1 is a random one, and its strength, of which 0 is none."""
+    strength, seed = asked.number("subseed_strength"), asked.whole("subseed")
+    if not strength:
+        return ()
+    return ((random_seed() if seed in (None, -1) else seed, strength),)
+
+
 def _answer(job: Job, notes: list[str]) -> dict[str, Any]:
     pictures = job.pictures
     first = pictures[0].metadata
+    mixed = [picture.metadata.get("variation", [[0, 0]])[-1] for picture in pictures]
     shared = {
         "prompt": first["prompt"],
         "negative_prompt": first["negative_prompt"],
@@ -215,8 +241,9 @@ def _answer(job: Job, notes: list[str]) -> dict[str, Any]:
         "all_prompts": [picture.metadata["prompt"] for picture in pictures],
         "all_negative_prompts": [picture.metadata["negative_prompt"] for picture in pictures],
         "all_seeds": [picture.seed for picture in pictures],
-        "subseed": 0,
-        "subseed_strength": 0,
+        "all_subseeds": [seed for seed, _ in mixed],
+        "subseed": mixed[0][0],
+        "subseed_strength": mixed[0][1],
         "batch_size": len(pictures),
         "sd_model_name": first["model"],
         "infotexts": [_infotext(picture.metadata) for picture in pictures],
@@ -238,5 +265,9 @@ def _infotext(metadata: dict[str, Any]) -> str:
     lines.append(
         f"Steps: {metadata['steps']}, Sampler: {metadata['sampler']}, CFG scale: {metadata['guidance']}, "
         f"Seed: {metadata['seed']}, Size: {width}x{height}, Model: {metadata['model']}"
+        + "".join(
+            f", Variation seed: {seed}, Variation seed strength: {strength}"
+            for seed, strength in metadata.get("variation", ())
+        )
     )
     return "\n".join(lines)

@@ -116,6 +116,10 @@ class Fields:
         text = self.text(name)
         return uploads.decode_text(text, name) if text else None
 
+    def linear(self) -> bool:
+        """Whether previews are made by the linear map."""
+        return self.choice("preview", ("decoded", "linear")) == "linear"
+
     def encoding(self, kind: str = "output_format", quality: str = "output_compression") -> Encoding:
         """How pictures are sent."""
         name = self.choice(kind, tuple(_FORMATS)) or "png"
@@ -143,6 +147,10 @@ class Fields:
             "flow_shift": self.number("flow_shift"),
             "instruction": self.text("instruction"),
             "tile": self.whole("tile"),
+            "variations": self.whole("variations", low=1, high=MAX_PICTURES),
+            "variation_strength": self.number("variation_strength"),
+            "variation_seed": self.whole("variation_seed"),
+            "variation": () if self.values.get("variation") is None else self.values["variation"],
             **more,
         }
         return Request(prompt, size=size, images=1 if images is None else images, **values)
@@ -160,6 +168,7 @@ class Fields:
                 strength=self.number("strength"),
             ),
             preview=lambda step, steps: every > 0 and (step + 1) % every == 0,
+            linear=self.linear(),
             encoding=self.encoding(),
         )
 

@@ -99,6 +99,7 @@ class Job:
         model: the name of a model that is served.
         request: with its seed.
         preview: whether to make one after a step, told the step, from 0, and the steps of a picture.
+        linear: previews are made by the model's linear map, see `sana_edge.generation.Step.preview`.
         encoding: of pictures and previews.
         ended: when it ended, seconds since 1970; set last, so that who sees it sees the rest.
         seconds_left: None where nobody can tell.
@@ -107,6 +108,7 @@ class Job:
     model: str
     request: Request
     preview: Callable[[int, int], bool] = never
+    linear: bool = False
     encoding: Encoding = field(default_factory=Encoding)
     id: str = field(default_factory=lambda: secrets.token_urlsafe(16))
     created: float = field(default_factory=time.time)
@@ -161,7 +163,8 @@ class Job:
     def show(self, pixels: NDArray[np.uint8], picture: int, step: int) -> None:
         """Take a preview, (H, W, 3) RGB."""
         buffer = io.BytesIO()
-        options = {} if self.encoding.kind == "PNG" else {"quality": self.encoding.quality}
+        # the size of one that is soon forgotten matters less than the time
+        options = {"compress_level": 1} if self.encoding.kind == "PNG" else {"quality": self.encoding.quality}
         PIL.Image.fromarray(pixels).save(buffer, self.encoding.kind, **options)
         number = self.previews[-1].number + 1 if self.previews else 0
         new = Preview(number, picture, step, buffer.getvalue())

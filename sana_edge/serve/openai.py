@@ -10,12 +10,19 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from sana_edge.errors import InvalidInput
+from sana_edge.image import metadata_of
+from sana_edge.request import random_seed
 from sana_edge.serve.fields import MAX_PICTURES, Fields
 from sana_edge.serve.http import Events, Json, Refused, event, fields, finished, form, openai_error, status_of
 from sana_edge.serve.job import Job, never
 from sana_edge.serve.service import Service
 from sana_edge.serve.uploads import transparent
 
+# of a picture's metadata, what a request has, too
+_MADE = (
+    *("prompt", "negative_prompt", "seed", "size", "exact_size", "steps", "guidance", "sampler"),
+    *("flow_shift", "instruction", "tile", "variation"),
+)
 # of each picture of a stream
 MAX_PARTIALS = 3
 
@@ -45,8 +52,9 @@ class OpenAI:
         return await self._draw(request, asked, "image_edit", await asyncio.to_thread(_start, asked))
 
     async def variations(self, request: Request) -> Response:
-        """There is no prompt to draw by."""
-        raise Refused(400, "variations are not there", "draw with a prompt from /v1/images/edits")
+        """Draw near a picture: one of ours with a little other noise, any other by a prompt."""
+        asked, start = await asyncio.to_thread(_near, await form(request))
+        return await self._draw(request, asked, "image_variation", start)
 
     async def _draw(self, request: Request, asked: Fields, kind: str, start: dict[str, Any]) -> Response:
         streamed, by_url = asked.flag("stream"), _by_url(asked)
@@ -57,6 +65,7 @@ class OpenAI:
             self._service.known(asked.text("model")),
             wanted,
             preview=spread(partials) if streamed else never,
+            linear=asked.linear(),
             encoding=asked.encoding(),
         )
         self._service.submit(job, keep=by_url)
@@ -131,6 +140,23 @@ def _start(asked: Fields) -> dict[str, Any]:
     return {"image": image, "mask": None if mask is None else transparent(mask), "strength": strength}
 
 
+def _near(asked: Fields) -> tuple[Fields, dict[str, Any]]:
+    """Variations as fields of a request, and what a drawing starts from."""
+    image = asked.picture("image")
+    if image is None:
+        raise InvalidInput("there is no image", "send one")
+    made = metadata_of(image) or {}
+    values = {**{name: made[name] for name in _MADE if name in made}, **asked.values}
+    values |= {"n": None, "variations": 1 if values.get("n") is None else values["n"]}
+    if values.get("variation_seed") is None:
+        values["variation_seed"] = random_seed()
+    # what it was drawn from is not in the file
+    again = "seed" in made and "image_sha256" not in made
+    if again:
+        return Fields(values), {}
+    return Fields({**values, "variation": None}), {"image": image, "strength": asked.number("strength")}
+
+
 def spread(count: int) -> Any:
     """When ``count`` partial pictures are made: evenly over the steps, never after the last."""
 
@@ -154,7 +180,8 @@ def _answer(job: Job, base: str | None) -> dict[str, Any]:
             if base is None
             else {"url": f"{base}v1/pictures/{job.id}/{picture.index}"}
         )
-        data.append({**where, "seed": picture.seed, "notes": list(picture.notes)})
+        timings = {name: round(seconds, 5) for name, seconds in picture.timings.items()}
+        data.append({**where, "seed": picture.seed, "timings": timings, "notes": list(picture.notes)})
     first = job.pictures[0]
     return {
         "created": int(job.created),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from sana_edge.errors import Cancelled, SanaError
 from sana_edge.progress import Progress, unseen
+from sana_edge.request import label
 from sana_edge.serve.job import Job, Picture
 from sana_edge.serve.queue import Closed, Queue
 from sana_edge.serve.worker import Loader, Worker
@@ -153,8 +154,9 @@ class Service:
             return
         moment = time.strftime("%Y%m%d-%H%M%S", time.localtime(job.created))
         end = job.encoding.media_type.rpartition("/")[2].replace("jpeg", "jpg")
-        # nothing of it comes from a request but the number
-        path = self._keep / f"{moment}-{job.id[:8]}-{picture.seed}.{end}"
+        # nothing of it comes from a request but numbers
+        named = label(picture.seed, picture.metadata.get("variation", ()))
+        path = self._keep / f"{moment}-{job.id[:8]}-{named}.{end}"
         try:
             atomic.write_bytes(path, picture.data)
         except SanaError as error:

@@ -198,5 +198,5 @@ class Worker:
                     self._on_picture(job, job.take(step.image))
                 elif job.preview_wanted or job.preview(index, each):
                     job.preview_wanted = False
-                    job.show(step.preview(), picture, index)
+                    job.show(step.preview(job.linear), picture, index)
                 job.expect(clock.left(step.index + 1, step.total, request.images - len(job.pictures)))

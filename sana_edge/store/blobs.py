@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,47 @@ from sana_edge.errors import SanaError
 from sana_edge.store.package import digest
 
 _HINT = "run it again; if it happens twice, something between here and the hub changes files"
+_SHA1, _SHA256 = re.compile("[0-9a-f]{40}"), re.compile("[0-9a-f]{64}")
+# bytes of a file
+_LARGEST = 1 << 44
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file of a repository: its path there, with slashes, and git's SHA-1 of it where the hub tells.
+
+    A large one has a size in bytes and a SHA-256, others 0 and none.
+    """
+
+    name: str
+    sha1: str | None
+    size: int = 0
+    sha256: str | None = None
+
+
+def remote_files(siblings: Iterable[Any]) -> list[RemoteFile]:
+    """Files of huggingface_hub's listing, whose names and checksums become names on this disk.
+
+    Raises:
+        ValueError: one is none; says which.
+    """
+    files = []
+    for sibling in siblings:
+        name, large = sibling.rfilename, sibling.lfs
+        file = RemoteFile(name, sibling.blob_id or None, *((large.size, large.sha256) if large else ()))
+        inside = not set(name) & {"\\", "\0"} and not {"", ".", ".."} & set(name.split("/"))
+        if not inside or (file.sha1 and not _SHA1.fullmatch(file.sha1)):
+            raise ValueError(f"{name[:100]!r} is no file's name, or its checksum is none")
+        if large and not (_SHA256.fullmatch(large.sha256) and 0 <= int(large.size) <= _LARGEST):
+            raise ValueError(f"the size or the checksum of {name} is none")
+        files.append(file)
+    return files
 
 
 def fetch_blobs(
     repository: str,
     revision: str,
-    files: Sequence[Any],
+    files: Sequence[RemoteFile],
     home: Path,
     bars: Callable[[int], type],
 ) -> None:
@@ -30,7 +67,7 @@ def fetch_blobs(
 
     Args:
         revision: the commit.
-        files: huggingface_hub's siblings, with their metadata; those without a SHA-256 are left to it.
+        files: those without a SHA-256 are left to huggingface_hub.
         home: the repository's folder in the cache.
         bars: gives, for the bytes that were there before, the class of a bar that is told of more.
 
@@ -41,9 +78,9 @@ def fetch_blobs(
 
     done = 0
     for file in files:
-        if file.lfs is None:
+        if file.sha256 is None:
             continue
-        blob = home / "blobs" / file.lfs.sha256
+        blob = home / "blobs" / file.sha256
         lock = home.parent / ".locks" / home.name / f"{blob.name}.lock"
         for folder in (blob.parent, lock.parent):
             folder.mkdir(parents=True, exist_ok=True)
@@ -56,43 +93,43 @@ def fetch_blobs(
                 begun = left[-1] if left else blob.with_name(f"{blob.name}.{uuid.uuid4().hex[:8]}.incomplete")
                 _fetch(repository, revision, file, begun, bars(done))
                 os.replace(begun, blob)
-        done += file.lfs.size
+        done += file.size
 
 
-def check_small(files: Sequence[Any], snapshot: Path) -> None:
+def check_small(files: Sequence[RemoteFile], snapshot: Path) -> None:
     """Compare the small files of a snapshot with the checksums that git has of them.
 
     Raises:
         SanaError: one differs; it is removed, so that the next run fetches it again.
     """
     for file in files:
-        path = snapshot / file.rfilename
-        if file.lfs is not None or not file.blob_id or not path.is_file():
+        path = snapshot / file.name
+        if file.sha256 is not None or file.sha1 is None or not path.is_file():
             continue
         content = path.read_bytes()
-        if hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() != file.blob_id:
+        if hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() != file.sha1:
             path.resolve().unlink()
             path.unlink(missing_ok=True)
-            raise SanaError(f"{file.rfilename} did not arrive as it is on the hub", _HINT)
+            raise SanaError(f"{file.name} did not arrive as it is on the hub", _HINT)
 
 
-def _fetch(repository: str, revision: str, file: Any, begun: Path, bar: type) -> None:
+def _fetch(repository: str, revision: str, file: RemoteFile, begun: Path, bar: type) -> None:
     from huggingface_hub import hf_hub_url
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
     with open(begun, "ab") as content:
         size = content.tell()
-        if size > file.lfs.size:
+        if size > file.size:
             size = content.truncate(0)
         http_get(
-            hf_hub_url(repository, file.rfilename, revision=revision),
+            hf_hub_url(repository, file.name, revision=revision),
             content,
             resume_size=size,
             headers=build_hf_headers(),
-            expected_size=file.lfs.size,
+            expected_size=file.size,
             tqdm_class=bar,
         )
-    if digest([begun]) != file.lfs.sha256:
+    if digest([begun]) != file.sha256:
         begun.unlink()
-        raise SanaError(f"{file.rfilename} of {repository} did not arrive as it is on the hub", _HINT)
+        raise SanaError(f"{file.name} of {repository} did not arrive as it is on the hub", _HINT)

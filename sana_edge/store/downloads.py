@@ -73,8 +73,8 @@ def fetch(
             raise CheckpointError(f"{repository} has no {index}", f"{hint}{meant}")
         with bar(not progress, "B") as shown:
             told = partial(both(on_progress, shown), repository)
-            needed = [file for file in siblings if file.rfilename in files]
-            large = sum(file.lfs.size for file in needed if file.lfs is not None)
+            needed = blobs.remote_files(file for file in siblings if file.rfilename in files)
+            large = sum(file.size for file in needed)
             home = snapshots.home(repository)
             blobs.fetch_blobs(
                 repository,

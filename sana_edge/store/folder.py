@@ -27,6 +27,9 @@ PIPELINES = {
     "SanaControlNetPipeline": "its ControlNet is not used",
 }
 
+# see `sana_edge.store.preview_map`
+PREVIEW_MAP = "preview.json"
+
 _CONFIGS = (
     "scheduler/scheduler_config.json",
     "tokenizer/tokenizer.json",
@@ -123,9 +126,8 @@ def needed_files(names: Iterable[str], variant: str | None) -> list[str]:
     for name in names:
         folder, _, file = name.rpartition("/")
         folders.setdefault(folder, []).append(file)
-    files: list[str] = [
-        name for name in ("model_index.json", "scheduler/scheduler_config.json") if name in names
-    ]
+    alone = ("model_index.json", PREVIEW_MAP, "scheduler/scheduler_config.json")
+    files: list[str] = [name for name in alone if name in names]
     files += [
         f"tokenizer/{file}" for file in folders.get("tokenizer", []) if file.endswith((".json", ".jinja"))
     ]

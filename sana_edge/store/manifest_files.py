@@ -15,9 +15,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from sana_edge.errors import CheckpointError
-from sana_edge.store import package
+from sana_edge.store import onnx_values, package
 from sana_edge.store.cache import user_cache
 from sana_edge.store.manifest import DAMAGED, FILE, Manifest, StoredFile
+
+# what is looked at beside the checksum: marks of earlier versions do not count
+_LOOKED = "values"
 
 
 def stored_files(folder: Path, *, without: Iterable[str] = ()) -> dict[str, StoredFile]:
@@ -41,14 +44,18 @@ def verify(
 ) -> None:
     """Compare files of an exported folder, whose sizes `manifest.read` saw, with their checksums.
 
+    Where one is read, the constants of the graphs among them are looked at, too.
+
     Args:
         names: of files in the manifest; None for all.
         again: read also what is marked as good.
 
     Raises:
-        CheckpointError: a file cannot be read or has another content; the message names it.
+        CheckpointError: a file cannot be read or has another content, or a constant is not finite or lies
+            outside; the message names it.
     """
-    for name in manifest.files if names is None else names:
+    marks, chosen = [], list(manifest.files if names is None else names)
+    for name in chosen:
         path, expected = folder / name, manifest.files[name].sha256
         mark = _mark(path, expected)
         if mark is not None and not again and mark.exists():
@@ -58,6 +65,11 @@ def verify(
             raise CheckpointError(
                 f"{path} has checksum {found[:12]}..., {FILE} says {expected[:12]}...", DAMAGED
             )
+        marks.append(mark)
+    graphs = {graph.file for graph in manifest.graphs.values() if graph.file in chosen}
+    if marks:
+        onnx_values.check_values(folder, sorted(graphs), manifest.files, DAMAGED)
+    for mark in marks:
         if mark is not None:
             # a cache that is missing costs time only
             with contextlib.suppress(OSError):
@@ -74,7 +86,15 @@ def _mark(path: Path, expected: str) -> Path | None:
         raise CheckpointError(f"cannot read {path}: {error}", DAMAGED) from error
     if cache is None:
         return None
-    state = (os.path.realpath(path), now.st_size, now.st_mtime_ns, now.st_ctime_ns, now.st_ino, expected)
+    state = (
+        os.path.realpath(path),
+        now.st_size,
+        now.st_mtime_ns,
+        now.st_ctime_ns,
+        now.st_ino,
+        expected,
+        _LOOKED,
+    )
     return cache / "verified" / hashlib.sha256(repr(state).encode("utf-8", "surrogatepass")).hexdigest()
 
 

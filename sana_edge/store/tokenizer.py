@@ -35,6 +35,8 @@ _SPLITS = (
 _PARTS, _LONGEST = 8, 16
 # of all parts together
 _GROWTH = 64
+# tokens beside a text's own
+_ADDED = 16
 
 
 class PromptTokenizer:
@@ -65,9 +67,12 @@ class PromptTokenizer:
             if getattr(tokenizer.model, "dropout", None):
                 # a prompt has one reading
                 tokenizer.model.dropout = None
+            added = tokenizer.num_special_tokens_to_add(is_pair=False)
             parts = [part and part.__getstate__() for part in (tokenizer.normalizer, tokenizer.pre_tokenizer)]
         for part, known in zip(parts, (_NORMALIZERS, _SPLITS), strict=True):
             self._check(part, known)
+        if added > _ADDED:
+            self._refuse(f"adds {added} tokens to each text")
         self._tokenizer = tokenizer
 
     def encode(self, text: str, *, limit: int | None = None, add_special_tokens: bool = True) -> list[int]:

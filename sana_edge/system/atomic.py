@@ -10,6 +10,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from sana_edge.system.scratch import (
     take_folder,
 )
 
+_MOUNTS = Path("/proc/self/mountinfo")
 _ROOM = "free some space or choose another folder"
 _HINTS = {
     errno.ENOSPC: f"the disk is full: {_ROOM}",
@@ -32,6 +34,9 @@ _HINTS = {
     errno.ENOENT: "create the folder first, or choose another one",
     errno.ENOTDIR: "a part of the path is a file: choose another folder",
     errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EFBIG: "the file system, or a limit of this process (ulimit -f), has no room for so large a file",
+    errno.EBUSY: "it is a mount point: mount the folder above, or choose another one",
+    errno.EROFS: "the file system is read-only: choose another folder",
 }
 _HINT = "check the free space and the permissions, or choose another folder"
 
@@ -67,6 +72,7 @@ def new_file(
             target.parent.mkdir(parents=True, exist_ok=True)
         with scratch_folder(target, target.parent) as scratch:
             temporary = scratch / target.name
+            _refuse_mounted(target)
             yield temporary
             # some libraries make files that only their owner reads
             temporary.chmod((scratch / "mode").stat().st_mode & 0o666)
@@ -101,10 +107,17 @@ def check_writable(path: Path) -> None:
     try:
         with scratch_folder(target, target.parent) as scratch:
             (scratch / target.name).touch()
+            _refuse_mounted(target)
             with contextlib.suppress(FileNotFoundError):
                 target.lstat()
     except OSError as error:
         raise cannot_write(path, error) from error
+
+
+def _refuse_mounted(target: Path) -> None:
+    """A file that is mounted by itself, as containers may have one, cannot be replaced."""
+    if target.is_file() and _is_mounted(target):
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
 
 
 def check_folder(output: Path, *, force: bool, kind: str, is_kind: Callable[[Path], bool]) -> None:
@@ -205,8 +218,19 @@ def _entries(folder: Path) -> list[Path]:
 
 def _room(target: Path) -> Path:
     """Where a scratch folder for a folder is made: beside it, or inside."""
-    inside = target.is_dir() and (os.path.ismount(target) or not os.access(target.parent, os.W_OK))
+    inside = target.is_dir() and (_is_mounted(target) or not os.access(target.parent, os.W_OK))
     return target if inside else target.parent
+
+
+def _is_mounted(path: Path) -> bool:
+    """Whether something is mounted at an absolute path, also of the same file system, and also a file."""
+    try:
+        lines = _MOUNTS.read_bytes().splitlines()
+    except OSError:
+        return os.path.ismount(path)
+    # spaces and the like are in octal
+    places = (re.sub(rb"\\([0-7]{3})", lambda m: bytes([int(m[1], 8)]), line.split()[4]) for line in lines)
+    return os.path.ismount(path) or os.fsencode(path) in places
 
 
 def _name(temporary: Path, path: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -27,6 +28,8 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 _SUFFIX, _LOCK = ".sana-edge", "lock"
+# as `mkdtemp` names it
+_MADE = re.compile(r"\..*\.[a-z0-9_]{8}\.sana-edge", re.DOTALL)
 # seconds; a scratch folder without a lock is being made, or lies where there are no locks
 _YOUNG = 24 * 3600.0
 
@@ -35,11 +38,9 @@ _YOUNG = 24 * 3600.0
 def scratch_folder(target: Path, folder: Path) -> Iterator[Path]:
     """A locked folder in ``folder``, removed at the end with what is in it."""
     _sweep(folder)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name[:64]}.", suffix=_SUFFIX, dir=folder))
-    lock: IO[bytes] | None = None
+    scratch, lock = _made(target, folder)
     kept = False
     try:
-        lock = _locked(scratch)
         (scratch / "mode").touch()
         yield scratch
     except BaseException:
@@ -47,10 +48,32 @@ def scratch_folder(target: Path, folder: Path) -> Iterator[Path]:
         kept = _holds_old(scratch)
         raise
     finally:
-        if lock is not None:
-            lock.close()
+        lock.close()
         if not kept:
-            shutil.rmtree(scratch, ignore_errors=True)
+            _remove(scratch)
+
+
+def _made(target: Path, folder: Path) -> tuple[Path, IO[bytes]]:
+    """A new folder and its lock; another writer may take it for a dead one's before it is locked."""
+    while True:
+        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name[:16]}.", suffix=_SUFFIX, dir=folder))
+        try:
+            return scratch, _locked(scratch)
+        except (FileNotFoundError, BlockingIOError):
+            if not os.path.isdir(folder):
+                raise
+
+
+def _remove(scratch: Path) -> None:
+    """The lock goes last: whoever is interrupted leaves what the next writer knows."""
+    with contextlib.suppress(OSError):
+        for path in scratch.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name != _LOCK:
+                path.unlink()
+        (scratch / _LOCK).unlink(missing_ok=True)
+        scratch.rmdir()
 
 
 def is_scratch(name: str) -> bool:
@@ -67,10 +90,15 @@ def _locked(scratch: Path) -> IO[bytes]:
         return open(scratch / _LOCK, "wb")
     unnamed = scratch / f"{_LOCK}.new"
     lock = open(unnamed, "wb")  # noqa: SIM115 (held until the end)
-    # where there are no locks it gets no name
-    with contextlib.suppress(OSError):
+    try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.rename(unnamed, scratch / _LOCK)
+    except BlockingIOError:
+        lock.close()
+        raise
+    except OSError:
+        # where there are no locks it gets no name
+        return lock
+    os.rename(unnamed, scratch / _LOCK)
     return lock
 
 
@@ -83,25 +111,32 @@ def _sweep(folder: Path) -> None:
             with contextlib.suppress(OSError), _unlocked(scratch) as dead:
                 if dead:
                     _finish(scratch)
-                    shutil.rmtree(scratch, ignore_errors=True)
+                    _remove(scratch)
 
 
 @contextlib.contextmanager
 def _unlocked(scratch: Path) -> Iterator[bool]:
     """Whether the process that made a scratch folder is dead; its lock is held until the end."""
-    lock = scratch / _LOCK
-    if not lock.exists():
-        # anything without the file that every scratch folder begins with is somebody's own
-        ours = (scratch / f"{_LOCK}.new").exists()
-        yield ours and time.time() - scratch.stat().st_mtime > _YOUNG
-    elif fcntl is None:
+    lock, unnamed = scratch / _LOCK, scratch / f"{_LOCK}.new"
+    if fcntl is None and lock.exists():
         # Windows does not remove what is open
         lock.unlink()
         yield True
-    else:
-        with open(lock, "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    elif fcntl is not None and (lock.exists() or unnamed.exists()):
+        with open(lock if lock.exists() else unnamed, "rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            except OSError:
+                # no locks here
+                yield time.time() - scratch.stat().st_mtime > _YOUNG
+                return
             yield True
+    else:
+        # nothing of it is there yet, or no longer; anything else is somebody's own
+        yield _MADE.fullmatch(scratch.name) is not None and not any(scratch.iterdir())
 
 
 def take_folder(scratch: Path, target: Path) -> None:

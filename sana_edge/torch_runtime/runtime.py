@@ -25,13 +25,14 @@ from sana_edge.nets.text_encoder import EncodedTexts, TextEncoder
 from sana_edge.progress import Progress, unseen
 from sana_edge.prompt import instruction_of, reading_notes
 from sana_edge.request import MAX_SIDE, Plan
-from sana_edge.sampler import Origin, Sampler, guide, sampler_of
+from sana_edge.sampler import Origin, Sampler, guide, sampler_of, varied
 from sana_edge.sizes import resized
 from sana_edge.store.domain import Domain, read_domain
 from sana_edge.store.folder import foreign_parts
 from sana_edge.store.hub import ResolvedModel
 from sana_edge.store.package import Quantization
 from sana_edge.store.pairing import read_sampler
+from sana_edge.store.preview_map import PreviewMap, read_map
 from sana_edge.system.memory import HINT, available_memory, peak_memory
 from sana_edge.torch_runtime import tiling
 from sana_edge.torch_runtime.device import DTYPES, full_precision, torch_threads, without_fp16
@@ -69,6 +70,7 @@ class TorchRuntime:
     decoder: str | None = None
     threads: int | None = None
     encoder: Callable[[], Encoder] | None = None
+    preview_map: PreviewMap | None = None
 
     @classmethod
     def load(
@@ -138,6 +140,7 @@ class TorchRuntime:
             domain=read_domain(model.path),
             threads=threads,
             encoder=cache(partial(load_encoder, model, device=device, dtype=others, int8=quantize)),
+            preview_map=read_map(model.path, config.in_channels),
         )
 
     @classmethod
@@ -263,8 +266,14 @@ class TorchRuntime:
 
         A generator of its own, on the CPU, makes a seed the same picture alone and on every device.
         """
-        generator, shape = torch.Generator().manual_seed(plan.seed + picture), self._latent_shape(plan)
-        return lambda: torch.randn(shape, generator=generator).to(self.device)
+        one, shape = plan.picture(picture), self._latent_shape(plan)
+
+        def source(seed: int) -> Callable[[], NDArray[np.float32]]:
+            generator = torch.Generator().manual_seed(seed)
+            return lambda: torch.randn(shape, generator=generator).numpy()
+
+        draw = varied(source, one.seed, one.variation)
+        return lambda: torch.from_numpy(draw()).to(self.device)
 
     def noises(self, plans: Sequence[Plan]) -> Callable[[], Tensor]:
         """`noise` of a batch, a row for each plan: what each of them gets alone."""
@@ -364,8 +373,11 @@ class TorchRuntime:
         return 1, self.denoiser.config.in_channels, plan.height // cell, plan.width // cell
 
     @torch.inference_mode()
-    def preview(self, latent: Tensor) -> NDArray[np.uint8]:
-        """Decode a latent shrunk to at most 8 cells a side."""
+    def preview(self, latent: Tensor, linear: bool = False) -> NDArray[np.uint8]:
+        """Decode a latent shrunk to at most 8 cells a side, or map its cells where there is a map."""
+        if linear and self.preview_map is not None:
+            check_finite("latent", *map(float, latent.aminmax()))
+            return self.preview_map.pixels(latent.float().cpu().numpy())
         factor = -(-max(latent.shape[-2:]) // PREVIEW_CELLS)
         return self.decode(F.avg_pool2d(latent, factor, ceil_mode=True))
 

@@ -20,8 +20,8 @@ from sana_edge.system.atomic import write_json
 
 from . import train_autoencoder, train_denoiser, train_text_encoder
 from .latents import load_latents
-from .loop import ema_state
 from .model_output import write_index
+from .state import ema_state
 from .train_text_encoder import captions
 
 SIDE = 256

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 
-from sana_edge.errors import CheckpointError, InvalidInput, torch_extra
+from sana_edge.errors import CheckpointError, InvalidInput, SanaError, torch_extra
+from sana_edge.system.memory import is_memory
 
 from .command import add_model_options, start
 from .imagefolder import LeftOut
-from .metadata import captions
+from .metadata import captioned_by, captions
 from .walk import Batch, walk
 
 PROMPT = "Describe this picture in one or two sentences: what is in it, where, and how it looks."
@@ -42,17 +44,22 @@ class Captioner:
             from transformers import AutoModelForImageTextToText
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.processor, self.model = load_pair(AutoModelForImageTextToText, folder, self.device)
-        tokenizer = self.processor.tokenizer
-        # a decoder writes on at the right
-        tokenizer.padding_side = "left"
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        self.tokens = tokens
-        self.text = self._text(prompt)
+        self.folder, self.tokens = folder, tokens
+        with foreign(f"{folder} cannot be asked"):
+            tokenizer = self.processor.tokenizer
+            # a decoder writes on at the right
+            tokenizer.padding_side = "left"
+            if tokenizer.pad_token is None:
+                tokenizer.pad_token = tokenizer.eos_token
+            self.text = self._text(prompt)
 
     @torch.inference_mode()
     def describe(self, pictures: Sequence[Image.Image]) -> list[str]:
         """A caption of each picture, on one line; "" where the model says nothing."""
+        with foreign(f"the model in {self.folder} fails"):
+            return self._describe(pictures)
+
+    def _describe(self, pictures: Sequence[Image.Image]) -> list[str]:
         texts = {} if self.text is None else {"text": [self.text] * len(pictures)}
         images = [[picture] for picture in pictures]
         inputs = self.processor(images=images, **texts, padding=True, return_tensors="pt").to(self.device)
@@ -86,22 +93,35 @@ def load_pair(kind: Any, folder: Path, device: str) -> tuple[Any, Any]:
         raise InvalidInput(f"{folder} is not a folder", "download the model, and give its folder")
     dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
     local = {"local_files_only": True, "trust_remote_code": False}
-    try:
+    with foreign(f"{folder} cannot be loaded as {kind.__name__} with a processor"):
         processor = AutoProcessor.from_pretrained(str(folder), **local)
         model = kind.from_pretrained(str(folder), dtype=dtype, use_safetensors=True, **local)
-    except Exception as error:  # the library raises whatever its parsers meet
-        reason = " ".join(str(error).split())
+        # with neither of them it is a tokenizer, or reads no pictures
+        _ = processor.tokenizer, processor.image_processor
+        return processor, model.eval().to(device)
+
+
+@contextmanager
+def foreign(what: str) -> Iterator[None]:
+    """Turn whatever a model of a folder raises, a panic of its tokenizer's included, into one error."""
+    try:
+        yield
+    except SanaError:
+        raise
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt | SystemExit) or is_memory(error):
+            raise
+        reason = " ".join(str(error).split())[:500] or type(error).__name__
         raise CheckpointError(
-            f"{folder} cannot be loaded as {kind.__name__} with a processor: {reason}",
+            f"{what}: {reason}",
             "it needs config.json, safetensors and the processor's files of a model without code of its own",
         ) from error
-    return processor, model.eval().to(device)
 
 
 def write_captions(data: Path, captioner: Captioner, name: str, batch: int) -> tuple[int, LeftOut]:
     """Add a caption to every row that ``name`` has not captioned yet; how many, and what was left out."""
     left_out, written = LeftOut(), 0
-    for part in walk(data, lambda row: name not in row.get("captioned_by", ()), batch, left_out):
+    for part in walk(data, lambda row: name not in captioned_by(row), batch, left_out):
         for picture, caption in zip(part.names, captioner.describe(part.pictures), strict=True):
             written += bool(caption)
             left_out.empty += not caption
@@ -112,7 +132,7 @@ def write_captions(data: Path, captioner: Captioner, name: str, batch: int) -> t
 def _add(part: Batch, picture: str, caption: str, name: str) -> None:
     row = part.metadata.rows[picture]
     texts = [*captions(row), *([caption] if caption else [])]
-    part.metadata.update(picture, captions=texts, captioned_by=[*row.get("captioned_by", ()), name])
+    part.metadata.update(picture, captions=texts, captioned_by=[*captioned_by(row), name])
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

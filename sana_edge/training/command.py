@@ -7,7 +7,9 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from sana_edge.errors import SanaError
+from sana_edge.errors import SanaError, one_line
+from sana_edge.system.memory import memory_errors
+from sana_edge.system.threads import termination_as_interrupt
 
 Run = Callable[[argparse.Namespace], None]
 
@@ -16,7 +18,8 @@ def start(parser: argparse.ArgumentParser, run: Run, argv: Sequence[str] | None 
     """Parse and run: 0, 1 for an error, 2 for usage, 130 for Ctrl-C."""
     arguments = parser.parse_args(argv)
     try:
-        run(arguments)
+        with termination_as_interrupt(), memory_errors("this command"):
+            run(arguments)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return 130
@@ -24,6 +27,9 @@ def start(parser: argparse.ArgumentParser, run: Run, argv: Sequence[str] | None 
         print(f"error: {error.message}", file=sys.stderr)
         if error.hint:
             print(f"hint:  {error.hint}", file=sys.stderr)
+        return 1
+    except Exception as error:  # also what nobody foresaw is one line to the user
+        print(f"error: {one_line(f'{type(error).__name__}: {error}')}", file=sys.stderr)
         return 1
     return 0
 

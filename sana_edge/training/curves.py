@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
+from sana_edge.errors import CheckpointError
 from sana_edge.system.atomic import new_file
+from sana_edge.system.json_values import Reader, parse
 
 TRAININGS = {
     "text": "text encoder",
@@ -18,11 +21,27 @@ TRAININGS = {
 }
 
 
+@dataclass(frozen=True)
+class _Record:
+    """What every line has, beside the figures of its training."""
+
+    step: int
+    minutes: float
+    loss: float
+
+
 def read_log(folder: Path) -> list[dict[str, float]]:
-    """The records of `log.jsonl`; where a training went back to a checkpoint, the later ones count."""
+    """The records of `log.jsonl`; where a training went back to a checkpoint, the later ones count.
+
+    A line that a killed process cut, or that is none, is left out.
+    """
     records: dict[int, dict[str, float]] = {}
-    for line in (folder / "log.jsonl").read_text().splitlines():
-        record = json.loads(line)
+    for line in (folder / "log.jsonl").read_text(encoding="utf-8", errors="replace").split("\n"):
+        try:
+            record = parse(line)
+            Reader("").convert(record, _Record)
+        except (ValueError, CheckpointError):
+            continue
         records = {step: kept for step, kept in records.items() if step < record["step"]}
         records[record["step"]] = record
     return list(records.values())

@@ -11,6 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from sana_edge.errors import InvalidInput, extra
+from sana_edge.init_image import FORMATS, MAX_PIXELS
 
 from . import metadata
 
@@ -55,10 +56,13 @@ def read_entries(folder: Path, split: str, left_out: LeftOut) -> list[Entry]:
     """The captioned pictures of a split, in the order of the metadata; files are not opened yet.
 
     Raises:
-        InvalidInput: no folder, no such split, or no captions in it.
+        InvalidInput: no folder, no such split, no captions in it, or a line of metadata that is no row.
     """
     if not folder.is_dir():
         raise InvalidInput(f"{folder} is not a folder", "give a folder with pictures and a metadata.jsonl")
+    # the parser of the library ends the process where values are nested deeply
+    for file in folder.rglob(metadata.NAME):
+        metadata.Metadata(file)
     with extra("train", "datasets"):
         import datasets
     try:
@@ -86,26 +90,45 @@ def _entry(folder: Path, path: Path, row: metadata.Row, left_out: LeftOut) -> En
     if not kept:
         left_out.without.append(_name(folder, path))
         return None
-    scored = len(scores) == len(texts) and all(score is not None for score in scores)
+    scored = isinstance(scores, list) and len(scores) == len(texts) and all(map(_is_score, scores))
     chosen = tuple(float(scores[number]) for number in kept) if scored else ()
     return Entry(path, tuple(texts[number] for number in kept), chosen)
+
+
+def _is_score(score: object) -> bool:
+    return isinstance(score, int | float) and abs(score) < 1e4
 
 
 def open_picture(path: Path) -> Image.Image:
     """Decode a picture.
 
     Raises:
-        OSError, ValueError, SyntaxError, Image.DecompressionBombError: it is missing, damaged or too large.
+        OSError, ValueError: it is missing, damaged or too large.
     """
+    try:
+        return _decoded(path)
+    except (OSError, ValueError):
+        raise
+    # decoders of many formats, with errors of their own
+    except Exception as error:
+        raise ValueError(f"{error or type(error).__name__}") from error
+
+
+def _decoded(path: Path) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         image: Image.Image
-        with Image.open(path) as image:
+        # a pipe would wait for its writer, and Pillow knows formats that start programs
+        if not path.is_file():
+            raise ValueError("it is no regular file")
+        with Image.open(path, formats=(*FORMATS, "JPEG2000", "PPM")) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"it has {image.width}x{image.height} pixels")
             image.load()
         return image
 
 
-BROKEN = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+BROKEN = (OSError, ValueError)
 """What `open_picture` raises."""
 
 

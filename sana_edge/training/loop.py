@@ -15,7 +15,6 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
-from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -24,7 +23,7 @@ from tqdm import tqdm
 from sana_edge.errors import SanaError
 from sana_edge.store.weights import check_state, save_state
 
-STATE = "state.safetensors"
+from .state import STATE, State, damage_named, read_state, under
 
 Loss = Callable[[int, float], tuple[Tensor, dict[str, float]]]
 """loss(step, progress) -> (scalar loss, figures for the log)."""
@@ -224,15 +223,16 @@ class Loop:
         Raises:
             CheckpointError: it is damaged, or of another model.
         """
-        with safe_open(self.state_file, "pt") as file:
-            meta = file.metadata()
-            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (not a dict)
-        self.step, self.seconds = int(meta["step"]), float(meta["seconds"])
-        self.mean = float(meta.get("mean", "nan"))
-        if "scaler" in meta and self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(json.loads(meta["scaler"]))
+        with damage_named(self.state_file):
+            self._restore(read_state(self.state_file))
+
+    def _restore(self, found: State) -> None:
+        tensors = found.tensors
+        self.step, self.seconds, self.mean = found.spent.step, found.spent.seconds, found.mean
+        if found.scaler is not None and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(found.scaler)
         for kind, state in (("ema", self.ema), ("model", self._live)):
-            stored = _under(tensors, f"{kind}.")
+            stored = under(tensors, f"{kind}.")
             check_state(state, stored, where=str(self.state_file))
             for name, tensor in state.items():
                 _local(tensor).copy_(_local(_like(stored[name], tensor)))
@@ -240,15 +240,11 @@ class Loop:
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             state = optimizer.state_dict()
             state["state"] = {}
-            for key, value in _under(tensors, f"optimizer{n}.").items():
+            for key, value in under(tensors, f"optimizer{n}.").items():
                 i, name = key.split(".", 1)
                 like = _like(value, parameters[int(i)]) if value.ndim else value
                 state["state"].setdefault(int(i), {})[name] = like
             optimizer.load_state_dict(state)
-
-
-def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def _local(tensor: Tensor) -> Tensor:
@@ -274,11 +270,3 @@ def signals() -> Iterator[list[int]]:
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
-
-
-def ema_state(folder: Path) -> dict[str, Tensor]:
-    """The averaged weights of a training folder; the last ones where no average was kept."""
-    with safe_open(folder / STATE, "pt") as file:
-        names = list(file.keys())
-        kind = "ema." if any(name.startswith("ema.") for name in names) else "model."
-        return {name.removeprefix(kind): file.get_tensor(name) for name in names if name.startswith(kind)}

@@ -124,6 +124,12 @@ def captions(row: Row) -> list[str]:
     return [text if isinstance(text, str) else "" for text in texts]
 
 
+def captioned_by(row: Row) -> list[str]:
+    """The models whose captions a row has."""
+    found = row.get("captioned_by")
+    return [name for name in found if isinstance(name, str)] if isinstance(found, list) else []
+
+
 def _objects(file: Path, *, cut: bool = False) -> Iterator[Row]:
     """The objects of a file of JSON lines; where ``cut``, a line that was not written whole is left out."""
     for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").split("\n"), 1):

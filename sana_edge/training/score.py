@@ -18,10 +18,10 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from sana_edge.errors import torch_extra
+from sana_edge.errors import CheckpointError, torch_extra
 from sana_edge.store.weights import weight_files
 
-from .caption import load_pair
+from .caption import foreign, load_pair
 from .command import add_model_options, start
 from .imagefolder import LeftOut, checksum
 from .metadata import Row, captions
@@ -48,17 +48,30 @@ class Scorer:
         with torch_extra():
             from transformers import AutoModel
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.folder = folder
         self.processor, self.model = load_pair(AutoModel, folder, self.device)
         config = self.model.config
-        self.limit: int = config.text_config.max_position_embeddings
-        # SigLIP has only seen texts padded to their full length
-        self.padding: Any = "max_length" if "siglip" in config.model_type else True
+        with foreign(f"{folder} is no CLIP"):
+            self.limit = int(config.text_config.max_position_embeddings)
+            # SigLIP has only seen texts padded to their full length
+            self.padding: Any = "max_length" if "siglip" in config.model_type else True
         self.checksum = "".join(checksum(file) for file in weight_files(folder))
         self.cut = 0
 
     @torch.inference_mode()
     def score(self, pictures: Sequence[Image.Image], texts: Sequence[Sequence[str]]) -> list[list[float]]:
-        """100 cos of each picture and each of its own texts; texts longer than `limit` are cut."""
+        """100 cos of each picture and each of its own texts; texts longer than `limit` are cut.
+
+        Raises:
+            CheckpointError: the model fails, or gives no numbers.
+        """
+        with foreign(f"the model in {self.folder} fails"):
+            found = self._score(pictures, texts)
+        if not all(math.isfinite(score) for own in found for score in own):
+            raise CheckpointError(f"the scores of {self.folder} are not finite", "download the model again")
+        return found
+
+    def _score(self, pictures: Sequence[Image.Image], texts: Sequence[Sequence[str]]) -> list[list[float]]:
         flat = [text for own in texts for text in own]
         lengths = [len(ids) for ids in self.processor.tokenizer(flat, verbose=False).input_ids]
         self.cut += sum(length > self.limit for length in lengths)

@@ -20,11 +20,12 @@ from .frozen import Frozen
 from .imagefolder import Entry, LeftOut, read_entries
 from .initial import component_state, initialise, whiten_captions
 from .latent_cache import LatentCache, Picture
-from .loop import STATE, Loop, ema_state
+from .loop import Loop
 from .model_output import write_model
 from .optimizers import make_optimizers
 from .processes import check_shared, gather_left_out, make_accelerator, say, shard, split_batch
 from .recipe import Recipe, Stage
+from .state import STATE, ema_state
 from .trained_denoiser import TrainedDenoiser
 
 

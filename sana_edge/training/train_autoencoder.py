@@ -24,8 +24,9 @@ from sana_edge.nets.autoencoder import Autoencoder
 from sana_edge.store.weights import load_state
 
 from .layout import draw_scene
-from .loop import Loop, ema_state
+from .loop import Loop
 from .scenes import render
+from .state import ema_state
 
 CONFIG = AutoencoderConfig.from_dict(
     {

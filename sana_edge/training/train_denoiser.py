@@ -22,7 +22,8 @@ from sana_edge.store.weights import load_state
 
 from .captions import caption
 from .latents import load_latents, numbered_scene
-from .loop import Loop, ema_state
+from .loop import Loop
+from .state import ema_state
 
 CONFIG = DenoiserConfig.from_dict(
     {

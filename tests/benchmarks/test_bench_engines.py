@@ -23,6 +23,7 @@ import bench_engines
 from harness import ROOT, measure, process
 from harness.results import BASELINE, NAIVE_INT8
 from harness.results import INT8 as TORCH_INT8
+from sana_edge.bench.process import run as process_run
 from sana_edge.errors import SanaError
 from works import engines, pictures
 from works.denoiser import DenoiserWork
@@ -156,7 +157,7 @@ def test_cold(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 )
 def test_a_command_that_fails(code: str, message: str) -> None:
     with pytest.raises(SanaError, match=message):
-        process.run([sys.executable, "-c", code], "torch", threads=1)
+        process_run([sys.executable, "-c", code], "torch", threads=1)
 
 
 def test_torch_is_blocked() -> None:
@@ -164,8 +165,8 @@ def test_torch_is_blocked() -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "works" / "picture_process.py"), "cli"]
     model = str(ROOT / "sana_edge" / "models" / "sana-tiny")
     with pytest.raises(SanaError, match=r"engine failed: error: .*this needs torch"):
-        process.run([*command, "generate", "a cat", "--model", model], "engine")
-    assert process.run([*command, "--version"], "engine").printed
+        process_run([*command, "generate", "a cat", "--model", model], "engine")
+    assert process_run([*command, "--version"], "engine").printed
 
 
 @pytest.fixture(scope="module")

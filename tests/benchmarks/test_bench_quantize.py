@@ -11,13 +11,13 @@ import torch
 
 import bench_quantize
 import random_model
-from random_model import write_model
 from sana_edge import Sana
+from sana_edge.bench.random_model import write_model
+from sana_edge.bench.shapes import static_scales
 from sana_edge.errors import SanaError
 from sana_edge.export.source import describe
 from sana_edge.int8.linear import Linear
 from sana_edge.store import hub
-from works.shapes import static_scales
 
 
 @pytest.fixture

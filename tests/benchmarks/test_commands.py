@@ -14,7 +14,10 @@ import pytest
 
 from harness import ROOT, needs
 
-FILES = ("README.md", "benchmarks/README.md", "docs/gpu.md", "sana_edge/training/art/README.md")
+FILES = (
+    *("README.md", "benchmarks/README.md", "docs/benchmarks.md", "docs/gpu.md"),
+    "sana_edge/training/art/README.md",
+)
 COMMAND = re.compile(r"^ *python3? benchmarks/(\w+)\.py(.*)$", re.MULTILINE)
 SCRIPTS = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py"))
 # they need the standard library only

@@ -21,7 +21,8 @@ from gpu import steps as gpu_steps
 from gpu.results import Outcome, Results
 from gpu.steps import Setting, Step, figure_own, figure_tests
 from gpu_check import Runner
-from harness import ROOT, process
+from harness import ROOT
+from sana_edge.bench.process import run_step
 from sana_edge.errors import InvalidInput
 
 WRITES = "import json, sys; json.dump({'figure': 'right'}, open(sys.argv[1], 'w'))"
@@ -90,9 +91,7 @@ def test_a_hanging_step_is_killed_with_its_children(run: Any, tmp_path: Path) ->
 def test_what_a_step_leaves_behind_is_ended(tmp_path: Path) -> None:
     log = tmp_path / "log"
     code = HANGS.replace("time.sleep(600)\n", "").rsplit("\n", 1)[0]
-    done = process.run_step(
-        [sys.executable, "-c", code], limit=60, log=log, environment=os.environ, folder=tmp_path
-    )
+    done = run_step([sys.executable, "-c", code], limit=60, log=log, environment=os.environ, folder=tmp_path)
     assert done.status == "passed"
     assert gone(int(log.read_text()))
 

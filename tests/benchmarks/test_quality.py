@@ -18,11 +18,12 @@ from PIL import Image
 
 import quality
 from harness import RESULTS, sections
-from harness.results import Diary, header, write_json
+from harness.results import Diary
 from judge import evaluation
 from judge.prompts import COUNTS, Detection, Judgement, Prompt, relations
 from judge.scores import Outcome, categories, judgement, overall, shuffled, wilson
 from judge.shape_prompts import prompts
+from sana_edge.bench.results import header, write_json
 from sana_edge.training.layout import draw_scene, held_out, mirrored, training_scene
 from sana_edge.training.scenes import COLOURS, KINDS, Scene
 
@@ -240,7 +241,7 @@ def test_header_names_no_folder_of_this_machine(tmp_path: Path) -> None:
     )
     assert data["command"] == "python benchmarks/quality.py --output a.json --sheet=b.png"
     assert str(tmp_path) not in json.dumps(data)
-    assert set(data["machine"]) == {"cpu", "cores", "memory_gb", "os", "gpu"}
+    assert {"cpu", "cores", "memory_gb", "os", "gpu", "instructions", "power"} <= set(data["machine"])
 
 
 def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:

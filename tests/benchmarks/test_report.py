@@ -10,7 +10,7 @@ import pytest
 
 import report
 from harness import RESULTS, ROOT, engine_tables, sections
-from harness.table import Table
+from sana_edge.bench.table import Table
 
 RUN: dict[str, Any] = {
     "command": "python benchmarks/x.py",

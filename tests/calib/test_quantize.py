@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 # scripts there import each other by their plain names
-from random_model import write_model
+from sana_edge.bench.random_model import write_model
 from sana_edge.calib import package_component
 from sana_edge.calib.quantize import quantize
 from sana_edge.calib.settings import Settings, calibration_folder

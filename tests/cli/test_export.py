@@ -36,9 +36,10 @@ from sana_edge.export.source import describe
 from sana_edge.nets.autoencoder import Autoencoder
 from sana_edge.nets.quantize import decoder_targets
 from sana_edge.store import hub, manifest, manifest_files, package
-from sana_edge.store.folder import read_json
+from sana_edge.store.folder import PREVIEW_MAP, read_json
 from sana_edge.store.known_models import BUNDLED
 from sana_edge.store.manifest import GRAPHS, Manifest
+from sana_edge.store.preview_map import read_map
 
 Capture = pytest.CaptureFixture[str]
 
@@ -46,6 +47,7 @@ READ = {
     *(f"{name}.onnx" for name in GRAPHS),
     *("text_encoder.data", "denoiser.data", "decoder.data"),
     *("instruction.safetensors", "tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json"),
+    PREVIEW_MAP,
 }
 
 
@@ -94,6 +96,8 @@ def test_sana_tiny_in_int8(int8_folder: Path) -> None:
     found = manifest.read(int8_folder)
     manifest_files.verify(int8_folder, found)
     assert set(found.files) == READ | {f"{name}.onnx" for name in PARTS} | {"tokenizer/domain.json"}
+    # the same cheap previews
+    assert read_map(int8_folder, 32) == read_map(BUNDLED / "sana-tiny", 32)
     assert set(found.graphs) == {*GRAPHS, *PARTS}
     assert found.name == found.source.model == "sana-tiny-int8"
     assert found.quantization == "w8a8, per tensor and token, calibrated"

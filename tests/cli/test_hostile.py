@@ -13,6 +13,8 @@ import pytest
 
 from sana_edge.calib.prompts import load_prompts
 from sana_edge.errors import InvalidInput, SanaError
+from sana_edge.image import read_metadata
+from sana_edge.init_image import read_image
 from sana_edge.request import MAX_PROMPT, Request
 from sana_edge.store import domain, folder, hub, manifest
 
@@ -65,6 +67,15 @@ def test_pipes_in_other_folders(tmp_path: Path, pipe: Path) -> None:
     assert manifest.format_of(tmp_path) is None
     with pytest.raises(SanaError):
         hub.resolve(str(tmp_path))
+
+
+def test_pictures_that_are_pipes_or_devices(pipe: Path) -> None:
+    from sana_edge.training.imagefolder import open_picture
+
+    for path in (pipe, Path("/dev/zero")):
+        for read in (read_metadata, read_image, open_picture):
+            with pytest.raises((SanaError, ValueError), match="no regular file"):
+                read(path)
 
 
 @pytest.mark.parametrize("name", ["prompt", "negative_prompt"])

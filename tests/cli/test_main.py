@@ -130,7 +130,13 @@ def test_traceback_only_with_verbose(cwd: Path, capsys: Capture) -> None:
     assert err.startswith("Traceback") and "error: unknown model 'nothing'" in err
 
 
-@pytest.mark.parametrize("sent", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
+SIGNALS = [
+    *(pytest.param(getattr(signal, name), marks=pytest.mark.slow) for name in ("SIGINT", "SIGHUP")),
+    signal.SIGTERM,
+]
+
+
+@pytest.mark.parametrize("sent", SIGNALS)
 def test_an_interruption_exits_with_130_and_leaves_no_file(
     cwd: Path, tiny_folder: Path, sent: signal.Signals
 ) -> None:
@@ -141,7 +147,7 @@ def test_an_interruption_exits_with_130_and_leaves_no_file(
         stderr=subprocess.PIPE,
         text=True,
         # a test run in the background of a shell ignores Ctrl-C, and so would its children
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=lambda: [signal.signal(one, signal.SIG_DFL) for one in (signal.SIGINT, signal.SIGHUP)],
     ) as process:
         assert process.stderr is not None and process.stdout is not None
         for line in process.stderr:

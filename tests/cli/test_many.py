@@ -143,6 +143,7 @@ def test_bad_lines(sana: dict[str, Any], capsys: Capture) -> None:
         (["--prompts", "p.txt", "--output", "out", "--seed", "-1"], 1, "seed is -1"),
         (["--prompts", "p.txt", "--output", "out", "--quality", "5"], 1, "PNG loses nothing"),
         (["--prompts", "p.txt", "--output", "out", "--name", "{x}"], 1, "unknown {x}"),
+        (["--prompts", "p.txt", "--output", "out", "--variations", "2"], 1, "--variations are of one"),
         (["a house", "--combinations"], 2, "is for --prompts"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,

@@ -151,6 +151,10 @@ def test_decoding_equals_torch(ours: EngineRuntime, theirs: TorchRuntime) -> Non
     small, expected = ours.preview(large), theirs.preview(torch.from_numpy(large))
     assert max(small.shape) <= 256
     assert np.abs(small.astype(int) - expected).max() <= 1
+    # the public autoencoder's map, by its scale
+    mapped = ours.preview(large, linear=True)
+    assert mapped.shape == (58, 128, 3)
+    assert np.array_equal(mapped, theirs.preview(torch.from_numpy(large), linear=True))
 
 
 def test_larger_than_a_tile_equals_torch(

@@ -29,13 +29,14 @@ def drawn(sana: Any, pictures: list[Picture], size: BatchSize) -> list[Outcome]:
 def test_a_prompt_is_read_once_for_seeds_that_count_up() -> None:
     sana = StandInSana()
     lines = [
+        {"prompt": "c", "seed": 1, "images": 2, "variation": [[5, 0.2]]},
         {"prompt": "a", "seed": 3, "images": 3},
         {"prompt": "a", "seeds": [6, 9]},
         {"prompt": "b", "seed": 10},
     ]
     outcomes = drawn(sana, plan(*lines), BatchSize())
-    assert sana.runs == [4, 1, 1]
-    assert [outcome.metadata["seed"] for outcome in outcomes] == [3, 4, 5, 6, 9, 10]
+    assert sana.runs == [1, 1, 4, 1, 1]
+    assert [outcome.metadata["seed"] for outcome in outcomes] == [1, 2, 3, 4, 5, 6, 9, 10]
 
 
 def test_one_that_fails_does_not_take_others_with_it() -> None:

@@ -71,6 +71,8 @@ def test_a_line_s_options_go_before_the_command_s() -> None:
     }
     assert (second.options["steps"], second.options["size"]) == (5, [96, 64])
     assert first.request().size == (64, 32)
+    near = plan({"prompt": "a", "variation": [[8, 0.2]]}, "b", options={"variation": ()})
+    assert near[0].request().variation == ((8, 0.2),) and "variation" not in near[1].options
 
 
 @pytest.mark.parametrize(

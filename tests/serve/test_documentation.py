@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -9,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from serving import Client
+from serving import Client, write_command
 
 from sana_edge.serve.app import application
 from sana_edge.serve.service import Service
@@ -42,22 +43,38 @@ def test_openai_snippet(real: Client) -> None:
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with ``sana-edge`` on the path."""
-    script = tmp_path / "sana-edge"
-    script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m sana_edge "$@" --threads 1\n')
-    script.chmod(0o755)
+    write_command(tmp_path)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     return tmp_path
 
 
 @pytest.mark.slow
-def test_javascript(command: Path) -> None:
+@pytest.mark.parametrize("language", ["JavaScript", "TypeScript"])
+def test_javascript(command: Path, language: str) -> None:
     node = shutil.which("node")
     if node is None:
         pytest.skip("no node")
-    (command / "sidecar.mjs").write_text(snippet("js", "sidecar"))
+    code = snippet("ts", "sidecar")
+    if language == "JavaScript":
+        (command / "sidecar.mjs").write_text(code.replace(": object", ""))
+    else:
+        compile_typescript(command / "sidecar.mts", code)
     done = subprocess.run([node, "sidecar.mjs"], cwd=command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and "denoise 4 4" in done.stdout, done.stderr
     assert (command / "house.png").read_bytes().startswith(b"\x89PNG")
+
+
+def compile_typescript(path: Path, code: str) -> None:
+    """As strictly as it goes."""
+    modules = Path(os.environ.get("SANA_EDGE_NODE_FOLDER", "nothing")) / "node_modules"
+    compiler = modules / ".bin" / "tsc"
+    if not compiler.exists():
+        pytest.skip("SANA_EDGE_NODE_FOLDER does not say where typescript and @types/node are")
+    path.write_text(code)
+    options = ["--strict", "--target", "es2022", "--module", "nodenext", "--types", "node"]
+    roots = ["--typeRoots", str(modules / "@types")]
+    done = subprocess.run([compiler, *options, *roots, path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.slow

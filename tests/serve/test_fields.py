@@ -23,6 +23,13 @@ NAMES = (
     *("exact_size", "flow_shift", "instruction", "preview_every", "output_format", "output_compression"),
     *(
         "image",
+        "preview",
+        "variations",
+        "variation",
+        "variation_seed",
+        "variation_strength",
+        "subseed",
+        "subseed_strength",
         "mask",
         "strength",
         "init_images",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import io
 import threading
 
+import PIL.Image
 from serving import SMALL, Client, FakeLoader, until
 
 from sana_edge.serve.service import Service
@@ -93,3 +95,34 @@ def test_metrics_and_health(fake: Client, service: Service) -> None:
     status = fake.get("/v1/status").json
     assert [model["loaded"] for model in status["models"]] == [True, False, False]
     assert (status["waiting"], status["running"]) == (0, 0)
+
+
+def test_variations_of_a_picture_that_was_drawn(real: Client) -> None:
+    body = {**SMALL, "size": "64x64"}
+    job = real.post(
+        "/v1/jobs", {**body, "variations": 2, "variation_strength": 0.4, "variation_seed": 50}
+    ).json
+    real.get(f"/v1/jobs/{job['id']}/events")
+    pictures = real.get(f"/v1/jobs/{job['id']}?pictures=1").json["pictures"]
+    assert [picture["metadata"]["variation"] for picture in pictures] == [[[50, 0.4]], [[51, 0.4]]]
+    again = {**body, "variation": pictures[1]["metadata"]["variation"]}
+    made = real.post("/v1/images/generations", again).json["data"][0]
+    assert made["b64_json"] == pictures[1]["b64_json"] != pictures[0]["b64_json"]
+
+
+def test_previews_of_every_step(real: Client, fake: Client) -> None:
+    """By the linear map, where it is asked for; the model's own decoder makes the others."""
+    found = {}
+    for kind in ("linear", "decoded"):
+        body = {**SMALL, "steps": 4, "size": "64x64", "preview_every": 1, "preview": kind}
+        job = real.post("/v1/jobs", body).json["id"]
+        events = real.get(f"/v1/jobs/{job}/events").events
+        sizes = [
+            PIL.Image.open(io.BytesIO(base64.b64decode(content["b64_json"]))).size
+            for name, content in events
+            if name == "preview"
+        ]
+        found[kind] = sizes
+    assert found == {"linear": [(128, 128)] * 3, "decoded": [(64, 64)] * 3}
+    answer = fake.post("/v1/jobs", {**SMALL, "preview": "both"})
+    assert answer.status == 422 and answer.json["error"] == "preview is 'both'"

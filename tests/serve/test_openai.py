@@ -134,9 +134,9 @@ RECORDED: dict[str, dict[str, Any]] = {
         "quality": "auto",
         "background": "auto",
         "output_format": "png",
-        "moderation": "low",
-        "user": "66f0",
     },
+    # its configuration names a model that gives no choice of the response's format
+    "Open WebUI, gpt-image": {"model": "gpt-image-1", "prompt": "a red house", "n": 2, "size": "64x64"},
     "LiteLLM": {"model": "openai/sana", "prompt": "a red house", "n": 2, "size": "64x64", "user": None},
     "null": {"prompt": "a red house", "n": None, "size": None, "stream": None, "seed": None, "style": None},
 }

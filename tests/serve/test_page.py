@@ -57,6 +57,17 @@ class Browser:
         actions = [{"type": kind, "value": value} for kind, value in order]
         self._ask("POST", "/actions", {"actions": [{"type": "key", "id": "keys", "actions": actions}]})
 
+    def drag(self, points: list[tuple[float, float]]) -> None:
+        """Press the pointer, and move it on."""
+        moves = [{"type": "pointerMove", "duration": 10, "x": round(x), "y": round(y)} for x, y in points]
+        actions = [
+            moves[0],
+            {"type": "pointerDown", "button": 0},
+            *moves[1:],
+            {"type": "pointerUp", "button": 0},
+        ]
+        self._ask("POST", "/actions", {"actions": [{"type": "pointer", "id": "pointer", "actions": actions}]})
+
     def view(self, width: int, height: int, scheme: str) -> None:
         """Be so large, and prefer "light" or "dark"."""
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
@@ -123,15 +134,70 @@ def test_draw_with_the_keyboard_alone(browser: Browser, server: Client) -> None:
     until(lambda: browser.run("return at('estimate').textContent.startsWith('Takes about')"))
     # the same picture again, and another one like it
     first = browser.run("return at('picture').src")
-    browser.run("at('seed').value = ''; document.querySelector('#gallery button').click(); draw()")
+    browser.run("at('seed').value = ''; document.querySelector('[aria-label^=\"Take\"]').click(); draw()")
     until(lambda: browser.run("return at('gallery').children.length == 2 && !at('draw').disabled"))
     assert browser.run("return at('picture').src") == first
-    browser.run("document.querySelectorAll('#gallery button')[1].click()")
-    until(lambda: browser.run("return at('gallery').children.length == 3 && !at('draw').disabled"))
-    assert browser.run("return at('picture').src") != first
-    # what was drawn is there after a reload
+    browser.run("document.querySelector('[aria-label^=\"Draw 4\"]').click()")
+    until(lambda: browser.run("return at('gallery').children.length == 6 && !at('draw').disabled"))
+    last = browser.run("return at('picture').src")
+    assert last != first and "seed 7-" in browser.run("return at('gallery').textContent")
+    # a variation again, of which the seed alone would be another picture
+    browser.run("document.querySelector('[aria-label^=\"Take\"]').click()")
+    assert browser.run("return at('chain').textContent").startswith("With the noise of seed")
+    browser.run("draw()")
+    until(lambda: browser.run("return at('gallery').children.length == 7 && !at('draw').disabled"))
+    assert browser.run("return at('picture').src") == last
+    browser.shot("gallery.png")
+    # what was drawn is there after a reload, and is shown large by a key
     browser.open(f"{server.url}/")
-    until(lambda: browser.run("return document.querySelectorAll('#gallery img').length") == 3)
+    until(lambda: browser.run("return document.querySelectorAll('#gallery img').length") == 7)
+    browser.run("document.querySelector('#gallery button').focus()")
+    browser.keys("\ue007")
+    assert browser.run("return !at('picture').hidden")
+
+
+def test_from_a_picture(browser: Browser, server: Client) -> None:
+    """With a mask that is painted, varied from itself, and from a drawn one."""
+    browser.view(1440, 1400, "light")
+    browser.open(f"{server.url}/")
+    until(lambda: browser.run("return at('model').options.length") == 2)
+    before = browser.run("return fetch('/v1/jobs').then((answer) => at('gallery').children.length)")
+    drawn = "return at('gallery').children.length - arguments[0] == arguments[1] && !at('draw').disabled"
+    browser.run("""
+      at('steps').value = 4; at('seed').value = 7; at('strength').value = 0.8;
+      const canvas = document.createElement('canvas');
+      [canvas.width, canvas.height] = [512, 256];
+      const pen = canvas.getContext('2d');
+      pen.fillStyle = 'rgb(90, 160, 220)'; pen.fillRect(0, 0, 512, 256);
+      pen.fillStyle = 'rgb(120, 180, 90)'; pen.fillRect(0, 170, 512, 86);
+      canvas.toBlob((blob) => {
+        const data = new DataTransfer();
+        data.items.add(new File([blob], 'a.png', { type: 'image/png' }));
+        at('file').files = data.files;
+        at('file').dispatchEvent(new Event('change'));
+      })""")
+    until(lambda: browser.run("return given !== null"))
+    # as many pixels as the model draws at
+    assert browser.run("return [at('width').value, at('height').value]") == ["352", "192"]
+    browser.run("at('mask').scrollIntoView({block: 'center'})")
+    left, top, width, height = browser.run(
+        "const box = at('mask').getBoundingClientRect(); return [box.left, box.top, box.width, box.height]"
+    )
+    browser.drag([(left + width * share, top + height / 2) for share in (0.2, 0.3, 0.4)])
+    assert browser.run("return painted && mask().startsWith('data:image/png')")
+    browser.shot("from.png")
+    browser.run("draw()")
+    until(lambda: browser.run(drawn, before, 1))
+    assert browser.run("return [at('picture').naturalWidth, at('picture').naturalHeight]") == [352, 192]
+    assert browser.run("return at('error').textContent") == ""
+    browser.run("document.querySelector('[aria-label^=\"Draw 4\"]').click()")
+    until(lambda: browser.run(drawn, before, 5))
+    browser.run("at('remove').click()")
+    assert browser.run("return [given, asked().image ?? null]") == [None, None]
+    browser.run("document.querySelector('[aria-label^=\"Start from\"]').click()")
+    until(lambda: browser.run("return given !== null"))
+    browser.run("at('strength').value = 0.3; at('images').value = 1; draw()")
+    until(lambda: browser.run(drawn, before, 6))
 
 
 def test_compare_cancel_and_errors(browser: Browser, server: Client) -> None:

@@ -225,3 +225,11 @@ def test_the_end_is_told_to_all(loader: FakeLoader) -> None:
     assert not loader.loaded
     with pytest.raises(Closed):
         service.submit(job())
+
+
+def test_names_of_kept_variations(tmp_path: Path, loader: FakeLoader) -> None:
+    """Whose seed is the same."""
+    service = Service({"one": "one"}, loader, keep=tmp_path)
+    assert service.submit(job(variations=2)).wait(60)
+    assert sorted(path.stem[-4:] for path in tmp_path.iterdir()) == ["-7-8", "-7-9"]
+    service.close()

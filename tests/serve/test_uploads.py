@@ -13,6 +13,7 @@ import pytest
 from serving import SMALL, Client, RealLoader, serving
 
 from sana_edge import Sana
+from sana_edge.image import metadata_of
 from sana_edge.serve import uploads
 from sana_edge.serve.fields import Fields
 from sana_edge.serve.service import Service
@@ -109,6 +110,25 @@ def test_openai_client(torch_server: Client) -> None:
         extra_body=extra,
     )
     assert [event.type for event in events] == ["image_edit.partial_image", "image_edit.completed"]
+
+
+@pytest.mark.parametrize(
+    ("field", "body"),
+    [
+        ("image", {"model": "gpt-image-1", "prompt": "a house", "n": "1", "response_format": "b64_json"}),
+        ("image[]", {"model": "dall-e-2", "prompt": "a house", "size": "64x64", "background": "auto"}),
+        ("image[]", {"model": "gpt-image-1", "prompt": "a house", "quality": "auto", "size": "auto"}),
+    ],
+    ids=["Open WebUI", "Open WebUI, from a list", "LibreChat"],
+)
+def test_edits_of_clients(real: Client, field: str, body: dict[str, str | bytes]) -> None:
+    data, kind = form({**body, "steps": "2", "exact_size": "true", field: encoded(picture())})
+    headers = {"Content-Type": kind, "Authorization": "Bearer anything"}
+    answer = real.ask("POST", f"{EDITS}?api-version=2025-04-01", data, headers)
+    assert answer.status == 200, answer.body
+    (one,) = answer.json["data"]
+    size = (64, 64) if body.get("size") == "64x64" else (64, 32)
+    assert PIL.Image.open(io.BytesIO(base64.b64decode(one["b64_json"]))).size == size
 
 
 def test_webuiapi(torch_server: Client) -> None:
@@ -241,3 +261,23 @@ def test_pixels_are_let_go(service: Service) -> None:
     """A finished job is kept for a while, what it started from is not."""
     job = service.submit(Fields({**SMALL, "image": text(encoded(picture()))}).job(service.known))
     assert job.wait(60) and job.state == "done" and job.request.image is None
+
+
+def test_variations_of_a_picture(torch_server: Client) -> None:
+    """One of ours is drawn again with other noise, any other by a prompt from itself."""
+    module = pytest.importorskip("openai")
+    client = module.OpenAI(base_url=f"{torch_server.url}/v1", api_key="none", max_retries=0)
+    ours = torch_server.post("/v1/images/generations", {**SMALL, "size": "64x32"}).json["data"][0]["b64_json"]
+    file = ("a.png", base64.b64decode(ours), "image/png")
+    near = client.images.create_variation(image=file, n=2, extra_body={"variation_seed": 50})
+    opened = [PIL.Image.open(io.BytesIO(base64.b64decode(entry.b64_json))) for entry in near.data]
+    made = [metadata_of(image) or {} for image in opened]
+    assert [(entry["seed"], entry["variation"]) for entry in made] == [(7, [[50, 0.2]]), (7, [[51, 0.2]])]
+    other = ("a.png", encoded(picture()), "image/png")
+    with pytest.raises(module.BadRequestError, match="there is no prompt"):
+        client.images.create_variation(image=other)
+    (drawn,) = client.images.create_variation(image=other, extra_body={"prompt": "a house", "steps": 2}).data
+    made = metadata_of(PIL.Image.open(io.BytesIO(base64.b64decode(drawn.b64_json)))) or {}
+    assert made["strength"] == 0.3 and "variation" not in made
+    with pytest.raises(module.BadRequestError, match="variations is 11"):
+        client.images.create_variation(image=file, n=11)

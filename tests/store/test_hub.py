@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
 import re
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from typing import Any
 
 import huggingface_hub.constants
 import numpy as np
 import pytest
+from local_hub import COMMIT, Hub, serving, write_model
 from safetensors.numpy import save_file
 
 from sana_edge import progress
@@ -27,157 +25,9 @@ from sana_edge.errors import Cancelled, CheckpointError, InvalidInput, ModelNotF
 from sana_edge.store import catalogue, downloads, hub
 from sana_edge.store.known_models import DECODERS, KNOWN, KnownModel
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 KNOWN_NAME = "sana-0.6b-512"
 REPOSITORY = KNOWN[KNOWN_NAME].repository
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
-
-
-def write_model(folder: Path, *, variants: bool = False) -> Path:
-    """Every file of a SANA pipeline; ``variants`` adds fp16 files beside the fp32 ones, and shards."""
-    texts = {
-        "model_index.json": {"_class_name": "SanaPipeline"},
-        "scheduler/scheduler_config.json": {"_class_name": "DPMSolverMultistepScheduler"},
-        "tokenizer/tokenizer.json": {},
-        "transformer/config.json": {},
-        "vae/config.json": {},
-        "text_encoder/config.json": {},
-    }
-    weights = [f"{name}/diffusion_pytorch_model" for name in ("transformer", "vae")]
-    if variants:
-        shards = [f"model{v}-0000{i}-of-00002.safetensors" for v in ("", ".fp16") for i in (1, 2)]
-        for name in shards:
-            (folder / "text_encoder").mkdir(parents=True, exist_ok=True)
-            save_file({name: np.zeros(4, np.float16)}, folder / "text_encoder" / name)
-        texts["text_encoder/model.safetensors.index.json"] = {"weight_map": {"a": shards[0], "b": shards[1]}}
-        texts["text_encoder/model.safetensors.index.fp16.json"] = {
-            "weight_map": {"a": shards[2], "b": shards[3]}
-        }
-    else:
-        weights.append("text_encoder/model")
-    for name, content in texts.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(json.dumps(content))
-    for name in weights:
-        save_file({"a": np.zeros(64, np.float32)}, folder / f"{name}.safetensors")
-        if variants:
-            save_file({"a": np.zeros(64, np.float16)}, folder / f"{name}.fp16.safetensors")
-    return folder
-
-
-class Hub(ThreadingHTTPServer):
-    """The parts of a model hub that a download uses: revision, file list, and files with ranges."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.commit = COMMIT
-        self.repositories: dict[str, Path] = {}
-        self.gated: set[str] = set()
-        self.fetched: list[tuple[str, str]] = []  # (path of a file, its Range header)
-        self.large = False  # whether weights have checksums of their own, as in Git LFS
-        self.spoil: set[str] = set()  # files of which a byte arrives changed
-        self.answer = b""  # to every question, in place of the right one
-        self.stall: dict[str, int] = {}  # bytes of a file after which nothing more comes
-        self.cut: dict[str, int] = {}  # bytes of a file after which the connection is closed, once
-        self.endpoint = f"http://127.0.0.1:{self.server_port}"
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: Hub
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-    def do_HEAD(self) -> None:
-        self._answer()
-
-    def do_GET(self) -> None:
-        self._answer()
-
-    def _answer(self) -> None:
-        parts = unquote(urlsplit(self.path).path).strip("/").split("/")
-        repository = "/".join(parts[2:4] if parts[0] == "api" else parts[:2])
-        if repository in self.server.gated:
-            return self._send(403, b"{}", {"X-Error-Code": "GatedRepo"})
-        if self.server.answer:
-            return self._send(200, self.server.answer, {"Content-Type": "text/html"})
-        folder = self.server.repositories.get(repository)
-        if folder is None:
-            return self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"})
-        files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-        if parts[0] != "api":
-            return self._file(folder, "/".join(parts[4:]))
-        if parts[4:5] == ["tree"]:
-            listing = [
-                {
-                    "type": "file",
-                    "path": name,
-                    "size": (folder / name).stat().st_size,
-                    "oid": _hash(folder / name),
-                }
-                for name in files
-            ]
-            return self._send(200, json.dumps(listing).encode())
-        info = {
-            "id": repository,
-            "sha": self.server.commit,
-            "siblings": [_sibling(folder, name, self.server.large) for name in files],
-        }
-        return self._send(200, json.dumps(info).encode())
-
-    def _file(self, folder: Path, name: str) -> None:
-        data = (folder / name).read_bytes()
-        linked = self.server.large and name.endswith(".safetensors")
-        etag = hashlib.sha256(data).hexdigest() if linked else _hash(folder / name)
-        if name in self.server.spoil:
-            data = data[:-1] + bytes([data[-1] ^ 1])
-        headers = {
-            "X-Repo-Commit": self.server.commit,
-            "ETag": f'"{etag}"',
-            "Accept-Ranges": "bytes",
-        }
-        asked = self.headers.get("Range", "")
-        if self.command == "GET":
-            self.server.fetched.append((name, asked))
-        if asked:
-            start = int(asked.removeprefix("bytes=").split("-")[0])
-            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
-            return self._send(206, data[start:], headers)
-        if self.command == "HEAD":
-            return self._send(200, data, headers)
-        self._send(200, data, headers, end=self.server.cut.pop(name, None) or self.server.stall.get(name))
-        if name in self.server.stall:
-            time.sleep(60)
-
-    def _send(
-        self, status: int, body: bytes, headers: dict[str, str] | None = None, end: int | None = None
-    ) -> None:
-        self.send_response(status)
-        for key, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
-            self.send_header(key, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body[:end])
-            self.wfile.flush()
-            self.close_connection = end is not None
-
-
-def _hash(path: Path) -> str:
-    """As git names a file's content."""
-    content = path.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-
-
-def _sibling(folder: Path, name: str, large: bool) -> dict[str, object]:
-    path = folder / name
-    sibling: dict[str, object] = {"rfilename": name, "size": path.stat().st_size, "blobId": _hash(path)}
-    if large and name.endswith(".safetensors"):
-        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-        sibling["lfs"] = {"sha256": sha256, "size": path.stat().st_size, "pointerSize": 130}
-    return sibling
 
 
 @pytest.fixture
@@ -190,15 +40,12 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def server(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    with Hub() as server:
+    with serving() as server:
         constants = huggingface_hub.constants
         template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, server.endpoint)
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-        thread.start()
         yield server
-        server.shutdown()
 
 
 @pytest.fixture
@@ -612,6 +459,34 @@ def test_an_answer_that_is_not_the_hubs(server: Hub, answer: bytes) -> None:
     with pytest.raises(SanaError) as caught:
         hub.resolve("someone/sana-mine", progress=False)
     assert "someone/sana-mine" in caught.value.message and caught.value.hint
+
+
+LISTED: dict[str, dict[str, Any]] = {
+    "folder above": {"lfs": {"sha256": "../../../mine", "size": 8, "pointerSize": 1}},
+    "absolute": {"lfs": {"sha256": "/mine", "size": 8, "pointerSize": 1}},
+    "pattern": {"lfs": {"sha256": "*", "size": 8, "pointerSize": 1}},
+    "size": {"lfs": {"sha256": "0" * 64, "size": -1, "pointerSize": 1}},
+    "huge": {"lfs": {"sha256": "0" * 64, "size": 10**30, "pointerSize": 1}},
+    "name": {"rfilename": "transformer/../../../mine.safetensors"},
+    "blob": {"lfs": None, "blobId": "../mine"},
+}
+
+
+@pytest.mark.parametrize("change", LISTED.values(), ids=LISTED)
+def test_a_listing_that_leads_elsewhere(server: Hub, tmp_path: Path, change: dict[str, Any]) -> None:
+    """What is named by a checksum, or by a path, stays in the cache."""
+    server.repositories["someone/sana-mine"] = write_model(tmp_path / "remote")
+    server.large = True
+    (tmp_path / "mine").write_text("mine")
+    info = json.loads(server.listing("someone/sana-mine"))
+    for sibling in info["siblings"]:
+        if sibling["rfilename"] == TRANSFORMER:
+            sibling.update(change)
+    server.info = json.dumps(info).encode()
+    with pytest.raises(SanaError):
+        hub.resolve("someone/sana-mine", progress=False)
+    assert {path.name for path in tmp_path.iterdir()} <= {"remote", "mine", "cache"}
+    assert (tmp_path / "mine").read_text() == "mine"
 
 
 def test_download_again_asks_for_the_newest(server: Hub, tmp_path: Path) -> None:

@@ -64,6 +64,20 @@ def test_gemmas_parts(tmp_path: Path) -> None:
     PromptTokenizer(folder)
 
 
+def test_tokens_beside_a_text(tmp_path: Path) -> None:
+    special = {"SpecialToken": {"id": "x", "type_id": 0}}
+    own = [{"Sequence": {"id": "A", "type_id": 0}}]
+    template = {
+        "type": "TemplateProcessing",
+        "single": [special] * 100 + own,
+        "pair": [*own, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"x": {"id": "x", "ids": [1] * 100, "tokens": ["x"] * 100}},
+    }
+    folder = write(tmp_path, lambda content: content.update(post_processor=template))
+    with pytest.raises(CheckpointError, match="adds 10000 tokens to each text"):
+        PromptTokenizer(folder)
+
+
 def test_a_panic_of_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = PromptTokenizer(write(tmp_path, lambda content: None))
 

@@ -17,11 +17,27 @@ import zipfile
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 DEEP = 100_000
+
+
+@dataclass(frozen=True)
+class Parser:
+    """What reads one file of a folder that ``prepare`` made.
+
+    ``share`` is of the inputs in the long run: what loads networks is slow.
+    """
+
+    file: str
+    mutate: Callable[[bytes, random.Random], bytes]
+    prepare: Callable[[Path], object]
+    read: Callable[[Path], object]
+    share: float = 1.0
 
 
 class Raw(str):
@@ -93,6 +109,12 @@ def _written(value: object) -> str:
     if isinstance(value, list):
         return "[" + ",".join(map(_written, value)) + "]"
     return json.dumps(value, ensure_ascii=isinstance(value, str) and "\ud800" in value)
+
+
+def header(value: object) -> str:
+    """A value as HTTP can send it in a header."""
+    text = value if isinstance(value, str) else _written(value)
+    return re.sub(r"[^ -~]", "?", text[:4096])
 
 
 def any_bytes(content: bytes, draw: random.Random) -> bytes:

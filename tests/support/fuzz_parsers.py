@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-import random
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import fuzz
+import fuzz_remote
+import fuzz_training
 import numpy as np
 import torch
+from fuzz import Parser
 from safetensors.torch import save_file
 from stand_in import StandIn
 
@@ -19,6 +20,9 @@ from sana_edge import Image
 from sana_edge.calib.prompts import load_prompts
 from sana_edge.calib.statistics import LayerStatistics, Statistics
 from sana_edge.config import SamplerConfig
+from sana_edge.engines.engine import EngineKind, Settings
+from sana_edge.engines.onnxruntime import OnnxRuntime
+from sana_edge.engines.openvino.backend import OpenVino
 from sana_edge.engines.tensorrt import cache as engine_cache
 from sana_edge.engines.tensorrt.cache import Key, Machine
 from sana_edge.engines.text import EngineText
@@ -29,34 +33,18 @@ from sana_edge.request import Request
 from sana_edge.sampler import sampler_of
 from sana_edge.series.entries import read_file
 from sana_edge.series.many import Series
-from sana_edge.series.pictures import Settings, plan_pictures
-from sana_edge.store import domain, hub, manifest, package, snapshots
-from sana_edge.store.folder import read_json
+from sana_edge.series.pictures import Settings as SeriesSettings
+from sana_edge.series.pictures import plan_pictures
+from sana_edge.store import domain, hub, manifest, onnx_values, package, snapshots
+from sana_edge.store.folder import PREVIEW_MAP, read_json
 from sana_edge.store.hub import ResolvedModel
 from sana_edge.store.identify import identify
 from sana_edge.store.known_models import BUNDLED
+from sana_edge.store.preview_map import read_map
 from sana_edge.store.tokenizer import PromptTokenizer
 from sana_edge.store.weights import StoredState, load_state
 from sana_edge.system import atomic
 from sana_edge.torch_runtime.load import load_decoder, load_denoiser
-from sana_edge.training.latent_cache import LatentCache
-from sana_edge.training.metadata import Metadata, captions
-from sana_edge.training.recipe import load_recipe
-
-
-@dataclass(frozen=True)
-class Parser:
-    """What reads one file of a folder that ``prepare`` made.
-
-    ``share`` is of the inputs in the long run: what loads networks is slow.
-    """
-
-    file: str
-    mutate: Callable[[bytes, random.Random], bytes]
-    prepare: Callable[[Path], object]
-    read: Callable[[Path], object]
-    share: float = 1.0
-
 
 CPU = torch.device("cpu")
 
@@ -109,6 +97,24 @@ def read_package(folder: Path) -> None:
     if description.quantization is not None:
         package.verify(folder / "vae", description.quantization)
         _ = description.quantization.summary
+
+
+def read_again_signed(folder: Path) -> None:
+    """A package whose weights were changed together with their checksum."""
+    config = folder / "vae" / "config.json"
+    values = json.loads(config.read_text())
+    values[package.KEY]["checksum"] = package.checksum(folder / "vae")
+    config.write_text(json.dumps(values))
+    read_decoder(folder)
+
+
+def read_graph(engine: type[EngineKind]) -> Callable[[Path], object]:
+    def read(folder: Path) -> None:
+        names = [path.name for path in folder.glob("*.data")]
+        onnx_values.check_values(folder, [GRAPH], names, "")
+        engine.probe("cpu", Settings(threads=1)).load(folder / GRAPH).close()
+
+    return read
 
 
 def write_shards(folder: Path) -> None:
@@ -231,23 +237,6 @@ def read_statistics(folder: Path) -> None:
         layer.update(0, torch.full((2, layer.absmax.shape[1]), 2.0))
 
 
-def write_recipe(folder: Path) -> None:
-    from importlib import resources
-
-    place = resources.files("sana_edge.training") / "recipes" / "sana-tiny.toml"
-    (folder / "r.toml").write_text(place.read_text())
-
-
-def write_lines(folder: Path) -> None:
-    rows = [{"file_name": f"{n}.png", "captions": ["a", "b"], "clip_scores": [1.5, 2.0]} for n in range(3)]
-    (folder / "metadata.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-
-
-def read_lines(folder: Path) -> None:
-    for row in Metadata(folder / "metadata.jsonl").rows.values():
-        captions(row)
-
-
 def write_series(folder: Path) -> None:
     rows = [
         {"prompt": "a {2::red|__animal__}", "seeds": [1, 2], "size": [64, 64]},
@@ -256,13 +245,15 @@ def write_series(folder: Path) -> None:
     (folder / "p.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     (folder / "p.csv").write_text('prompt,seed,guidance\n"a {b|c}\nd",7,4.5\n')
     (folder / "animal.txt").write_text("cat\n{big|small} dog\n# none\n")
-    with Series(read_file(folder / "p.jsonl"), folder, Settings(wildcards=folder), seed=1) as series:
+    with Series(read_file(folder / "p.jsonl"), folder, SeriesSettings(wildcards=folder), seed=1) as series:
         list(series.draw(StandIn()))
 
 
 def read_series(name: str) -> Callable[[Path], object]:
     def read(folder: Path) -> None:
-        pictures, _ = plan_pictures(read_file(folder / name), Settings(wildcards=folder, combinations=True))
+        pictures, _ = plan_pictures(
+            read_file(folder / name), SeriesSettings(wildcards=folder, combinations=True)
+        )
         for picture in pictures[:10]:
             picture.request()
 
@@ -270,31 +261,8 @@ def read_series(name: str) -> Callable[[Path], object]:
 
 
 def read_series_manifest(folder: Path) -> None:
-    with Series(read_file(folder / "p.jsonl"), folder, Settings(wildcards=folder)) as series:
+    with Series(read_file(folder / "p.jsonl"), folder, SeriesSettings(wildcards=folder)) as series:
         list(series.draw(StandIn(), force=True))
-
-
-def read_journal(folder: Path) -> None:
-    shutil.copy(folder / "metadata.jsonl", folder / ".metadata.jsonl.journal")
-    (folder / "metadata.jsonl").unlink()
-    read_lines(folder)
-
-
-def write_latents(folder: Path) -> None:
-    place = folder / f"{'ab' * 8}-256px"
-    place.mkdir()
-    save_file({"k": torch.zeros(32, 8, 8)}, place / "latents-k.safetensors")
-    (place / "files.jsonl").write_text(
-        json.dumps(["/a.png", 1, 2, "k"]) + "\n" + json.dumps(["/b", 1, 2, "k"])
-    )
-
-
-def read_latents(folder: Path) -> None:
-    cache = LatentCache(folder, "ab" * 32, 256, 32)
-    for key in ("k", "x"):
-        if key in cache:
-            cache.size(key)
-            cache[key]
 
 
 def write_plan(folder: Path) -> None:
@@ -332,6 +300,8 @@ def read_cache(folder: Path) -> None:
     snapshots.cached("a/b", None, "v1")
 
 
+# the smallest of the bundled ones
+GRAPH = "decoder_tail_2.onnx"
 BYTES, JSON = fuzz.any_bytes, fuzz.json_file
 PARSERS: dict[str, Parser] = {
     "transformer": Parser("transformer/config.json", JSON, copy_of(), read_denoiser, 0.4),
@@ -347,6 +317,22 @@ PARSERS: dict[str, Parser] = {
     "scheduler": Parser("scheduler/scheduler_config.json", JSON, copy_of(), read_scheduler),
     "package": Parser(
         "vae/config.json", JSON, copy_of("sana-tiny-int8", "vae", "transformer"), read_package, 0.3
+    ),
+    "package denoiser": Parser(
+        "transformer/config.json", JSON, copy_of("sana-tiny-int8"), read_denoiser, 0.2
+    ),
+    "package weights": Parser(
+        "vae/diffusion_pytorch_model.safetensors",
+        fuzz.safetensors_file,
+        copy_of("sana-tiny-int8"),
+        read_again_signed,
+        0.2,
+    ),
+    "graph in onnxruntime": Parser(
+        GRAPH, BYTES, copy_of("sana-tiny-int8-onnx", GRAPH, "decoder.data"), read_graph(OnnxRuntime), 0.2
+    ),
+    "graph in openvino": Parser(
+        GRAPH, BYTES, copy_of("sana-tiny-int8-onnx", GRAPH, "decoder.data"), read_graph(OpenVino), 0.2
     ),
     "manifest": Parser("manifest.json", JSON, copy_of("sana-tiny-int8-onnx"), read_manifest),
     "instruction": Parser(
@@ -380,6 +366,9 @@ PARSERS: dict[str, Parser] = {
         "tokenizer_config.json", JSON, copy_of("sana-tiny/tokenizer"), read_tokenizer, 0.3
     ),
     "domain": Parser("tokenizer/domain.json", JSON, copy_of("sana-tiny", "tokenizer"), read_domain),
+    "preview map": Parser(
+        PREVIEW_MAP, JSON, copy_of("sana-tiny", PREVIEW_MAP), lambda folder: read_map(folder, 32)
+    ),
     "engine": Parser("a.engine.json", JSON, write_engine, read_engines),
     "engine bytes": Parser("a.engine.json", BYTES, write_engine, read_engines),
     "statistics": Parser("s.safetensors", fuzz.statistics_file, write_statistics, read_statistics),
@@ -396,17 +385,11 @@ PARSERS: dict[str, Parser] = {
     "wildcards": Parser("animal.txt", BYTES, write_series, read_series("p.jsonl")),
     "series manifest": Parser("manifest.jsonl", fuzz.lines_file, write_series, read_series_manifest),
     "series manifest bytes": Parser("manifest.jsonl", BYTES, write_series, read_series_manifest),
-    "recipe": Parser("r.toml", fuzz.toml_file, write_recipe, lambda f: load_recipe(str(f / "r.toml"))),
-    "recipe bytes": Parser("r.toml", BYTES, write_recipe, lambda f: load_recipe(str(f / "r.toml"))),
-    "metadata.jsonl": Parser("metadata.jsonl", fuzz.lines_file, write_lines, read_lines),
-    "journal": Parser("metadata.jsonl", fuzz.lines_file, write_lines, read_journal),
-    "latents": Parser(
-        f"{'ab' * 8}-256px/latents-k.safetensors", fuzz.safetensors_file, write_latents, read_latents
-    ),
-    "files.jsonl": Parser(f"{'ab' * 8}-256px/files.jsonl", fuzz.lines_file, write_latents, read_latents),
     "plan": Parser("plan", JSON, write_plan, read_plan, 0.3),
     "cache refs": Parser("models--a--b/refs/main", BYTES, write_cache, read_cache, 0.2),
     "cache index": Parser(
         f"models--a--b/snapshots/{'0' * 40}/model_index.json", JSON, write_cache, read_cache, 0.3
     ),
+    **fuzz_training.PARSERS,
+    **fuzz_remote.PARSERS,
 }

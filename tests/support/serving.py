@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import shlex
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +19,7 @@ import numpy as np
 from sana_edge.errors import Cancelled, OutOfMemory
 from sana_edge.generation import Step
 from sana_edge.image import Image
+from sana_edge.request import Request
 from sana_edge.serve.server import Server, address, listen
 from sana_edge.serve.service import Service
 from sana_edge.store.known_models import BUNDLED
@@ -133,6 +137,7 @@ class FakeSana:
         width, height = options["size"] or self.native_size
         steps, total = options["steps"] or 2, (options["steps"] or 2) * images
         pixels = np.zeros((height, width, 3), np.uint8)
+        plan = Request(prompt, images=images, **options).plan(64, "flow-dpm")
         for index in range(total):
             while not self.gate.acquire(timeout=0.01):
                 if cancel.is_set():
@@ -143,12 +148,10 @@ class FakeSana:
             image = None
             if (index + 1) % steps == 0:
                 on_progress("decode", 1, 1)
-                seed = options["seed"] + index // steps
-                kept = {name: value for name, value in options.items() if name not in ("image", "mask")}
-                metadata = {**kept, "prompt": prompt, "seed": seed, "size": [width, height]}
-                metadata |= {"guidance": 4.5, "sampler": "flow-dpm", "model": self.name, "steps": steps}
-                image = Image(pixels, seed, metadata, {"text": 0.0, "denoise": 0.1, "decode": 0.1})
-            yield Step(index, total, image, lambda: pixels)
+                one = plan.picture(index // steps)
+                metadata = {**one.metadata(), "steps": steps, "model": self.name}
+                image = Image(pixels, one.seed, metadata, {"text": 0.0, "denoise": 0.1, "decode": 0.1})
+            yield Step(index, total, image, lambda linear: pixels + np.uint8(linear))
 
 
 class FakeLoader:
@@ -172,6 +175,14 @@ class FakeLoader:
 
     def size(self, model: str) -> int:
         return 0
+
+
+def write_command(folder: Path, *options: str) -> None:
+    """A script ``sana-edge`` of this checkout, for programs that start it by its name."""
+    script = folder / "sana-edge"
+    words = shlex.join([sys.executable, "-m", "sana_edge"])
+    script.write_text(f'#!/bin/sh\nexec {words} "$@" {shlex.join(["--threads", "1", *options])}\n')
+    script.chmod(0o755)
 
 
 class RealLoader:

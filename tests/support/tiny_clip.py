@@ -1,4 +1,4 @@
-"""A CLIP of a few kilobytes with random weights, and its parts, for tests that load them from a folder."""
+"""A CLIP and a LLaVA of a few kilobytes with random weights, for tests that load them from a folder."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ from transformers import (
     CLIPImageProcessor,
     CLIPModel,
     CLIPProcessor,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
     PreTrainedTokenizerFast,
 )
 
@@ -22,6 +27,13 @@ VISION = {
     "image_size": 32,
     "patch_size": 16,
 }
+
+
+TEMPLATE = (
+    "{% for m in messages %}{% for c in m['content'] %}"
+    "{% if c['type'] == 'image' %}<image>{% else %}{{ c['text'] }}{% endif %}"
+    "{% endfor %}{% endfor %} answer:"
+)
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -50,3 +62,29 @@ def write_clip(folder: Path) -> None:
     config = CLIPConfig(text_config={**shape, **text}, vision_config=VISION, projection_dim=24)
     CLIPModel(config).save_pretrained(folder)
     CLIPProcessor(image_processor(), tokenizer()).save_pretrained(folder)
+
+
+def write_llava(folder: Path) -> None:
+    """A LLaVA of 40 thousand weights, large enough for attention to matter."""
+    torch.manual_seed(0)
+    text = LlamaConfig(
+        vocab_size=300,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=2,
+        initializer_range=0.5,
+    )
+    config = LlavaConfig(vision_config=CLIPVisionConfig(**VISION), text_config=text, image_token_index=4)
+    LlavaForConditionalGeneration(config).save_pretrained(folder)
+    LlavaProcessor(
+        image_processor(),
+        tokenizer(),
+        patch_size=16,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=TEMPLATE,
+    ).save_pretrained(folder)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import zygote
 
 from sana_edge.errors import InvalidInput, SanaError
 from sana_edge.system import atomic
@@ -201,3 +203,160 @@ def test_a_scratch_folder_that_came_with_a_download(tmp_path: Path, replaced: li
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["file", "mine"]
     for place in (tmp_path, tmp_path / "out"):
         assert (place / "mine").read_text() == "mine"
+
+
+def mounted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *places: Path) -> None:
+    """Let the system say that something of the same file system is mounted there."""
+    table = tmp_path.parent / f"{tmp_path.name}.mounts"
+    lines = (
+        f"36 35 98:0 / {str(place).replace(' ', chr(92) + '040')} rw - ext4 /dev/x rw" for place in places
+    )
+    table.write_text("".join(f"{line}\n" for line in lines))
+    monkeypatch.setattr(atomic, "_MOUNTS", table)
+
+
+def test_a_folder_of_the_same_file_system_that_is_mounted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its name cannot be renamed, which is known before the work and not after it."""
+    output = old_folder(tmp_path / "a volume")
+    mounted(monkeypatch, tmp_path, output)
+    before = output.stat().st_ino
+    new_folder(output)
+    assert contents(output) == {"config": "new", "index": "new"} and output.stat().st_ino == before
+
+
+def test_a_file_that_is_mounted_is_refused_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.png").write_text("old")
+    mounted(monkeypatch, tmp_path, tmp_path / "a.png")
+    for write in (
+        lambda: atomic.check_writable(tmp_path / "a.png"),
+        lambda: atomic.write_bytes(tmp_path / "a.png", b""),
+    ):
+        with pytest.raises(SanaError) as caught:
+            write()
+        assert "mount point" in caught.value.hint
+    assert contents(tmp_path) == {"a.png": "old"}
+
+
+@pytest.mark.parametrize(
+    "name", ["\u00e9" * 120, "\U0001f600" * 60, "a" * 255, os.fsdecode(b"bad\xff\xfe"), "a\nb"]
+)
+def test_names_that_the_file_system_takes(tmp_path: Path, name: str) -> None:
+    if sys.platform == "darwin" and name.encode(errors="surrogateescape").startswith(b"bad"):
+        pytest.skip("takes UTF-8 alone")
+    atomic.write_bytes(tmp_path / name, b"1")
+    (tmp_path / name).unlink()
+    new_folder(tmp_path / name)
+    new_folder(tmp_path / name)
+    assert os.listdir(tmp_path) == [name]
+    assert contents(tmp_path / name) == {"config": "new", "index": "new"}
+
+
+def test_a_limit_of_the_size_of_files(tmp_path: Path) -> None:
+    pytest.importorskip("resource")
+    code = f"""
+import resource
+from pathlib import Path
+from sana_edge.errors import SanaError
+from sana_edge.system import atomic
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    atomic.write_bytes(Path({str(tmp_path / "file")!r}), bytes(5000))
+except SanaError as error:
+    print(error.hint)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "ulimit -f" in done.stdout, done.stderr
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_above_that_goes_away(tmp_path: Path) -> None:
+    for kind in (atomic.new_file, lambda path: atomic.new_folder(path, **eval(KIND))):
+        above = tmp_path / "above"
+        above.mkdir()
+        with pytest.raises(SanaError, match="cannot write"), kind(above / "output") as path:
+            above.rename(tmp_path / "gone")
+            (path / "x" if path.is_dir() else path).write_text("1")
+        shutil.rmtree(tmp_path / "gone")
+        assert os.listdir(tmp_path) == []
+
+
+def test_several_processes_that_write_the_same(tmp_path: Path) -> None:
+    """The last one wins; nothing of the others stays, and nobody meets half a folder."""
+    output = tmp_path / "model"
+    code = f"""
+from pathlib import Path
+from sana_edge.errors import SanaError
+from sana_edge.system import atomic
+lost = 0
+for number in range(40):
+    try:
+        with atomic.new_folder(Path({str(output)!r}), force=True, **{KIND}) as folder:
+            for name in ("config", "index"):
+                (folder / name).write_text("new")
+    except SanaError as error:
+        lost += 1
+print(lost)
+"""
+    children = [
+        subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) for _ in range(3)
+    ]
+    for child in children:
+        _, err = child.communicate()
+        assert child.returncode == 0, err
+    atomic.write_bytes(tmp_path / "another", b"")
+    assert contents(output) == {"config": "new", "index": "new"}
+    assert sorted(os.listdir(tmp_path)) == ["another", "model"]
+
+
+def write_file(output: Path) -> None:
+    atomic.write_bytes(output / "index", b"new")
+
+
+WRITERS = {"file": write_file, "folder": new_folder, "folder inside": new_folder}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize(
+    "writer", ["folder", *(pytest.param(name, marks=pytest.mark.slow) for name in ("file", "folder inside"))]
+)
+def test_killed_before_any_change_of_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writer: str
+) -> None:
+    """Whichever it is, the next writer beside finds the old one or the new one, and removes all else."""
+    write, number, code = WRITERS[writer], 0, -signal.SIGKILL
+    output = tmp_path / "model"
+    if writer == "folder inside":
+        mounted(monkeypatch, tmp_path, output)
+    while code != 0:
+        number += 1
+        old_folder(output)
+        child = os.fork()
+        if child == 0:
+            zygote.kill_before(number)
+            write(output)
+            os._exit(0)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        for place in (tmp_path, output):
+            atomic.write_bytes(place / "another", b"")
+            (place / "another").unlink()
+        assert code in (0, -signal.SIGKILL)
+        old, new = {"index": "old", "weights": "old"}, {"config": "new", "index": "new"}
+        assert contents(output) in (old, new, {**old, "index": "new"} if writer == "file" else old), number
+        assert [path.name for path in tmp_path.iterdir()] == ["model"], number
+        assert {path.name for path in output.iterdir()} == set(contents(output)), number
+        shutil.rmtree(output)
+    assert number > 5
+
+
+@pytest.mark.parametrize("entries", [(), ("lock.new",), ("lock",)])
+def test_what_a_dead_process_had_only_begun(tmp_path: Path, entries: tuple[str, ...]) -> None:
+    scratch = tmp_path / ".made.png.abcd_123.sana-edge"
+    scratch.mkdir()
+    for name in entries:
+        (scratch / name).touch()
+    atomic.write_bytes(tmp_path / "file", b"x")
+    assert os.listdir(tmp_path) == ["file"]

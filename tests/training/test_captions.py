@@ -9,55 +9,18 @@ import pytest
 import tiny_clip
 import torch
 from PIL import Image
-from transformers import (
-    CLIPModel,
-    CLIPVisionConfig,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaProcessor,
-)
+from transformers import CLIPModel
 
 from sana_edge.errors import CheckpointError, InvalidInput, SanaError
 from sana_edge.training import caption, score
 from sana_edge.training.command import start
 from sana_edge.training.metadata import Metadata
 
-TEMPLATE = (
-    "{% for m in messages %}{% for c in m['content'] %}"
-    "{% if c['type'] == 'image' %}<image>{% else %}{{ c['text'] }}{% endif %}"
-    "{% endfor %}{% endfor %} answer:"
-)
-
 
 @pytest.fixture(scope="module")
 def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A LLaVA of 40 thousand weights, large enough for attention to matter."""
     folder = tmp_path_factory.mktemp("llava")
-    torch.manual_seed(0)
-    text = LlamaConfig(
-        vocab_size=300,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        pad_token_id=0,
-        eos_token_id=1,
-        bos_token_id=2,
-        initializer_range=0.5,
-    )
-    config = LlavaConfig(
-        vision_config=CLIPVisionConfig(**tiny_clip.VISION), text_config=text, image_token_index=4
-    )
-    LlavaForConditionalGeneration(config).save_pretrained(folder)
-    LlavaProcessor(
-        tiny_clip.image_processor(),
-        tiny_clip.tokenizer(),
-        patch_size=16,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=TEMPLATE,
-    ).save_pretrained(folder)
+    tiny_clip.write_llava(folder)
     return folder
 
 

@@ -10,13 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sana_edge.errors import SanaError
+from sana_edge.errors import CheckpointError, SanaError
 from sana_edge.store import weights
 from sana_edge.training import loop, train_autoencoder, train_denoiser
+from sana_edge.training.curves import read_log
 from sana_edge.training.latents import numbered_scene
 from sana_edge.training.layout import held_out
+from sana_edge.training.state import ema_state
 
 
 class Clock:
@@ -58,7 +61,7 @@ def test_a_training_learns_logs_and_keeps_its_average(tmp_path: Path) -> None:
     records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert records[-1]["loss"] < 0.2 * records[0]["loss"]
     assert [r["step"] for r in records] == list(range(10, 201, 10))
-    average = loop.ema_state(tmp_path)
+    average = ema_state(tmp_path)
     assert torch.allclose(average["weight"], 2 * torch.eye(4), atol=0.3)
     assert not torch.equal(average["weight"], model.weight)
 
@@ -102,6 +105,29 @@ def test_a_save_that_fails_keeps_the_checkpoint_before(
         trainer.save()
     assert trainer.state_file.read_bytes() == before
     assert {path.name for path in tmp_path.iterdir()} == {"state.safetensors", "log.jsonl"}
+
+
+@pytest.mark.parametrize(
+    "change", [b"", b"\xff" * 64, {"step": "-1"}, {"step": "x"}, {"seconds": "nan"}, None]
+)
+def test_a_damaged_state_is_named(tmp_path: Path, change: bytes | dict[str, str] | None) -> None:
+    trainer, model = make(tmp_path, 20)
+    run(trainer, model)
+    file = trainer.state_file
+    if isinstance(change, bytes):
+        file.write_bytes(change)
+    else:
+        numbers = None if change is None else {"step": "1", "seconds": "1", **change}
+        save_file(load_file(file), file, numbers)
+    with pytest.raises(CheckpointError, match=r"state\.safetensors") as caught:
+        make(tmp_path, 20)
+    assert "remove it" in caught.value.hint
+
+
+def test_a_log_whose_last_line_was_cut(tmp_path: Path) -> None:
+    lines = [json.dumps({"step": step, "minutes": 0.1 * step, "loss": 1.0}) for step in (1, 2, 3, 2)]
+    (tmp_path / "log.jsonl").write_text("\n".join([*lines, "[1]", '{"step": 9, "minutes": 1']))
+    assert [record["step"] for record in read_log(tmp_path)] == [1, 2]
 
 
 def test_numbered_scenes_are_fixed_and_never_held_out() -> None:

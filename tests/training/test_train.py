@@ -27,8 +27,8 @@ from sana_edge.training import __main__ as command
 from sana_edge.training import processes
 from sana_edge.training import train as train_module
 from sana_edge.training.frozen import Frozen
-from sana_edge.training.loop import STATE
 from sana_edge.training.recipe import load_recipe
+from sana_edge.training.state import STATE
 from sana_edge.training.train import StageLoss, Task, train
 
 # the denoiser of conftest's tiny_denoiser, in fp32

@@ -12,8 +12,8 @@ import torch
 from sana_edge.nets.denoiser import Denoiser
 
 from ..assemble import write_component, write_domain
-from ..loop import ema_state
 from ..model_output import write_index
+from ..state import ema_state
 from ..train_autoencoder import CONFIG as AUTOENCODER
 from ..train_denoiser import CONFIG as DENOISER
 from ..train_denoiser import FLOW_SHIFT

@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, PreTrainedTokenizerFast
 
-from ..loop import Loop, ema_state
+from ..loop import Loop
+from ..state import ema_state
 from .captions import caption
 from .layout import numbered_scene
 from .pictures import Pictures

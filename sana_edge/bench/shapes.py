@@ -9,11 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.work import Work
 from sana_edge.config import LATENT_CELL, AutoencoderConfig, DenoiserConfig
 from sana_edge.int8.quant import QMAX
 from sana_edge.store.tiny_autoencoder import DecoderConfig, TinyAutoencoderConfig
-from sana_edge.torch_runtime.device import DTYPES
 
 # the scale of a layer that saw nothing but zeros
 LEAST = 1e-6
@@ -91,11 +89,6 @@ def decoder_shapes(shapes: str, name: str) -> DecoderConfig:
         decoder_block_out_channels=tiny.decoder_block_out_channels,
         decoder_layers_per_block=(0, 1, 1, 1, 1, 1),
     )
-
-
-def random_weights(shapes: Mapping[str, Tensor], work: Work) -> dict[str, Tensor]:
-    """`weights` of a work, where it runs."""
-    return {name: t.to(work.device) for name, t in weights(shapes, DTYPES[work.dtype])}
 
 
 def weights(
