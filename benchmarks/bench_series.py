@@ -27,10 +27,10 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from harness.results import ended, load, output_for, positive, sizes
+from harness.results import ended, output_for, positive, sizes
 from harness.sections import series
 from sana_edge import Sana
-from sana_edge.bench.results import header, write_json
+from sana_edge.bench.results import header, load, write_json
 from sana_edge.bench.shapes import DENOISERS
 from sana_edge.config import LATENT_CELL
 from sana_edge.nets.denoiser import Denoiser, join_texts

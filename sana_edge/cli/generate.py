@@ -44,7 +44,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--guidance", type=float, metavar="F", help="how strictly to follow the prompt (default: 4.5)")
     add("--seed", type=int, metavar="N", help="of the first picture (default: random, reported)")
     count = "how many, counting seeds up (default: %(default)s)"
-    add("--images", "--count", type=int, default=1, metavar="N", help=count)
+    add("--images", type=int, default=1, metavar="N", help=count)
     near = "how many pictures near the one of --seed, --from or --image (default: none, only that one)"
     add("--variations", type=int, metavar="N", help=near)
     far = "how far from it, above 0 to 1 (default: 0.2; 0.3 of --image without --strength)"

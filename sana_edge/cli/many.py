@@ -25,20 +25,31 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add what many pictures take beside the options of one, which hold for each."""
     add = parser.add_argument_group("many pictures").add_argument
     kinds = "one prompt a line (.txt, or - for stdin), objects of options (.jsonl) or a table with a header"
-    add("--prompts", metavar="FILE", help=f"{kinds} (.csv), drawn into the folder --output, which goes on")
+    goes = "(.csv), drawn into the folder --output; resumed if it was stopped (default: a single prompt)"
+    add("--prompts", metavar="FILE", help=f"{kinds} {goes}")
     names = "of the files: {index}, {seed}, {line} and {prompt} are filled in"
     add("--name", default=NAMES, metavar="NAME", help=f"{names} (default: %(default)s)")
-    add("--wildcards", type=Path, metavar="DIR", help="where __animal__ in a prompt finds animal.txt")
-    every = "draw each of {red|blue} and __animal__ (default: a random one, by the picture's seed)"
+    wild = "where __animal__ in a prompt finds animal.txt (default: nowhere)"
+    add("--wildcards", type=Path, metavar="DIR", help=wild)
+    every = "draw each of {red|blue} and __animal__, and not a random one by the picture's seed"
     add("--combinations", action="store_true", help=every)
+    # what lines may call it
+    add("--count", type=int, dest="images", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     add("--literal", action="store_true", help="braces and __names__ in prompts are text")
-    add("--skip-bad", action="store_true", help="pass over bad lines (default: refuse the file)")
+    add("--skip-bad", action="store_true", help="pass over bad lines, and not refuse the file")
     retries = "draw what failed again at the end, so often (default: %(default)s)"
     add("--retries", type=int, default=0, metavar="N", help=retries)
-    batch = "pictures that go through the denoiser at once, or auto for the fastest here; more than 1 may"
-    add("--batch", type=_batch, default=1, metavar="N|auto", help=f"{batch} change pixels by roundings")
-    ray = "on the workers of a Ray cluster: its address, auto for the one that is running, or local for one"
-    add("--ray", nargs="?", const="auto", metavar="ADDRESS", help=f"{ray} that is started (default: none)")
+    batch = "pictures that go through the denoiser at once, or auto for the fastest here; more than 1"
+    more = "change pixels by roundings (default: %(default)s)"
+    add("--batch", type=_batch, default=1, metavar="N|auto", help=f"{batch} {more}")
+    ray = "on the workers of a Ray cluster: its address, auto for the one that is running, or local for one that"
+    add(
+        "--ray",
+        nargs="?",
+        const="auto",
+        metavar="ADDRESS",
+        help=f"{ray} is started; without it this process draws",
+    )
     workers = "of --ray (default: one for each GPU, or one)"
     add("--workers", type=int, metavar="N", help=workers)
 
