@@ -114,8 +114,9 @@ def run(arguments: argparse.Namespace) -> None:
     names += ["variation"]
     options: dict[str, Any] = {name: getattr(arguments, name) for name in names}
     if arguments.prompts is not None:
-        load = partial(_load, arguments, taken, partial(many.note, arguments))
-        many.run(arguments, options, load, LoadOptions(**_load_options(arguments)))
+        note = partial(many.note, arguments)
+        load, chosen = partial(_load, arguments, taken, note), partial(_fastest, arguments, note)
+        many.run(arguments, options, load, LoadOptions(**_load_options(arguments)), chosen)
         return
     many.check_single(arguments)
     prompt = _prompt(arguments, taken)
@@ -148,9 +149,7 @@ def _load(arguments: argparse.Namespace, taken: dict[str, Any], note: Callable[[
     """Load the model, on another backend where that of ``--from`` cannot be used."""
     options = _load_options(arguments)
     try:
-        with bar(arguments.quiet) as progress:
-            model = fastest(arguments.model, LoadOptions(**options), note, progress)
-        return sana_edge.Sana.load(model, **options)
+        return sana_edge.Sana.load(_fastest(arguments, note), **options)
     except ModelNotFound as error:
         if "model" not in taken:
             raise
@@ -164,6 +163,12 @@ def _load(arguments: argparse.Namespace, taken: dict[str, Any], note: Callable[[
     del taken["backend"]
     arguments.backend = "auto"
     return _load(arguments, taken, note)
+
+
+def _fastest(arguments: argparse.Namespace, note: Callable[[str], None]) -> str:
+    """The model, or the export that stands in for it."""
+    with bar(arguments.quiet) as progress:
+        return fastest(arguments.model, LoadOptions(**_load_options(arguments)), note, progress)
 
 
 def _load_options(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -42,14 +42,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     batch = "pictures that go through the denoiser at once, or auto for the fastest here; more than 1"
     more = "change pixels by roundings (default: %(default)s)"
     add("--batch", type=_batch, default=1, metavar="N|auto", help=f"{batch} {more}")
-    ray = "on the workers of a Ray cluster: its address, auto for the one that is running, or local for one that"
-    add(
-        "--ray",
-        nargs="?",
-        const="auto",
-        metavar="ADDRESS",
-        help=f"{ray} is started; without it this process draws",
-    )
+    ray = "on the workers of a Ray cluster: its address, auto for the one that is running, or local for one"
+    alone = "that is started; without it this process draws"
+    add("--ray", nargs="?", const="auto", metavar="ADDRESS", help=f"{ray} {alone}")
     workers = "of --ray (default: one for each GPU, or one)"
     add("--workers", type=int, metavar="N", help=workers)
 
@@ -65,12 +60,14 @@ def run(
     options: dict[str, Any],
     load: Callable[[], AbstractContextManager[Any]],
     load_options: LoadOptions,
+    fastest: Callable[[], str],
 ) -> None:
     """Draw a file of prompts.
 
     Args:
         options: of each picture, for what its line leaves open.
         load: loads the model here.
+        load_options, fastest: how workers on this machine do, and what.
 
     Raises:
         SanaError: a line is bad, the folder is not to be drawn into, or pictures have failed.
@@ -96,7 +93,7 @@ def run(
     with series:
         for bad in series.bad:
             note(arguments, f"passed over {bad}")
-        with _painter(arguments, load, load_options) as painter, _Shown(arguments, series) as shown:
+        with _painter(arguments, load, load_options, fastest) as painter, _Shown(arguments, series) as shown:
             drawing = series.draw(
                 painter, force=arguments.force, retries=arguments.retries, on_progress=shown.step
             )
@@ -115,7 +112,8 @@ def check_single(arguments: argparse.Namespace) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    if arguments.text is not None or arguments.prompt is not None:
+    # that of --from is nobody's
+    if arguments.text is not None or (arguments.prompt is not None and arguments.made is None):
         arguments.parser.error("there are a prompt and --prompts: give either")
     if arguments.output in (NAME, "-"):
         arguments.parser.error("--prompts needs --output, the folder of the pictures")
@@ -141,7 +139,10 @@ def _lines(prompts: str) -> Iterator[Any]:
 
 @contextmanager
 def _painter(
-    arguments: argparse.Namespace, load: Callable[[], AbstractContextManager[Any]], options: LoadOptions
+    arguments: argparse.Namespace,
+    load: Callable[[], AbstractContextManager[Any]],
+    options: LoadOptions,
+    fastest: Callable[[], str],
 ) -> Iterator[Painter]:
     if arguments.ray is None:
         with load() as sana:
@@ -150,7 +151,7 @@ def _painter(
     from sana_edge.series.cluster import Cluster
 
     with Cluster(
-        arguments.model,
+        fastest() if arguments.ray == "local" else arguments.model,
         options,
         address=arguments.ray,
         workers=arguments.workers,

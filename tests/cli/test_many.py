@@ -9,10 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from stand_in import StandInSana
 
-from sana_edge import Sana
+from sana_edge import Image, Sana
 from sana_edge.cli import many
 from sana_edge.cli.main import main
 from sana_edge.errors import OutOfMemory
@@ -94,6 +95,16 @@ def test_failures(sana: dict[str, Any], capsys: Capture) -> None:
     assert "2 drawn, 1 failed, of 3 in out; the same command goes on" in said.err
     sana["fails"] = ()
     assert run("p.txt") == 0 and capsys.readouterr().out == f"{Path('out', '00002-8.png')}\n"
+
+
+def test_what_a_picture_was_made_with(sana: dict[str, Any], capsys: Capture) -> None:
+    """--from brings the options of another, and not its prompt."""
+    made = {"prompt": "a cat", "seed": 3, "steps": 5, "model": "sana-tiny", "version": "0.1.0"}
+    Image(np.zeros((8, 8, 3), np.uint8), 3, made).save("a.png")
+    Path("p.txt").write_text("a house\n")
+    assert main(["generate", "--prompts", "p.txt", "--output", "out", "--from", "a.png"]) == 0
+    entry = json.loads(Path("out", "manifest.jsonl").read_text().splitlines()[1])
+    assert entry["options"] == {"steps": 5, "prompt": "a house", "seed": 3}
 
 
 def test_ctrl_c(sana: dict[str, Any], capsys: Capture) -> None:
