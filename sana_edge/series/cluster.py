@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -244,10 +246,26 @@ def _connect(address: str) -> None:
     if address == "local":
         options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     try:
-        ray.init(address=address, **options)
+        with _own_signals():
+            ray.init(address=address, **options)
     except (ConnectionError, ValueError, RuntimeError) as error:
         hint = "`ray start --head` on one machine, or --ray local"
         raise UnsupportedDevice(f"there is no Ray cluster at {address}: {_reason(error)}", hint) from error
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keep the program's way of ending on SIGTERM: Ray's own aborts it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        # None where it was not made in Python
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _reason(error: Exception) -> str:

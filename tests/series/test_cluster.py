@@ -68,6 +68,13 @@ def test_nothing_is_told_to_anybody(ray: FakeRay) -> None:
         assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
 
 
+def test_the_program_s_way_of_ending_stays(ray: FakeRay, monkeypatch: Patch) -> None:
+    monkeypatch.setattr(ray, "init", lambda **_: signal.signal(signal.SIGTERM, signal.SIG_IGN))
+    before = signal.getsignal(signal.SIGTERM)
+    with Cluster("stand-in"):
+        assert signal.getsignal(signal.SIGTERM) is before
+
+
 @pytest.mark.parametrize("call", range(1, 14))
 def test_a_worker_that_dies_at_any_time(tmp_path: Path, ray: FakeRay, call: int) -> None:
     """Also while it loads."""
