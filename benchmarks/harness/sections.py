@@ -48,6 +48,7 @@ def sections(results: Path) -> Iterator[tuple[str, str]]:
         "growth": (growth, files(results, "bench_growth-*")),
         "series": (series, [found] if (found := files(results, "bench_series-*")) else []),
         "quantize": (quantize, files(results, "bench_quantize")),
+        "plan": (plans, files(results, "bench_plan")),
         "verification": (verification, files(results, "verify_export")),
         "engines": (engines_speed, [files(results, *engines)]),
         "pictures": (pictures, files(results, "bench_engines-picture-*")),
@@ -86,6 +87,41 @@ def series(runs: Sequence[Numbers]) -> Table:
         apart = max(row["apart"] for row in data["rows"])
         table.add(data["title"], f"{rows[sizes[0]]['median']:.3g} s", *ratios, f"{apart:.2g}")
     table.notes = [circumstances(data) for data in runs]
+    return table
+
+
+def plans(data: Numbers) -> Table:
+    """What `plan` said of each combination, and what happened."""
+    titles = (
+        "picture",
+        "networks",
+        "memory as planned",
+        "found",
+        "ratio",
+        "seconds as planned",
+        "found",
+        "ratio",
+    )
+    table = Table(titles, named=2)
+    for row in data["rows"]:
+        memory, spent = row["memory"], row["time"]
+        sizes = [f"{memory[key] / 1e9:.2f} GB" for key in ("said", "found")]
+        seconds = [f"{spent[key]:.3g} s" for key in ("said", "found")]
+        ratios = [f"{numbers['ratio']:.2f}" for numbers in (memory, spent)]
+        table.add(row["name"], row["way"], *sizes, ratios[0], *seconds, ratios[1])
+    counts = {
+        key: sum(abs(row[key]["ratio"] - 1) <= bound for row in data["rows"])
+        for key, bound in data["bounds"].items()
+    }
+    loads = [row["load"] for row in data["rows"] if row["load"] is not None]
+    busy = f" Processes that ran beside it: {min(loads):.1f} to {max(loads):.1f}." if loads else ""
+    all_ = len(data["rows"])
+    table.notes = [
+        f"Memory within {100 * data['bounds']['memory']:.0f} % in {counts['memory']} of {all_}, time within"
+        f" {100 * data['bounds']['time']:.0f} % in {counts['time']} of {all_}.{busy}",
+        f"INT8 products: {data['int8_products']}.",
+        circumstances(data),
+    ]
     return table
 
 
