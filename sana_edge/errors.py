@@ -40,6 +40,10 @@ class CheckpointError(SanaError):
     """A model folder is incomplete, damaged or of another shape than its config says."""
 
 
+class DamagedWeights(CheckpointError):
+    """A weight is NaN or infinite, or a scale is not above 0; `weights.values_named` names its file."""
+
+
 class MissingDependency(SanaError):
     """An optional package is needed; the hint names the extra that brings it."""
 
