@@ -36,6 +36,12 @@ _CONFIG = (
     *("layer_types", "final_logit_softcapping", "attn_logit_softcapping", "use_bidirectional_attention"),
     *("initializer_range", "pad_token_id", "eos_token_id", "bos_token_id"),
 )
+# what they may be at most: the library makes a layer, and a list, of each number
+_MOST = {
+    **dict.fromkeys(("num_hidden_layers", "num_attention_heads", "num_key_value_heads"), 1024),
+    **dict.fromkeys(("hidden_size", "intermediate_size", "head_dim"), 1 << 20),
+    **dict.fromkeys(("vocab_size", "max_position_embeddings", "sliding_window"), 1 << 26),
+}
 
 # looked at in one go; the embedding of Gemma-2-2B has 256000
 _ROWS = 4096
@@ -167,6 +173,13 @@ def _empty_model(folder: Path) -> Gemma2Model:
         )
     # what else a config says may choose attention kernels, which the library fetches from the hub
     known = {key: value for key, value in description.items() if key in _CONFIG}
+    for key, most in _MOST.items():
+        value = known.get(key)
+        if value is not None and (type(value) is not int or not 1 <= value <= most):
+            raise CheckpointError(
+                f"{path}: {key} is {value!r}, expected a whole number from 1 to {most}",
+                "the file is damaged; download the model again",
+            )
     try:
         with torch.device("meta"):
             return Gemma2Model(Gemma2Config(**known))

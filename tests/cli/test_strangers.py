@@ -24,7 +24,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from zygote import Zygote
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs limits of memory")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="needs limits of memory"),
+]
 
 # of a command
 CPU, MEMORY = 60, 3 << 30
@@ -187,7 +190,6 @@ FILES: dict[str, Callable[[Path], None]] = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("write", FILES.values(), ids=FILES)
 @pytest.mark.parametrize("suffix", [".pth", ".bin", ".npz", ".safetensors"])
 def test_checkpoints(commands: Commands, write: Callable[[Path], None], suffix: str) -> None:
@@ -199,7 +201,6 @@ def test_checkpoints(commands: Commands, write: Callable[[Path], None], suffix: 
     assert not (path.parent / "ran").exists() and os.listdir(path.parent) == [path.name]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("write", FILES.values(), ids=FILES)
 def test_weights_of_a_folder(commands: Commands, model: Path, write: Callable[[Path], None]) -> None:
     for component, name in (
@@ -236,7 +237,6 @@ CONFIGS = (
 )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_configs(commands: Commands, model: Path, name: str) -> None:
     """Each value becomes another one; all of them; and what is no object at all."""
@@ -270,7 +270,6 @@ def nested(kind: str, inner: str, depth: int, leaf: dict[str, Any]) -> dict[str,
     return leaf
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("depth", [10, 100, 400, 100_000])
 def test_nested_tokenizers(commands: Commands, model: Path, depth: int) -> None:
     path = model / "tokenizer" / "tokenizer.json"
@@ -296,7 +295,6 @@ NAMES = [
 ]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES, ids=repr)
 def test_names(commands: Commands, model: Path, name: str | bytes) -> None:
     """Of the folder, and of files in it, which may be copied along or be named in an index."""
@@ -314,7 +312,6 @@ def test_names(commands: Commands, model: Path, name: str | bytes) -> None:
     commands.all(folder)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "shard", ["../../../secret", "/etc/passwd", "a\nb", "", ".", "x" * 5000, "\0", "con"]
 )
@@ -338,7 +335,6 @@ VALUES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("values", VALUES.values(), ids=VALUES)
 def test_extreme_weights(commands: Commands, model: Path, values: Callable[..., torch.Tensor]) -> None:
     for component in ("transformer", "vae", "text_encoder"):
