@@ -82,7 +82,9 @@ def kill_before(change: int, paths: set[str] | None = None) -> list[int]:
         flags = arguments[2] if event == "open" else 0
         if event in EVENTS or (isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR)):
             count[0] += 1
-            if paths is not None and not any(isinstance(one, int) for one in arguments[:1]):
+            # names below an open folder, as `rmtree` gives them, have no path
+            below = event in ("os.remove", "os.rmdir", "os.mkdir") and arguments[-1] != -1
+            if paths is not None and not below and not isinstance(arguments[0], int):
                 moved = event in ("os.rename", "os.link")
                 paths.update(os.path.abspath(os.fsdecode(one)) for one in arguments[: 2 if moved else 1])
             if count[0] == change:
