@@ -247,32 +247,16 @@ def test_configs(commands: Commands, model: Path, name: str) -> None:
     """Each value becomes another one; all of them; and what is no object at all."""
     path, text = model / name, (model / name).read_text()
     values = json.loads(text)
-    keys = sorted(values)
-    for number, value in enumerate(HUGE):
-        path.write_text(json.dumps({**values, keys[number % len(keys)]: value}))
-        commands.all(model)
-        path.write_text(json.dumps(dict.fromkeys(values, value)))
-        commands.run("generate", "a", "--model", str(model), "--offline", "--steps", "1")
-    for broken in (
-        deep_json(100_000),
-        '{"a":' * 50_000,
-        "null",
-        '"a"',
-        "NaN",
-        text[:-2],
-        "\ufeff" + text,
-        "",
-    ):
-        path.write_text(broken)
-        commands.all(model)
+    keys, output = sorted(values), str(commands.place / "out" / "a.png")
+    texts = [json.dumps({**values, keys[n % len(keys)]: value}) for n, value in enumerate(HUGE)]
+    texts += [json.dumps(dict.fromkeys(values, value)) for value in HUGE]
+    texts += [deep_json(100_000), '{"a":' * 50_000, "null", '"a"', "NaN", text[:-2], "\ufeff" + text, ""]
+    draw = ("--steps", "1", "--size", "64x64", "--exact-size", "--offline", "--output", output, "--force")
+    for changed in texts:
+        path.write_text(changed)
+        commands.run("generate", "a", "--model", str(model), *draw)
     path.write_bytes(text.encode("utf-16"))
     commands.all(model)
-
-
-def nested(kind: str, inner: str, depth: int, leaf: dict[str, Any]) -> dict[str, Any]:
-    for _ in range(depth):
-        leaf = {"type": kind, inner: [leaf]}
-    return leaf
 
 
 @pytest.mark.parametrize("depth", [10, 100, 400, 100_000])
