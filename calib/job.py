@@ -15,10 +15,11 @@ import torch
 from sana_edge.calib import package_component
 from sana_edge.calib.calibrate import Calibration
 from sana_edge.calib.package_component import Named
-from sana_edge.calib.package_writer import check_finite, copy_files
+from sana_edge.calib.package_writer import copy_files
 from sana_edge.calib.report.report import Layer, Report, Sizes
 from sana_edge.calib.settings import Settings
 from sana_edge.config import DenoiserConfig
+from sana_edge.errors import DamagedWeights
 from sana_edge.nets.parameter_names import names
 from sana_edge.nets.quantize import stacked
 from sana_edge.nets.text_weights import quantize_text_state
@@ -50,7 +51,11 @@ class Job:
         """Tell and time a part of the work."""
         self.progress(name, 0, 0)
         start = time.perf_counter()
-        yield
+        try:
+            yield
+        except DamagedWeights:
+            self.check()
+            raise
         # of the denoiser, and again of the decoder
         self.seconds[name] = round(self.seconds.get(name, 0) + time.perf_counter() - start, 3)
 
@@ -63,11 +68,9 @@ class Job:
         return StoredState(self.model.path / name, variant=self.model.component_variant(name))
 
     def check(self) -> None:
-        """Raise `CheckpointError` with the name of a tensor that has a NaN or infinite value."""
+        """Raise `CheckpointError` with the file and name of a tensor that has a NaN or infinite value."""
         for name in _COMPONENTS:
-            state = self.state(name)
-            for key in state:
-                check_finite(key, state[key])
+            self.state(name).check_values()
 
     def write(self, name: str, tensors: Iterable[Named], calibration: Calibration | None = None) -> None:
         """Write one component."""

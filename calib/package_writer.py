@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from sana_edge.errors import CheckpointError
+from sana_edge.errors import CheckpointError, DamagedWeights
 from sana_edge.store.weights import save_state
 from sana_edge.system import atomic
 
@@ -57,12 +57,12 @@ def write_shards(
 
 
 def check_finite(name: str, tensor: Tensor) -> None:
-    """Raise `CheckpointError` with the tensor's name if a value is NaN or infinite."""
+    """Raise `DamagedWeights` with the tensor's name if a value is NaN or infinite."""
     if tensor.is_floating_point() and tensor.numel():
         # the extremes of anything with NaN are NaN
         low, high = tensor.aminmax()
         if not (low.isfinite() and high.isfinite()):
-            raise CheckpointError(
+            raise DamagedWeights(
                 f"{name} has values that are not finite ({float(low)} to {float(high)})",
                 "the checkpoint is damaged; download it again",
             )

@@ -39,6 +39,15 @@ class ModelNotFound(SanaError):
 class CheckpointError(SanaError):
     """A model folder is incomplete, damaged or of another shape than its config says."""
 
+    def __init__(
+        self, message: str, hint: str = "the files are damaged or of another model; download them again"
+    ) -> None:
+        super().__init__(message, hint)
+
+
+class DamagedWeights(CheckpointError):
+    """A weight is NaN or infinite, or a scale is not above 0; `weights.values_named` names its file."""
+
 
 class MissingDependency(SanaError):
     """An optional package is needed; the hint names the extra that brings it."""

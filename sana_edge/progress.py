@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from sana_edge.errors import Cancelled
+from sana_edge.errors import Cancelled, one_line
 
 # what is being done, how much of it is done, and how much there is; 0 and 0 where that is not known
 Progress = Callable[[str, int, int], None]
@@ -68,7 +68,7 @@ def _bar(unit: str) -> Iterator[Progress]:
             if name != current:
                 current = name
                 # first, as the reset draws the bar
-                shown.set_description(name, refresh=False)
+                shown.set_description(one_line(name), refresh=False)
                 shown.reset(total=count or None)
                 # what an earlier run did is no measure of speed
                 shown.initial = shown.n = max(done - 1, 0)
@@ -90,6 +90,7 @@ def _lines(unit: str) -> Progress:
             return
         last = now
         amounts = f"{done / 1e6:.0f} of {count / 1e6:.0f} MB" if unit == "B" else f"{done} of {count}"
-        print(f"{name or unit}: {amounts}" if count else name, file=sys.stderr, flush=True)
+        # which may be what a folder is called
+        print(one_line(f"{name or unit}: {amounts}" if count else name), file=sys.stderr, flush=True)
 
     return show

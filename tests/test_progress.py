@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sana_edge import Cancelled, Sana
+from sana_edge import Cancelled, Sana, progress
 from sana_edge.engines import decoder as engine_decoder
 from sana_edge.engines import strips as engine_strips
 from sana_edge.torch_runtime import tiling
@@ -98,3 +98,12 @@ def test_decoding(sana: Sana) -> None:
         assert len(stopped.of("decode")) == at + 1
         # nothing of it is left in the way
         assert sana.generate(PROMPT, **options).png() == expected.png()
+
+
+def test_a_name_does_not_steer_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "INTERVAL", 0.0)
+    with progress.bar() as shown:
+        shown("loading \x1b[31mred\n", 1, 2)
+    assert capsys.readouterr().err == "loading  [31mred : 1 of 2\n"

@@ -9,6 +9,8 @@ from typing import Any
 from sana_edge.errors import InvalidInput
 from sana_edge.image import read_metadata
 from sana_edge.request import Request
+from sana_edge.store.catalogue import bundled_names
+from sana_edge.store.known_models import DECODERS, KNOWN
 
 # the options that a picture's metadata may set have no default of their own, but these
 DEFAULTS: dict[str, Any] = {
@@ -44,7 +46,17 @@ def fill(arguments: argparse.Namespace) -> dict[str, Any]:
                 raise InvalidInput(
                     f"{arguments.made} has the {name} {taken[name]!r}", f"give --{name} yourself"
                 )
+        if any(name in taken and not _is_known(taken[name]) for name in ("model", "decoder")):
+            # the user has not asked for this download, and may not have seen the name
+            arguments.offline = True
     for name, value in {**DEFAULTS, **taken}.items():
         if getattr(arguments, name) is None:
             setattr(arguments, name, value)
     return taken
+
+
+def _is_known(model: str) -> bool:
+    """Whether it is a model of the tables, by its name or its repository."""
+    table = {**KNOWN, **DECODERS}
+    named = model in table or any(model == info.repository for info in table.values())
+    return named or model in bundled_names()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sana_edge.cli.arguments import add_revision, size
-from sana_edge.errors import export_extra
+from sana_edge.errors import export_extra, one_line
 from sana_edge.progress import bar
 
 if TYPE_CHECKING:
@@ -67,8 +67,8 @@ def run(arguments: argparse.Namespace) -> None:
         )
     if not arguments.quiet:
         for note in made.notes:
-            print(f"note:  {note}", file=sys.stderr)
-        print(_summary(made), file=sys.stderr)
+            print(f"note:  {one_line(note)}", file=sys.stderr)
+        print("\n".join(map(one_line, _summary(made).split("\n"))), file=sys.stderr)
     print(arguments.output)
 
 

@@ -69,6 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         verbose = arguments.verbose
         if verbose:
             logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+        else:
+            logging.getLogger("sana_edge.system").addHandler(_NOTES)
         with termination_as_interrupt(), memory_errors("this command"):
             arguments.run(arguments)
         sys.stdout.flush()
@@ -122,6 +124,16 @@ def _joined(argv: Sequence[str]) -> list[str]:
             argument = f"{joined.pop()}={argument}"
         joined.append(argument)
     return joined
+
+
+class _Notes(logging.Handler):
+    """What the writer found of dead processes is said without -v too."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(f"note:  {record.getMessage()}", file=sys.stderr)
+
+
+_NOTES = _Notes()
 
 
 def _report(message: str, hint: str, verbose: bool, as_json: bool) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sana_edge.cli.arguments import add_revision, size
-from sana_edge.errors import torch_extra
+from sana_edge.errors import one_line, torch_extra
 from sana_edge.progress import bar
 
 HELP = "make an INT8 package of a float model"
@@ -76,7 +76,8 @@ def run(arguments: argparse.Namespace) -> None:
             progress=None if arguments.quiet else progress,
             say=(lambda text: None) if arguments.quiet else (lambda text: print(text, file=sys.stderr)),
         )
-    print(table(report), end="\n\n")
+    # it has the model's name, which may be a stranger's
+    print("\n".join(map(one_line, table(report).split("\n"))), end="\n\n")
     print(arguments.output)
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sana_edge.errors import CheckpointError
+from sana_edge.errors import DamagedWeights
 from sana_edge.int8 import ops, quant
 from sana_edge.int8.feature_maps import nchw, nhwc
 from sana_edge.int8.linear import Move, Observer, Quantized, keeping_dtype
@@ -117,7 +117,7 @@ class _Quantized(nn.Module):
             None if input_scale is None else input_scale.detach().float().to(self.weight.device)
         )
         if not self.weight_scale.isfinite().all():
-            raise CheckpointError("a weight to be quantized has NaN or infinite values")
+            raise DamagedWeights("a weight to be quantized has NaN or infinite values")
 
     def _observe(self, x: Tensor) -> None:
         if self.observer is not None:

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from sana_edge.errors import CheckpointError, InvalidInput
+from sana_edge.errors import DamagedWeights, InvalidInput
 from sana_edge.int8 import ops, quant
 
 Observer = Callable[[Tensor], None]
@@ -94,7 +94,7 @@ class W8A8Linear(nn.Module):
         layer = cls(linear.in_features, linear.out_features, bias=False)
         values, layer.weight_scale = quant.quantize_weight(linear.weight.detach())
         if not layer.weight_scale.isfinite().all():
-            raise CheckpointError("a weight to be quantized has NaN or infinite values")
+            raise DamagedWeights("a weight to be quantized has NaN or infinite values")
         layer.weight = ops.hold_weight(values)
         layer.bias = None if linear.bias is None else linear.bias.detach()
         layer.input_scale = None if input_scale is None else input_scale.detach().float().to(values.device)

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sana_edge.errors import CheckpointError
+from sana_edge.errors import DamagedWeights
 from sana_edge.int8 import ops, quant
 from sana_edge.int8.linear import Move, keeping_dtype
 
@@ -86,7 +86,7 @@ def quantize_weight(weight: Tensor, name: str) -> tuple[Tensor, Tensor]:
     """
     values, scales = quant.quantize_weight(weight)
     if not scales.isfinite().all():
-        raise CheckpointError(
+        raise DamagedWeights(
             f"{name}.weight has NaN or infinite values",
             "the file is damaged; download the model again",
         )

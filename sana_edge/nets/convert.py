@@ -23,7 +23,7 @@ from sana_edge.store.checkpoint import Checkpoint, Weights, read_checkpoint
 from sana_edge.store.folder import check_folder, needed_files, read_json
 from sana_edge.store.tensor_names import DENOISER, TINY
 from sana_edge.store.tiny_autoencoder import DecoderConfig, TinyAutoencoderConfig
-from sana_edge.store.weights import check_state, save_state
+from sana_edge.store.weights import check_state, check_values, save_state
 from sana_edge.system.atomic import new_entries, write_json
 
 _PIPELINE = ("model_index.json", "scheduler", "tokenizer", "text_encoder", "transformer", "vae")
@@ -96,7 +96,8 @@ def convert(
 def _translate(
     file: Path, read: Checkpoint, size: int | None, heads: int | None
 ) -> tuple[str, DenoiserConfig | DecoderConfig, dict[str, Tensor]]:
-    """The component's name, its config and its tensors, checked to be all that the config needs."""
+    """The component's name, its config and its tensors: finite, and all that the config needs."""
+    check_values(read.state, where=str(file))
     published = read.network.published
     described = _described(file) if published and size is None and heads is None else {}
     if read.network.network == DENOISER:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sana_edge.config import DenoiserConfig
-from sana_edge.errors import CheckpointError
+from sana_edge.errors import CheckpointError, DamagedWeights
 
 _ONE_BY_ONE = ("patch_embed.proj.weight", "ff.conv_inverted.weight", "ff.conv_point.weight")
 _SCALES = (".weight_scale", ".input_scale")
@@ -159,5 +159,5 @@ def _checked(name: str, tensor: Tensor, expected: list[int], int8: bool) -> Tens
     if name.endswith((*_SCALES, f".{_SMOOTHING}")):
         tensor = tensor.float()
         if not (tensor.isfinite() & (tensor > 0)).all():
-            raise CheckpointError(f"transformer weight {name} has values that are not above 0", _WRONG_MODEL)
+            raise DamagedWeights(f"transformer weight {name} has values that are not above 0", _WRONG_MODEL)
     return tensor.reshape(expected)

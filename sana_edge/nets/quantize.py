@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor, nn
 
-from sana_edge.errors import CheckpointError, InvalidInput, SanaError
+from sana_edge.errors import CheckpointError, DamagedWeights, InvalidInput, SanaError
 from sana_edge.int8 import quant
 from sana_edge.int8.conv import Conv2d, PhaseConv2d, W8A8Conv2d, W8A8PhaseConv2d
 from sana_edge.int8.linear import Linear, W8A8Linear
@@ -228,6 +228,6 @@ def _check(
                     f"the model is quantized already: {name} is INT8", "start from the float model"
                 )
             if target not in keep and not quant.weight_scales(layer.weight.detach()).isfinite().all():
-                raise CheckpointError(
+                raise DamagedWeights(
                     f"the weight of {name} has NaN or infinite values", "the checkpoint is damaged"
                 )

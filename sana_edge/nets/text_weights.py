@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from sana_edge.errors import CheckpointError, InvalidInput, SanaError
+from sana_edge.errors import CheckpointError, DamagedWeights, InvalidInput, SanaError
 from sana_edge.int8.text_linear import WeightOnlyLinear, choose_product, quantize_weight, to_bitsandbytes
 from sana_edge.store import package
 from sana_edge.store.folder import read_json
 from sana_edge.store.package_tensors import check_tensors, to_16_bit
-from sana_edge.store.weights import StoredState, check_state, check_values, load_state
+from sana_edge.store.weights import StoredState, check_state, check_values, load_state, values_named
 
 if TYPE_CHECKING:
     from transformers import Gemma2Model
@@ -36,6 +36,12 @@ _CONFIG = (
     *("layer_types", "final_logit_softcapping", "attn_logit_softcapping", "use_bidirectional_attention"),
     *("initializer_range", "pad_token_id", "eos_token_id", "bos_token_id"),
 )
+# what they may be at most: the library makes a layer, and a list, of each number
+_MOST = {
+    **dict.fromkeys(("num_hidden_layers", "num_attention_heads", "num_key_value_heads"), 1024),
+    **dict.fromkeys(("hidden_size", "intermediate_size", "head_dim"), 1 << 20),
+    **dict.fromkeys(("vocab_size", "max_position_embeddings", "sliding_window"), 1 << 26),
+}
 
 # looked at in one go; the embedding of Gemma-2-2B has 256000
 _ROWS = 4096
@@ -91,6 +97,18 @@ def load_text_model(
     Raises:
         CheckpointError: a file is missing or damaged, does not fit its config, or is not of a Gemma-2.
     """
+    with values_named(folder, variant):
+        return _loaded(folder, dtype, torch.device(device), variant, int8, resident)
+
+
+def _loaded(
+    folder: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    variant: str | None,
+    int8: bool,
+    resident: int | None,
+) -> Gemma2Model:
     model = _empty_model(folder)
     quantization, where = package.read(folder), str(folder)
     targets = text_targets(len(model.layers))
@@ -105,7 +123,7 @@ def load_text_model(
         targets = []
     check_state(expected, state, where=where)
     most = None if targets else resident
-    _fill(model, state, targets, dtype, torch.device(device), folder, most)
+    _fill(model, state, targets, dtype, device, folder, variant, most)
     return model.requires_grad_(False).eval()
 
 
@@ -155,6 +173,13 @@ def _empty_model(folder: Path) -> Gemma2Model:
         )
     # what else a config says may choose attention kernels, which the library fetches from the hub
     known = {key: value for key, value in description.items() if key in _CONFIG}
+    for key, most in _MOST.items():
+        value = known.get(key)
+        if value is not None and (type(value) is not int or not 1 <= value <= most):
+            raise CheckpointError(
+                f"{path}: {key} is {value!r}, expected a whole number from 1 to {most}",
+                "the file is damaged; download the model again",
+            )
     try:
         with torch.device("meta"):
             return Gemma2Model(Gemma2Config(**known))
@@ -185,13 +210,15 @@ def _fill(
     dtype: torch.dtype,
     device: torch.device,
     folder: Path,
+    variant: str | None,
     resident: int | None = None,
 ) -> None:
     """Give an empty model its tensors, ``targets`` in INT8, one by one on ``device``."""
 
     def placed(name: str) -> Tensor:
         tensor = _float(state, name)
-        check_values({name: tensor}, where=str(folder))
+        with values_named(folder, variant):
+            check_values({name: tensor}, where=str(folder))
         return tensor.to(_stored_dtype(tensor, name) if targets else dtype).to(device, dtype)
 
     names, weights = list(model.state_dict()), {f"{name}.weight" for name in targets}
@@ -264,7 +291,7 @@ def _stored_dtype(tensor: Tensor, name: str) -> torch.dtype:
     pieces = (tensor[start : start + _ROWS] for start in range(0, len(tensor), _ROWS))
     absmax = torch.stack([torch.maximum(piece.amax(), -piece.amin()) for piece in pieces]).amax()
     if not absmax.isfinite():
-        raise CheckpointError(
+        raise DamagedWeights(
             f"{name} has NaN or infinite values", "the file is damaged; download the model again"
         )
     return to_16_bit(absmax).dtype

@@ -38,6 +38,8 @@ _SCALE = ".scale_weight"
 # of scaled FP8 files, beside the scales of weights
 _SCALED = re.compile(r"(?:.*\.)?(?:scaled_fp8|scale_input)")
 _DEPTH = 8
+# weights, their average and the optimizer's copies may begin as one
+_SHARED = 4
 
 
 class _Ignored:
@@ -133,7 +135,14 @@ def _tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
     elif identify(file).words.startswith(SAFETENSORS):
         yield from load_file(file).items()
     else:
-        yield from _walk(_unpickled(file), "", _DEPTH)
+        # several names may share a storage, and one value may stand for many
+        room = _SHARED * file.stat().st_size
+        for name, tensor in _walk(_unpickled(file), "", _DEPTH):
+            room -= tensor.nbytes
+            if room < 0:
+                what = f"the tensors of {file} are more than {_SHARED} times the file"
+                raise CheckpointError(what, "save each with all of its own values")
+            yield name, tensor
 
 
 def _walk(value: Any, name: str, depth: int) -> Iterator[tuple[str, Tensor]]:

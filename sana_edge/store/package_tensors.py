@@ -8,7 +8,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from sana_edge.errors import CheckpointError
+from sana_edge.errors import CheckpointError, DamagedWeights
 from sana_edge.store.package import DAMAGED, Quantization
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32)
@@ -108,7 +108,7 @@ def _check_scale(state: Mapping[str, Tensor], name: str, where: str) -> None:
         _refuse(where, f"{name} is {_dtype(scale)}, expected float32")
     wrong = scale[~(scale.isfinite() & (scale > 0))]
     if len(wrong):
-        _refuse(where, f"{name} has {float(wrong[0])}, expected numbers above 0")
+        raise DamagedWeights(f"{where}: {name} has {float(wrong[0])}, expected numbers above 0", DAMAGED)
 
 
 def _dtype(tensor: Tensor) -> str:

@@ -13,14 +13,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sana_edge.config import DenoiserConfig
-from sana_edge.errors import CheckpointError
+from sana_edge.errors import CheckpointError, DamagedWeights
 from sana_edge.store import tensor_names
 from sana_edge.store.folder import choose_entry, shard_names
 from sana_edge.store.identify import explain
+from sana_edge.store.package_tensors import keeps_fp32
 from sana_edge.system import atomic
 from sana_edge.system.memory import is_memory
 
 _DAMAGED = "the file is damaged or its download was interrupted; download it again"
+_VALUES = "the weights are damaged; download the model again"
 
 
 def load_state(folder: Path, *, variant: str | None = None) -> dict[str, Tensor]:
@@ -94,6 +96,19 @@ class StoredState(Mapping[str, Tensor]):
         with _damage_named(path), safe_open(path, framework="pt") as file:
             return tuple(file.get_slice(stored).get_shape())
 
+    def check_values(self) -> None:
+        """See that all values are finite, and scales above 0; reads each tensor once.
+
+        Raises:
+            CheckpointError: they are not; names the file, and the first tensor as it is called there.
+        """
+        for name, (path, stored) in self._places.items():
+            tensor = self[name]
+            if not is_finite(tensor):
+                raise CheckpointError(f"{path}: {stored} has NaN or infinite values", _VALUES)
+            if keeps_fp32(name) and not bool((tensor > 0).all()):
+                raise CheckpointError(f"{path}: {stored} has values that are not above 0", _VALUES)
+
     def __contains__(self, name: object) -> bool:
         return name in self._places
 
@@ -140,20 +155,35 @@ def check_values(tensors: Mapping[str, Tensor], *, where: str) -> None:
     """See that all floating-point values are finite; reads them once.
 
     Raises:
-        CheckpointError: they are not; names the first tensor.
+        DamagedWeights: they are not; names the first tensor.
     """
     for name, tensor in tensors.items():
         if not is_finite(tensor):
-            raise CheckpointError(
-                f"{where}: {name} has NaN or infinite values",
-                "the weights are damaged; download the model again",
-            )
+            raise DamagedWeights(f"{where}: {name} has NaN or infinite values", _VALUES)
+
+
+@contextmanager
+def values_named(folder: Path, variant: str | None = None) -> Iterator[None]:
+    """Let `DamagedWeights` name the file of a component, and the tensor as it is called there.
+
+    What is computed with has other names; the file is read again only where something is wrong with it.
+
+    Raises:
+        CheckpointError: in place of `DamagedWeights`.
+    """
+    try:
+        yield
+    except DamagedWeights:
+        if folder.is_dir():
+            StoredState(folder, variant=variant).check_values()
+        raise
 
 
 def is_finite(tensor: Tensor) -> bool:
     """Whether a tensor has neither NaN nor infinity: extremes keep both, and `isfinite` makes a copy."""
     if not tensor.is_floating_point() or not tensor.numel():
         return True
+    tensor = _widened(tensor)
     return all(bool(extreme.isfinite()) for extreme in tensor.detach().aminmax())
 
 

@@ -32,6 +32,8 @@ _HINTS = {
     errno.ENOSPC: f"the disk is full: {_ROOM}",
     errno.EDQUOT: f"the quota is used up: {_ROOM}",
     errno.ENOENT: "create the folder first, or choose another one",
+    errno.EEXIST: "something has appeared there meanwhile: choose another one",
+    errno.ENOTEMPTY: "something has appeared there meanwhile: choose another one",
     errno.ENOTDIR: "a part of the path is a file: choose another folder",
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.EFBIG: "the file system, or a limit of this process (ulimit -f), has no room for so large a file",
@@ -137,7 +139,8 @@ def check_folder(output: Path, *, force: bool, kind: str, is_kind: Callable[[Pat
         _check_taken(output, force=force, kind=kind, is_kind=is_kind)
         target.parent.mkdir(parents=True, exist_ok=True)
         with scratch_folder(target, _room(target)):
-            pass
+            # a dead process's may just have been put in place
+            _check_taken(output, force=force, kind=kind, is_kind=is_kind)
     except OSError as error:
         raise cannot_write(output, error) from error
 
@@ -195,7 +198,9 @@ def new_entries(output: Path, *, force: bool = False) -> Iterator[Path]:
             if scratch.parent == target:
                 take_entries(scratch, target, replaced)
             else:
-                take_folder(scratch, target)
+                # refused where somebody has put anything there meanwhile
+                os.rename(folder, target)
+                flush_folder(target.parent)
     except OSError as error:
         raise cannot_write(output, error) from error
 

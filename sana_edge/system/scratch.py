@@ -1,17 +1,22 @@
 """Locked scratch folders beside what is being written, and what dead processes left of theirs.
 
 A scratch folder is locked while its process lives, so that the next writer beside it can tell what was left
-behind, and removes it. Renames of several steps are written into its `plan.json` before the first; whoever
-removes it finishes what was interrupted.
+behind, and removes it. Where a new folder cannot change places with the old one in a single step, renames are
+written into `plan.json` before the first; whoever removes the scratch folder finishes what was interrupted.
+What then finds its name taken is kept under another.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import itertools
 import json
+import logging
 import os
 import re
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -19,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from sana_edge.errors import CheckpointError
+from sana_edge.errors import CheckpointError, one_line
 from sana_edge.system.json_values import Reader, read_json
 
 try:
@@ -27,7 +32,13 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+logger = logging.getLogger("sana_edge.system")
+
 _SUFFIX, _LOCK = ".sana-edge", "lock"
+# of Linux's fcntl.h and stdio.h
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+# characters of a name of which 255 bytes are taken
+_STEM = 60
 # as `mkdtemp` names it
 _MADE = re.compile(r"\..*\.[a-z0-9_]{8}\.sana-edge", re.DOTALL)
 # seconds; a scratch folder without a lock is being made, or lies where there are no locks
@@ -67,6 +78,10 @@ def _made(target: Path, folder: Path) -> tuple[Path, IO[bytes]]:
 def _remove(scratch: Path) -> None:
     """The lock goes last: whoever is interrupted leaves what the next writer knows."""
     with contextlib.suppress(OSError):
+        if os.path.lexists(scratch / "old"):
+            # half an old one must not be taken for what was still to be renamed
+            os.rename(scratch / "old", scratch / "gone")
+            flush_folder(scratch)
         for path in scratch.iterdir():
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
@@ -82,7 +97,7 @@ def is_scratch(name: str) -> bool:
 
 def _holds_old(scratch: Path) -> bool:
     old = scratch / "old"
-    return old.is_dir() and any(old.iterdir())
+    return old.is_dir() and not old.is_symlink() and any(old.iterdir())
 
 
 def _locked(scratch: Path) -> IO[bytes]:
@@ -141,17 +156,34 @@ def _unlocked(scratch: Path) -> Iterator[bool]:
 
 def take_folder(scratch: Path, target: Path) -> None:
     """Rename a whole folder; an interruption after `plan.json` is finished by `_finish`."""
+    new, old = scratch / "new", scratch / "old"
+    if os.path.lexists(target) and exchange(new, target):
+        flush_folder(scratch)
+        flush_folder(target.parent)
+        return
     _write_plan(scratch, target, None)
-    old = scratch / "old"
     try:
         if os.path.lexists(target):
             os.rename(target, old)
-        os.rename(scratch / "new", target)
+        os.rename(new, target)
     except BaseException:
         if old.exists() and not os.path.lexists(target):
             os.rename(old, target)
         raise
     flush_folder(target.parent)
+
+
+def exchange(path: Path, other: Path) -> bool:
+    """Let two things of one file system change places in one step, or say that this cannot be done here."""
+    if sys.platform != "linux":
+        return False
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    if rename is None:
+        return False
+    # as `os.rename` would
+    sys.audit("os.rename", str(path), str(other), -1, -1)
+    names = (os.fsencode(path), _AT_FDCWD, os.fsencode(other))
+    return bool(rename(_AT_FDCWD, *names, ctypes.c_uint(_RENAME_EXCHANGE)) == 0)
 
 
 def take_entries(scratch: Path, target: Path, replaced: list[str]) -> None:
@@ -204,29 +236,66 @@ def _is_name(name: str) -> bool:
 
 
 def _finish(scratch: Path) -> None:
-    """Rename to the end what a dead process had begun to rename; what it had not begun stays as it was."""
-    try:
-        plan: _Plan = Reader("plan.json").convert(read_json(scratch / "plan.json"), _Plan)
-    except (OSError, ValueError, CheckpointError):
-        return
-    names = (plan.target, *(plan.replaced or ()), *plan.new)
-    linked = any((scratch / name).is_symlink() for name in ("new", "old"))
-    if plan.inode != scratch.stat().st_ino or linked or not all(map(_is_name, names)):
-        return
-    new, old = scratch / "new", scratch / "old"
-    if plan.replaced is None:
+    """Rename to the end what a dead process had begun to rename; what it had not begun stays as it was.
+
+    An old folder that has no way back, as its name is taken or its plan of another scratch folder, stays too.
+    """
+    new, old, plan = scratch / "new", scratch / "old", _plan(scratch)
+    if plan is None:
+        if _holds_old(scratch):
+            _keep(old, scratch.parent / scratch.name[1:].rsplit(".", 2)[0], "old")
+    elif plan.replaced is not None:
+        _finish_entries(scratch, plan)
+    elif old.exists() and new.exists():
         target = scratch.parent / plan.target
-        if old.exists() and new.exists() and not os.path.lexists(target):
+        try:
             os.rename(new, target)
+        except OSError:
+            if not os.path.lexists(target):
+                raise
+            # the old one first, which cannot be made again
+            _keep(old, target, "old")
+            _keep(new, target, "new")
+
+
+def _finish_entries(scratch: Path, plan: _Plan) -> None:
+    new, old, above = scratch / "new", scratch / "old", scratch.parent
+    if not old.is_dir() or not new.is_dir():
         return
     left = {path.name for path in new.iterdir()}
     if not any(old.iterdir()) and left == set(plan.new):
         return
-    for name in plan.replaced:
-        if not os.path.lexists(old / name) and os.path.lexists(scratch.parent / name):
-            os.rename(scratch.parent / name, old / name)
-    for name in left:
-        os.rename(new / name, scratch.parent / name)
+    for name in plan.replaced or ():
+        if not os.path.lexists(old / name) and os.path.lexists(above / name):
+            os.rename(above / name, old / name)
+    for name in sorted(left):
+        if os.path.lexists(above / name):
+            _keep(new / name, above / name, "new")
+        else:
+            os.rename(new / name, above / name)
+
+
+def _plan(scratch: Path) -> _Plan | None:
+    """What is to be finished; None where there is nothing, or it came with a download."""
+    try:
+        plan: _Plan = Reader("plan.json").convert(read_json(scratch / "plan.json"), _Plan)
+    except (OSError, ValueError, CheckpointError):
+        return None
+    names = (plan.target, *(plan.replaced or ()), *plan.new)
+    linked = any((scratch / name).is_symlink() for name in ("new", "old"))
+    own = plan.inode == scratch.stat().st_ino and not linked and all(map(_is_name, names))
+    return plan if own else None
+
+
+def _keep(path: Path, place: Path, kind: str) -> None:
+    """Give what a dead process left in ``path`` a name beside ``place``, and say which."""
+    for number in itertools.count(1):
+        kept = place.with_name(f"{place.name[:_STEM]}.{kind}" + (f"-{number}" if number > 1 else ""))
+        if not os.path.lexists(kept):
+            os.rename(path, kept)
+            note = f"{place} was taken after its writer had died: the {kind} one is now {kept}"
+            logger.warning(one_line(note))
+            return
 
 
 def flush(path: Path) -> None:

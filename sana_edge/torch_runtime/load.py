@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sana_edge.config import AutoencoderConfig, DenoiserConfig
-from sana_edge.errors import CheckpointError, InvalidInput
+from sana_edge.errors import CheckpointError, DamagedWeights, InvalidInput
 from sana_edge.fused.backends import half_dtype
 from sana_edge.nets import parameter_names
 from sana_edge.nets.autoencoder import Encoder, LatentDecoder, decoder_state, encoder_state
@@ -40,7 +40,15 @@ from sana_edge.store.package import Description, Quantization
 from sana_edge.store.package_tensors import check_tensors, is_scale, to_16_bit
 from sana_edge.store.pairing import in_place_of
 from sana_edge.store.tiny_autoencoder import decoder_config
-from sana_edge.store.weights import StoredState, check_values, is_finite, load_into, load_state, needs_clamp
+from sana_edge.store.weights import (
+    StoredState,
+    check_values,
+    is_finite,
+    load_into,
+    load_state,
+    needs_clamp,
+    values_named,
+)
 from sana_edge.torch_runtime.device import DTYPES
 
 
@@ -74,26 +82,29 @@ def load_denoiser(
     folder = model.path / "transformer"
     description = description or package.describe(folder)
     quantization, config = description.quantization, DenoiserConfig.from_dict(description.values)
-    state = _read(model, "transformer", int8 or quantization is not None)
-    if quantization is not None:
-        package.verify(folder, quantization)
-        check_tensors(state, quantization, denoiser_layers(config), where=str(folder))
-    elif any(map(is_scale, state)):
-        raise CheckpointError(f"{folder} has INT8 weights, config.json says nothing of it", package.DAMAGED)
-    if dtype == "auto":
-        dtype = load_dtype(_stored_dtype(state), device, fused=fused)
-    if quantization is not None or not int8:
-        # INT8 layers look at their weights when they are made
-        check_values(state, where=str(folder))
-    denoiser = Denoiser.from_diffusers(config, state)
-    denoiser.clamp = clamps(model, config, state, quantization)
-    # quantized layers let go of their float weights one by one
-    del state
-    if quantization is not None:
-        set_activations(denoiser, quantization.activations)
-    elif int8:
-        quantize_denoiser(denoiser)
-        store_in_16_bit(denoiser)
+    with values_named(folder, model.component_variant("transformer")):
+        state = _read(model, "transformer", int8 or quantization is not None)
+        if quantization is not None:
+            package.verify(folder, quantization)
+            check_tensors(state, quantization, denoiser_layers(config), where=str(folder))
+        elif any(map(is_scale, state)):
+            raise CheckpointError(
+                f"{folder} has INT8 weights, config.json says nothing of it", package.DAMAGED
+            )
+        if dtype == "auto":
+            dtype = load_dtype(_stored_dtype(state), device, fused=fused)
+        if quantization is not None or not int8:
+            # INT8 layers look at their weights when they are made
+            check_values(state, where=str(folder))
+        denoiser = Denoiser.from_diffusers(config, state)
+        denoiser.clamp = clamps(model, config, state, quantization)
+        # quantized layers let go of their float weights one by one
+        del state
+        if quantization is not None:
+            set_activations(denoiser, quantization.activations)
+        elif int8:
+            quantize_denoiser(denoiser)
+            store_in_16_bit(denoiser)
     return denoiser.to_compute(device, DTYPES[dtype]).requires_grad_(False).eval(), dtype
 
 
@@ -121,17 +132,18 @@ def load_decoder(
         config = in_place_of(config, model.path, folder)
     with torch.device("meta"):
         autoencoder = latent_decoder(config)
-    if quantization is not None:
-        package.verify(folder, quantization)
-        check_tensors(state, quantization, decoder_layers(autoencoder), where=str(folder))
-        prepare_decoder(autoencoder, state)
-    load_into(autoencoder, state, where=str(folder))
-    if quantization is not None or not int8:
-        check_values(state, where=str(folder))
-    del state
-    if int8 and quantization is None:
-        quantize_decoder(autoencoder)
-        store_in_16_bit(autoencoder)
+    with values_named(folder, model.component_variant("vae")):
+        if quantization is not None:
+            package.verify(folder, quantization)
+            check_tensors(state, quantization, decoder_layers(autoencoder), where=str(folder))
+            prepare_decoder(autoencoder, state)
+        load_into(autoencoder, state, where=str(folder))
+        if quantization is not None or not int8:
+            check_values(state, where=str(folder))
+        del state
+        if int8 and quantization is None:
+            quantize_decoder(autoencoder)
+            store_in_16_bit(autoencoder)
     autoencoder.to(device, dtype)
     autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
     return autoencoder.requires_grad_(False).eval()
@@ -149,25 +161,27 @@ def load_encoder(
     folder = model.path / "vae"
     description = package.describe(folder)
     quantization, config = description.quantization, decoder_config(description.values)
-    state = encoder_state(load_state(folder, variant=component_variant(os.listdir(folder), model.variant)))
+    variant = component_variant(os.listdir(folder), model.variant)
+    state = encoder_state(load_state(folder, variant=variant))
     # a tiny autoencoder's is not run
     if not state or not isinstance(config, AutoencoderConfig):
         hint = "give the model that it was made from, or quantize that again with this version"
         raise InvalidInput(f"{model.name} has no encoder, which an image needs", hint)
     with torch.device("meta"):
         encoder = Encoder(config)
-    if quantization is not None:
-        package.verify(folder, quantization)
-        # it is never calibrated
-        check_tensors(state, Quantization("token"), encoder_layers(encoder), where=str(folder))
-        prepare_encoder(encoder, state)
-    load_into(encoder, state, where=str(folder))
-    if quantization is not None or not int8:
-        check_values(state, where=str(folder))
-    del state
-    if int8 and quantization is None:
-        quantize_encoder(encoder)
-        store_in_16_bit(encoder)
+    with values_named(folder, variant):
+        if quantization is not None:
+            package.verify(folder, quantization)
+            # it is never calibrated
+            check_tensors(state, Quantization("token"), encoder_layers(encoder), where=str(folder))
+            prepare_encoder(encoder, state)
+        load_into(encoder, state, where=str(folder))
+        if quantization is not None or not int8:
+            check_values(state, where=str(folder))
+        del state
+        if int8 and quantization is None:
+            quantize_encoder(encoder)
+            store_in_16_bit(encoder)
     encoder.to(device, dtype)
     encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
     return encoder.requires_grad_(False).eval()
@@ -238,5 +252,5 @@ def store_in_16_bit(network: nn.Module) -> None:
     for name, tensor in network.state_dict(keep_vars=True).items():
         if tensor.is_floating_point() and not is_scale(name):
             if not is_finite(tensor):
-                raise CheckpointError(f"{name} has NaN or infinite values", "the checkpoint is damaged")
+                raise DamagedWeights(f"{name} has NaN or infinite values", "the checkpoint is damaged")
             tensor.data = to_16_bit(tensor.data)

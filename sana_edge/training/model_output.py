@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sana_edge.nets.denoiser import Denoiser
 from sana_edge.store.weights import save_state
-from sana_edge.system.atomic import write_json
+from sana_edge.system.atomic import new_folder, write_json
 
 from .frozen import Frozen
 from .recipe import Recipe, Stage
@@ -45,20 +45,21 @@ INDEX = {
 def write_model(
     folder: Path, recipe: Recipe, stage: Stage, state: Mapping[str, Tensor], frozen: Frozen
 ) -> None:
-    """Write a model that `sana-edge generate` takes; ``model_index.json`` comes last.
+    """Write a model that `sana-edge generate` takes, in the place of what is at ``folder``.
 
     Raises:
-        SanaError: a file cannot be written.
+        SanaError: it cannot be written.
     """
     config = recipe.config(stage)
     with torch.device("meta"):
         denoiser = Denoiser(config)
     dtype = _DTYPES[recipe.training.stored]
     denoiser.load_state_dict({name: tensor.to(dtype) for name, tensor in state.items()}, assign=True)
-    frozen.link(folder)
-    save_state(denoiser.to_diffusers(), folder / "transformer" / "diffusion_pytorch_model.safetensors")
-    write_json(folder / "transformer" / "config.json", config.to_dict())
-    write_index(folder, stage.flow_shift)
+    with new_folder(folder, force=True, kind="model folder", is_kind=lambda folder: True) as made:
+        frozen.link(made)
+        save_state(denoiser.to_diffusers(), made / "transformer" / "diffusion_pytorch_model.safetensors")
+        write_json(made / "transformer" / "config.json", config.to_dict())
+        write_index(made, stage.flow_shift)
 
 
 def write_index(folder: Path, flow_shift: float) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from sana_edge.calib.package_writer import check_output, new_folder, write_shards
 from sana_edge.errors import CheckpointError, InvalidInput, SanaError
 from sana_edge.store.weights import load_state
+from sana_edge.system import scratch
 
 STEM = "diffusion_pytorch_model"
 
@@ -127,6 +128,8 @@ def test_what_is_replaced_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyP
             raise KeyboardInterrupt
         rename(source, target)
 
+    # where two folders cannot change places in one step
+    monkeypatch.setattr(scratch, "exchange", lambda path, other: False)
     monkeypatch.setattr(os, "rename", interrupted)
     with pytest.raises(KeyboardInterrupt), new_folder(old, force=True):
         pass

@@ -40,6 +40,7 @@ from sana_edge.store.folder import PREVIEW_MAP, read_json
 from sana_edge.store.known_models import BUNDLED
 from sana_edge.store.manifest import GRAPHS, Manifest
 from sana_edge.store.preview_map import read_map
+from sana_edge.system import scratch
 
 Capture = pytest.CaptureFixture[str]
 
@@ -482,6 +483,8 @@ def test_what_cannot_be_replaced_comes_back(
             raise PermissionError(errno.EACCES, "Permission denied")
         rename(source, target)
 
+    # where two folders cannot change places in one step
+    monkeypatch.setattr(scratch, "exchange", lambda path, other: False)
     monkeypatch.setattr(os, "rename", refuse)
     assert_refused(quick(tiny_folder, folder, "--force"), capsys, "Permission denied", "permissions")
     assert (folder / "old.txt").exists() and os.listdir(tmp_path) == ["onnx"]

@@ -206,6 +206,33 @@ def test_a_stranger_s_picture_sets_only_what_makes_it(monkeypatch: pytest.Monkey
     assert asked["model"] == "sana-tiny"
 
 
+@pytest.mark.parametrize(
+    ("named", "offline"),
+    [
+        ({"model": "a/theirs"}, True),
+        ({"decoder": "a/theirs"}, True),
+        ({"model": "sana-tiny"}, False),
+    ],
+)
+def test_a_stranger_s_picture_downloads_no_model_of_theirs(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch, named: dict[str, str], offline: bool
+) -> None:
+    made = {"prompt": "a house", "seed": 1, "model": "sana-tiny", "version": "0.1.0", **named}
+    Image(np.zeros((8, 8, 3), np.uint8), 1, made).save("a.png")
+    asked: dict[str, Any] = {}
+
+    def load(model: str, **options: Any) -> None:
+        asked.update(options)
+        raise SanaError("enough")
+
+    monkeypatch.setattr(Sana, "load", load)
+    assert main(["generate", "--from", "a.png"]) == 1
+    # a model is looked for before it is loaded
+    assert asked.get("offline") is offline or (not asked and "offline mode is on" in capsys.readouterr().err)
+    assert main(["generate", "--from", "a.png", "--model", "sana-tiny", "--decoder", "dc-ae-lite"]) == 1
+    assert asked["offline"] is False
+
+
 def test_a_picture_that_says_nothing(capsys: Capture) -> None:
     PILImage.new("RGB", (8, 8)).save("a.png")
     assert main(["generate", "--from", "a.png"]) == 1

@@ -18,6 +18,7 @@ from transformers import Gemma2ForCausalLM, Gemma2Model
 
 from sana_edge.errors import CheckpointError
 from sana_edge.nets.text_encoder import TextEncoder, TextFeatures
+from sana_edge.nets.text_weights import load_text_model
 from sana_edge.prompt import CHI
 
 LONG = "a charming flat illustration of a red house left of a yellow star, " * 4
@@ -319,3 +320,16 @@ def test_a_tokenizer_of_another_model_is_an_error(folder: Path) -> None:
 def test_importing_the_features_needs_no_transformers() -> None:
     code = "import sys, sana_edge.nets.text_encoder; sys.exit('transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("value", [2_000_000_000, 0, -1, 2.0, "2", True, [2]])
+@pytest.mark.parametrize("key", ["num_hidden_layers", "vocab_size", "num_attention_heads"])
+def test_a_config_of_numbers_that_no_model_has(
+    tiny_folder: Path, tmp_path: Path, key: str, value: object
+) -> None:
+    """The library would make so many layers."""
+    path = tmp_path / "config.json"
+    config = json.loads((tiny_folder / "text_encoder" / "config.json").read_text())
+    path.write_text(json.dumps({**config, key: value}))
+    with pytest.raises(CheckpointError, match=f"{key} is .*, expected a whole number"):
+        load_text_model(tmp_path, dtype=torch.float32, device="cpu")

@@ -285,3 +285,11 @@ def test_a_part_that_is_compressed(tmp_path: Path) -> None:
             new.writestr(name, old.read(name), zipfile.ZIP_DEFLATED)
     with pytest.raises(CheckpointError, match="is compressed: save it again"):
         read_checkpoint(tmp_path / "b.pth")
+
+
+def test_one_value_that_stands_for_many(tmp_path: Path) -> None:
+    """Of which a converted model would have to write each."""
+    path = tmp_path / "small.pth"
+    torch.save({"x_embedder.proj.weight": torch.zeros(1).expand(100_000, 100_000)}, path)
+    with pytest.raises(CheckpointError, match="more than 4 times the file"):
+        read_checkpoint(path)

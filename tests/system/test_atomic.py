@@ -14,7 +14,7 @@ import pytest
 import zygote
 
 from sana_edge.errors import InvalidInput, SanaError
-from sana_edge.system import atomic
+from sana_edge.system import atomic, scratch
 
 KIND = "{'kind': 'model folder', 'is_kind': lambda folder: (folder / 'index').is_file()}"
 
@@ -41,7 +41,8 @@ def killed(output: Path, at: str) -> None:
     code = f"""
 import os, signal, sys
 from pathlib import Path
-from sana_edge.system import atomic
+from sana_edge.system import atomic, scratch
+scratch.exchange = lambda path, other: False
 left, rename = [{at}], os.rename
 def dying(source, target, **options):
     if Path(source).name != "lock.new":
@@ -77,6 +78,65 @@ def test_the_next_writer_finds_the_old_or_the_new_one(
     assert contents(output) in ({"index": "old", "weights": "old"}, {"config": "new", "index": "new"})
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert {path.name for path in output.iterdir()} == set(contents(output))
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "link"])
+def test_a_name_that_somebody_took_while_its_writer_was_dead(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """What has it stays, and both of the dead one's folders have names that people see."""
+    output = old_folder(tmp_path / "model")
+    monkeypatch.setenv("INSIDE", "0")
+    killed(output, "1")
+    assert not output.exists()
+    if kind == "file":
+        output.write_text("mine")
+    elif kind == "folder":
+        output.mkdir()
+        (output / "mine").write_text("mine")
+    else:
+        output.symlink_to("nowhere")
+    (tmp_path / "model.old").write_text("mine too")
+    for _ in range(2):
+        atomic.write_bytes(tmp_path / "another", b"")
+    names = {"model", "model.old", "model.old-2", "model.new", "another"}
+    assert {path.name for path in tmp_path.iterdir()} == names
+    assert (tmp_path / "model.old").read_text() == "mine too"
+    assert contents(tmp_path / "model.old-2") == {"index": "old", "weights": "old"}
+    assert contents(tmp_path / "model.new") == {"config": "new", "index": "new"}
+    assert "the old one is now" in caplog.text and "model.old-2" in caplog.text
+
+
+def test_an_entry_that_somebody_made_while_its_writer_was_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = old_folder(tmp_path / "volume")
+    monkeypatch.setenv("INSIDE", "1")
+    killed(output, "2")
+    assert os.listdir(output) != ["index", "weights"]
+    (output / "index").write_text("mine")
+    atomic.write_bytes(output / "another", b"")
+    assert contents(output) == {"index": "mine", "index.new": "new", "config": "new", "another": ""}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs renameat2")
+def test_two_folders_change_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = old_folder(tmp_path / "model")
+    if not scratch.exchange(output, old_folder(tmp_path / "other")):
+        pytest.skip("not in this file system")
+    assert not scratch.exchange(output, tmp_path / "nowhere")
+    monkeypatch.setattr(os, "rename", lambda *names: pytest.fail("a second step"))
+    monkeypatch.setattr(scratch, "_locked", lambda folder: (folder / "lock").open("wb"))
+    new_folder(output)
+    assert contents(output) == {"config": "new", "index": "new"}
+
+
+def test_a_folder_that_appears_meanwhile_stays(tmp_path: Path) -> None:
+    with pytest.raises(SanaError) as caught, atomic.new_entries(tmp_path / "made") as folder:
+        (folder / "a").write_text("new")
+        old_folder(tmp_path / "made")
+    assert "meanwhile" in caught.value.hint
+    assert contents(tmp_path / "made") == {"index": "old", "weights": "old"}
 
 
 @pytest.mark.parametrize("name", ["notes.sana-edge", ".notes.sana-edge"])
@@ -141,6 +201,7 @@ def test_what_could_not_be_put_back_is_not_lost(
     """A file system that goes away in the middle, and comes back."""
     output, rename = old_folder(tmp_path / "volume"), os.rename
     monkeypatch.setattr(os.path, "ismount", lambda path: inside and path == output)
+    monkeypatch.setattr(scratch, "exchange", lambda path, other: False)
 
     def failing(source: Path, target: Path) -> None:
         if {"new", "old"} & {Path(source).name, Path(source).parent.name}:
@@ -187,20 +248,20 @@ def test_entries_appear_beside_others(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("replaced", [["mine"], ["../mine"], None])
 def test_a_scratch_folder_that_came_with_a_download(tmp_path: Path, replaced: list[str] | None) -> None:
-    """Its plan renames nothing, and what it names stays."""
+    """Its plan renames nothing, and what it names stays; what it calls old is not hidden any more."""
     (tmp_path / "out").mkdir()
     for place in (tmp_path, tmp_path / "out"):
         (place / "mine").write_text("mine")
-    scratch = tmp_path / "out" / ".made.x.sana-edge"
+    theirs = tmp_path / "out" / ".made.x.sana-edge"
     for name in ("new", "old"):
-        (scratch / name).mkdir(parents=True)
-    (scratch / "lock").touch()
-    (scratch / "old" / "a").touch()
-    (scratch / "new" / "mine").write_text("theirs")
+        (theirs / name).mkdir(parents=True)
+    (theirs / "lock").touch()
+    (theirs / "old" / "a").touch()
+    (theirs / "new" / "mine").write_text("theirs")
     plan = {"inode": 1, "target": "made", "replaced": replaced, "new": ["mine", "b"]}
-    (scratch / "plan.json").write_text(json.dumps(plan))
+    (theirs / "plan.json").write_text(json.dumps(plan))
     atomic.write_bytes(tmp_path / "out" / "file", b"x")
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["file", "mine"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["file", "made.old", "mine"]
     for place in (tmp_path, tmp_path / "out"):
         assert (place / "mine").read_text() == "mine"
 
@@ -316,12 +377,13 @@ def write_file(output: Path) -> None:
     atomic.write_bytes(output / "index", b"new")
 
 
-WRITERS = {"file": write_file, "folder": new_folder, "folder inside": new_folder}
+WRITERS = dict.fromkeys(("folder", "folder inside", "folder in two steps"), new_folder) | {"file": write_file}
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize(
-    "writer", ["folder", *(pytest.param(name, marks=pytest.mark.slow) for name in ("file", "folder inside"))]
+    "writer",
+    ["folder", *(pytest.param(name, marks=pytest.mark.slow) for name in WRITERS if name != "folder")],
 )
 def test_killed_before_any_change_of_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writer: str
@@ -331,6 +393,8 @@ def test_killed_before_any_change_of_the_disk(
     output = tmp_path / "model"
     if writer == "folder inside":
         mounted(monkeypatch, tmp_path, output)
+    if writer == "folder in two steps":
+        monkeypatch.setattr(scratch, "exchange", lambda path, other: False)
     while code != 0:
         number += 1
         old_folder(output)
@@ -354,9 +418,9 @@ def test_killed_before_any_change_of_the_disk(
 
 @pytest.mark.parametrize("entries", [(), ("lock.new",), ("lock",)])
 def test_what_a_dead_process_had_only_begun(tmp_path: Path, entries: tuple[str, ...]) -> None:
-    scratch = tmp_path / ".made.png.abcd_123.sana-edge"
-    scratch.mkdir()
+    begun = tmp_path / ".made.png.abcd_123.sana-edge"
+    begun.mkdir()
     for name in entries:
-        (scratch / name).touch()
+        (begun / name).touch()
     atomic.write_bytes(tmp_path / "file", b"x")
     assert os.listdir(tmp_path) == ["file"]

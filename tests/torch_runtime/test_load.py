@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -19,9 +20,10 @@ from sana_edge.calib.quantize import quantize
 from sana_edge.calib.settings import Settings
 from sana_edge.cli.main import main
 from sana_edge.errors import CheckpointError, ModelNotFound, OutOfMemory, SanaError
+from sana_edge.nets.convert import convert
 from sana_edge.prompt import CHI
 from sana_edge.sampler import sampler_of
-from sana_edge.store import hub
+from sana_edge.store import hub, package
 from sana_edge.store.known_models import DECODERS, KnownModel
 from sana_edge.torch_runtime import tiling
 
@@ -288,8 +290,53 @@ def test_a_weight_that_is_not_finite_is_named(
     state = load_file(path)
     state[name].flatten()[-1] = value
     save_file(state, path)
-    with pytest.raises(CheckpointError, match=r"NaN or infinite"):
+    with pytest.raises(CheckpointError, match=re.escape(f"{path}: {name} has NaN or infinite values")):
         Sana.load(str(folder), int8=int8)
+
+
+@pytest.mark.parametrize("value", [math.nan, 0.0, -1.0])
+@pytest.mark.parametrize(
+    ("component", "name"),
+    [
+        ("transformer", "transformer_blocks.1.attn1.to_v.weight_scale"),
+        ("transformer", "transformer_blocks.0.attn1.to_q.input_scale"),
+        ("vae", "decoder.conv_in.weight_scale"),
+        ("text_encoder", "layers.0.mlp.up_proj.weight_scale"),
+    ],
+)
+def test_a_package_with_such_a_value_is_named(
+    tmp_path: Path, component: str, name: str, value: float
+) -> None:
+    """Its checksums fit, as somebody may have made them."""
+    folder = tmp_path / "model"
+    shutil.copytree(hub.resolve("sana-tiny-int8").path, folder)
+    (path,) = (folder / component).glob("*.safetensors")
+    state = load_file(path)
+    state[name].flatten()[-1:] = value
+    save_file(state, path)
+    config = json.loads((folder / component / "config.json").read_text())
+    config[package.KEY]["checksum"] = package.checksum(folder / component)
+    (folder / component / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=re.escape(f"{path}: {name} has ")):
+        Sana.load(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("component", "name"),
+    [("transformer", "transformer_blocks.1.attn2.to_k.bias"), ("vae", "decoder.norm_out.weight")],
+)
+def test_a_command_that_makes_models_names_it_too(folder: Path, component: str, name: str) -> None:
+    (path,) = (folder / component).glob("*.safetensors")
+    state = load_file(path)
+    state[name].flatten()[-1] = math.nan
+    # as a training's wrapper calls them
+    save_file({f"module.{key}": tensor for key, tensor in state.items()}, path)
+    match = re.escape(f"{path}: module.{name} has NaN or infinite values")
+    with pytest.raises(CheckpointError, match=match):
+        quantize(str(folder), folder.parent / "int8", Settings(calibrate=False))
+    with pytest.raises(CheckpointError, match=f"{name} has NaN or infinite values"):
+        convert(path, folder.parent / "converted")
+    assert [path.name for path in folder.parent.iterdir()] == ["model"]
 
 
 def test_an_embedding_that_is_not_finite_gives_no_picture(tiny_folder: Path, tmp_path: Path) -> None:
