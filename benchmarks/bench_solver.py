@@ -16,6 +16,7 @@ import io
 import statistics
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -88,11 +89,13 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> None:
 
 
 def batches(chosen: Mapping[int, Prompt], known: Collection[int]) -> list[list[int]]:
-    """The prompts that wait, by category: their texts are of about one length."""
-    waiting = [(number, prompt.category) for number, prompt in chosen.items() if number not in known]
-    return [
-        [number for number, of in waiting if of == name] for name in dict.fromkeys(of for _, of in waiting)
-    ]
+    """The prompts that wait, one of each category at a time: what is done first is a smaller ``--limit``."""
+    by_category: dict[str, list[int]] = {}
+    for number, prompt in chosen.items():
+        by_category.setdefault(prompt.category, []).append(number)
+    rounds = ([n for n in of if n is not None] for of in zip_longest(*by_category.values()))
+    waiting = [[number for number in of if number not in known] for of in rounds]
+    return [numbers for numbers in waiting if numbers]
 
 
 def drawn(
