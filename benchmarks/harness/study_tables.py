@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sana_edge.bench.table import Table, circumstances, decibels
+from sana_edge.bench.table import Table, circumstances, decibels, gigabytes, seconds
 
 Numbers = Mapping[str, Any]
 
@@ -32,4 +32,32 @@ def solver(data: Numbers) -> Table:
     text = f"The two solvers in {solution} steps: {decibels(apart['psnr'])} dB apart, "
     text += f"{best['right']} and {apart['right']} of {data['prompts']} prompts right."
     table.notes = [text, circumstances(data)]
+    return table
+
+
+def peers(data: Numbers) -> Table:
+    """One row for each contender, those that did not draw with their reason."""
+    titles = ("", "step", "decode", "picture", "to diffusers", "peak memory", "PSNR to diffusers")
+    table = Table(titles)
+    base = next((row["median"] for row in data["rows"] if row["name"] == "diffusers"), None)
+    reasons = []
+    for row in data["rows"]:
+        median = row["median"]
+        if row["failure"] is not None:
+            reasons.append(f"{row['name']}: {row['failure']}.")
+        if median is None:
+            table.add(row["name"], "does not run here")
+            continue
+        times = [seconds(median[column]) for column in ("step", "decode", "picture")]
+        ratio = f"{median['picture'] / base['picture']:.2f}" if base else ""
+        near = f"{decibels(row['psnr'])} dB" if row["reference"] else ""
+        near = "equal" if row["reference"] and row["psnr"] is None else near
+        table.add(row["name"], *times, ratio, gigabytes(row["peak"]), near)
+    layers = f", cut to {data['layers']} layers" if data["layers"] else ""
+    size = f"{data['size']}x{data['size']} pixels in {data['steps']} steps"
+    busy = f"{data['load_before']} processes were running before"
+    known = {name: found for row in data["rows"] for name, found in (row["versions"] or {}).items()}
+    told = ", ".join(f"{name} {found}" for name, found in known.items())
+    text = f"{data['model']}{layers}, {size}, threads: {data['threads']}; {busy}. {told}."
+    table.notes = [text, *reasons, circumstances(data)]
     return table
