@@ -8,8 +8,8 @@ take turns, each in a process of its own, whose first picture warms up. A peer's
 the versions that `works/peers.py` names, into an environment in --scratch that is kept for the next run; one
 that does not install or run is named with its reason, and the rest goes on. Columns: seconds of a step, from
 the last step to pixels, and of a whole picture with its text; the peak memory of the process; the PSNR to
-diffusers in fp32. The model is the bundled one, another folder, or one in full size with random weights, whose
-layers can be cut. The JSON is written whenever a process has ended: Ctrl-C loses only what is under way.
+diffusers in fp32. The model is the bundled one, another folder, or one in full size with random weights, its
+layers cut where asked. The JSON is written whenever a process has ended: Ctrl-C loses what is under way.
 """
 
 from __future__ import annotations
@@ -169,8 +169,8 @@ def _drawn(
             told("making its folder")
             _process(name, python, peer, {**asked, "make": str(made)}, options.threads)
         asked["made"] = str(made)
-    if Path(asked["made"] or folder).is_dir():
-        read_files(Path(asked["made"] or folder))
+    if Path(asked.get("made") or folder).is_dir():
+        read_files(Path(asked.get("made") or folder))
     return _process(name, python, peer, asked, options.threads)
 
 
