@@ -50,6 +50,8 @@ from works.pictures import FLOAT, prepare
 
 COLUMNS = ("load", "first", "step", "decode", "picture")
 SEED = 7
+# seconds of a process: what compiles for longer is of no use to a person either
+LIMIT = 3600.0
 PROMPT = "a red house left of a yellow star"
 
 
@@ -178,7 +180,7 @@ def _process(name: str, python: Path, peer: Peer, asked: Mapping[str, Any], thre
     # a peer gets no path of this checkout: its kernels/ is the name of another package
     isolated = [] if peer.by == "sana-edge" else ["-I"]
     command = [str(python), *isolated, str(SCRIPT), json.dumps(job(peer, **asked))]
-    printed = run(command, name, threads=threads).printed
+    printed = run(command, name, threads=threads, limit=LIMIT).printed
     result: dict[str, Any] = json.loads(printed.splitlines()[-1])
     return result
 

@@ -61,3 +61,31 @@ def peers(data: Numbers) -> Table:
     text = f"{data['model']}{layers}, {size}, threads: {data['threads']}; {busy}. {told}."
     table.notes = [text, *reasons, circumstances(data)]
     return table
+
+
+def tokens(data: Numbers) -> Table:
+    """One row for each latent and attention, at equal pixels."""
+    titles = ("latent", "attention", "tokens", "multiply-adds of a prediction", "one layer", "to the first")
+    table = Table(titles, named=2)
+    first, *_ = data["tokens"]
+    for row in data["tokens"]:
+        ratio = f"{row['seconds'] / first['seconds']:.2f}"
+        work = f"{row['macs'] / 1e12:.3f} T"
+        table.add(row["latent"], row["attention"], f"{row['tokens']:,}", work, seconds(row["seconds"]), ratio)
+    shapes = f"{data['shapes']} shapes at {data['size']}x{data['size']}, fp32, random weights"
+    text = f"{shapes}; {data['load_before']} processes were running before."
+    table.notes = [text, circumstances(data)]
+    return table
+
+
+def savings(data: Numbers) -> Table:
+    """What takes how long with each saving switched off."""
+    table = Table(("", "seconds", "to the first", "output off by"))
+    for work in data["savings"]:
+        for number, row in enumerate(work["rows"]):
+            name = f"{work['title']}: as it is" if number == 0 else f"- {row['name']}"
+            apart = "" if number == 0 else f"{row['difference']:.1e}"
+            table.add(name, seconds(row["seconds"]), f"{row['ratio']:.2f}", apart)
+    text = "Ratios are medians over turns. Every row computes the same; its difference is rounding."
+    table.notes = [text, circumstances(data)]
+    return table
