@@ -33,11 +33,11 @@ from tqdm import tqdm
 from harness.results import Diary, ended, output_for, positive
 from harness.study_tables import solver
 from judge.evaluation import code, world
-from judge.paired import finite
-from judge.prompts import Judgement, Prompt
-from judge.scores import Outcome, categories, judgement, overall
 from sana_edge.bench.results import header, write_json
 from sana_edge.config import SamplerKind
+from sana_edge.evaluate.judge.prompts import Judgement, Prompt
+from sana_edge.evaluate.judge.scores import Outcome, categories, judgement, overall
+from sana_edge.evaluate.paired import finite
 from sana_edge.image_metrics import psnr
 from sana_edge.request import Request
 from sana_edge.sampler import denoise, guide

@@ -106,8 +106,7 @@ def pictures(options: argparse.Namespace, side: int) -> Iterator[NDArray[np.uint
 
 def cells(runtime: TorchRuntime, pixels: NDArray[np.uint8]) -> tuple[NDArray[Any], NDArray[Any]]:
     """Latents (N, C) of a picture's cells as a sampler has them, and their mean decoded colours (N, 3)."""
-    assert runtime.encoder is not None
-    encoder = runtime.encoder()
+    encoder = runtime.networks.encoder
     given = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
     latent = encoder(given.contiguous(memory_format=torch.channels_last)).float() * encoder.scaling_factor
     decoded = runtime.decode(latent).astype(np.float64) / 127.5 - 1

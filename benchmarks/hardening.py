@@ -35,12 +35,7 @@ KINDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the tests: 0, 1 where one fails, 130 for Ctrl-C."""
     given = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(prog="hardening.py", description="Count mutated inputs, or kills.")
-    parser.add_argument("kind", choices=KINDS)
-    parser.add_argument("--count", type=positive, required=True, metavar="N", help="inputs of all, or kills")
-    parser.add_argument("--only", default="", metavar="TEXT", help="parsers or commands with this in a name")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="(default: results/KIND.json)")
-    return ended(lambda: _run(parser.parse_args(given), given))
+    return ended(lambda: _run(_options(given), given))
 
 
 def _run(options: argparse.Namespace, given: Sequence[str]) -> None:
@@ -74,6 +69,15 @@ def measure(kind: str, count: int, only: str) -> tuple[list[dict[str, Any]], int
     if not rows:
         raise SanaError("no test was run", "look at what pytest says")
     return rows, code
+
+
+def _options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="hardening.py", description="Count mutated inputs, or kills.")
+    parser.add_argument("kind", choices=KINDS)
+    parser.add_argument("--count", type=positive, required=True, metavar="N", help="inputs of all, or kills")
+    parser.add_argument("--only", default="", metavar="TEXT", help="parsers or commands with this in a name")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="(default: results/KIND.json)")
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,6 @@ from PIL import Image
 
 from harness import sections
 from harness.results import Diary, ended
-from judge import paired
 from judge.evaluation import (
     CEILING,
     COLUMNS,
@@ -55,11 +54,12 @@ from judge.evaluation import (
     world,
     worst,
 )
-from judge.prompts import Prompt
-from judge.scores import Outcome, categories, overall, summary
-from judge.sheet import AMPLIFIED, Pair, PairRow, pair_sheet, sheet
 from sana_edge.bench.results import digest, header, write_json
 from sana_edge.errors import InvalidInput
+from sana_edge.evaluate import paired
+from sana_edge.evaluate.judge.prompts import Prompt
+from sana_edge.evaluate.judge.scores import Outcome, categories, overall, summary
+from sana_edge.evaluate.sheet import AMPLIFIED, Pair, PairRow, pair_sheet, sheet
 from sana_edge.system.atomic import write_bytes
 
 PAIRS = 2

@@ -29,7 +29,6 @@ needs("torch", "transformers", "onnx", "onnxruntime", "tqdm")
 
 from harness import engine_tables
 from harness.results import Diary, ended, positive, words
-from judge import paired
 from judge.evaluation import (
     PICTURES,
     WORST,
@@ -49,12 +48,13 @@ from judge.evaluation import (
     world,
     worst,
 )
-from judge.scores import summary
-from judge.sheet import AMPLIFIED, PairRow, pair_sheet
 from sana_edge.bench.results import digest, header, write_json
 from sana_edge.engines import choose as engines
 from sana_edge.engines.engine import Settings
 from sana_edge.errors import InvalidInput
+from sana_edge.evaluate import paired
+from sana_edge.evaluate.judge.scores import summary
+from sana_edge.evaluate.sheet import AMPLIFIED, PairRow, pair_sheet
 from sana_edge.store import manifest
 from sana_edge.system.atomic import write_bytes
 

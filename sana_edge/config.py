@@ -13,6 +13,8 @@ SamplerKind = Literal["flow-dpm", "flow-euler", "scm"]
 
 # pixels per latent cell of the f32 autoencoder that every public SANA model uses
 LATENT_CELL = 32
+# channels inside of the gated convolution of an EfficientViT block, for one outside
+EXPAND_RATIO = 4
 
 # of numbers that a model may have; the largest SANA has 60 layers of 2240 channels
 Count = Annotated[int, Between(1, 1024)]

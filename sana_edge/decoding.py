@@ -13,6 +13,10 @@ from sana_edge.sizes import resized
 # pixels; with tiles of 512 the seams show in flat areas at 4096 px
 DEFAULT_TILE = 1024
 
+# of the widest map inside a layer; less costs time for the rows that neighbouring strips compute twice
+STRIP_BYTES = 64 << 20
+_MIN_STRIP_ROWS = 16
+
 # longest side of a preview's latent; 8 cells are 256 pixels
 PREVIEW_CELLS = 8
 
@@ -40,6 +44,11 @@ def tile_cells(longest: int, cell: int, tile: int | None, stride: int | None) ->
     if longest * cell <= tile:
         return longest, longest
     return tile // cell, stride // cell
+
+
+def strip_rows(row_bytes: int) -> int:
+    """Rows per strip when the widest map of a layer has ``row_bytes`` per row of its input."""
+    return max(_MIN_STRIP_ROWS, STRIP_BYTES // row_bytes)
 
 
 def shrink(latent: NDArray[np.float32], factor: int) -> NDArray[np.float32]:

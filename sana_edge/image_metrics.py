@@ -13,6 +13,8 @@ PEAK = 255.0
 """The largest value of a pixel."""
 WINDOW, SIGMA = 11, 1.5
 """SSIM's Gaussian window, in pixels."""
+NEAR = 35.0
+"""PSNR in dB from which on pictures count as near."""
 K1, K2 = 0.01, 0.03
 """SSIM's constants against division by zero, as shares of the peak."""
 

@@ -59,6 +59,7 @@ class Sana:
         on_progress: Progress | None = None,
         cancel: threading.Event | None = None,
         threads: int | None = None,
+        memory: int | str | None = None,
     ) -> Sana:
         """Load a model; downloads it if it is a public one that is not on this machine.
 
@@ -93,6 +94,9 @@ class Sana:
                 was downloaded is kept.
             threads: that compute on a CPU; left out, ``OMP_NUM_THREADS`` or the cores, within a container's
                 quota.
+            memory: what may be taken, in bytes or as "8GB", "7500MB", "8GiB": by the process on a CPU, by its
+                tensors on a GPU. Networks that do not fit into it together are loaded one after the other,
+                for each picture, and decoded in strips or tiles. Left out: what is free.
 
         Raises:
             SanaError: ModelNotFound, CheckpointError, UnsupportedDevice, MissingDependency, InvalidInput,
@@ -110,6 +114,7 @@ class Sana:
             revision=revision,
             decoder=None if decoder is None else os.fspath(decoder),
             threads=threads,
+            memory=memory,
         )
         told = watched(on_progress, cancel, "loading")
         runtime, folder = load_runtime(os.fspath(model), options, told)

@@ -263,6 +263,7 @@ class LoadOptions:
     revision: str | None = None
     decoder: str | None = None
     threads: int | None = None
+    memory: int | str | None = None
 
 
 @dataclass(frozen=True)

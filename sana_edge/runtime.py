@@ -17,6 +17,7 @@ from sana_edge.progress import Progress, bar, both, unseen
 from sana_edge.request import BACKENDS, DEVICES, TORCH_BACKENDS, TORCH_DEVICES, LoadOptions, Plan, plain
 from sana_edge.sampler import Origin, Sampler
 from sana_edge.store import hub
+from sana_edge.system.budget import parse_memory
 from sana_edge.system.memory import memory_errors
 from sana_edge.system.threads import MAX_THREADS, PROCESS
 
@@ -103,6 +104,8 @@ def load_runtime(model: str, options: LoadOptions, on_progress: Progress = unsee
         hint = "leave out the folder of engines, or choose backend tensorrt"
         raise InvalidInput(f"backend {backend} does not run the engines in {engines}", hint)
     options = dataclasses.replace(options, threads=plain(options.threads))
+    # which says what is wrong before anything is looked for
+    _limit(options)
     threads = options.threads
     if threads is not None and (type(threads) is not int or not 1 <= threads <= MAX_THREADS):
         raise InvalidInput(f"threads is {threads!r}", f"choose a whole number from 1 to {MAX_THREADS}")
@@ -165,6 +168,7 @@ def _load_torch(model: str, options: LoadOptions, on_progress: Progress) -> tupl
             backend=backend,
             on_progress=both(on_progress, shown),
             threads=options.threads,
+            memory=_limit(options),
         )
     return loaded, found.path
 
@@ -195,6 +199,12 @@ def _load_engines(
             engine_folder=options.engines,
             trust_engine=options.trust_engine,
             threads=options.threads,
+            memory=_limit(options),
             notes=notes,
             on_progress=both(on_progress, shown),
         )
+
+
+def _limit(options: LoadOptions) -> int | None:
+    """The budget in bytes."""
+    return None if options.memory is None else parse_memory(options.memory)

@@ -29,21 +29,24 @@ ROOMS: dict[str, set[str]] = {
     "int8": {"store", "kernels"},
     "nets": {"int8", "store"},
     "fused": {"nets", "int8", "store", "kernels"},
-    "torch_runtime": {"fused", "nets", "int8", "store"},
-    "engines": {"store"},
+    "torch_runtime": {"fused", "nets", "int8", "plan", "store"},
+    "plan": {"store"},
+    "engines": {"plan", "store"},
     "roof": {"torch_runtime", "engines", "store"},
     "serve": {"pipeline"},
     "bench": {"pipeline", "torch_runtime", "engines", "nets", "int8", "store", "calib", "export"},
     "calib": {"torch_runtime", "nets", "int8", "store"},
     "export": {"torch_runtime", "engines", "nets", "int8", "store"},
     "training": {"torch_runtime", "nets", "int8", "store"},
+    # the world that its judge knows
+    "evaluate": {"pipeline", "store", "training.captions", "training.layout", "training.scenes"},
 }
 # who may import everything
 FREE = {"cli"}
 # what only the command line imports, and those that name it
-TOOLS = {"bench", "calib", "export", "training", "serve"}
+TOOLS = {"bench", "calib", "evaluate", "export", "training", "serve"}
 # modules that import no torch, nor anything that does: whole rooms, and the store's and the roof's files
-TORCH_FREE = {"engines", "floor", "roof", "serve"}
+TORCH_FREE = {"engines", "evaluate", "floor", "plan", "roof", "serve"}
 
 MAX_FILES_AT_THE_ROOT = 16
 
@@ -97,7 +100,7 @@ def allowed(importer: str, imported: str) -> bool:
         return True
     if other in FREE:
         return importer == "sana_edge.__main__"
-    if other in TOOLS and other not in ROOMS[room]:
+    if other in TOOLS and other not in {name.split(".")[0] for name in ROOMS[room]}:
         return False
     inside = imported.removeprefix("sana_edge.")
     return any(inside == name or inside.startswith(f"{name}.") for name in ROOMS[room])

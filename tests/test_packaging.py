@@ -23,7 +23,7 @@ TORCH_FREE = (
     *("cli.main", "cli.doctor", "config", "errors", "image", "prompt", "pipeline", "system.memory"),
     *("request", "runtime", "sampler", "engines.runtime", "engines.text", "engines.choose", "engines.noise"),
     *("store.hub", "store.known_models", "store.manifest", "store.manifest_files", "store.folder"),
-    *("serve.service", "serve.stdio"),
+    *("serve.service", "serve.stdio", "evaluate.run"),
 )
 
 

@@ -121,7 +121,10 @@ def test_near_an_image(sana: Sana) -> None:
     assert not np.array_equal(again.pixels, sana.generate(PROMPT, image=photo, seed=3, steps=4).pixels)
 
 
-@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+SLOW = [pytest.mark.slow, pytest.mark.ci]
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", pytest.param("openvino", marks=SLOW)])
 def test_engines(backend: str) -> None:
     """INT8 graphs draw near what INT8 torch does, and each again byte for byte."""
     pytest.importorskip(backend, reason=f"{backend} is not installed")

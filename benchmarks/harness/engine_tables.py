@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from harness.results import FASTEST, NEAR, REFERENCES
+from harness.results import FASTEST, REFERENCES
 from sana_edge.bench.table import Table, circumstances, decibels, gigabytes, interval, median, most, seconds
 
 Numbers = Mapping[str, Any]
@@ -105,6 +105,9 @@ def cold(data: Numbers) -> Table:
 
 def engines_quality(data: Numbers) -> Table:
     """Scores beside the torch INT8 path, and how near pictures are to its."""
+    # numpy's, which the report does without
+    from sana_edge.image_metrics import NEAR
+
     titles = ("INT8", "score", "95 % interval", "points to torch", "right only in torch", "only in it")
     table = Table((*titles, "PSNR to torch: median", "5 % are below", f"at least {NEAR:.0f} dB"))
     near = {like["pictures"]: like for like in data["likeness"] if like["to"] == "torch"}

@@ -27,8 +27,6 @@ NAIVE_INT8 = "naive openvino int8"
 NAIVE_INT8_BF16 = "naive openvino int8 bf16"
 FASTEST = "openvino int8 bf16"
 REFERENCES = (BASELINE, HALF, NAIVE_INT8, NAIVE_INT8_BF16)
-# PSNR in dB from which on pictures count as near
-NEAR = 35.0
 
 
 def ended(run: Callable[[], None], interrupted: str = "interrupted") -> int:

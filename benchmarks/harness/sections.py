@@ -48,6 +48,7 @@ def sections(results: Path) -> Iterator[tuple[str, str]]:
         "speed": (speed, [files(results, "bench_image-*")]),
         "growth": (growth, files(results, "bench_growth-*")),
         "quantize": (quantize, files(results, "bench_quantize")),
+        "plan": (plans, files(results, "bench_plan")),
         "verification": (verification, files(results, "verify_export")),
         "engines": (engines_speed, [files(results, *engines)]),
         "pictures": (pictures, files(results, "bench_engines-picture-*")),
@@ -77,6 +78,41 @@ def growth(data: Mapping[str, Any]) -> Table:
     shown = ", ".join(f"{kind} {value:.2f}" for kind, value in data["exponents"].items())
     found.notes = [f"Exponents of growth: {shown}.", circumstances(data)]
     return found
+
+
+def plans(data: Numbers) -> Table:
+    """What `plan` said of each combination, and what happened."""
+    titles = (
+        "picture",
+        "networks",
+        "memory as planned",
+        "found",
+        "ratio",
+        "seconds as planned",
+        "found",
+        "ratio",
+    )
+    table = Table(titles, named=2)
+    for row in data["rows"]:
+        memory, spent = row["memory"], row["time"]
+        sizes = [f"{memory[key] / 1e9:.2f} GB" for key in ("said", "found")]
+        seconds = [f"{spent[key]:.3g} s" for key in ("said", "found")]
+        ratios = [f"{numbers['ratio']:.2f}" for numbers in (memory, spent)]
+        table.add(row["name"], row["way"], *sizes, ratios[0], *seconds, ratios[1])
+    counts = {
+        key: sum(abs(row[key]["ratio"] - 1) <= bound for row in data["rows"])
+        for key, bound in data["bounds"].items()
+    }
+    loads = [row["load"] for row in data["rows"] if row["load"] is not None]
+    busy = f" Processes that ran beside it: {min(loads):.1f} to {max(loads):.1f}." if loads else ""
+    all_ = len(data["rows"])
+    table.notes = [
+        f"Memory within {100 * data['bounds']['memory']:.0f} % in {counts['memory']} of {all_}, time within"
+        f" {100 * data['bounds']['time']:.0f} % in {counts['time']} of {all_}.{busy}",
+        f"INT8 products: {data['int8_products']}.",
+        circumstances(data),
+    ]
+    return table
 
 
 def sidecar(data: Numbers) -> Table:

@@ -1,4 +1,4 @@
-"""Who judges pictures: held-out prompts, detectors of what pictures show, scores, and contact sheets.
+"""Pictures made and judged prompt by prompt, and the art's world: its prompts, and its judge with weights.
 
-`prompts` says what a verdict is. Two worlds have prompts and a judge of their own, `shapes` and `art`.
+What a verdict is, scores, statistics and sheets are of `sana_edge.evaluate`, with the judge of the shapes.
 """

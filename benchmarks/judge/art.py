@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from judge.prompts import Detection, Judgement, check_picture
+from sana_edge.evaluate.judge.prompts import Detection, Judgement, check_picture
 from sana_edge.training.art.backdrops import BACKGROUNDS
 from sana_edge.training.art.catalogue import kinds
 from sana_edge.training.art.colours import COLOURS

@@ -1,4 +1,4 @@
-"""The 553 prompts of the art's world, on what no training shows; see `judge.prompts`.
+"""The 553 prompts of the art's world, on what no training shows; see `sana_edge.evaluate.judge.prompts`.
 
 No part of the model, text encoder and autoencoder included, has seen any of them.
 """
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any
 
-from judge.prompts import Prompt, Wanted, collected
+from sana_edge.evaluate.judge.prompts import Prompt, Wanted, collected
 from sana_edge.training.art.backdrops import BACKGROUNDS
 from sana_edge.training.art.captions import caption
 from sana_edge.training.art.catalogue import kinds

@@ -18,11 +18,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from harness.results import Diary, positive
-from judge import sheet
-from judge.paired import Likeness
-from judge.prompts import COUNTS, Judgement, Prompt
-from judge.scores import Outcome, judgement
 from sana_edge.bench.results import digest
+from sana_edge.evaluate import sheet
+from sana_edge.evaluate.judge.prompts import COUNTS, Judgement, Prompt
+from sana_edge.evaluate.judge.scores import Outcome, judgement
+from sana_edge.evaluate.paired import Likeness
 from sana_edge.image_metrics import psnr, ssim
 
 PICTURES, CEILING = "pictures", "ceiling"
@@ -71,7 +71,7 @@ def world(name: str) -> World:
         from sana_edge.training.art import scenes as art_scenes
 
         return World(art_prompts.prompts, art.judge, art_scenes.render)
-    from judge import shape_prompts, shapes
+    from sana_edge.evaluate.judge import shape_prompts, shapes
     from sana_edge.training import scenes
 
     return World(shape_prompts.prompts, shapes.judge, scenes.render)
@@ -79,13 +79,15 @@ def world(name: str) -> World:
 
 def code() -> str:
     """Changes when what decides a verdict does: an interrupted run then begins anew."""
+    import sana_edge.evaluate
     import sana_edge.training
     from sana_edge import image_metrics
 
-    training = Path(sana_edge.training.__file__ or "").parent
+    training, judging = (Path(room.__path__[0]) for room in (sana_edge.training, sana_edge.evaluate))
     scenes = (training / f"{name}.py" for name in ("captions", "layout", "scenes"))
     art = (training / "art").glob("*.py")
-    return digest([*Path(__file__).parent.glob("*"), *scenes, *art, Path(image_metrics.__file__ or "")])
+    own = [*Path(__file__).parent.glob("*"), *judging.rglob("*.py"), Path(image_metrics.__file__ or "")]
+    return digest([*own, *scenes, *art])
 
 
 def asking(sana: Any, *, steps: int, guidance: float, seed: int) -> Source:
@@ -176,7 +178,13 @@ def pairs_on_sheet(diary: Diary, outcomes: Outcomes, pair: Pair, numbers: Iterab
     kept, alike, (name, reference) = pictures(diary), likenesses(diary, pair), pair
     first, second = outcomes[reference], outcomes[name]
     return [
-        sheet.Pair(first[i], second[i], (kept[i][reference], kept[i][name]), alike[i].text) for i in numbers
+        sheet.Pair(
+            first[i].prompt.text,
+            (kept[i][reference], kept[i][name]),
+            alike[i].text,
+            (first[i].fault, second[i].fault),
+        )
+        for i in numbers
     ]
 
 

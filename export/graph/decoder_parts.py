@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sana_edge.config import EXPAND_RATIO
 from sana_edge.export.graph.builder import GraphBuilder
 from sana_edge.export.graph.decoder import add_stage, enter, leave
 from sana_edge.nets.autoencoder import Autoencoder, LatentDecoder
-from sana_edge.nets.efficient_vit import EXPAND_RATIO
-from sana_edge.nets.tiny_autoencoder import REACH, TinyAutoencoder
+from sana_edge.nets.tiny_autoencoder import TinyAutoencoder
+from sana_edge.store.tiny_autoencoder import REACH
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from sana_edge.errors import InvalidInput
 from sana_edge.request import BACKENDS, DEVICES
+from sana_edge.system.budget import parse_memory
 
 _CHOICE = re.compile(r"invalid choice: '(.*)' \(choose from (.*)\)")
 SIZE = re.compile(r"(-?\d+)x(-?\d+)")
@@ -60,20 +61,34 @@ def size(text: str) -> tuple[int, int]:
     return int(match.group(1)), int(match.group(2))
 
 
+def memory(text: str) -> int:
+    """Read a budget of memory, such as 8GB, as bytes."""
+    try:
+        return parse_memory(text)
+    except InvalidInput as error:
+        raise argparse.ArgumentTypeError(f"{error.message}: {error.hint}") from None
+
+
 def add_revision(parser: argparse.ArgumentParser, of: str = "a repository") -> None:
     """Add ``--revision``."""
     text = f"of {of}: a branch, a tag or a commit (default: main, or the only one that is cached)"
     parser.add_argument("--revision", metavar="NAME", help=text)
 
 
-def add_load_options(parser: argparse.ArgumentParser) -> None:
-    """Add how a model is loaded: fields of `sana_edge.request.LoadOptions`, None where not given."""
+_INT8 = "INT8 layers: the bundled package, or quantized while loading; packages are INT8 without it"
+
+
+def add_load_options(parser: argparse.ArgumentParser, *, int8: str = _INT8) -> None:
+    """Add how a model is loaded: fields of `sana_edge.request.LoadOptions`, None where not given.
+
+    Args:
+        int8: the help of ``--int8``.
+    """
     add = parser.add_argument
     dtypes = "of the denoiser (default: auto, the checkpoint's own; on the CPU fp32 in place of fp16;"
     dtypes += " what suits an engine)"
     add("--dtype", choices=("auto", "fp32", "bf16", "fp16"), help=dtypes)
-    eight = "INT8 layers: the bundled package, or quantized while loading; packages are INT8 without it"
-    add("--int8", action="store_true", default=None, help=eight)
+    add("--int8", action="store_true", default=None, help=int8)
     backend = "of the denoiser: triton and cuda need --int8 and a GPU; of exported folders: tensorrt, which"
     backend += " runs what `build` made, onnxruntime or openvino (default: auto, the best that works)"
     add("--backend", choices=BACKENDS, help=backend)
@@ -86,6 +101,9 @@ def add_load_options(parser: argparse.ArgumentParser) -> None:
     add("--trust-engine", action="store_true", help=trust)
     counted = "that compute on a CPU (default: OMP_NUM_THREADS or the cores, within a container's quota)"
     add("--threads", type=int, metavar="N", help=counted)
+    budget = "what may be taken, such as 8GB or 7500MB: networks are then loaded one after the other, and"
+    budget += " pictures decoded in pieces, where it is too little for more (default: what is free)"
+    add("--memory", type=memory, metavar="SIZE", help=budget)
 
 
 def prompt_from_stdin() -> str:

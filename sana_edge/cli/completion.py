@@ -53,7 +53,7 @@ def _options(parser: argparse.ArgumentParser) -> Iterator[_Option]:
     models = (*bundled_names(), *KNOWN)
     for action in (action for action in parser._actions if action.help != argparse.SUPPRESS):
         words = tuple(map(str, action.choices or ()))
-        if action.dest in ("model", "models", "base", "name"):
+        if action.dest in ("model", "models", "base", "name", "against"):
             words = models
         if action.dest == "decoder":
             words = tuple(DECODERS)

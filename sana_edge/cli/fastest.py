@@ -30,31 +30,15 @@ def fastest(model: str, options: LoadOptions, say: Callable[[str], None], progre
     Args:
         say: is told what is done, and what would help.
     """
-    if options.backend != "auto" or options.device not in ("auto", "cpu") or options.engines is not None:
+    found = suited(model, options)
+    if found is None:
         return model
-    # an export has its own decoder
-    if options.dtype == "fp16" or options.decoder is not None or hub.exported(model) is not None:
-        return model
-    found = hub.resolve(
-        model,
-        int8=options.int8,
-        offline=options.offline,
-        progress=options.progress,
-        revision=options.revision,
-    )
-    if _size(found.path) < _small() or not _openvino_suits(options):
-        return model
-    made = [package.read(found.path / name) for name in _COMPONENTS]
-    if not any(made):
-        if options.int8:
-            say(
-                "on this CPU a calibrated package is drawn faster, by OpenVINO: "
-                f"`sana-edge quantize {model} --output DIR`, then give DIR as the model"
-            )
-        return model
-    if any(part is None or part.calibration is None for part in made[:2]):
-        return model
-    folder = _place(found, [part.checksum for part in made if part is not None])
+    if options.int8 and not any(package.read(found.path / name) for name in _COMPONENTS):
+        say(
+            "on this CPU a calibrated package is drawn faster, by OpenVINO: "
+            f"`sana-edge quantize {model} --output DIR`, then give DIR as the model"
+        )
+    folder = export_place(found)
     if folder is None:
         return model
     if not is_exported(folder) and not _export(found, folder, options, say, progress):
@@ -63,6 +47,31 @@ def fastest(model: str, options: LoadOptions, say: Callable[[str], None], progre
         f"drawn by OpenVINO, which is faster than torch on this CPU, from {folder}; or choose --backend torch"
     )
     return str(folder)
+
+
+def suited(model: str, options: LoadOptions) -> ResolvedModel | None:
+    """The model, where OpenVINO would draw a calibrated package of it; None: torch suits it as well."""
+    if options.backend != "auto" or options.device not in ("auto", "cpu") or options.engines is not None:
+        return None
+    # an export has its own decoder
+    if options.dtype == "fp16" or options.decoder is not None or hub.exported(model) is not None:
+        return None
+    found = hub.resolve(
+        model,
+        int8=options.int8,
+        offline=options.offline,
+        progress=options.progress,
+        revision=options.revision,
+    )
+    return None if _size(found.path) < _small() or not _openvino_suits(options) else found
+
+
+def export_place(found: ResolvedModel) -> Path | None:
+    """Where the export of a calibrated package belongs; None where it is none, or the user has no home."""
+    made = [package.read(found.path / name) for name in _COMPONENTS]
+    if any(part is None or part.calibration is None for part in made[:2]):
+        return None
+    return _place(found, [part.checksum for part in made if part is not None])
 
 
 def _openvino_suits(options: LoadOptions) -> bool:
@@ -94,7 +103,6 @@ def _size(folder: Path) -> int:
 
 
 def _place(found: ResolvedModel, checksums: list[str]) -> Path | None:
-    """Where the export of a package belongs; None where the user has no home."""
     home = user_cache()
     identity = hashlib.sha256("\n".join([sana_edge.__version__, *checksums]).encode()).hexdigest()
     name = "".join(letter if letter.isalnum() or letter in "-." else "-" for letter in found.name)

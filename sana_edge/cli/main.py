@@ -11,7 +11,20 @@ import traceback
 from collections.abc import Sequence
 
 import sana_edge
-from sana_edge.cli import bench, build, completion, convert, doctor, export, generate, models, quantize, serve
+from sana_edge.cli import (
+    bench,
+    build,
+    completion,
+    convert,
+    doctor,
+    evaluate,
+    export,
+    generate,
+    models,
+    plan,
+    quantize,
+    serve,
+)
 from sana_edge.cli.arguments import SIZE, Parser, UsageError
 from sana_edge.errors import SanaError
 from sana_edge.system.memory import memory_errors
@@ -21,11 +34,13 @@ from sana_edge.system.threads import termination_as_interrupt, wait_passively
 COMMANDS = {
     "generate": generate,
     "serve": serve,
+    "plan": plan,
     "models": models,
     "convert": convert,
     "quantize": quantize,
     "export": export,
     "build": build,
+    "evaluate": evaluate,
     "bench": bench,
     "doctor": doctor,
     "completion": completion,

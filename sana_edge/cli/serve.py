@@ -96,7 +96,14 @@ def _service(arguments: argparse.Namespace, *, quiet: bool) -> Service:
 
     models = _named(arguments.model or ["sana-tiny"])
     loader = _Loader(arguments, quiet=quiet)
-    return Service(models, loader, limit=arguments.queue, idle=arguments.idle_unload, keep=arguments.keep)
+    return Service(
+        models,
+        loader,
+        limit=arguments.queue,
+        idle=arguments.idle_unload,
+        keep=arguments.keep,
+        memory=arguments.memory,
+    )
 
 
 def _named(models: list[str]) -> dict[str, str]:
@@ -116,7 +123,17 @@ class _Loader:
 
     def __init__(self, arguments: argparse.Namespace, *, quiet: bool) -> None:
         self._quiet = quiet
-        names = ("dtype", "int8", "backend", "device", "engines", "trust_engine", "threads", "offline")
+        names = [
+            "dtype",
+            "int8",
+            "backend",
+            "device",
+            "engines",
+            "trust_engine",
+            "threads",
+            "memory",
+            "offline",
+        ]
         options = {name: getattr(arguments, name) for name in names}
         self._options: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
 

@@ -11,6 +11,7 @@ from sana_edge.engines.strips import MIN_BYTES, Tail, decode_strips
 from sana_edge.engines.text import Floats
 from sana_edge.engines.tiles import choose_tile, decode_tiles
 from sana_edge.errors import OutOfMemory
+from sana_edge.plan.memory import pixel_bytes
 from sana_edge.progress import Progress, unseen
 from sana_edge.system.memory import available_memory
 
@@ -95,7 +96,7 @@ class EngineDecoder:
 
     def _free(self) -> int | None:
         """What is left for maps when the weights are there; None: unknown, as of a GPU's memory."""
-        free = available_memory() if self._graphs.kind.device == "cpu" else None
+        free = self._graphs.free(available_memory())
         weights = 0 if _WHOLE in self._graphs.loaded else self._graphs.bytes_of(_WHOLE)
         return None if free is None else max(free - weights, 0)
 
@@ -107,10 +108,7 @@ class EngineDecoder:
     @property
     def _pixel_bytes(self) -> int:
         """What is alive at the peak of a whole decode, for each pixel."""
-        found, rows = 0, 1
-        for part in self._parts:
-            found, rows = max(found, part.values * rows**2), rows * part.scale
-        return self._value_bytes * -(-found // self._cell**2)
+        return pixel_bytes(self._parts, self._cell, self._value_bytes)
 
     def _in_strips(self, latent: Floats, most: int, on_progress: Progress) -> Floats:
         head, *others = self._parts

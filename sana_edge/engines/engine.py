@@ -62,6 +62,7 @@ class Settings:
         dtype: that of its graphs.
         engine_folder: where `sana-edge build` put TensorRT's engines; None for the user's own.
         trust_engine: load them also from elsewhere than the user's own folder, which runs the code in them.
+        memory: bytes that the process may take; None: what is free.
     """
 
     threads: int | None = None
@@ -71,6 +72,7 @@ class Settings:
     dtype: str | None = None
     engine_folder: Path | None = None
     trust_engine: bool = False
+    memory: int | None = None
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sana_edge.config import SamplerConfig
-from sana_edge.decoding import PREVIEW_CELLS, check_finite, resize_and_crop, shrink
+from sana_edge.decoding import DEFAULT_TILE, PREVIEW_CELLS, check_finite, resize_and_crop, shrink
 from sana_edge.engines import choose
 from sana_edge.engines.decoder import EngineDecoder
 from sana_edge.engines.engine import EngineKind, Settings
@@ -25,7 +26,9 @@ from sana_edge.engines.text import (
     padding_mask,
     side_by_side,
 )
+from sana_edge.engines.tiles import encode_tiles
 from sana_edge.errors import InvalidInput, OutOfMemory
+from sana_edge.plan.memory import Stage, Work, check_smallest, engine_stages, fit_hint, in_turn
 from sana_edge.progress import Progress, unseen
 from sana_edge.prompt import instruction_of, reading_notes
 from sana_edge.request import Plan
@@ -34,7 +37,10 @@ from sana_edge.store import manifest, manifest_files
 from sana_edge.store.domain import read_domain
 from sana_edge.store.manifest import ENCODER, Manifest
 from sana_edge.store.preview_map import read_map
-from sana_edge.system.memory import HINT, available_memory, peak_memory
+from sana_edge.system.budget import within
+from sana_edge.system.memory import available_memory, peak_memory, used_memory
+
+logger = logging.getLogger("sana_edge")
 
 _TEXT, _DENOISER, _DECODER = "text_encoder", "denoiser", "decoder"
 
@@ -47,7 +53,7 @@ class EngineRuntime:
     ) -> None:
         self.graphs = Graphs(folder, described, kind)
         self.backend = kind
-        self._manifest, self._notes = described, notes
+        self._manifest, self._notes, self._memory = described, notes, kind.settings.memory
         self._domain = read_domain(folder)
         self._map = read_map(folder, described.latent_channels)
         self._decoder = EngineDecoder(self.graphs)
@@ -66,6 +72,7 @@ class EngineRuntime:
         engine_folder: Path | None = None,
         trust_engine: bool = False,
         threads: int | None = None,
+        memory: int | None = None,
         notes: tuple[str, ...] = (),
         on_progress: Progress = unseen,
     ) -> EngineRuntime:
@@ -76,7 +83,7 @@ class EngineRuntime:
             dtype: one of `choose.PRECISIONS`.
             int8: refuse a float model.
             backend: "auto" or one of `choose.NAMES`.
-            engine_folder, trust_engine, threads: see `engine.Settings`.
+            engine_folder, trust_engine, threads, memory: see `engine.Settings`.
             notes: why this folder was taken.
             on_progress: told before files are verified and each graph is loaded; what it raises ends that.
 
@@ -90,9 +97,16 @@ class EngineRuntime:
             hint = f"`{command}` makes an INT8 one; or leave out --int8"
             raise InvalidInput(f"{folder} is an exported float model", hint)
         settings = Settings(
-            threads=threads, precision=dtype, engine_folder=engine_folder, trust_engine=trust_engine
+            threads=threads,
+            precision=dtype,
+            engine_folder=engine_folder,
+            trust_engine=trust_engine,
+            memory=memory,
         )
         kind = choose.choose(backend, device, folder, settings)
+        if memory is not None and kind.device == "cpu":
+            smallest = engine_stages(described, Work(1, 1, guided=False), kind.name, kind.precision)
+            check_smallest(described.name, smallest, within(available_memory(), memory), memory)
         loading = partial(on_progress, f"loading {described.name}")
         loading(0, 5)
         manifest_files.verify(folder, described)
@@ -205,13 +219,23 @@ class EngineRuntime:
             self.graphs.check(name, latent=self._latent_shape(plan))
         # RGB in fp32, and before and after rounding
         needed, free = 2 * 3 * 4 * plan.width * plan.height, available_memory()
+        if self._memory is not None and self.backend.device == "cpu":
+            stages, there = self._stages(plan), self.graphs.loaded
+            free, needed = self.graphs.free(free), in_turn(stages, tiles=plan.tile != 0)
+            if free is not None:
+                free += sum(s.weights for s in stages if any(name.startswith(s.name) for name in there))
         if free is not None and needed > free:
             raise OutOfMemory(
                 f"{asked} needs more than {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free",
-                HINT,
+                fit_hint(free + (used_memory() or 0)),
                 needed=needed,
                 free=free,
             )
+
+    def _stages(self, plan: Plan) -> list[Stage]:
+        cell = self._manifest.cell
+        work = Work(plan.height // cell, plan.width // cell, plan.guided, plan.tile, plan.init is not None)
+        return engine_stages(self._manifest, work, self.backend.name, self.backend.precision)
 
     def read(self, plan: Plan) -> tuple[Context, tuple[str, ...]]:
         """Encode the prompt, and the negative one where it is used; say what was cut or ignored."""
@@ -264,7 +288,17 @@ class EngineRuntime:
         assert plan.init is not None
         self.graphs.make_room(_TEXT, _DENOISER, _DECODER, for_graph=ENCODER)
         drawn = (plan.width, plan.height)
-        latent = self.graphs.run(ENCODER, pixels=plan.init.at(drawn))["latent"]
+
+        def encode(pixels: Floats) -> Floats:
+            return self.graphs.run(ENCODER, pixels=pixels)["latent"]
+
+        cell, tile = self._manifest.cell, None
+        whole = next(s for s in self._stages(plan) if s.name == ENCODER).working
+        free = self.graphs.free(available_memory())
+        if self._manifest.size is None and free is not None and whole > free:
+            tile = DEFAULT_TILE
+            logger.warning("the image is encoded in tiles of %s pixels, as memory is short: it differs", tile)
+        latent = encode_tiles(plan.init.at(drawn), encode, cell=cell, tile=tile)
         # it is needed once a picture
         self.graphs.close(ENCODER)
         return Origin(latent, plan.init.cells(drawn, self._manifest.cell))

@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 
 from sana_edge.engines.engine import Engine, EngineKind
 from sana_edge.engines.text import Floats
+from sana_edge.plan.memory import graph_bytes
 from sana_edge.store.manifest import Manifest
+from sana_edge.system.budget import within
 from sana_edge.system.memory import available_memory
 
 # which hold the same weights
@@ -91,14 +93,8 @@ class Graphs:
         return self.load(name).run({key: array for key, array in inputs.items() if key in known})
 
     def bytes_of(self, name: str) -> int:
-        """What a graph's file and the weights of its own name take: about what its engine holds.
-
-        Those that read another graph's weights have none of that name: text_projection and denoiser_folded,
-        which read denoiser.data, and the decoder's parts. Of them it is the graph's file alone.
-        """
-        files = self.described.files
-        stem = self.described.graphs[name].file.removesuffix(".onnx")
-        return sum(file.bytes for path, file in files.items() if path.partition(".")[0] == stem)
+        """See `sana_edge.plan.memory.graph_bytes`: about what its engine holds."""
+        return graph_bytes(self.described, name)
 
     def fit(self, *names: str) -> bool:
         """Whether the engines of these graphs can be in memory together, and each stays there."""
@@ -114,8 +110,11 @@ class Graphs:
                 self.close(*(DENOISERS if name in DENOISERS else (name,)))
 
     def _free(self) -> int | None:
-        """Bytes of the CPU's memory; of a GPU's nothing is known."""
-        return available_memory() if self.kind.device == "cpu" else None
+        return self.free(available_memory())
+
+    def free(self, available: int | None) -> int | None:
+        """Of so many bytes of the CPU's memory what engines may take; of a GPU's nothing is known."""
+        return within(available, self.kind.settings.memory) if self.kind.device == "cpu" else None
 
     def close(self, *names: str) -> None:
         """Free the engines of some graphs, without names of all; they are loaded again when needed."""

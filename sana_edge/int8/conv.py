@@ -230,3 +230,8 @@ class W8A8PhaseConv2d(_Quantized):
         out = ops.w8a8_conv2d(values, scale, kernels[0], self.weight_scale.flatten(), bias, 1, x.dtype)
         for n, phase in enumerate(out.chunk(4, dim=1)):
             yield _crop_phase(phase, n)
+
+
+def is_int8(network: nn.Module) -> bool:
+    """Whether any of its convolutions is."""
+    return any(isinstance(layer, _Quantized) for layer in network.modules())

@@ -11,10 +11,6 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-# of the widest map inside a layer; less costs time for the rows that neighbouring strips compute twice
-STRIP_BYTES = 64 << 20
-_MIN_STRIP_ROWS = 16
-
 NORM_EPS = 1e-5
 
 
@@ -31,11 +27,6 @@ def nchw(x: Tensor) -> Tensor:
 def add(x: Tensor, y: Tensor) -> Tensor:
     """``x + y``, in the memory of ``x`` where no gradient is recorded."""
     return x + y if torch.is_grad_enabled() else x.add_(y)
-
-
-def strip_rows(row_bytes: int) -> int:
-    """Rows per strip when the widest map of a layer has ``row_bytes`` per row of its input."""
-    return max(_MIN_STRIP_ROWS, STRIP_BYTES // row_bytes)
 
 
 def strips(x: Tensor, rows: int, halo: int) -> Iterator[tuple[slice, Tensor, int]]:

@@ -45,6 +45,7 @@ class Encoder(nn.Module):
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
+        self.config = config
         self.scaling_factor = config.scaling_factor
         channels, layers = config.encoder_block_out_channels, config.encoder_layers_per_block
         unshuffle = config.downsample_block_type == "pixel_unshuffle"
@@ -64,9 +65,16 @@ class Encoder(nn.Module):
         self.group = multiple(channels[-1], config.latent_channels) if config.encoder_out_shortcut else 0
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv_in(x)
-        for stage in self.down_blocks:
-            x = stage(x)
+        for block in self.blocks():
+            x = block(x)
+        return self.finish(x)
+
+    def blocks(self) -> list[nn.Module]:
+        """All but the last convolution, one called after the other."""
+        return [self.conv_in, *(block for stage in self.down_blocks for block in stage.children())]
+
+    def finish(self, x: Tensor) -> Tensor:
+        """The latent of what the last block made."""
         out: Tensor = self.conv_out(x)
         return add(out, average_groups(x, self.group)) if self.group else out
 

@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sana_edge.decoding import strip_rows
 from sana_edge.errors import CheckpointError
 from sana_edge.int8.conv import Conv2d, PhaseConv2d, W8A8Conv2d, W8A8PhaseConv2d
-from sana_edge.int8.feature_maps import ChannelNorm, add, nchw, nhwc, strip_rows, strips
+from sana_edge.int8.feature_maps import ChannelNorm, add, nchw, nhwc, strips
 
 ACTIVATIONS: dict[str, Callable[..., Tensor]] = {"silu": F.silu, "relu": F.relu}
 

@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sana_edge.config import EXPAND_RATIO
+from sana_edge.decoding import strip_rows
 from sana_edge.int8 import ops
 from sana_edge.int8.conv import Conv2d
-from sana_edge.int8.feature_maps import ChannelNorm, add, nchw, nhwc
+from sana_edge.int8.feature_maps import ChannelNorm, add, nchw, nhwc, strips
 from sana_edge.int8.linear import Linear, W8A8Linear
 
-EXPAND_RATIO = 4
 _EPS = 1e-15
 
 
@@ -101,12 +102,22 @@ class GatedConv(nn.Module):
         self.norm = ChannelNorm(channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            return add(x, self.norm(self._gated(x)))
+        rows_per_strip = strip_rows(x[:, 0, 0].numel() * self.conv_depth.out_channels * x.element_size())
+        for rows, window, top in strips(x, rows_per_strip, halo=1):
+            target = x[:, :, rows]
+            # next to a cut the depthwise convolution saw padding in place of a row
+            target.add_(self.norm(self._gated(window)[:, :, top : top + target.shape[2]]))
+        return x
+
+    def _gated(self, x: Tensor) -> Tensor:
         in_place = not torch.is_grad_enabled()
         hidden = self.conv_depth(F.silu(self.conv_inverted(x), inplace=in_place))
         value, gate = hidden.chunk(2, dim=1)
         gate = F.silu(gate, inplace=in_place)
-        gated = value.mul_(gate) if in_place else value * gate
-        return add(x, self.norm(self.conv_point(gated)))
+        out: Tensor = self.conv_point(value.mul_(gate) if in_place else value * gate)
+        return out
 
 
 class EfficientViTBlock(nn.Module):

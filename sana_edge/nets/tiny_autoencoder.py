@@ -9,16 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sana_edge.decoding import strip_rows
 from sana_edge.int8.conv import Conv2d, PhaseConv2d, W8A8PhaseConv2d
-from sana_edge.int8.feature_maps import strip_rows, strips
+from sana_edge.int8.feature_maps import strips
 from sana_edge.nets.autoencoder import Autoencoder, LatentDecoder
 from sana_edge.nets.autoencoder_blocks import ACTIVATIONS, Upsample
-from sana_edge.store.tiny_autoencoder import DecoderConfig, TinyAutoencoderConfig
+from sana_edge.store.tiny_autoencoder import REACH, DecoderConfig, TinyAutoencoderConfig
 
 # latents beyond this are bent towards it
 CLAMP = 3.0
-# rows around one that a block reads: one for each of its convolutions
-REACH = 3
 
 
 class TinyBlock(nn.Module):

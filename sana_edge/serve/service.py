@@ -35,6 +35,7 @@ class Service:
         limit: jobs that may wait behind the one that is drawn.
         idle: seconds after which a model that is not used is let go; None keeps it.
         keep: a folder that every picture is written to as well.
+        memory: bytes that the models may take; None: what is free.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Service:
         limit: int = 16,
         idle: float | None = None,
         keep: Path | None = None,
+        memory: int | None = None,
     ) -> None:
         self.queue = Queue(limit)
         self.workers: dict[str, Worker] = {}
@@ -67,6 +69,7 @@ class Service:
                 idle=idle,
                 on_picture=self._drawn,
                 on_end=self._end,
+                memory=memory,
             )
             others.append(worker)
             self.workers[name] = worker

@@ -17,6 +17,7 @@ from sana_edge.request import Request
 from sana_edge.serve.job import Job, Picture
 from sana_edge.serve.pace import Pace
 from sana_edge.serve.queue import Queue
+from sana_edge.system.budget import within
 from sana_edge.system.memory import available_memory, give_back
 
 logger = logging.getLogger("sana_edge")
@@ -44,6 +45,7 @@ class Worker:
         others: all workers of the server, whose models give way where memory is short.
         loading: one model is loaded at a time.
         idle: seconds after which a model that is not used is let go; None keeps it.
+        memory: bytes that all models together may take; None: what is free.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Worker:
         idle: float | None,
         on_picture: Callable[[Job, Picture], None],
         on_end: Callable[[Job], None],
+        memory: int | None = None,
     ) -> None:
         self.name = name
         self.model = model
@@ -68,6 +71,7 @@ class Worker:
         self._others = others
         self._loading = loading
         self._idle = idle
+        self._memory = memory
         self._on_picture = on_picture
         self._on_end = on_end
         self._sana: Sana | None = None
@@ -127,7 +131,7 @@ class Worker:
     def _make_room(self, needed: int) -> None:
         """Let models go, the one that was used last at the end, until ``needed`` bytes are free."""
         for other in sorted(self._others, key=lambda worker: worker.used):
-            free = available_memory()
+            free = within(available_memory(), self._memory)
             if free is None or free >= needed:
                 return
             if other is not self:

@@ -40,18 +40,18 @@ def bundled_exports() -> dict[str, Path]:
 def list_models() -> list[ListedModel]:
     """What has a name here: bundled models, the public table, decoders, and other SANAs in the cache."""
     ours = {**bundled_models(), **bundled_exports()}
-    bundled = [ListedModel(name, "bundled", path, _size(path)) for name, path in ours.items()]
+    bundled = [ListedModel(name, "bundled", path, size_of(path)) for name, path in ours.items()]
     known = []
     for info in KNOWN.values():
         path = cached(info.repository, info.variant)
-        known.append(ListedModel(info.name, "public", path, _size(path) if path else None, info))
+        known.append(ListedModel(info.name, "public", path, size_of(path) if path else None, info))
     decoders = []
     for info in DECODERS.values():
         path = cached(info.repository, None, component=True)
-        decoders.append(ListedModel(info.name, "decoder", path, _size(path) if path else None, info))
+        decoders.append(ListedModel(info.name, "decoder", path, size_of(path) if path else None, info))
     table = {info.repository for info in KNOWN.values()}
     others = [
-        ListedModel(repository, "cached", path, _size(path))
+        ListedModel(repository, "cached", path, size_of(path))
         for repository in repositories()
         if repository not in table and (path := cached(repository, None))
     ]
@@ -68,5 +68,6 @@ def is_repository(model: str) -> bool:
     return _REPOSITORY.fullmatch(model) is not None
 
 
-def _size(folder: Path) -> int:
+def size_of(folder: Path) -> int:
+    """Bytes of all files in a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -35,6 +35,11 @@ _CONFIGS = (
     "tokenizer/tokenizer.json",
     *(f"{component}/config.json" for component in WEIGHT_COMPONENTS),
 )
+# of a tokenizer and an image processor of transformers
+_PROCESSOR = (
+    *("preprocessor_config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json"),
+    *("vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json"),
+)
 _PICKLES = (".bin", ".pth", ".pt", ".ckpt")
 
 _STEM = r"(?:diffusion_pytorch_model|model)"
@@ -157,9 +162,10 @@ def foreign_parts(folder: Path) -> tuple[str, ...]:
 
 
 def component_files(names: Iterable[str]) -> list[str]:
-    """`needed_files` of a repository that holds one component alone."""
-    inside = needed_files((f"vae/{name}" for name in names if "/" not in name), None)
-    return [name.removeprefix("vae/") for name in inside]
+    """`needed_files` of a repository that holds one component alone, with its processor if it has one."""
+    here = [name for name in names if "/" not in name]
+    inside = needed_files((f"vae/{name}" for name in here), None)
+    return [*(name.removeprefix("vae/") for name in inside), *(n for n in here if n in _PROCESSOR)]
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -21,6 +21,8 @@ CLASS = "AutoencoderTiny"
 # what decodes here, by the names of diffusers' classes
 CLASSES = ("AutoencoderDC", CLASS)
 HINT = f"give an AutoencoderDC, such as dc-ae-lite, or an {CLASS} of SANA's latents"
+# rows around one that a block of it reads: one for each of its three convolutions
+REACH = 3
 _OWNER = "vae/config.json"
 _Channels = Annotated[int, Between(1, 4096)]
 

@@ -81,8 +81,7 @@ def load_denoiser(
     elif any(map(is_scale, state)):
         raise CheckpointError(f"{folder} has INT8 weights, config.json says nothing of it", package.DAMAGED)
     if dtype == "auto":
-        stored = _stored_dtype(state, device)
-        dtype = half_dtype(device) if fused and stored != "fp16" else stored
+        dtype = load_dtype(_stored_dtype(state), device, fused=fused)
     if quantization is not None or not int8:
         # INT8 layers look at their weights when they are made
         check_values(state, where=str(folder))
@@ -217,12 +216,17 @@ def _read(model: ResolvedModel, component: str, int8: bool) -> dict[str, Tensor]
     return dict(StoredState(folder, variant=variant)) if int8 else load_state(folder, variant=variant)
 
 
-def _stored_dtype(state: Mapping[str, Tensor], device: torch.device) -> str:
-    """The short name of the dtype of most float tensors, fp32 in place of fp16 on the CPU."""
+def _stored_dtype(state: Mapping[str, Tensor]) -> str:
+    """The short name of the dtype of most float tensors."""
     floats = Counter(t.dtype for name, t in state.items() if t.is_floating_point() and not is_scale(name))
     stored = max(floats, key=floats.__getitem__, default=torch.float32)
-    name = next((short for short, dtype in DTYPES.items() if dtype == stored), "fp32")
-    return "fp32" if name == "fp16" and device.type == "cpu" else name
+    return next((short for short, dtype in DTYPES.items() if dtype == stored), "fp32")
+
+
+def load_dtype(stored: str, device: torch.device, *, fused: bool = False) -> str:
+    """What "auto" is for weights of a dtype: the same, fp32 in place of fp16 on the CPU, 16 bit if fused."""
+    name = "fp32" if stored == "fp16" and device.type == "cpu" else stored
+    return half_dtype(device) if fused and name != "fp16" else name
 
 
 def store_in_16_bit(network: nn.Module) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
+from typing import cast
 
 import numpy as np
 import torch
@@ -19,12 +21,14 @@ from sana_edge.errors import OutOfMemory
 from sana_edge.fused import backends
 from sana_edge.fused.backends import Backend
 from sana_edge.fused.decoder import fuse_decoder
-from sana_edge.nets.autoencoder import Autoencoder, Encoder, LatentDecoder
+from sana_edge.nets.autoencoder import Autoencoder, LatentDecoder
 from sana_edge.nets.denoiser import Denoiser, Modulation, TextContext
 from sana_edge.nets.text_encoder import EncodedTexts, TextEncoder
+from sana_edge.plan.memory import Stage, Work, check_smallest, fit_hint, in_turn, together, torch_stages
+from sana_edge.plan.model import Facts, folder_facts
 from sana_edge.progress import Progress, unseen
 from sana_edge.prompt import instruction_of, reading_notes
-from sana_edge.request import MAX_SIDE, Plan
+from sana_edge.request import Plan
 from sana_edge.sampler import Origin, Sampler, guide, sampler_of, varied
 from sana_edge.sizes import resized
 from sana_edge.store.domain import Domain, read_domain
@@ -33,16 +37,17 @@ from sana_edge.store.hub import ResolvedModel
 from sana_edge.store.package import Quantization
 from sana_edge.store.pairing import read_sampler
 from sana_edge.store.preview_map import PreviewMap, read_map
-from sana_edge.system.memory import HINT, available_memory, peak_memory
+from sana_edge.store.tiny_autoencoder import DecoderConfig
+from sana_edge.system.budget import within
+from sana_edge.system.memory import available_memory, peak_memory, used_memory
 from sana_edge.torch_runtime import tiling
 from sana_edge.torch_runtime.device import DTYPES, full_precision, torch_threads, without_fp16
-from sana_edge.torch_runtime.load import describe, load_decoder, load_denoiser, load_encoder
-from sana_edge.torch_runtime.steps import Predictor, Velocity, make_predictor
+from sana_edge.torch_runtime.encoding import encode
+from sana_edge.torch_runtime.load import describe, load_decoder, load_denoiser, load_dtype, load_encoder
+from sana_edge.torch_runtime.stages import Loaded, Stages
+from sana_edge.torch_runtime.steps import Predictor, Velocity
 
 WHILE_LOADING = "quantized while loading, without calibration; `sana-edge quantize` makes a package"
-
-# memory of a denoising step, in units of its token stream; measured 7 in fp32 and 12 in bf16
-_TOKEN_COPIES = 12
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,25 +56,23 @@ class TorchRuntime:
 
     ``dtype`` is the denoiser's, by its short name, ``backend`` what its steps run on, ``quantization`` an
     INT8 model's scheme, ``decoder`` one that was chosen in place of the model's; ``notes`` say what happened
-    while loading, ``domain`` what a small model knows, ``threads`` is None for torch's own number. Latents
-    are (1, C, h, w) fp32 on ``device``.
+    while loading, ``domain`` what a small model knows, ``threads`` is None for torch's own number, ``memory``
+    bytes that may be taken, None for what is free. Latents are (1, C, h, w) fp32 on ``device``.
     """
 
     name: str
     device: torch.device
     dtype: str
-    text_encoder: TextEncoder | EncodedTexts
-    denoiser: Denoiser
-    autoencoder: LatentDecoder
+    networks: Stages
+    facts: Facts
     sampler: SamplerConfig
     backend: Backend
-    predictor: Predictor
     quantization: str | None = None
     notes: tuple[str, ...] = ()
     domain: Domain | None = None
     decoder: str | None = None
     threads: int | None = None
-    encoder: Callable[[], Encoder] | None = None
+    memory: int | None = None
     preview_map: PreviewMap | None = None
 
     @classmethod
@@ -82,9 +85,10 @@ class TorchRuntime:
         int8: bool = False,
         backend: str = "torch",
         threads: int | None = None,
+        memory: int | None = None,
         on_progress: Progress = unseen,
     ) -> TorchRuntime:
-        """Read a model folder, a float one or a package.
+        """Read a model folder, a float one or a package; only its text encoder where memory is short.
 
         Args:
             dtype: "auto", "fp32", "bf16" or "fp16", for the denoiser. The other two networks overflow in fp16
@@ -93,11 +97,13 @@ class TorchRuntime:
             int8: make float weights INT8 while they are loaded; a package is INT8 anyway.
             backend: see `backends.choose`.
             threads: see `torch_threads`.
+            memory: bytes that may be taken; None: what is free.
             on_progress: told before each of the three networks; what it raises ends the loading.
 
         Raises:
             CheckpointError: a file is missing, damaged, or does not fit its config.
             InvalidInput, UnsupportedDevice: the backend cannot be used for this model.
+            OutOfMemory: not even the smallest picture fits into ``memory``.
         """
         transformer, vae = describe(model)
         quantization = transformer.quantization or (vae.quantization if vae else None)
@@ -108,40 +114,77 @@ class TorchRuntime:
         chosen = backends.choose(backend, device, dtype, quantization is not None, config)
         loading = partial(on_progress, f"loading {model.name}")
         loading(0, 3)
-        denoiser, dtype = load_denoiser(
-            model, device=device, dtype=dtype, int8=quantize, fused=chosen.fused, description=transformer
-        )
-        sampler, sampler_notes = read_sampler(model.path, config)
+        facts = folder_facts(model)
+        if dtype == "auto":
+            dtype = load_dtype(facts.stored["denoiser"].dtype, device, fused=chosen.fused)
         others = DTYPES[dtype] if dtype != "fp16" else without_fp16(device)
-        loading(1, 3)
-        decoder = load_decoder(model, device=device, dtype=others, int8=quantize, description=vae)
-        if chosen.name == "cuda" and others.itemsize == 2 and isinstance(decoder, Autoencoder):
-            decoder = fuse_decoder(decoder, chosen.name)
-        loading(2, 3)
-        return cls(
+        sampler, sampler_notes = read_sampler(model.path, config)
+
+        def decoder() -> LatentDecoder:
+            found = load_decoder(model, device=device, dtype=others, int8=quantize, description=vae)
+            fusible = chosen.name == "cuda" and others.itemsize == 2 and isinstance(found, Autoencoder)
+            return fuse_decoder(found, chosen.name) if fusible and isinstance(found, Autoencoder) else found
+
+        networks = Stages(
+            Loaded(
+                lambda: TextEncoder.load(
+                    model.path,
+                    dtype=others,
+                    device=device,
+                    variant=model.component_variant("text_encoder"),
+                    int8=quantize,
+                )
+            ),
+            Loaded(
+                lambda: load_denoiser(
+                    model,
+                    device=device,
+                    dtype=dtype,
+                    int8=quantize,
+                    fused=chosen.fused,
+                    description=transformer,
+                )[0]
+            ),
+            Loaded(decoder),
+            Loaded(partial(load_encoder, model, device=device, dtype=others, int8=quantize)),
+            backend=chosen,
+        )
+        loaded = cls(
             name=model.name,
             device=device,
             dtype=dtype,
-            text_encoder=TextEncoder.load(
-                model.path,
-                dtype=others,
-                device=device,
-                variant=model.component_variant("text_encoder"),
-                int8=quantize,
-            ),
-            denoiser=denoiser,
-            autoencoder=decoder,
+            networks=networks,
+            facts=facts,
             sampler=sampler,
             backend=chosen,
-            predictor=make_predictor(denoiser, chosen.name, device),
             quantization=quantization.summary if quantization else None,
             notes=(*((WHILE_LOADING,) if quantize else ()), *sampler_notes, *foreign_parts(model.path)),
             decoder=model.decoder_name,
             domain=read_domain(model.path),
             threads=threads,
-            encoder=cache(partial(load_encoder, model, device=device, dtype=others, int8=quantize)),
+            memory=memory,
             preview_map=read_map(model.path, config.in_channels),
         )
+        loaded._load(loading)
+        return loaded
+
+    def _load(self, loading: Callable[[int, int], None]) -> None:
+        """Load all networks that fit together for a usual picture, or else only the one that works first."""
+        cells = self.facts.denoiser.sample_size
+        usual = self._stages(Work(cells, cells, guided=self.sampler.kind != "scm"))
+        free = self._free()
+        self.networks.in_turn = free is not None and together(usual) > free
+        if self.memory is not None:
+            check_smallest(self.name, self._stages(Work(1, 1, guided=False)), free, self.memory)
+        if self.networks.in_turn:
+            loading(2, 3)
+            _ = self.networks.text
+            return
+        _ = self.networks.denoiser
+        loading(1, 3)
+        _ = self.networks.decoder
+        loading(2, 3)
+        _ = self.networks.text
 
     @classmethod
     def of_networks(
@@ -153,17 +196,41 @@ class TorchRuntime:
         device: torch.device,
     ) -> TorchRuntime:
         """Networks in fp32 that were loaded one by one, some perhaps without weights."""
+        backend = backends.choose("torch", device, "fp32", False, denoiser.config)
         return cls(
             name=model.name,
             device=device,
             dtype="fp32",
-            text_encoder=text_encoder,
-            denoiser=denoiser.requires_grad_(False).eval(),
-            autoencoder=autoencoder.requires_grad_(False).eval(),
+            networks=Stages(
+                Loaded[TextEncoder | EncodedTexts](None, text_encoder),
+                Loaded(None, denoiser.requires_grad_(False).eval()),
+                Loaded(None, autoencoder.requires_grad_(False).eval()),
+                backend=backend,
+            ),
+            facts=folder_facts(model),
             sampler=read_sampler(model.path, denoiser.config)[0],
-            backend=backends.choose("torch", device, "fp32", False, denoiser.config),
-            predictor=make_predictor(denoiser, "torch", device),
+            backend=backend,
         )
+
+    @property
+    def text_encoder(self) -> TextEncoder | EncodedTexts:
+        """In memory from now on, as the other networks."""
+        return self.networks.text
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """See `text_encoder`."""
+        return self.networks.denoiser
+
+    @property
+    def autoencoder(self) -> LatentDecoder:
+        """See `text_encoder`."""
+        return self.networks.decoder
+
+    @property
+    def predictor(self) -> Predictor:
+        """Of the denoiser."""
+        return self.networks.predictor
 
     @property
     def place(self) -> str:
@@ -173,13 +240,12 @@ class TorchRuntime:
     @property
     def native_size(self) -> tuple[int, int]:
         """Width and height in pixels that the model was trained for."""
-        side = self.denoiser.config.native_size
-        return side, side
+        return self.trained_side, self.trained_side
 
     @property
     def trained_side(self) -> int:
         """Side in pixels of the pictures that the model was trained on."""
-        return self.denoiser.config.native_size
+        return self.facts.denoiser.native_size
 
     @property
     def fixed_size(self) -> None:
@@ -209,55 +275,71 @@ class TorchRuntime:
         Raises:
             OutOfMemory: it does not fit, even decoded in tiles, where these are not turned off.
         """
-        config, dtype = self.autoencoder.config, self.autoencoder.dtype
-        cell = config.spatial_compression
-        side = tiling.DEFAULT_TILE if plan.tile is None else plan.tile or MAX_SIDE
-        tile = side // cell
-        height, width = plan.height // cell, plan.width // cell
-        pixels = config.in_channels * plan.height * plan.width * dtype.itemsize
-        # the sums of an INT8 layer are INT32
-        widest = torch.float32 if self.quantization else dtype
-        decoding = pixels + tiling.decode_bytes(config, min(height, tile), min(width, tile), widest)
-        tokens = height * width * (2 if plan.guided else 1)
-        denoising = tokens * self.denoiser.config.dim * DTYPES[self.dtype].itemsize * _TOKEN_COPIES
-        # what a graph was recorded with stays its own while a picture is decoded
-        needed = decoding + denoising if self.device.type == "cuda" else max(decoding, denoising)
-        free = available_memory(self.device)
-        if free is not None and needed > free:
+        cell = self.facts.decoder.spatial_compression
+        work = Work(plan.height // cell, plan.width // cell, plan.guided, plan.tile, plan.init is not None)
+        stages, there, free = self._stages(work), self.networks.loaded, self._free()
+        if free is None:
+            return
+        if self.networks.in_turn:
+            needed = in_turn(stages, tiles=True)
+            free += sum(stage.weights for stage in stages if stage.name in there)
+        else:
+            works = {s.name: s.least + (0 if s.name in there else s.weights) for s in stages}
+            needed = max(works.values())
+            if self.device.type == "cuda":
+                # what a graph was recorded with stays its own while a picture is decoded
+                needed = max(needed, works["denoiser"] + works["decoder"])
+        if needed > free:
             raise OutOfMemory(
                 f"{plan.width}x{plan.height} needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free",
-                HINT,
+                fit_hint(free + (used_memory(self.device) or 0)),
                 needed=needed,
                 free=free,
             )
 
+    def _stages(self, work: Work) -> list[Stage]:
+        int8, host, facts = self.quantization is not None, self.device.type == "cpu", self.facts
+        if "decoder" in self.networks.loaded:
+            # a file's is known when it is read
+            config = cast("DecoderConfig", self.networks.decoder.config)
+            facts = facts if config == facts.decoder else dataclasses.replace(facts, decoder=config)
+        return torch_stages(facts, work, dtype=self.dtype, int8=int8, host=host)
+
+    def _free(self) -> int | None:
+        return within(available_memory(self.device), self.memory, self.device)
+
     def read(self, plan: Plan) -> tuple[TextContext, tuple[str, ...]]:
         """Encode the prompt, and the negative one where it is used; say what was cut or ignored."""
-        groups = [self.text_encoder.encode([plan.prompt], instruction=instruction_of(plan))]
+        encoder = self.networks.text
+        groups = [encoder.encode([plan.prompt], instruction=instruction_of(plan))]
         if plan.guided:
-            groups.insert(0, self.text_encoder.encode([plan.negative_prompt], instruction=None))
-        notes = reading_notes(plan, self.text_encoder, self.domain, self.name)
-        return self.denoiser.text_context(groups), (*self.notes, *notes)
+            groups.insert(0, encoder.encode([plan.negative_prompt], instruction=None))
+        notes = reading_notes(plan, encoder, self.domain, self.name)
+        # which may have to go for the denoiser
+        del encoder
+        return self.networks.denoiser.text_context(groups), (*self.notes, *notes)
 
     def schedule(self, plan: Plan) -> tuple[Sampler, Modulation]:
         """Make the sampler, and the denoiser's modulation tables for all of its steps."""
         sampler = sampler_of(self.sampler, plan.sampler, plan.steps, plan.flow_shift, plan.skip)
-        embedded = plan.guidance if self.denoiser.config.guidance_embeds else None
+        embedded = plan.guidance if self.facts.denoiser.guidance_embeds else None
         timesteps = torch.from_numpy(sampler.timesteps).to(self.device)
-        return sampler, self.denoiser.modulation(timesteps, embedded)
+        return sampler, self.networks.denoiser.modulation(timesteps, embedded)
 
     def origin(self, plan: Plan) -> Origin[Tensor]:
         """Encode the plan's image, with an encoder that is loaded for the first one.
 
         Raises:
             InvalidInput: the model has no encoder.
+            OutOfMemory: it does not fit, even in strips.
         """
-        assert plan.init is not None and self.encoder is not None
-        encoder, drawn = self.encoder(), (plan.width, plan.height)
+        assert plan.init is not None
+        encoder, drawn = self.networks.encoder, (plan.width, plan.height)
         weight = next(encoder.parameters())
         pixels = torch.from_numpy(plan.init.at(drawn)).to(weight.device, weight.dtype)
-        latent = encoder(pixels.contiguous(memory_format=torch.channels_last)).float()
-        cells = plan.init.cells(drawn, self.autoencoder.config.spatial_compression)
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
+        latent = encode(encoder, pixels, memory_limit=self._free()).float()
+        cells = plan.init.cells(drawn, self.facts.decoder.spatial_compression)
         mask = None if cells is None else torch.from_numpy(cells).to(self.device)
         return Origin(latent * encoder.scaling_factor, mask)
 
@@ -281,12 +363,26 @@ class TorchRuntime:
         """Make ready for the plan's steps, until another plan is; say what stood in the way of a graph."""
         latent = torch.zeros(self._latent_shape(plan), device=self.device)
         guidance = plan.guidance if plan.guided else None
-        velocity, note = self.predictor.start(latent, tables, context, guidance)
-        return velocity, (note,) if note else ()
+        networks = self.networks
+        started, note = networks.predictor.start(latent, tables, context, guidance)
+        notes = (note,) if note else ()
+        if not networks.in_turn:
+            return started, notes
+        networks.velocity = started
+        # a name here would keep the denoiser
+        del started
+
+        def velocity(x: Tensor, i: int) -> Tensor:
+            # a picture may have been decoded meanwhile
+            if networks.velocity is None:
+                networks.velocity, _ = networks.predictor.start(latent, tables, context, guidance)
+            return networks.velocity(x, i)
+
+        return velocity, notes
 
     def release(self) -> None:
         """Let go of memory that can be had again: after an error, everything that was not loaded."""
-        self.predictor.release()
+        self.networks.release()
         if self.device.type == "cuda":
             # which torch refuses after a failed capture
             with suppress(RuntimeError):
@@ -323,12 +419,19 @@ class TorchRuntime:
             SanaError: the latent, or what the autoencoder makes of it, has NaN or infinite values.
         """
         check_finite("latent", *map(float, latent.aminmax()))
+        autoencoder = self.networks.decoder
         if tile == 0:
-            tile = max(latent.shape[2:]) * self.autoencoder.config.spatial_compression
-        latent = latent.to(self.autoencoder.dtype) / self.autoencoder.config.scaling_factor
+            tile = max(latent.shape[2:]) * autoencoder.config.spatial_compression
+        latent = latent.to(autoencoder.dtype) / autoencoder.config.scaling_factor
         on_block = None if on_progress is None else partial(on_progress, "decode")
         decode = partial(
-            tiling.decode, self.autoencoder, latent, tile=tile, on_block=on_block, on_tiled=on_tiled
+            tiling.decode,
+            autoencoder,
+            latent,
+            tile=tile,
+            on_block=on_block,
+            on_tiled=on_tiled,
+            memory_limit=None if self.memory is None else self._free(),
         )
         pixels = self._decode_or_none(decode)
         if pixels is None:
@@ -352,8 +455,8 @@ class TorchRuntime:
             return None
 
     def _latent_shape(self, plan: Plan) -> tuple[int, int, int, int]:
-        cell = self.autoencoder.config.spatial_compression
-        return 1, self.denoiser.config.in_channels, plan.height // cell, plan.width // cell
+        cell = self.facts.decoder.spatial_compression
+        return 1, self.facts.denoiser.in_channels, plan.height // cell, plan.width // cell
 
     @torch.inference_mode()
     def preview(self, latent: Tensor, linear: bool = False) -> NDArray[np.uint8]:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from sana_edge.config import AutoencoderConfig
 from sana_edge.decoding import DEFAULT_TILE as DEFAULT_TILE
 from sana_edge.decoding import tile_cells
 from sana_edge.errors import OutOfMemory
-from sana_edge.int8.feature_maps import strip_rows
-from sana_edge.nets.autoencoder import LatentConfig, LatentDecoder
-from sana_edge.nets.efficient_vit import EXPAND_RATIO
-from sana_edge.nets.tiny_autoencoder import REACH
-from sana_edge.store.tiny_autoencoder import TinyAutoencoderConfig
+from sana_edge.int8.conv import is_int8
+from sana_edge.nets.autoencoder import LatentDecoder
+from sana_edge.plan.maps import decode_bytes
+from sana_edge.store.tiny_autoencoder import DecoderConfig
 from sana_edge.system.memory import available_memory
 
 # what a laptop can be expected to have free, to choose between tiles and a whole picture where it is unknown
@@ -66,11 +66,17 @@ def decode(
     pixels = batch * config.in_channels * height * width * cell**2 * latent.element_size()
     free = available_memory(latent.device) if memory_limit is None else memory_limit
     expected = _ASSUMED_MEMORY if free is None else free
-    whole = autoencoder.whole_maps
-    if tile is None and pixels + decode_bytes(config, height, width, latent.dtype, whole) > expected:
+    peak = partial(
+        decode_bytes,
+        cast("DecoderConfig", config),
+        item=latent.element_size(),
+        int8=is_int8(autoencoder),
+        whole_maps=autoencoder.whole_maps,
+    )
+    if tile is None and pixels + peak(height, width) > expected:
         tile = DEFAULT_TILE
     side, step = tile_cells(max(height, width), cell, tile, stride)
-    needed = pixels + decode_bytes(config, min(side, height), min(side, width), latent.dtype, whole)
+    needed = pixels + peak(min(side, height), min(side, width))
     if free is not None and needed > free:
         raise OutOfMemory(
             f"decoding {width * cell}x{height * cell} pixels needs {needed} bytes, {free} are free",
@@ -153,82 +159,3 @@ def _cross_fade(before: Tensor, after: Tensor, dim: int) -> None:
     end = before.narrow(dim, before.shape[dim] - extent, extent)
     beginning = after.narrow(dim, 0, extent)
     beginning.copy_(end * (1 - share) + beginning * share)
-
-
-def decode_bytes(
-    config: LatentConfig, height: int, width: int, dtype: torch.dtype, whole_maps: bool = False
-) -> int:
-    """Estimate the peak memory of decoding one (height, width) latent at once, without weights.
-
-    The largest, over the layers, of the maps that are alive at the same time; see `_layer_bytes`. What a
-    convolution library takes for itself is not counted.
-    """
-    if isinstance(config, TinyAutoencoderConfig):
-        return max(_tiny_bytes(config, height, width, dtype.itemsize))
-    assert isinstance(config, AutoencoderConfig)
-    return max(_layer_bytes(config, height, width, dtype.itemsize, whole_maps))
-
-
-def _tiny_bytes(config: TinyAutoencoderConfig, height: int, width: int, item: int) -> Iterator[int]:
-    """`_layer_bytes` of a tiny autoencoder."""
-    widths = config.decoder_block_out_channels
-    for stage, channels in enumerate(widths):
-        # input; window of a strip with 3 more rows on each side, input and output of a convolution
-        rows = min(strip_rows(width * channels * item) + 2 * REACH, height)
-        yield (height + 3 * rows) * width * channels * item
-        if stage + 1 < len(widths):
-            yield _upsample_bytes(height, width, channels, widths[stage + 1], item, interpolate=True)
-            height, width = 2 * height, 2 * width
-    yield height * width * (widths[-1] + config.in_channels) * item
-
-
-def _layer_bytes(
-    config: AutoencoderConfig, height: int, width: int, item: int, whole_maps: bool
-) -> Iterator[int]:
-    """Yield what each kind of layer of each stage holds at its peak, in bytes."""
-    channels, layers = config.decoder_block_out_channels, config.decoder_layers_per_block
-    interpolate = config.upsample_block_type == "interpolate"
-    for stage in reversed(range(len(channels))):
-        if layers[stage] == 0:
-            continue
-        if stage + 1 < len(channels):
-            yield _upsample_bytes(height, width, channels[stage + 1], channels[stage], item, interpolate)
-            height, width = 2 * height, 2 * width
-        if config.decoder_block_types[stage] == "ResBlock":
-            # input; window of a strip with 2 more rows on each side, outputs of both convolutions
-            rows = min(strip_rows(width * channels[stage] * item) + 4, height)
-            # or the input and what both convolutions read of it in INT8, whole
-            held = height + (2 * height / item if whole_maps else 3 * rows)
-            yield int(held * width * channels[stage] * item)
-        else:
-            scales = len(config.decoder_qkv_multiscales[stage])
-            yield height * width * channels[stage] * _attention_width(scales, item)
-            # input, expanded map before and after the depthwise convolution
-            yield height * width * channels[stage] * (1 + 4 * EXPAND_RATIO) * item
-    if layers[0] > 0:
-        yield height * width * (channels[0] + config.in_channels) * item
-    else:
-        yield _upsample_bytes(height, width, channels[1], config.in_channels, item, interpolate)
-
-
-def _upsample_bytes(
-    height: int, width: int, in_channels: int, out_channels: int, item: int, interpolate: bool
-) -> int:
-    out_row = 2 * width * out_channels * item
-    rows = min(strip_rows(2 * out_row) + 2, height)
-    # of a strip, in rows of the output: one phase out of four, or all of them before they are shuffled
-    strip = rows * out_row // 2 if interpolate else 2 * rows * out_row
-    window = rows * width * in_channels * item
-    kernels = 16 * in_channels * out_channels * item if interpolate else 0
-    return height * width * in_channels * item + 2 * height * out_row + strip + window + kernels
-
-
-def _attention_width(scales: int, item: int) -> int:
-    """Bytes per position and channel of a multi-scale attention, at the last of its scales.
-
-    Alive in the autoencoder's dtype: input, q, k and v, the results of the scales before, and this scale's
-    projected q, k and v. In fp32: q and k after ReLU, v if it had to be converted, two stages of the result.
-    """
-    stored = 1 + 3 + scales + (3 if scales else 0)
-    fp32 = 4 if item == 4 else 5
-    return stored * item + fp32 * 4

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
 
-from sana_edge.errors import CheckpointError, InvalidInput, SanaError, torch_extra
-from sana_edge.system.memory import is_memory
+from sana_edge.errors import torch_extra
+from sana_edge.store.pretrained import foreign, load_pair
 
 from .command import add_model_options, start
 from .imagefolder import LeftOut
@@ -78,44 +76,6 @@ class Captioner:
         message = [{"role": "user", "content": content}]
         text: str = self.processor.apply_chat_template(message, add_generation_prompt=True)
         return text
-
-
-def load_pair(kind: Any, folder: Path, device: str) -> tuple[Any, Any]:
-    """Processor and frozen model of a local folder, bf16 on CUDA and fp32 elsewhere.
-
-    Raises:
-        InvalidInput: no folder.
-        CheckpointError: it lacks something, or is of another kind.
-    """
-    from transformers import AutoProcessor
-
-    if not folder.is_dir():
-        raise InvalidInput(f"{folder} is not a folder", "download the model, and give its folder")
-    dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
-    local = {"local_files_only": True, "trust_remote_code": False}
-    with foreign(f"{folder} cannot be loaded as {kind.__name__} with a processor"):
-        processor = AutoProcessor.from_pretrained(str(folder), **local)
-        model = kind.from_pretrained(str(folder), dtype=dtype, use_safetensors=True, **local)
-        # with neither of them it is a tokenizer, or reads no pictures
-        _ = processor.tokenizer, processor.image_processor
-        return processor, model.eval().to(device)
-
-
-@contextmanager
-def foreign(what: str) -> Iterator[None]:
-    """Turn whatever a model of a folder raises, a panic of its tokenizer's included, into one error."""
-    try:
-        yield
-    except SanaError:
-        raise
-    except BaseException as error:
-        if isinstance(error, KeyboardInterrupt | SystemExit) or is_memory(error):
-            raise
-        reason = " ".join(str(error).split())[:500] or type(error).__name__
-        raise CheckpointError(
-            f"{what}: {reason}",
-            "it needs config.json, safetensors and the processor's files of a model without code of its own",
-        ) from error
 
 
 def write_captions(data: Path, captioner: Captioner, name: str, batch: int) -> tuple[int, LeftOut]:

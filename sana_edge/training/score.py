@@ -19,9 +19,9 @@ from PIL import Image
 from torch.nn import functional as F
 
 from sana_edge.errors import CheckpointError, torch_extra
+from sana_edge.store.pretrained import foreign, load_pair
 from sana_edge.store.weights import weight_files
 
-from .caption import foreign, load_pair
 from .command import add_model_options, start
 from .imagefolder import LeftOut, checksum
 from .metadata import Row, captions

@@ -20,6 +20,8 @@ def sizes() -> Sizes:
     return Sizes.of("tiny", 128, 1, True, 20)
 
 
+@pytest.mark.ci
+@pytest.mark.slow
 @pytest.mark.usefixtures("emulated")
 def test_every_kernel_and_what_it_replaces(sizes: Sizes) -> None:
     found = list(cases(sizes, CPU, torch.float16))

@@ -21,7 +21,7 @@ FILES = (
 COMMAND = re.compile(r"^ *python3? benchmarks/(\w+)\.py(.*)$", re.MULTILINE)
 SCRIPTS = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py"))
 # they need the standard library only
-BARE = ("gpu_check", "report")
+BARE = ("gpu_check", "hardening", "report")
 
 
 def written() -> list[tuple[str, str]]:

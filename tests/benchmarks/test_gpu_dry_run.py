@@ -57,6 +57,8 @@ def test_the_checks(packages: Path, emulated_library: Path, tmp_path: Path) -> N
     assert len(printed.strip().splitlines()) == len(steps) + 2
 
 
+@pytest.mark.ci
+@pytest.mark.slow
 def test_tests_and_benchmarks(packages: Path, emulated_library: Path, tmp_path: Path) -> None:
     names = [name for name in gpu_steps.NAMES if name not in gpu_steps.SETS["checks"] or name == "library"]
     steps, _ = dry_run(packages, emulated_library, tmp_path, ",".join(names))

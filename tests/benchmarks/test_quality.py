@@ -20,10 +20,10 @@ import quality
 from harness import RESULTS, sections
 from harness.results import Diary
 from judge import evaluation
-from judge.prompts import COUNTS, Detection, Judgement, Prompt, relations
-from judge.scores import Outcome, categories, judgement, overall, shuffled, wilson
-from judge.shape_prompts import prompts
 from sana_edge.bench.results import header, write_json
+from sana_edge.evaluate.judge.prompts import COUNTS, Detection, Judgement, Prompt, relations
+from sana_edge.evaluate.judge.scores import Outcome, categories, judgement, overall, shuffled, wilson
+from sana_edge.evaluate.judge.shape_prompts import prompts
 from sana_edge.training.layout import draw_scene, held_out, mirrored, training_scene
 from sana_edge.training.scenes import COLOURS, KINDS, Scene
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import quality_engines
-from judge.prompts import COUNTS
+from sana_edge.evaluate.judge.prompts import COUNTS
 from sana_edge.export.settings import Settings
 from sana_edge.image import Image as DrawnPicture
 from sana_edge.int8 import matmul

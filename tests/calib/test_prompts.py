@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from judge import shape_prompts as evaluation
 from sana_edge.calib.prompts import (
     BUNDLED,
     MAX_CHARACTERS,
@@ -21,6 +20,7 @@ from sana_edge.calib.prompts import (
     load_prompts,
 )
 from sana_edge.errors import InvalidInput
+from sana_edge.evaluate.judge import shape_prompts as evaluation
 from sana_edge.training.captions import caption
 from sana_edge.training.layout import held_out, training_scene
 

@@ -28,6 +28,7 @@ from sana_edge.errors import CheckpointError, InvalidInput, OutOfMemory, SanaErr
 from sana_edge.export.settings import Settings
 from sana_edge.request import Plan, Request
 from sana_edge.store import hub, manifest
+from sana_edge.system import budget
 from sana_edge.torch_runtime.runtime import TorchRuntime
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
@@ -275,6 +276,20 @@ def test_little_is_loaded_where_memory_is_short(exported: Path, monkeypatch: pyt
         monkeypatch.setattr(sessions, "available_memory", lambda free=free: free)
         engine = EngineRuntime.load(exported, backend="onnxruntime", device="cpu")
         assert len(engine.graphs.loaded) == loaded
+
+
+def test_a_budget(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the process: what it leaves is what is free."""
+    monkeypatch.setattr(budget, "used_memory", lambda device=None: 900_000_000)
+    with pytest.raises(OutOfMemory, match=r"alone, 0\.0 MB of 0\.9 GB are left") as caught:
+        EngineRuntime.load(exported, backend="onnxruntime", device="cpu", memory=900_000_000)
+    assert "--memory 900MB` says what would fit" in caught.value.hint
+    engine = EngineRuntime.load(exported, backend="onnxruntime", device="cpu", memory=940_000_000)
+    free = engine.graphs.free(1 << 40)
+    assert free == 40_000_000
+    engine.check_plan(planned(size=(64, 64)))
+    with pytest.raises(OutOfMemory, match=r"2048x2048 needs more than .* GB, 0\.0 GB are free"):
+        engine.check_plan(planned(size=(2048, 2048)))
 
 
 def test_a_folder_for_one_size(fixed: Path) -> None:

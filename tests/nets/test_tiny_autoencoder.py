@@ -14,14 +14,15 @@ from diffusers import AutoencoderTiny
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sana_edge import CheckpointError, InvalidInput, ModelNotFound, Sana
+from sana_edge import CheckpointError, InvalidInput, ModelNotFound, Sana, decoding
 from sana_edge.calib.folding import decoder_folds
 from sana_edge.cli.main import main
 from sana_edge.image_metrics import psnr
-from sana_edge.int8 import feature_maps, quant
+from sana_edge.int8 import quant
 from sana_edge.nets.convert import read_decoder
 from sana_edge.nets.quantize import decoder_targets, quantize_decoder
 from sana_edge.nets.tiny_autoencoder import TinyAutoencoder, latent_decoder
+from sana_edge.plan.maps import decode_bytes
 from sana_edge.store import package
 from sana_edge.store.folder import read_json
 from sana_edge.store.identify import identify
@@ -121,7 +122,7 @@ def test_parity_with_diffusers(act_fn: str, tmp_path: Path) -> None:
 
 
 def test_strips_are_the_whole(file: Path, authors: nn.Sequential, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feature_maps, "STRIP_BYTES", 0)
+    monkeypatch.setattr(decoding, "STRIP_BYTES", 0)
     x = latent(5, 3)
     with torch.no_grad():
         assert relative_error(loaded(file).decode(x.clone()), 2 * authors(x) - 1) < TOLERANCE
@@ -184,7 +185,7 @@ def test_tiles(file: Path, tile: int | None) -> None:
     assert found.shape == (1, 3, 96, 128)
     tiles = 1 if tile is None else 3 * 4
     assert told == [(n, tiles * sum(BLOCKS)) for n in range(tiles * sum(BLOCKS))]
-    small, large = (tiling.decode_bytes(ours.config, n, n, torch.float32) for n in (8, 64))
+    small, large = (decode_bytes(ours.config, n, n, 4) for n in (8, 64))
     # the widest map, that of the picture, and the strips of it
     assert 4 * 8 * (32 * 64) ** 2 < large < 16 * 8 * (32 * 64) ** 2 and small < large
 

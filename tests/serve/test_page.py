@@ -17,7 +17,7 @@ from serving import MODEL, Client, RealLoader, serving, until
 
 from sana_edge.serve.service import Service
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.ci]
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 FLAGS = (

@@ -18,6 +18,7 @@ from sana_edge.serve.events import News
 from sana_edge.serve.job import MAX_PREVIEWS, Job
 from sana_edge.serve.queue import Closed, QueueFull
 from sana_edge.serve.service import Service
+from sana_edge.system import budget
 
 
 def job(model: str = "one", preview: Any = lambda step, steps: False, **options: Any) -> Job:
@@ -107,6 +108,19 @@ def test_models_give_way_before_memory_runs_out(
     monkeypatch.setattr(loader, "size", lambda model: 100)
     assert service.submit(job("three")).wait(60)
     assert loader.loaded == ["one", "three"]
+
+
+def test_models_give_way_within_a_budget(loader: FakeLoader, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = {"one": "one", "two": "two"}
+    monkeypatch.setattr(budget, "used_memory", lambda device: 100 * len(loader.loaded))
+    monkeypatch.setattr(worker_module, "available_memory", lambda: 10_000)
+    monkeypatch.setattr(loader, "size", lambda model: 100)
+    for memory, left in ((199, ["two"]), (200, ["one", "two"])):
+        service = Service(models, loader, memory=memory)
+        for model in models:
+            assert service.submit(job(model)).wait(60)
+        assert loader.loaded == left
+        service.close()
 
 
 def test_a_picture_gets_the_room_of_other_models(service: Service, loader: FakeLoader) -> None:

@@ -316,7 +316,9 @@ def test_tiles_are_in_the_metadata(folder: Path, monkeypatch: pytest.MonkeyPatch
         large = sana.generate(PROMPT, tile=128, **options)
         assert np.array_equal(large.pixels, whole.pixels)
         monkeypatch.setattr(tiling, "DEFAULT_TILE", 64)
-        monkeypatch.setattr(tiling, "decode_bytes", lambda config, h, w, *_: (h * w > 4) << 60)
+        monkeypatch.setattr(
+            tiling, "decode_bytes", lambda config, height, width, **_: (height * width > 4) << 60
+        )
         monkeypatch.setattr(tiling, "available_memory", lambda device: 1 << 40)
         chosen = sana.generate(PROMPT, **options)
         assert any(note.startswith(TILED) for note in chosen.notes)

@@ -15,6 +15,7 @@ from torch import Tensor
 from sana_edge.config import AutoencoderConfig
 from sana_edge.errors import InvalidInput, OutOfMemory
 from sana_edge.nets.autoencoder import Autoencoder
+from sana_edge.plan.maps import decode_bytes
 from sana_edge.torch_runtime import tiling
 
 RES, VIT = "ResBlock", "EfficientViTBlock"
@@ -102,8 +103,8 @@ def test_tiles_are_chosen_where_a_picture_does_not_fit(
     monkeypatch.setattr(tiling, "DEFAULT_TILE", 32)
     latent = torch.randn(1, 4, 24, 24)
     result = 3 * 96 * 96 * 4
-    whole = tiling.decode_bytes(CONFIG, 24, 24, torch.float32) + result
-    one_tile = tiling.decode_bytes(CONFIG, 8, 8, torch.float32) + result
+    whole = decode_bytes(CONFIG, 24, 24, 4) + result
+    one_tile = decode_bytes(CONFIG, 8, 8, 4) + result
     tiled = tiling.decode(ours, latent, tile=32, stride=28)
     assert torch.equal(tiling.decode(ours, latent, memory_limit=whole), tiling.decode(ours, latent))
     assert torch.equal(tiling.decode(ours, latent, memory_limit=whole - 1), tiled)
@@ -141,20 +142,21 @@ def test_estimate_of_the_public_decoder() -> None:
     config = AutoencoderConfig(decoder_block_types=types, upsample_block_type="interpolate")
     one_map = 128 * 1024 * 1024 * 4
     # input and output of the last upsampling, and strips
-    needed = tiling.decode_bytes(config, 32, 32, torch.float32)
+    needed = decode_bytes(config, 32, 32, 4)
     assert 1.5 * one_map < needed < 2.2 * one_map
-    assert tiling.decode_bytes(config, 32, 32, torch.bfloat16) < 0.6 * needed
-    assert tiling.decode_bytes(config, 128, 128, torch.float32) > 14 * needed
+    assert decode_bytes(config, 32, 32, 2) < 0.6 * needed
+    assert decode_bytes(config, 128, 128, 4) > 14 * needed
 
 
 # a second decode, after the libraries have made their lasting allocations; strips are narrow to be several
 MEASURE = """
 import torch
-from sana_edge.int8 import conv_product, feature_maps as maps
+from sana_edge import decoding as maps
+from sana_edge.int8 import conv_product
 from sana_edge.nets.autoencoder import Autoencoder
 from sana_edge.config import AutoencoderConfig
 from sana_edge.nets.quantize import quantize_decoder
-from sana_edge.torch_runtime.tiling import decode_bytes
+from sana_edge.plan.maps import decode_bytes
 
 def status(key):
     with open("/proc/self/status") as file:
@@ -184,7 +186,7 @@ for case in ("ResBlock interpolate", "ResBlock pixel_shuffle", "EfficientViTBloc
                 file.write("5")
             before = status("VmRSS")
             decoder.decode(latent)
-        print((status("VmHWM") - before) / decode_bytes(config, side, side, torch.float32))
+        print((status("VmHWM") - before) / decode_bytes(config, side, side, 4, int8=int8))
 """
 
 

@@ -227,6 +227,8 @@ def test_parts_of_a_batch_and_checkpointing_change_no_loss(task: Callable[..., T
     assert not changed
 
 
+@pytest.mark.ci
+@pytest.mark.slow
 def test_two_processes_have_the_loss_of_one_with_twice_the_batch(
     task: Callable[..., Task], tiny_folder: Path, tmp_path: Path
 ) -> None:

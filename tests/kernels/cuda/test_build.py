@@ -49,7 +49,7 @@ class Usage:
     scope="module",
     params=[
         # laptops' own, in a seventh of the time
-        pytest.param(("89",), id="89"),
+        pytest.param(("89",), id="89", marks=[pytest.mark.slow, pytest.mark.ci]),
         pytest.param(MACHINE_CODE, id="all", marks=pytest.mark.slow),
     ],
 )

@@ -325,6 +325,7 @@ KERNELS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kernel", "kind", "D", "norm"), KERNELS)
 def test_compiles(
     op: ModuleType, compiled: Callable[..., dict[str, str]], kernel: str, kind: str, D: int, norm: bool

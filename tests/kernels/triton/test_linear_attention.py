@@ -225,6 +225,7 @@ def test_refusals(op: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
         op.relu_linear_attention(x, x, x, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kernel", "kind", "D"),
     [

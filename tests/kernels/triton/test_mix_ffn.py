@@ -318,6 +318,7 @@ KERNELS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kernel", "kind", "hidden"), KERNELS)
 def test_compiles(
     op: ModuleType, compiled: Callable[..., dict[str, str]], kernel: str, kind: str, hidden: int

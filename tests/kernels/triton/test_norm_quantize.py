@@ -140,6 +140,7 @@ def test_refuses_what_it_cannot_read(kernels: ModuleType, x: Tensor, vector: Ten
         assert caught.value.hint
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("C", "kind"),
     [(1152, "bf16"), *(pytest.param(C, "fp16", marks=pytest.mark.slow) for C in (192, 2240, 2880, 5600))],

@@ -190,6 +190,7 @@ def compile_last(op: SimpleNamespace, compiled: Callable[..., dict[str, str]], k
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("build", "kind"),
     [

@@ -151,6 +151,7 @@ def test_refuses_the_cpu_when_compiled(interpreted: None) -> None:
         check_rows("quantize_rows", compiled, torch.ones(2, 8))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("C", "kind"),
     [

@@ -256,6 +256,7 @@ def check(code: dict[str, str], stack: int = 0) -> None:
     assert found and int(found[1]) <= stack, code["usage"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EPILOGUES)
 def test_compiles(compiled: Compiled, request: pytest.FixtureRequest, tiles: ModuleType, name: str) -> None:
     capability = request.node.callspec.params["compiled"]

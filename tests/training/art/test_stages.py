@@ -15,9 +15,9 @@ from transformers import CLIPModel, CLIPProcessor
 
 from judge import art_prompts
 from judge.art import CELLS, SIDE, Detector, decode, detector_loss, targets
-from judge.prompts import COUNTS, Detection, Judgement
 from sana_edge import Sana
 from sana_edge.config import AutoencoderConfig
+from sana_edge.evaluate.judge.prompts import COUNTS, Detection, Judgement
 from sana_edge.nets.text_encoder import TextEncoder
 from sana_edge.store.domain import FILE, read_domain
 from sana_edge.training import train_autoencoder as shapes

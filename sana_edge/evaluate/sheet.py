@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from judge.scores import Outcome, by_category, categories, overall
+from sana_edge.evaluate.judge.scores import Outcome, by_category, categories, overall
 
 PICTURE = 208
 GAP = 20
@@ -20,6 +20,8 @@ BAND = 46
 ROW = BAND + PICTURE + CAPTION
 PAPER, INK, SOFT, RULE = (250, 249, 246), (38, 40, 52), (112, 116, 130), (224, 222, 214)
 RIGHT, WRONG = (38, 146, 84), (206, 58, 58)
+LONGEST = 400
+"""Characters of a prompt that a caption looks at."""
 AMPLIFIED = 8
 """Differences are shown so many times as strong."""
 
@@ -29,18 +31,22 @@ Place = tuple[int, int]
 
 @dataclass(frozen=True)
 class Pair:
-    """What two models drew for one prompt, each with its verdict; likeness: in words."""
+    """What two models drew for one prompt.
 
-    first: Outcome
-    second: Outcome
+    likeness: in words. faults: what is wrong with each, empty if it is right, None where nobody judged.
+    """
+
+    text: str
     pictures: tuple[Pixels, Pixels]
     likeness: str
+    faults: tuple[str | None, str | None] = (None, None)
 
     @property
     def difference(self) -> Pixels:
         """The absolute difference, AMPLIFIED."""
         a, b = (pixels.astype(np.int32) for pixels in self.pictures)
-        return (np.abs(a - b) * AMPLIFIED).clip(0, 255).astype(np.uint8)
+        shown: Pixels = (np.abs(a - b) * AMPLIFIED).clip(0, 255).astype(np.uint8)
+        return shown
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,7 @@ def sheet(
     for name, members in rows.items():
         page.band(name, f"{scores[name].right} of {scores[name].count} right")
         for column, outcome in enumerate(members[:columns]):
-            page.tile(column, pictures[outcome.prompt.text], outcome)
+            page.tile(column, pictures[outcome.prompt.text], outcome.fault)
             page.caption(column, outcome.prompt.text, outcome.fault)
     return page.png()
 
@@ -76,11 +82,11 @@ def pair_sheet(title: str, note: str, rows: Sequence[PairRow]) -> bytes:
     for row in rows:
         page.band(row.name, row.remark)
         for i, pair in enumerate(row.pairs):
-            page.tile(3 * i, pair.pictures[0], pair.first)
-            page.tile(3 * i + 1, pair.pictures[1], pair.second)
+            page.tile(3 * i, pair.pictures[0], pair.faults[0])
+            page.tile(3 * i + 1, pair.pictures[1], pair.faults[1])
             page.tile(3 * i + 2, pair.difference)
-            page.caption(3 * i, pair.first.prompt.text, pair.first.fault)
-            page.caption(3 * i + 1, "", pair.second.fault)
+            page.caption(3 * i, pair.text, pair.faults[0] or "")
+            page.caption(3 * i + 1, "", pair.faults[1] or "")
             page.caption(3 * i + 2, pair.likeness)
     return page.png()
 
@@ -104,16 +110,17 @@ class _Page:
         place = (self.width - GAP, self.top + 12)
         self.draw.text(place, remark, fill=SOFT, font=_font(20), anchor="ra")
 
-    def tile(self, column: int, pixels: Pixels, outcome: Outcome | None = None) -> None:
-        """A picture, framed and marked if there is a verdict."""
+    def tile(self, column: int, pixels: Pixels, fault: str | None = None) -> None:
+        """A picture, framed and marked if there is a verdict: empty if nothing is wrong."""
         x, y = self._place(column)
-        resized = Image.fromarray(pixels).resize((PICTURE, PICTURE), Image.Resampling.LANCZOS)
+        side = (PICTURE, PICTURE)
+        resized = ImageOps.pad(Image.fromarray(pixels), side, Image.Resampling.LANCZOS, color=PAPER)
         self.image.paste(resized, (x, y))
-        if outcome is None:
+        if fault is None:
             return
-        colour = WRONG if outcome.fault else RIGHT
+        colour = WRONG if fault else RIGHT
         self.draw.rectangle((x - 3, y - 3, x + PICTURE + 2, y + PICTURE + 2), outline=colour, width=3)
-        _mark(self.draw, (x + PICTURE - 18, y + 18), not outcome.fault)
+        _mark(self.draw, (x + PICTURE - 18, y + 18), not fault)
 
     def caption(self, column: int, text: str, fault: str = "") -> None:
         """Under a picture: what it is, and what is wrong with it."""
@@ -146,7 +153,8 @@ def _mark(draw: ImageDraw.ImageDraw, centre: tuple[int, int], right: bool) -> No
 def _wrapped(text: str, most: int) -> list[str]:
     """The text in at most so many lines as wide as a picture; dots at the end if words are left out."""
     font, lines = _font(15), [""]
-    for word in text.split():
+    # no longer than a few lines, whatever was asked for
+    for word in text[:LONGEST].split():
         longer = f"{lines[-1]} {word}".strip()
         if font.getlength(longer) <= PICTURE:
             lines[-1] = longer

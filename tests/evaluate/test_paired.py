@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 
 from harness import sections
-from judge import paired
-from judge.paired import Counts, Likeness
-from judge.prompts import Judgement
-from judge.scores import Outcome, categories, overall
-from judge.shape_prompts import prompts
-from judge.sheet import AMPLIFIED, Pair, PairRow, pair_sheet
+from sana_edge.evaluate import paired
+from sana_edge.evaluate.judge.prompts import Judgement
+from sana_edge.evaluate.judge.scores import Outcome, categories, overall
+from sana_edge.evaluate.judge.shape_prompts import prompts
+from sana_edge.evaluate.paired import Counts, Likeness
+from sana_edge.evaluate.sheet import AMPLIFIED, Pair, PairRow, pair_sheet
 
 
 class Verdict(Outcome):
@@ -156,12 +156,11 @@ def test_facts_of_two_models_with_other_names() -> None:
 
 def test_pair_sheet_shows_the_difference() -> None:
     """The third tile of the only row is |a - b|, amplified; 208 pixels from (476, 150) on."""
-    first, second = outcomes([True])[0], outcomes([False])[0]
     even = np.full((64, 64, 3), 100, np.uint8)
     other = even.copy()
     other[..., 0] += 10
     other[..., 1] -= 10
-    pair = Pair(first, second, (even, other), "28.1 dB")
+    pair = Pair("a red house", (even, other), "28.1 dB", ("", "no house"))
     assert pair.difference[0, 0].tolist() == [10 * AMPLIFIED, 10 * AMPLIFIED, 0]
     png = pair_sheet("title", "note", [PairRow("worst", "mean 30 dB", [pair])])
     page = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))

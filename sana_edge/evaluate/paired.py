@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from harness.results import NEAR
-from judge.scores import Outcome, by_category
+from sana_edge.evaluate.judge.scores import Outcome, by_category
+from sana_edge.image_metrics import NEAR
 
 SAMPLES = 20_000
 """Of the bootstrap."""
@@ -84,7 +84,9 @@ def mcnemar(first: int, second: int) -> float:
     first, second: prompts that only one of them gets right. 1 if there are none.
     """
     tail = sum(comb(first + second, k) for k in range(min(first, second) + 1))
-    return min(1.0, 2 * tail / 2 ** (first + second))
+    # the exponent is no float: its powers are too large for one
+    p: float = 2 * tail / 2 ** (first + second)
+    return min(1.0, p)
 
 
 def difference(found: Mapping[str, Counts]) -> float:

@@ -1,4 +1,4 @@
-"""The 553 prompts of the flat shapes, on what training never shows; see `judge.prompts`."""
+"""The 553 prompts of the flat shapes, on what training never shows; see `prompts`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-from judge.prompts import Prompt, Wanted, collected
+from sana_edge.evaluate.judge.prompts import Prompt, Wanted, collected
 from sana_edge.training.captions import caption
 from sana_edge.training.layout import arrange, held_out
 from sana_edge.training.scenes import BACKGROUNDS, COLOURS, KINDS, Scene, Thing

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from judge.fitting import CAP, MARGIN, SIDE, Array, Fit, Fitter, framed, grounds, soften
-from judge.prompts import Detection, Judgement, check_picture
+from sana_edge.evaluate.judge.fitting import CAP, MARGIN, SIDE, Array, Fit, Fitter, framed, grounds, soften
+from sana_edge.evaluate.judge.prompts import Detection, Judgement, check_picture
 
 THRESHOLD = 0.6
 """The least score of an object that counts."""

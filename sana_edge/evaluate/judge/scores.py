@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from judge.prompts import COUNTS, Detection, Judgement, Prompt
+from sana_edge.evaluate.judge.prompts import COUNTS, Detection, Judgement, Prompt
 
 Z = 1.96
 """Standard deviations on either side of a 95 % interval."""

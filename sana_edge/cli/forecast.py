@@ -1,0 +1,368 @@
+"""The forecast of ``sana-edge plan``: what runs a model here, its memory and its time, and what would fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sana_edge.cli.fastest import export_place, suited
+from sana_edge.config import LATENT_CELL, AutoencoderConfig
+from sana_edge.errors import SanaError, torch_extra
+from sana_edge.plan.memory import (
+    BASE,
+    RUNNING,
+    Order,
+    Stage,
+    Work,
+    engine_stages,
+    exported_stages,
+    in_turn,
+    order,
+    torch_stages,
+)
+from sana_edge.plan.model import Facts, facts_of
+from sana_edge.prompt import CHI
+from sana_edge.request import LoadOptions, Plan, Request
+from sana_edge.store import hub, manifest
+from sana_edge.store.manifest import Manifest, is_exported
+from sana_edge.store.tokenizer import PromptTokenizer
+from sana_edge.system.memory import available_memory, used_memory
+
+# tokens of SANA's instruction in Gemma's vocabulary
+_INSTRUCTION = 246
+# sides in pixels that are proposed in place of one that does not fit
+_SIDES = (1024, 768, 512, 256)
+_EXPORTED = "the first `generate` exports it for OpenVINO, which then draws faster than what is said here"
+_PROMPT = "a red house left of a yellow star"
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Options that make a picture fit, and the bytes that it then takes at its peak."""
+
+    options: str
+    why: str
+    peak: int
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a picture will take. Bytes; seconds of the first picture, without loading.
+
+    Attributes:
+        place: "cpu" or "cuda".
+        base: what libraries take before a model is loaded.
+        stages: of the networks, in the order of their work.
+        way: how they fit, None where they do not; and the peak of it, or the least that they need.
+        limit: what may be taken in all; None: unknown.
+        seconds: by "text", "denoise" and "decode"; empty where nothing was timed.
+    """
+
+    model: str
+    backend: str
+    place: str
+    kinds: str
+    size: tuple[int, int]
+    drawn: tuple[int, int]
+    steps: int
+    base: int
+    stages: tuple[Stage, ...]
+    way: Order | None
+    peak: int
+    limit: int | None
+    download: int
+    disk: int
+    seconds: dict[str, float]
+    proposals: tuple[Proposal, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            **dataclasses.asdict(self),
+            "fits": self.way is not None,
+            "stages": [{**dataclasses.asdict(stage), "peak": stage.peak} for stage in self.stages],
+            "total_seconds": sum(self.seconds.values()) if self.seconds else None,
+        }
+
+
+def forecast(model: str, request: Request, options: LoadOptions, *, image: bool, probe: bool) -> Forecast:
+    """What a picture of a model will take here.
+
+    Args:
+        image: it starts from a picture.
+        probe: time some layers.
+
+    Raises:
+        SanaError: as `sana_edge.Sana.load`, but that nothing is downloaded or loaded.
+    """
+    exported = hub.exported(model)
+    if exported is None and options.backend in ("onnxruntime", "openvino", "tensorrt"):
+        exported = hub.bundled_graphs(model, int8=options.int8)
+    if exported is not None:
+        return _of_engine(exported, request, options, image, probe)
+    return _of_torch(model, request, options, image, probe)
+
+
+def _of_torch(model: str, request: Request, options: LoadOptions, image: bool, probe: bool) -> Forecast:
+    facts = facts_of(model, int8=options.int8, decoder=options.decoder, revision=options.revision)
+    found = None if facts.path is None else suited(model, options)
+    export = None if found is None else export_place(found)
+    if export is not None and is_exported(export):
+        return _of_engine(export, request, options, image, probe)
+    plan = request.plan(facts.denoiser.native_size, facts.sampler)
+    with torch_extra():
+        # which loading a text encoder imports
+        import transformers.models.gemma2.modeling_gemma2  # noqa: F401
+
+        from sana_edge.fused import backends
+        from sana_edge.torch_runtime import probe as timing
+        from sana_edge.torch_runtime.device import check_target, torch_threads
+        from sana_edge.torch_runtime.load import load_dtype
+    device = check_target(options.device, options.dtype, options.backend)
+    int8 = options.int8 or facts.int8
+    backend = backends.choose(options.backend, device, options.dtype, int8, facts.denoiser)
+    dtype = options.dtype
+    if dtype == "auto":
+        dtype = load_dtype(facts.stored["denoiser"].dtype, device, fused=backend.fused)
+    on_host = device.type == "cpu"
+    base, free = _base("torch"), available_memory(device)
+    limit = _limit(base if on_host else 0, free, options)
+    work = _work(plan, image)
+    stages = torch_stages(facts, work, dtype=dtype, int8=int8, host=on_host)
+    spent: dict[str, float] = {}
+    if probe:
+        with torch_threads(options.threads):
+            timed = timing.seconds(
+                facts, work, dtype=dtype, int8=int8, device=device, instruction=_instruction(facts)
+            )
+        spent = _spent(timed, plan)
+    ask = _Ask(facts, plan, dtype, int8, on_host, image, options)
+    return _forecast(
+        name=facts.name,
+        backend=f"torch ({backend.name})" if backend.fused else "torch",
+        place=device.type,
+        kinds=f"{dtype}, INT8" if int8 else dtype,
+        plan=plan,
+        base=base if on_host else 0,
+        stages=stages,
+        limit=limit,
+        download=facts.download,
+        disk=facts.disk,
+        seconds=spent,
+        proposals=lambda room: tuple(_proposals(ask, room)),
+        notes=(*_notes(facts, int8, on_host), *([_EXPORTED] if export is not None else [])),
+    )
+
+
+def _of_engine(folder: Path, request: Request, options: LoadOptions, image: bool, probe: bool) -> Forecast:
+    from sana_edge.engines import choose
+    from sana_edge.engines.engine import Settings
+
+    described = manifest.read(folder)
+    settings = Settings(threads=options.threads, precision=options.dtype, engine_folder=options.engines)
+    kind = choose.choose(options.backend, options.device, folder, settings)
+    plan = request.plan(described.native_size, described.sampler.kind, described.size)
+    base, work = _base(kind.name), _work(plan, image)
+    limit = _limit(base, available_memory(), options)
+    stages = engine_stages(described, work, kind.name, kind.precision)
+    spent = _spent(_engine_seconds(folder, described, plan, options), plan) if probe else {}
+    return _forecast(
+        name=described.name,
+        backend=kind.name,
+        place=kind.device,
+        kinds=f"{kind.precision}, INT8" if described.quantization else kind.precision,
+        plan=plan,
+        base=base,
+        stages=stages,
+        limit=limit,
+        download=0,
+        disk=sum(file.bytes for file in described.files.values()),
+        seconds=spent,
+        proposals=lambda room: (
+            tuple(_smaller(plan, lambda p: _least_of(described, p, kind, image), room))
+            if order(stages, room) is None
+            else ()
+        ),
+        notes=(),
+    )
+
+
+def _forecast(
+    *, name: str, plan: Plan, limit: int | None, base: int, stages: Sequence[Stage], **rest: Any
+) -> Forecast:
+    room = None if limit is None else max(limit - base, 0)
+    way = order(stages, room)
+    peak = base + (in_turn(stages, tiles=plan.tile != 0) if way is None else way[1])
+    proposals = rest.pop("proposals")
+    return Forecast(
+        model=name,
+        size=plan.size,
+        drawn=(plan.width, plan.height),
+        steps=plan.steps,
+        base=base,
+        stages=tuple(stages),
+        way=None if way is None else way[0],
+        peak=peak,
+        limit=limit,
+        proposals=() if room is None or (way is not None and way[0] == "together") else proposals(room),
+        **rest,
+    )
+
+
+@dataclass(frozen=True)
+class _Ask:
+    """What was asked for, to be asked again with one thing changed."""
+
+    facts: Facts
+    plan: Plan
+    dtype: str
+    int8: bool
+    host: bool
+    image: bool
+    options: LoadOptions
+
+    def stages(self, **changed: Any) -> list[Stage]:
+        ask = dataclasses.replace(self, **changed)
+        work = _work(ask.plan, ask.image)
+        return torch_stages(ask.facts, work, dtype=ask.dtype, int8=ask.int8, host=ask.host)
+
+
+def _proposals(ask: _Ask, room: int) -> Iterator[Proposal]:
+    """Changes with which a picture fits, each computed; the ones that cost least quality first."""
+    changes: list[tuple[str, str, dict[str, Any]]] = []
+    if not ask.int8:
+        changes.append(("--int8", "INT8 weights and activations", {"int8": True}))
+    if ask.dtype == "fp32":
+        changes.append(("--dtype bf16", "16 bit, slow on CPUs without it", {"dtype": "bf16"}))
+    lite = _with_lite(ask)
+    if lite is not None:
+        changes.append(("--decoder dc-ae-lite", "a smaller decoder", {"facts": lite}))
+    if ask.plan.tile != 512:
+        tiled = dataclasses.replace(ask.plan, tile=512)
+        changes.append(("--tile 512", "decoded in tiles, which change pixels a little", {"plan": tiled}))
+    pairs = [
+        (f"{a} {b}", f"{x}; {y}", {**one, **two})
+        for n, (a, x, one) in enumerate(changes)
+        for b, y, two in changes[n + 1 :]
+    ]
+    found = list(_fitting(ask, changes, room)) or list(_fitting(ask, pairs, room))[:2]
+    yield from found
+    if ask.host:
+        for engine, int8 in (("openvino", True), ("onnxruntime", True)):
+            stages = exported_stages(ask.facts, _work(ask.plan, ask.image), engine, int8=int8)
+            way = order(stages, room)
+            if way is not None:
+                why = "an export, which needs no torch"
+                yield Proposal(f"export --int8, then --backend {engine}", why, way[1])
+                break
+    if not found and order(ask.stages(), room) is None:
+        yield from _smaller(
+            ask.plan, lambda plan: in_turn(ask.stages(plan=plan, int8=True), tiles=True), room
+        )
+
+
+def _fitting(ask: _Ask, changes: Sequence[tuple[str, str, dict[str, Any]]], room: int) -> Iterator[Proposal]:
+    before = order(ask.stages(), room)
+    for options, why, changed in changes:
+        way = order(ask.stages(**changed), room)
+        # where it fits already, only what lets it stay in memory
+        if way is not None and (before is None or (way[0] == "together" and before[0] != "together")):
+            yield Proposal(options, why, way[1])
+
+
+def _with_lite(ask: _Ask) -> Facts | None:
+    """The same model with the smaller decoder, where that decodes its latents."""
+    decoder = ask.facts.decoder
+    if ask.options.decoder is not None or not isinstance(decoder, AutoencoderConfig):
+        return None
+    if decoder.decoder_block_out_channels != AutoencoderConfig().decoder_block_out_channels:
+        return None
+    from sana_edge.plan.model import with_lite_decoder
+
+    return with_lite_decoder(ask.facts)
+
+
+def _smaller(plan: Plan, least: Any, room: int) -> Iterator[Proposal]:
+    """The largest of some usual sizes that fits."""
+    for side in _SIDES:
+        if side * side < plan.width * plan.height:
+            needed = least(dataclasses.replace(plan, width=side, height=side, size=(side, side)))
+            if needed <= room:
+                yield Proposal(f"--size {side}x{side} --exact-size", "a smaller picture", needed)
+                return
+
+
+def _least_of(described: Manifest, plan: Plan, kind: Any, image: bool) -> int:
+    return in_turn(engine_stages(described, _work(plan, image), kind.name, kind.precision), tiles=True)
+
+
+def _engine_seconds(folder: Path, described: Manifest, plan: Plan, options: LoadOptions) -> dict[str, float]:
+    """Of a picture that is small enough to be drawn now, scaled; it takes as long as loading the model."""
+    from sana_edge.engines.runtime import EngineRuntime
+    from sana_edge.pipeline import Sana
+
+    cell = described.cell
+    side = described.size or (min(plan.width, 8 * cell), min(plan.height, 8 * cell))
+    runtime = EngineRuntime.load(
+        folder, device=options.device, dtype=options.dtype, backend=options.backend, threads=options.threads
+    )
+    with Sana(runtime) as sana:
+        image = sana.generate(_PROMPT, size=side, exact_size=True, steps=4, seed=0, guidance=plan.guidance)
+        # the second one is ready
+        again = sana.generate(_PROMPT, size=side, exact_size=True, steps=4, seed=0, guidance=plan.guidance)
+    scale = plan.width * plan.height / (side[0] * side[1])
+    spent = again.timings
+    return {
+        "text": image.timings["text"],
+        "step": spent["denoise"] / 4 * scale,
+        "decode": spent["decode"] * scale,
+    }
+
+
+def _spent(found: dict[str, float], plan: Plan) -> dict[str, float]:
+    steps = plan.steps - plan.skip
+    return {"text": found["text"], "denoise": steps * found["step"], "decode": found["decode"]}
+
+
+def _base(library: str) -> int:
+    """What a library takes without a model: what it has now, and what it will have once it computes."""
+    return (used_memory() or BASE[library]) + RUNNING[library]
+
+
+def _limit(base: int, free: int | None, options: LoadOptions) -> int | None:
+    """What may be taken in all: what is free and what libraries have, within the budget."""
+    there = None if free is None else base + free
+    if options.memory is None:
+        return there
+    return int(options.memory) if there is None else min(there, int(options.memory))
+
+
+def _work(plan: Plan, image: bool) -> Work:
+    height, width = plan.height // LATENT_CELL, plan.width // LATENT_CELL
+    return Work(height, width, plan.guided, plan.tile, image or plan.init is not None)
+
+
+def _instruction(facts: Facts) -> int:
+    if facts.path is None or not os.path.isdir(facts.path / "tokenizer"):
+        return _INSTRUCTION
+    try:
+        return len(PromptTokenizer(facts.path / "tokenizer").encode("\n".join(CHI)))
+    except SanaError:
+        return _INSTRUCTION
+
+
+def _notes(facts: Facts, int8: bool, on_host: bool) -> tuple[str, ...]:
+    from sana_edge.int8.matmul import describe
+
+    fast, why = describe("cpu")
+    notes = []
+    if int8 and on_host and not fast:
+        notes.append(f"INT8 saves memory here, not time: {why}")
+    if facts.path is None:
+        notes.append("not on this machine: sizes are those that its authors publish")
+    return tuple(notes)

@@ -1,0 +1,125 @@
+"""`sana-edge plan`: the table and the JSON, what fits and what would, and bad input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sana_edge.cli import forecast
+from sana_edge.cli.main import main
+
+
+def planned(capsys: pytest.CaptureFixture[str], *arguments: str, probe: bool = False) -> dict[str, Any]:
+    assert main(["plan", *arguments, "--json", *([] if probe else ["--no-probe"])]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_a_folder(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = planned(capsys, str(tiny_folder), "--size", "96x64", "--steps", "3", probe=True)
+    assert found["fits"] and found["way"] == "together" and found["proposals"] == []
+    assert found["drawn"] == [96, 64] and found["steps"] == 3 and found["download"] == 0
+    assert [stage["name"] for stage in found["stages"]] == ["text", "denoiser", "decoder"]
+    assert found["base"] < found["peak"] <= found["limit"]
+    assert set(found["seconds"]) == {"text", "denoise", "decode"}
+    assert (
+        found["total_seconds"] == pytest.approx(sum(found["seconds"].values())) and found["total_seconds"] > 0
+    )
+
+
+def test_in_words(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(tiny_folder), "--image", "--no-probe"]) == 0
+    out = capsys.readouterr().out
+    assert f"{tiny_folder.name} at 128x128, 20 steps, by torch on cpu (fp32)" in out
+    assert "encoder (image)" in out and "\nYes: " in out and "Nothing to download: " in out
+
+
+def test_a_model_that_is_not_here(capsys: pytest.CaptureFixture[str]) -> None:
+    found = planned(capsys, "sana-1.6b-1024", "--memory", "4GB")
+    assert not found["fits"] and found["limit"] == 4_000_000_000 and found["download"] > 9e9
+    assert found["seconds"] == {} and found["total_seconds"] is None
+    peaks = {each["options"]: each["peak"] for each in found["proposals"]}
+    assert "--int8" in peaks and all(found["base"] + peak <= 4e9 for peak in peaks.values())
+    # what is proposed is what plan says of it
+    for options, peak in peaks.items():
+        if options.startswith("--"):
+            again = planned(capsys, "sana-1.6b-1024", "--memory", "4GB", *options.split())
+            assert again["fits"] and abs(again["peak"] - again["base"] - peak) < 1e6
+    assert main(["plan", "sana-1.6b-1024", "--memory", "4GB", "--no-probe"]) == 0
+    out = capsys.readouterr().out
+    assert "\nNo: it needs " in out and "What would fit:\n  --int8" in out and "To download: 9.7 GB" in out
+    assert "note:  not on this machine" in out
+
+
+def test_nothing_fits(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "sana-1.5-4.8b-1024", "--memory", "700MB", "--no-probe"]) == 0
+    assert "Nothing that was tried fits" in capsys.readouterr().out
+
+
+def test_an_exported_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("onnxruntime")
+    found = planned(capsys, "sana-tiny-int8-onnx", "--backend", "onnxruntime", "--steps", "2", probe=True)
+    assert found["backend"] == "onnxruntime" and found["fits"] and found["kinds"] == "fp32, INT8"
+    assert found["seconds"]["denoise"] > 0
+    # the bundled graphs of a bundled model
+    assert planned(capsys, "sana-tiny", "--int8", "--backend", "onnxruntime")["model"] == "sana-tiny-int8"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["sana-1.6b-1042"], "did you mean sana-1.6b-1024"),
+        (["./nowhere"], "no folder ./nowhere"),
+        (["someone/else"], "someone/else"),
+        (["--size", "0x64"], "too small"),
+        (["--size", "50000x50000"], "too large"),
+        (["--size", "100x100", "--exact-size"], "not a multiple of 32"),
+        (["--steps", "0"], "steps is 0"),
+        (["--backend", "triton"], "backend triton cannot be used"),
+        (["--decoder", "dc-ae-heavy"], "unknown decoder"),
+        (["--tile", "7"], "tile is 7"),
+    ],
+)
+def test_bad_input(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", *arguments, "--no-probe", "--json"]) == 1
+    out, error = capsys.readouterr()
+    assert said in error and set(json.loads(out)) == {"error", "hint"}
+
+
+@pytest.mark.parametrize(
+    ("memory", "said"),
+    [
+        ("0", "less than any model takes"),
+        ("1.5GB", "that is 1500MB"),
+        ("lots", "such as 8GB"),
+    ],
+)
+@pytest.mark.parametrize("command", ["plan", "generate", "serve"])
+def test_bad_budgets(command: str, memory: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    prompt = ["a house"] if command == "generate" else []
+    with pytest.raises(SystemExit, match="2"):
+        main([command, *prompt, "--memory", memory])
+    assert said in capsys.readouterr().err
+
+
+def test_an_unreadable_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "model_index.json").write_text("none")
+    assert main(["plan", str(tmp_path), "--no-probe"]) == 1
+    assert "error: " in capsys.readouterr().err
+
+
+def test_generate_refuses_before_it_loads(tiny_folder: Path, tmp_path: Path, capsys: Any) -> None:
+    picture = ["generate", "a house", "--model", str(tiny_folder), "--output", str(tmp_path / "a.png")]
+    assert main([*picture, "--memory", "9MB"]) == 1
+    error = capsys.readouterr().err
+    assert "9.0 MB are left" in error and "sana-edge plan" in error and list(tmp_path.iterdir()) == []
+
+
+def test_the_instruction_is_counted(tiny_folder: Path) -> None:
+    from sana_edge.plan.model import facts_of
+
+    assert forecast._instruction(facts_of(str(tiny_folder))) > 20
+    assert forecast._instruction(facts_of("sana-1.6b-1024")) == forecast._INSTRUCTION
