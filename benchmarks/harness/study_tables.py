@@ -10,6 +10,11 @@ from sana_edge.bench.table import Table, circumstances, decibels, gigabytes, sec
 Numbers = Mapping[str, Any]
 
 
+def _near(psnr: float | None) -> str:
+    """In dB; None is the PSNR of equal pictures."""
+    return decibels(psnr) if psnr is None else f"{decibels(psnr)} dB"
+
+
 def solver(data: Numbers) -> Table:
     """One row for each number of steps: both solvers' nearness to the solution, and their scores."""
     solution = data["solution"]
@@ -26,10 +31,10 @@ def solver(data: Numbers) -> Table:
     rows = {(row["solver"], row["steps"]): row for row in data["rows"]}
     for steps in data["steps"]:
         dpm, euler = (rows[kind, steps] for kind in ("flow-dpm", "flow-euler"))
-        near = [f"{decibels(value)} dB" for value in (dpm["psnr"], euler["psnr"], euler["own"])]
+        near = [_near(value) for value in (dpm["psnr"], euler["psnr"], euler["own"])]
         table.add(steps, *near, *(f"{row['right']} of {data['prompts']}" for row in (dpm, euler)))
     apart, best = rows["flow-euler", solution], rows["flow-dpm", solution]
-    text = f"The two solvers in {solution} steps: {decibels(apart['psnr'])} dB apart, "
+    text = f"The two solvers in {solution} steps: PSNR of their pictures {_near(apart['psnr'])}, "
     text += f"{best['right']} and {apart['right']} of {data['prompts']} prompts right."
     table.notes = [text, circumstances(data)]
     return table
@@ -46,12 +51,11 @@ def peers(data: Numbers) -> Table:
         if row["failure"] is not None:
             reasons.append(f"{row['name']}: {row['failure']}.")
         if median is None:
-            table.add(row["name"], "does not run here")
+            table.add(row["name"], "not measured" if row["failure"] is None else "does not run here")
             continue
         times = [seconds(median[column]) for column in ("step", "decode", "picture")]
         ratio = f"{median['picture'] / base['picture']:.2f}" if base else ""
-        near = f"{decibels(row['psnr'])} dB" if row["reference"] else ""
-        near = "equal" if row["reference"] and row["psnr"] is None else near
+        near = _near(row["psnr"]) if row["reference"] else ""
         table.add(row["name"], *times, ratio, gigabytes(row["peak"]), near)
     layers = f", cut to {data['layers']} layers" if data["layers"] else ""
     size = f"{data['size']}x{data['size']} pixels in {data['steps']} steps"

@@ -22,7 +22,6 @@ NO_MEASUREMENT = {
     ("README.md", "0.7 %"): "the file is linked where benchmarks/README.md has the number",
     ("docs/benchmarks.md", "24 GB"): "computed from the shapes of public weights",
     ("docs/benchmarks.md", "32 GB"): "computed from the shapes of public weights",
-    ("benchmarks/README.md", "95 %"): "the level of an interval",
 }
 
 
