@@ -90,6 +90,7 @@ def savings(data: Numbers) -> Table:
             name = f"{work['title']}: as it is" if number == 0 else f"- {row['name']}"
             apart = "" if number == 0 else f"{row['difference']:.1e}"
             table.add(name, seconds(row["seconds"]), f"{row['ratio']:.2f}", apart)
-    text = "Ratios are medians over turns. Every row computes the same; its difference is rounding."
+    text = "fp32; weights are random but for sana-tiny's. Ratios are medians over turns; every row computes "
+    text += f"the same but for rounding. {data['load_before']} processes were running before."
     table.notes = [text, circumstances(data)]
     return table
