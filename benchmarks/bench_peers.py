@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shutil
 import statistics
 import sys
 import tempfile
@@ -108,7 +109,8 @@ def row(name: str) -> dict[str, Any]:
 def summed(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Of a contender's processes: medians of seconds, the most memory, and its versions."""
     medians = {column: statistics.median(run[column] for run in runs) for column in COLUMNS}
-    return {"median": medians, "peak": max(run["peak"] for run in runs), "versions": runs[-1]["versions"]}
+    peaks = [run["peak"] for run in runs if run["peak"] is not None]
+    return {"median": medians, "peak": max(peaks, default=None), "versions": runs[-1]["versions"]}
 
 
 def compared(name: str, rows: Mapping[str, Mapping[str, Any]], place: Path) -> dict[str, Any]:
@@ -169,7 +171,10 @@ def _drawn(
         made = options.scratch.absolute() / "made" / f"{name.replace(' ', '-')}-{_name(options)}"
         if not made.is_dir():
             told("making its folder")
-            _process(name, python, peer, {**asked, "make": str(made)}, options.threads)
+            unfinished = made.with_name(f"{made.name}.partial")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            _process(name, python, peer, {**asked, "make": str(unfinished)}, options.threads)
+            unfinished.rename(made)
         asked["made"] = str(made)
     if Path(asked.get("made") or folder).is_dir():
         read_files(Path(asked.get("made") or folder))

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import resource
 import statistics
 import sys
 import time
@@ -197,12 +196,16 @@ _DRAWERS: dict[str, Callable[[Job], Draw | None]] = {
 }
 
 
-def _peak() -> int:
-    """The process's highest resident size in bytes."""
+def _peak() -> int | None:
+    """The process's highest resident size in bytes; None where the system does not tell."""
     status = Path("/proc/self/status")
     if status.exists():
         lines = status.read_text(encoding="ascii", errors="replace").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    if sys.platform == "win32":
+        return None
+    import resource
+
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024
 
