@@ -188,12 +188,9 @@ def cut_encoder(layers: int) -> TextEncoder:
     tiny = TextEncoder.load(BUNDLED / "sana-tiny", dtype=torch.float32, device="cpu")
     vocabulary = tiny._model.config.vocab_size
     config = {**GEMMA_2_2B, "num_hidden_layers": layers, "vocab_size": vocabulary}
-    with torch.device("meta"):
-        model = Gemma2Model(Gemma2Config.from_dict(config))
-    model.to_empty(device="cpu")
+    # not on the meta device: it has buffers that no file holds
+    model = Gemma2Model(Gemma2Config.from_dict(config))
     model.load_state_dict(dict(weights(model.state_dict(), torch.float32)))
-    # what no file holds
-    model.rotary_emb = type(model.rotary_emb)(model.config)
     return TextEncoder(tokenizer, model.requires_grad_(False).eval())
 
 
