@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sana_edge.generation import Step
     from sana_edge.image import Image, read_metadata
     from sana_edge.pipeline import Sana
+    from sana_edge.series.many import generate_many
 
 __version__ = "0.1.0"
 
@@ -39,13 +40,20 @@ __all__ = [
     "Step",
     "UnsupportedDevice",
     "__version__",
+    "generate_many",
     "read_metadata",
 ]
 
 # a library says nothing unless the application listens
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
-_HOMES = {"Sana": "pipeline", "Step": "generation", "Image": "image", "read_metadata": "image"}
+_HOMES = {
+    "Image": "image",
+    "Sana": "pipeline",
+    "Step": "generation",
+    "generate_many": "series.many",
+    "read_metadata": "image",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -102,6 +102,47 @@ def generation(
                 yield Step(picture * taken + i, total, image, preview)
 
 
+def batch_generation(
+    runtime: Runtime, plans: Sequence[Plan], on_progress: Progress, cancel: threading.Event
+) -> Generator[Step, None, None]:
+    """Yield the steps of several plans that go through the denoiser together, then one with each picture.
+
+    They differ in their texts and seeds alone. Seconds are shared evenly.
+
+    Raises:
+        InvalidInput: the runtime cannot join their texts.
+        Cancelled, OutOfMemory, SanaError: see `sana_edge.Sana.generate`.
+    """
+    plan, count = plans[0], len(plans)
+    total = plan.steps + count
+    told = watched(on_progress, cancel, "the generation")
+    with _released(runtime), memory_errors(f"{count} pictures of {plan.width}x{plan.height}"):
+        clock = _Clock(runtime.synchronize)
+        with clock.stage("text"):
+            read = [runtime.read(one) for one in plans]
+            context = runtime.join([context for context, _ in read])
+        sampler, tables = runtime.schedule(plan)
+        with clock.stage("denoise"):
+            predict, more = runtime.predict(plan, tables, context, count)
+        steps = denoise(sampler, predict, runtime.noises(plans))
+        for i in range(plan.steps):
+            stop_if(cancel)
+            PROCESS.check()
+            with clock.stage("denoise"):
+                step = next(steps)
+            on_progress("denoise", i + 1, plan.steps)
+            yield Step(i, total, None, functools.partial(runtime.preview, step.clean[:1]))
+        shared = {stage: seconds / count for stage, seconds in clock.read().items()}
+        for row, (one, (_, notes)) in enumerate(zip(plans, read, strict=True)):
+            stop_if(cancel)
+            latent, tiles = step.x[row : row + 1], list[int]()
+            with clock.stage("decode"):
+                pixels = runtime.decode(latent, one.size, told, tile=one.tile, on_tiled=tiles.append)
+            image = _image(runtime, one, 0, pixels, {**shared, **clock.read()}, (*notes, *more), tiles)
+            image.timings["text"] = shared["text"]
+            yield Step(plan.steps + row, total, image, functools.partial(runtime.preview, latent))
+
+
 def stop_if(cancel: threading.Event) -> None:
     """Raise `Cancelled` once the event is set."""
     if cancel.is_set():
@@ -139,24 +180,27 @@ def _image(
     tiles: Sequence[int],
 ) -> Image:
     plan = plan.picture(picture)
-    metadata = {
-        **plan.metadata(),
-        "model": runtime.name,
-        "dtype": runtime.dtype,
-        "backend": runtime.backend.name,
-        "version": __version__,
-    }
+    described = describe(runtime)
+    # what there always is stands first
+    first = {name: described.pop(name) for name in ("model", "dtype", "backend")}
+    metadata = {**plan.metadata(), **first, "version": __version__}
     if tiles:
         # which change pixels
         metadata["tile"] = tiles[-1]
         if plan.tile is None:
             short = "as memory was short, which changes pixels a little"
             notes = (*notes, f"decoded in tiles of {tiles[-1]} pixels, {short}; a tile of 0 forbids it")
+    return Image(pixels, plan.seed, metadata | described, timings, notes)
+
+
+def describe(runtime: Runtime) -> dict[str, str]:
+    """What a picture's metadata says of the model that made it."""
+    described = {"model": runtime.name, "dtype": runtime.dtype, "backend": runtime.backend.name}
     if runtime.decoder is not None:
-        metadata["decoder"] = runtime.decoder
+        described["decoder"] = runtime.decoder
     if runtime.quantization is not None:
-        metadata["quantization"] = runtime.quantization
-    return Image(pixels, plan.seed, metadata, timings, notes)
+        described["quantization"] = runtime.quantization
+    return described
 
 
 @contextmanager

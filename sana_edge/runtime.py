@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -37,9 +37,9 @@ class Backend(Protocol):
 class Runtime(Protocol):
     """A loaded model as `sana_edge.Sana` needs it; `torch_runtime.runtime.TorchRuntime` explains each method.
 
-    What ``schedule`` and ``read`` give is for ``predict`` only. ``computing`` is entered around all work,
-    ``synchronize`` waits for it. ``close`` frees what does not go with the last reference; work that comes
-    after it is done all the same, and needs another ``close``.
+    What ``schedule``, ``read`` and ``join`` give is for ``predict`` only. ``computing`` is entered around
+    all work, ``synchronize`` waits for it. ``close`` frees what does not go with the last reference; work
+    that comes after it is done all the same, and needs another ``close``.
     """
 
     @property
@@ -72,11 +72,13 @@ class Runtime(Protocol):
     def synchronize(self) -> None: ...
     def read(self, plan: Plan) -> tuple[Any, tuple[str, ...]]: ...
     def schedule(self, plan: Plan) -> tuple[Sampler, Any]: ...
+    def join(self, contexts: Sequence[Any]) -> Any: ...
     def predict(
-        self, plan: Plan, tables: Any, context: Any
+        self, plan: Plan, tables: Any, context: Any, count: int = 1
     ) -> tuple[Callable[[Latent, int], Latent], tuple[str, ...]]: ...
     def origin(self, plan: Plan) -> Origin[Latent]: ...
     def noise(self, plan: Plan, picture: int) -> Callable[[], Latent]: ...
+    def noises(self, plans: Sequence[Plan]) -> Callable[[], Latent]: ...
     def decode(
         self,
         latent: Latent,

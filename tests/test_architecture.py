@@ -32,7 +32,9 @@ ROOMS: dict[str, set[str]] = {
     "torch_runtime": {"fused", "nets", "int8", "plan", "store"},
     "plan": {"store"},
     "engines": {"plan", "store"},
-    "roof": {"torch_runtime", "engines", "store"},
+    # the package's own face has a name of the series
+    "roof": {"torch_runtime", "engines", "store", "series"},
+    "series": {"pipeline"},
     "serve": {"pipeline"},
     "bench": {"pipeline", "torch_runtime", "engines", "nets", "int8", "store", "calib", "export"},
     "calib": {"torch_runtime", "nets", "int8", "store"},
@@ -46,7 +48,7 @@ FREE = {"cli"}
 # what only the command line imports, and those that name it
 TOOLS = {"bench", "calib", "evaluate", "export", "training", "serve"}
 # modules that import no torch, nor anything that does: whole rooms, and the store's and the roof's files
-TORCH_FREE = {"engines", "evaluate", "floor", "plan", "roof", "serve"}
+TORCH_FREE = {"engines", "evaluate", "floor", "plan", "roof", "series", "serve"}
 
 MAX_FILES_AT_THE_ROOT = 16
 

@@ -47,6 +47,7 @@ def sections(results: Path) -> Iterator[tuple[str, str]]:
         "quality": (quality, files(results, "quality")),
         "speed": (speed, [files(results, "bench_image-*")]),
         "growth": (growth, files(results, "bench_growth-*")),
+        "series": (series, [found] if (found := files(results, "bench_series-*")) else []),
         "quantize": (quantize, files(results, "bench_quantize")),
         "plan": (plans, files(results, "bench_plan")),
         "verification": (verification, files(results, "verify_export")),
@@ -78,6 +79,20 @@ def growth(data: Mapping[str, Any]) -> Table:
     shown = ", ".join(f"{kind} {value:.2f}" for kind, value in data["exponents"].items())
     found.notes = [f"Exponents of growth: {shown}.", circumstances(data)]
     return found
+
+
+def series(runs: Sequence[Numbers]) -> Table:
+    """Seconds of a picture, or a step, by the size of its batch."""
+    sizes = sorted({row["batch"] for data in runs for row in data["rows"]})
+    titles = ["work", "one by one", *(f"batch of {size}" for size in sizes[1:]), "values apart by at most"]
+    table = Table(titles)
+    for data in runs:
+        rows = {row["batch"]: row for row in data["rows"]}
+        ratios = [f"{rows[size]['ratio']:.2f}" if size in rows else "" for size in sizes[1:]]
+        apart = max(row["apart"] for row in data["rows"])
+        table.add(data["title"], f"{rows[sizes[0]]['median']:.3g} s", *ratios, f"{apart:.2g}")
+    table.notes = [circumstances(data) for data in runs]
+    return table
 
 
 def plans(data: Numbers) -> Table:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sana_edge
-from sana_edge.cli import again
+from sana_edge.cli import again, many
 from sana_edge.cli.arguments import add_load_options, add_revision, prompt_from_stdin, size
 from sana_edge.cli.fastest import fastest
 from sana_edge.cli.output import NAME, Output
@@ -68,6 +70,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--tile", type=_tile, metavar="N|off", help=f"{tiles} short, which the metadata says)")
     _add_image_options(parser)
     _add_model_options(parser)
+    many.add_options(parser)
 
 
 def _add_image_options(parser: argparse.ArgumentParser) -> None:
@@ -106,15 +109,23 @@ def _instruction(text: str) -> str:
 def run(arguments: argparse.Namespace) -> None:
     """Draw; print each picture's path, or its JSON line."""
     taken = again.fill(arguments)
+    names = ["negative_prompt", "size", "exact_size", "steps", "guidance", "sampler"]
+    names += ["flow_shift", "instruction", "tile", "image", "strength", "mask"]
+    names += ["variation"]
+    options: dict[str, Any] = {name: getattr(arguments, name) for name in names}
+    if arguments.prompts is not None:
+        note = partial(many.note, arguments)
+        load, chosen = partial(_load, arguments, taken, note), partial(_fastest, arguments, note)
+        many.run(arguments, options, load, LoadOptions(**_load_options(arguments)), chosen)
+        return
+    many.check_single(arguments)
     prompt = _prompt(arguments, taken)
     seed = random_seed() if arguments.seed is None else arguments.seed
-    names = ["negative_prompt", "size", "exact_size", "steps", "guidance", "sampler", "images"]
-    names += ["flow_shift", "instruction", "tile", "image", "strength", "mask"]
-    names += ["variations", "variation_strength", "variation_seed", "variation"]
-    options: dict[str, Any] = {name: getattr(arguments, name) for name in names}
+    for name in ("images", "variations", "variation_strength", "variation_seed"):
+        options[name] = getattr(arguments, name)
     # what is wrong shows here, before torch is loaded and anything is computed
     output = Output(arguments, Request(prompt, seed=seed, **options).labels)
-    with _load(arguments, taken, output) as sana, bar(arguments.quiet, "step") as progress:
+    with _load(arguments, taken, output.note) as sana, bar(arguments.quiet, "step") as progress:
         steps = sana.stream(prompt, seed=seed, on_progress=progress, **options)
         with closing(steps):
             for step in steps:
@@ -134,15 +145,11 @@ def _prompt(arguments: argparse.Namespace, taken: dict[str, Any]) -> str:
     return prompt_from_stdin() if prompt == "-" else str(prompt)
 
 
-def _load(arguments: argparse.Namespace, taken: dict[str, Any], output: Output) -> Sana:
+def _load(arguments: argparse.Namespace, taken: dict[str, Any], note: Callable[[str], None]) -> Sana:
     """Load the model, on another backend where that of ``--from`` cannot be used."""
-    names = (field.name for field in dataclasses.fields(LoadOptions) if field.name != "progress")
-    options: dict[str, Any] = {name: getattr(arguments, name) for name in names}
-    options["progress"] = not arguments.quiet
+    options = _load_options(arguments)
     try:
-        with bar(arguments.quiet) as progress:
-            model = fastest(arguments.model, LoadOptions(**options), output.note, progress)
-        return sana_edge.Sana.load(model, **options)
+        return sana_edge.Sana.load(_fastest(arguments, note), **options)
     except ModelNotFound as error:
         if "model" not in taken:
             raise
@@ -152,7 +159,18 @@ def _load(arguments: argparse.Namespace, taken: dict[str, Any], output: Output) 
         if "backend" not in taken:
             raise
         made = f"{arguments.made} was made on backend {arguments.backend}"
-        output.note(f"{made}, pixels may differ a little: {error.message}")
+        note(f"{made}, pixels may differ a little: {error.message}")
     del taken["backend"]
     arguments.backend = "auto"
-    return _load(arguments, taken, output)
+    return _load(arguments, taken, note)
+
+
+def _fastest(arguments: argparse.Namespace, note: Callable[[str], None]) -> str:
+    """The model, or the export that stands in for it."""
+    with bar(arguments.quiet) as progress:
+        return fastest(arguments.model, LoadOptions(**_load_options(arguments)), note, progress)
+
+
+def _load_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    names = (field.name for field in dataclasses.fields(LoadOptions) if field.name != "progress")
+    return {**{name: getattr(arguments, name) for name in names}, "progress": not arguments.quiet}

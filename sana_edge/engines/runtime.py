@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -254,10 +254,23 @@ class EngineRuntime:
         sampler = sampler_of(self.sampler, plan.sampler, plan.steps, plan.flow_shift, plan.skip)
         return sampler, sampler.timesteps
 
+    def noises(self, plans: Sequence[Plan]) -> Callable[[], Floats]:
+        """`noise` of a batch, a row for each plan."""
+        sources = [self.noise(plan) for plan in plans]
+        return lambda: np.concatenate([draw() for draw in sources])
+
+    def join(self, contexts: Sequence[Context]) -> Context:
+        """Texts of a batch: the graphs that fold guidance have one row.
+
+        Raises:
+            InvalidInput: always.
+        """
+        raise InvalidInput(f"{self.name} is exported for one picture at a time", "leave out the batch")
+
     def predict(
-        self, plan: Plan, tables: Floats, context: Context
+        self, plan: Plan, tables: Floats, context: Context, count: int = 1
     ) -> tuple[Callable[[Floats, int], Floats], tuple[str, ...]]:
-        """What predicts the velocities of the plan's steps."""
+        """What predicts the velocities of the plan's steps; ``count`` is 1."""
         scale = np.array([plan.guidance], np.float32)
         prompt, negative = context.prompt, context.negative
         if negative is not None and negative.length == 1:

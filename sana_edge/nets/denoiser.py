@@ -62,6 +62,42 @@ class TextContext:
     layers: tuple[tuple[KeysValues | Constant, ...], ...]
 
 
+def join_texts(contexts: Sequence[TextContext]) -> TextContext:
+    """One context of several: each group's rows one below the other, or a single one where all are equal.
+
+    Raises:
+        InvalidInput: in a group, some have one token and others several.
+    """
+    layers = zip(*(context.layers for context in contexts), strict=True)
+    return TextContext(tuple(tuple(map(_joined, zip(*layer, strict=True))) for layer in layers))
+
+
+def _joined(parts: Sequence[KeysValues | Constant]) -> KeysValues | Constant:
+    constants = [part for part in parts if isinstance(part, Constant)]
+    keyed = [part for part in parts if isinstance(part, KeysValues)]
+    # the negative prompt of all
+    tensors = [p.output if isinstance(p, Constant) else torch.stack([p.keys, p.values]) for p in parts]
+    if all(torch.equal(tensors[0], tensor) for tensor in tensors[1:]):
+        return parts[0]
+    if not keyed:
+        return Constant(torch.cat([part.output for part in constants]))
+    if constants:
+        raise InvalidInput("texts of one token and of several are no batch", "draw them one by one")
+    longest = max(part.keys.shape[2] for part in keyed)
+    keys, values = (
+        torch.cat([F.pad(t, (0, 0, 0, longest - t.shape[2])) for t in tensors])
+        for tensors in ([part.keys for part in keyed], [part.values for part in keyed])
+    )
+    masks = [
+        torch.ones(len(p.keys), 1, 1, p.keys.shape[2], dtype=torch.bool, device=keys.device)
+        if p.mask is None
+        else p.mask
+        for p in keyed
+    ]
+    mask = torch.cat([F.pad(mask, (0, longest - mask.shape[3])) for mask in masks])
+    return KeysValues(keys, values, None if mask.all() else mask)
+
+
 class Embedder(nn.Module):
     """A number's sinusoid through Linear, SiLU, Linear."""
 

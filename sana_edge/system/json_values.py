@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import stat
@@ -136,7 +137,7 @@ class Reader:
 
     def _dataclass(self, value: Any, kind: Any, key: str) -> Any:
         self.require(isinstance(value, Mapping), key or "the content", value, "an object")
-        kinds = typing.get_type_hints(kind, include_extras=True)
+        kinds = _hints(kind)
         for field in dataclasses.fields(kind):
             if field.name not in value and not (self._defaults and _has_default(field)):
                 raise self._error(f"{self._where} lacks {_below(key, field.name)}", self._hint)
@@ -165,6 +166,12 @@ def shown(value: object) -> str:
     except (ValueError, RecursionError):
         return "a huge value"
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+@functools.cache
+def _hints(kind: Any) -> dict[str, Any]:
+    """The annotations of a dataclass, which Python compiles anew each time."""
+    return typing.get_type_hints(kind, include_extras=True)
 
 
 def _has_default(field: dataclasses.Field[Any]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +22,7 @@ from sana_edge.fused import backends
 from sana_edge.fused.backends import Backend
 from sana_edge.fused.decoder import fuse_decoder
 from sana_edge.nets.autoencoder import Autoencoder, LatentDecoder
-from sana_edge.nets.denoiser import Denoiser, Modulation, TextContext
+from sana_edge.nets.denoiser import Denoiser, Modulation, TextContext, join_texts
 from sana_edge.nets.text_encoder import EncodedTexts, TextEncoder
 from sana_edge.plan.memory import Stage, Work, check_smallest, fit_hint, in_turn, together, torch_stages
 from sana_edge.plan.model import Facts, folder_facts
@@ -357,11 +357,28 @@ class TorchRuntime:
         draw = varied(source, one.seed, one.variation)
         return lambda: torch.from_numpy(draw()).to(self.device)
 
+    def noises(self, plans: Sequence[Plan]) -> Callable[[], Tensor]:
+        """`noise` of a batch, a row for each plan: what each of them gets alone."""
+        sources = [self.noise(plan) for plan in plans]
+        return lambda: torch.cat([draw() for draw in sources])
+
+    def join(self, contexts: Sequence[TextContext]) -> TextContext:
+        """The texts of a batch.
+
+        Raises:
+            InvalidInput: some have one token and others several.
+        """
+        return join_texts(contexts)
+
     def predict(
-        self, plan: Plan, tables: Modulation, context: TextContext
+        self, plan: Plan, tables: Modulation, context: TextContext, count: int = 1
     ) -> tuple[Velocity, tuple[str, ...]]:
-        """Make ready for the plan's steps, until another plan is; say what stood in the way of a graph."""
-        latent = torch.zeros(self._latent_shape(plan), device=self.device)
+        """Make ready for the plan's steps, until another plan is; say what stood in the way of a graph.
+
+        Args:
+            count: latents of the batch, whose texts are the context's.
+        """
+        latent = torch.zeros((count, *self._latent_shape(plan)[1:]), device=self.device)
         guidance = plan.guidance if plan.guided else None
         networks = self.networks
         started, note = networks.predictor.start(latent, tables, context, guidance)

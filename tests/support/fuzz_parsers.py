@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from fuzz import Parser
 from safetensors.torch import save_file
+from stand_in import StandIn
 
 from sana_edge import Image
 from sana_edge.calib.prompts import load_prompts
@@ -30,6 +31,10 @@ from sana_edge.nets.convert import convert
 from sana_edge.nets.text_weights import load_text_model
 from sana_edge.request import Request
 from sana_edge.sampler import sampler_of
+from sana_edge.series.entries import read_file
+from sana_edge.series.many import Series
+from sana_edge.series.pictures import Settings as SeriesSettings
+from sana_edge.series.pictures import plan_pictures
 from sana_edge.store import domain, hub, manifest, onnx_values, package, snapshots
 from sana_edge.store.folder import PREVIEW_MAP, read_json
 from sana_edge.store.hub import ResolvedModel
@@ -232,6 +237,34 @@ def read_statistics(folder: Path) -> None:
         layer.update(0, torch.full((2, layer.absmax.shape[1]), 2.0))
 
 
+def write_series(folder: Path) -> None:
+    rows = [
+        {"prompt": "a {2::red|__animal__}", "seeds": [1, 2], "size": [64, 64]},
+        {"prompt": "b", "seed": 7},
+    ]
+    (folder / "p.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    (folder / "p.csv").write_text('prompt,seed,guidance\n"a {b|c}\nd",7,4.5\n')
+    (folder / "animal.txt").write_text("cat\n{big|small} dog\n# none\n")
+    with Series(read_file(folder / "p.jsonl"), folder, SeriesSettings(wildcards=folder), seed=1) as series:
+        list(series.draw(StandIn()))
+
+
+def read_series(name: str) -> Callable[[Path], object]:
+    def read(folder: Path) -> None:
+        pictures, _ = plan_pictures(
+            read_file(folder / name), SeriesSettings(wildcards=folder, combinations=True)
+        )
+        for picture in pictures[:10]:
+            picture.request()
+
+    return read
+
+
+def read_series_manifest(folder: Path) -> None:
+    with Series(read_file(folder / "p.jsonl"), folder, SeriesSettings(wildcards=folder)) as series:
+        list(series.draw(StandIn(), force=True))
+
+
 def write_plan(folder: Path) -> None:
     (folder / "out").mkdir()
     (folder / "plan").write_text(json.dumps({"target": "made", "replaced": ["a"], "new": ["a", "b"]}))
@@ -346,6 +379,12 @@ PARSERS: dict[str, Parser] = {
         lambda f: (f / "p.txt").write_text("a cat\n# x\nein Hündchen\n"),
         lambda f: load_prompts(f / "p.txt"),
     ),
+    "series": Parser("p.jsonl", fuzz.lines_file, write_series, read_series("p.jsonl")),
+    "series bytes": Parser("p.jsonl", BYTES, write_series, read_series("p.jsonl")),
+    "series table": Parser("p.csv", BYTES, write_series, read_series("p.csv")),
+    "wildcards": Parser("animal.txt", BYTES, write_series, read_series("p.jsonl")),
+    "series manifest": Parser("manifest.jsonl", fuzz.lines_file, write_series, read_series_manifest),
+    "series manifest bytes": Parser("manifest.jsonl", BYTES, write_series, read_series_manifest),
     "plan": Parser("plan", JSON, write_plan, read_plan, 0.3),
     "cache refs": Parser("models--a--b/refs/main", BYTES, write_cache, read_cache, 0.2),
     "cache index": Parser(

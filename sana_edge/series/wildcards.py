@@ -1,0 +1,172 @@
+"""Templates of prompts: ``{red|blue} house`` and ``__animal__``, counted before any is expanded.
+
+Alternatives nest, and may have weights, ``{3::red|blue}``, which random choices obey. ``__animal__`` is any
+line of ``animal.txt`` in a folder; lines may be templates themselves. A backslash makes braces, bars,
+underlines, hashes and backslashes plain.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+import re
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sana_edge.errors import InvalidInput
+from sana_edge.system.json_values import read_bounded, shown
+
+MOST_NESTED = 32
+_TOKEN = re.compile(r"\\[{}|_#\\]|[{}|]|__[^\s_](?:[^_]|_(?!_))*?__")
+_WEIGHT = re.compile(r"\s*(\d{1,9}(?:\.\d{1,9})?)::")
+_PLAIN = "write \\{ \\| \\} and \\_ where they are meant as they are, or give --literal"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of several templates; ``count`` is how many texts it stands for."""
+
+    options: tuple[Template, ...]
+    weights: tuple[float, ...]
+    count: int
+
+    @classmethod
+    def of(cls, options: Sequence[Template], weights: Sequence[float] = ()) -> Choice:
+        return cls(tuple(options), tuple(weights or [1.0] * len(options)), sum(o.count for o in options))
+
+    def at(self, number: int) -> str:
+        for option in self.options:
+            if number < option.count:
+                return option.at(number)
+            number -= option.count
+        raise IndexError(number)
+
+    def draw(self, source: random.Random) -> str:
+        levels = list(itertools.accumulate(self.weights))
+        chosen = bisect_right(levels, source.random() * levels[-1])
+        return self.options[min(chosen, len(levels) - 1)].draw(source)
+
+
+@dataclass(frozen=True)
+class Template:
+    """Text with choices in it; ``count`` is how many texts it stands for."""
+
+    parts: tuple[str | Choice, ...]
+    count: int
+
+    @classmethod
+    def of(cls, parts: Sequence[str | Choice]) -> Template:
+        return cls(tuple(parts), math.prod(part.count for part in parts if isinstance(part, Choice)))
+
+    def at(self, number: int) -> str:
+        """One of all texts, 0 to count - 1; the last choice changes first."""
+        texts = []
+        for part in reversed(self.parts):
+            if isinstance(part, Choice):
+                number, rest = divmod(number, part.count)
+                texts.append(part.at(rest))
+            else:
+                texts.append(part)
+        return "".join(reversed(texts))
+
+    def draw(self, source: random.Random) -> str:
+        """A random text, by the weights."""
+        return "".join(part.draw(source) if isinstance(part, Choice) else part for part in self.parts)
+
+
+class Wildcards:
+    """Parses templates, and reads the files of one folder that they name, each once.
+
+    Raises:
+        InvalidInput: the folder is none.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        if folder is not None and not folder.is_dir():
+            raise InvalidInput(f"{folder} is no folder of wildcards", "give a folder of .txt files")
+        self._folder = folder
+        self._files: dict[str, Choice] = {}
+        self._open: list[str] = []
+
+    def template(self, text: str) -> Template:
+        """Parse a prompt.
+
+        Raises:
+            InvalidInput: a brace is not closed or not opened, alternatives nest too deeply, or a file is
+                missing, empty, or names itself.
+        """
+        # each level's options, their weights, and the parts of the one that is being read
+        levels: list[tuple[list[Template], list[float], list[str | Choice]]] = [([], [], [])]
+        for token in self._tokens(text):
+            options, weights, parts = levels[-1]
+            if token == "{":
+                if len(levels) > MOST_NESTED:
+                    raise InvalidInput(f"alternatives nest more than {MOST_NESTED} deep", _PLAIN)
+                levels.append(([], [], []))
+            elif token in ("|", "}") and len(levels) > 1:
+                weights.append(_take_weight(parts))
+                options.append(Template.of(parts))
+                parts.clear()
+                if token == "}":
+                    levels.pop()
+                    levels[-1][2].append(_choice(options, weights))
+            elif token == "}":
+                raise InvalidInput("a } closes nothing", _PLAIN)
+            elif len(token) > 4 and token.startswith("__"):
+                parts.append(self._file(token[2:-2]))
+            else:
+                parts.append(token[1:] if len(token) == 2 and token[0] == "\\" else token)
+        if len(levels) > 1:
+            raise InvalidInput("a { is not closed", _PLAIN)
+        return Template.of(levels[0][2])
+
+    @staticmethod
+    def _tokens(text: str) -> list[str]:
+        tokens, end = [], 0
+        for match in _TOKEN.finditer(text):
+            tokens += [text[end : match.start()], match[0]]
+            end = match.end()
+        return [token for token in (*tokens, text[end:]) if token]
+
+    def _file(self, name: str) -> Choice:
+        if name in self._files:
+            return self._files[name]
+        if self._folder is None:
+            raise InvalidInput(f"__{name}__ asks for a file, but there is no folder", "give --wildcards DIR")
+        path = self._folder / f"{name}.txt"
+        if Path(name).is_absolute() or ".." in Path(name).parts or "\\" in name or ":" in name:
+            raise InvalidInput(f"__{name}__ leads out of {self._folder}", "name a file in it")
+        if name in self._open or len(self._open) > MOST_NESTED:
+            raise InvalidInput(f"wildcards lead to themselves: {' > '.join([*self._open, name])}", "break it")
+        try:
+            lines = read_bounded(path).decode("utf-8-sig").splitlines()
+        except (OSError, ValueError) as error:
+            reason = (error.strerror if isinstance(error, OSError) else None) or error
+            raise InvalidInput(f"cannot read {path}: {reason}", "give a UTF-8 file of lines") from error
+        texts = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+        if not texts:
+            raise InvalidInput(f"{path} has no lines", "write one alternative into each line")
+        self._open.append(name)
+        try:
+            self._files[name] = Choice.of([self.template(text) for text in texts])
+        finally:
+            self._open.pop()
+        return self._files[name]
+
+
+def _take_weight(parts: list[str | Choice]) -> float:
+    """The weight before an option, which is taken away; 1 without."""
+    match = _WEIGHT.match(parts[0]) if parts and isinstance(parts[0], str) else None
+    if match is None:
+        return 1.0
+    parts[0] = str(parts[0])[match.end() :]
+    return float(match[1])
+
+
+def _choice(options: list[Template], weights: list[float]) -> Choice:
+    if not sum(weights) > 0:
+        raise InvalidInput(f"the weights {shown(weights)} of alternatives are all 0", "make one larger")
+    return Choice.of(options, weights)
