@@ -49,7 +49,9 @@ def peers(data: Numbers) -> Table:
     for row in data["rows"]:
         median = row["median"]
         if row["failure"] is not None:
-            reasons.append(f"{row['name']}: {row['failure']}.")
+            # of a traceback its last words
+            reason = row["failure"].rpartition("Error: ")[2].rstrip(".")
+            reasons.append(f"{row['name']}: {reason}.")
         if median is None:
             table.add(row["name"], "not measured" if row["failure"] is None else "does not run here")
             continue
