@@ -82,11 +82,14 @@ class StoredState(Mapping[str, Tensor]):
         found = ((name(own), (paths[stored], stored)) for stored, own in _own_names(folder, paths).items())
         # the file and the stored name
         self._places = {known: place for known, place in found if known is not None}
+        self._copied = {path for path in set(paths.values()) if not _aligned(path)}
 
     def __getitem__(self, name: str) -> Tensor:
         path, stored = self._places[name]
         with _damage_named(path), safe_open(path, framework="pt") as file:
-            return _widened(file.get_tensor(stored))
+            tensor = file.get_tensor(stored)
+            # it would keep a copy of the whole file, each tensor one of its own
+            return _widened(tensor.clone() if path in self._copied else tensor)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape; nothing else of it is read."""
@@ -102,6 +105,12 @@ class StoredState(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._places)
+
+
+def _aligned(path: Path) -> bool:
+    """Whether a safetensors file's tensors can be mapped: its header ends at a multiple of 8 bytes."""
+    with open(path, "rb") as file:
+        return int.from_bytes(file.read(8), "little") % 8 == 0
 
 
 def load_into(module: nn.Module, state: Mapping[str, Tensor], *, where: str) -> None:

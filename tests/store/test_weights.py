@@ -286,3 +286,18 @@ def test_another_container_under_the_name(tmp_path: Path) -> None:
     torch.save({"a.b": torch.zeros(2)}, tmp_path / f"{STEM}.safetensors")
     with pytest.raises(CheckpointError, match="it is a checkpoint of torch"):
         load_state(tmp_path)
+
+
+def test_an_unaligned_file_is_not_kept_whole_for_each_tensor(tmp_path: Path) -> None:
+    """Such a header is allowed, and its tensors cannot be mapped."""
+    state = {f"x{i}": torch.randn(1000) for i in range(4)}
+    path = tmp_path / "model.safetensors"
+    save_file(state, path)
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    path.write_bytes(
+        (length + 1).to_bytes(8, "little") + content[8 : 8 + length] + b" " + content[8 + length :]
+    )
+    stored = dict(StoredState(tmp_path))
+    assert_equal(stored, state)
+    assert [tensor.untyped_storage().nbytes() for tensor in stored.values()] == [4000] * 4
