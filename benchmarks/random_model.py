@@ -19,7 +19,7 @@ from harness import needs
 
 needs("torch", "transformers", "safetensors")
 
-from harness.results import ended
+from harness.results import ended, positive
 from sana_edge.bench.random_model import GEMMA_2_2B, write_graphs, write_model, write_package
 from sana_edge.bench.shapes import DECODERS, DENOISERS
 from sana_edge.torch_runtime.device import DTYPES
@@ -47,6 +47,7 @@ def _write(options: argparse.Namespace) -> None:
             force=options.force,
             sprint=options.sprint,
             device=options.device,
+            layers=options.layers,
         )
     print(options.output)
 
@@ -61,6 +62,7 @@ def _options(given: Sequence[str]) -> argparse.Namespace:
     add("--shapes", choices=sorted(DENOISERS), default="0.6b")
     add("--sprint", action="store_true", help="a Sprint model: 2 steps without guidance")
     add("--dtype", choices=sorted(DTYPES), help="(default: fp16, bf16 with --sprint)")
+    add("--layers", type=positive, metavar="N", help="the denoiser's first N only (default: all)")
     add("--text-layers", type=int, default=GEMMA_2_2B["num_hidden_layers"])
     add("--device", choices=("cpu", "cuda"), default="cpu", help="where weights are drawn")
     add("--force", action="store_true", help="replace the folder")

@@ -10,6 +10,7 @@ from typing import Any
 
 from harness.engine_tables import cold, engines_quality, engines_speed, pictures, verification
 from harness.results import BASELINE, FASTEST, HALF, INT8, OURS
+from harness.study_tables import peers, savings, solver, tokens
 from sana_edge.bench.table import Table, circumstances, gigabytes, interval, median, most
 
 Numbers = Mapping[str, Any]
@@ -54,6 +55,10 @@ def sections(results: Path) -> Iterator[tuple[str, str]]:
         "pictures": (pictures, files(results, "bench_engines-picture-*")),
         "cold": (cold, files(results, "bench_engines-cold")),
         "engines-quality": (engines_quality, files(results, "quality_engines")),
+        "peers": (peers, files(results, "bench_peers-*")),
+        "solver": (solver, files(results, "bench_solver")),
+        "tokens": (tokens, files(results, "bench_tokens-*")),
+        "savings": (savings, files(results, "bench_tokens-*")),
         "sidecar": (sidecar, files(results, "bench_sidecar")),
         "serving": (serving, files(results, "bench_serve")),
     }

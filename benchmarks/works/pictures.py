@@ -142,9 +142,22 @@ def _near(picture: Path, reference: str | None, other: Path | None = None) -> di
 
 
 def prepare(
-    scratch: Path, shapes: str, threads: int, say: Say, decoders: Collection[str] = ()
+    scratch: Path,
+    shapes: str,
+    threads: int,
+    say: Say,
+    decoders: Collection[str] = (),
+    *,
+    name: str | None = None,
+    random: Sequence[str] = ("--sprint",),
+    forms: Collection[str] = (FLOAT, PACKAGE, ONNX),
 ) -> list[dict[str, Any]]:
-    """Make the model's folders that are missing in ``scratch / shapes``, and those with other decoders.
+    """Make the model's folders that are missing in ``scratch / name``, and those with other decoders.
+
+    Args:
+        name: of the folder of all of them, the shapes if left out.
+        random: what more `random_model.py` is told about the model.
+        forms: which of them.
 
     Returns:
         The seconds of each folder that was made now.
@@ -152,9 +165,11 @@ def prepare(
     Raises:
         SanaError: a command fails, there is no room on the disk, or the graphs are damaged.
     """
-    place = scratch / shapes
+    place = scratch.absolute() / (name or shapes)
     place.mkdir(parents=True, exist_ok=True)
-    commands = _making(place, shapes, decoders)
+    unwanted = {FLOAT, PACKAGE, ONNX} - {*forms}
+    made_by = _making(place, shapes, decoders, random)
+    commands = {name: command for name, command in made_by.items() if name not in unwanted}
     missing = {name: command for name, command in commands.items() if not (place / name).is_dir()}
     free = shutil.disk_usage(scratch).free
     if FLOAT in missing and shapes != "tiny" and free < BYTES:
@@ -174,7 +189,9 @@ def prepare(
     return made
 
 
-def _making(place: Path, shapes: str, decoders: Collection[str] = ()) -> dict[str, list[str]]:
+def _making(
+    place: Path, shapes: str, decoders: Collection[str] = (), random: Sequence[str] = ("--sprint",)
+) -> dict[str, list[str]]:
     """What makes each folder, in their order."""
     script = [sys.executable, str(ROOT / "benchmarks" / "random_model.py")]
     cut = ["--text-layers", "1"] if shapes == "tiny" else []
@@ -182,7 +199,7 @@ def _making(place: Path, shapes: str, decoders: Collection[str] = ()) -> dict[st
     others = {name: f"{ONNX}-{name}" for name in sorted(decoders)}
     exported = ["export", str(place / PACKAGE), "--int8", "--no-verify", "--output", str(place / ONNX)]
     return {
-        FLOAT: [*script, str(place / FLOAT), "--shapes", shapes, "--sprint", *cut],
+        FLOAT: [*script, str(place / FLOAT), "--shapes", shapes, *random, *cut],
         PACKAGE: [*script, str(place / PACKAGE), "--package-of", str(place / FLOAT)],
         ONNX: [sys.executable, "-m", "sana_edge", *exported],
         **{

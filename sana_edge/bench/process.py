@@ -45,6 +45,7 @@ def run(
     *,
     threads: int | None = None,
     on_line: Callable[[str], None] | None = None,
+    limit: float | None = None,
 ) -> Ended:
     """Run a command of this installation or checkout, without the network.
 
@@ -52,18 +53,21 @@ def run(
         name: of the command, for messages.
         threads: of torch and of engines.
         on_line: called with each line on stdout as it comes, from another thread; ``printed`` is empty then.
+        limit: seconds, after which it is killed.
 
     Raises:
         OutOfMemory: it was killed, as the system does where memory runs out.
-        SanaError: it fails; with the last lines that it wrote on stderr.
+        SanaError: it fails; with the last lines that it wrote on stderr. It reaches the limit.
     """
     # the checkout, where it is not installed
     path = [os.environ.get("PYTHONPATH", ""), *([_ABOVE] if _ABOVE in sys.path else [])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path)), "HF_HUB_OFFLINE": "1"}
     environment |= {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
-        done = _ended(command, environment, out, errors, on_line=on_line)
+        done = _ended(command, environment, out, errors, limit, on_line=on_line)
         printed, written = (_read(file) for file in (out, errors))
+    if done.status == "timeout":
+        raise SanaError(f"{name} failed: it took more than {limit:.0f} s", "run its command by itself")
     if done.code:
         reason = _reason(done.code, written.strip().splitlines())
         kind = OutOfMemory if done.code == -getattr(signal, "SIGKILL", 9) else SanaError

@@ -85,6 +85,7 @@ def write_model(
     force: bool,
     sprint: bool = False,
     device: str = "cpu",
+    layers: int | None = None,
 ) -> None:
     """Write the folder.
 
@@ -94,9 +95,11 @@ def write_model(
         text_layers, text_width: Gemma-2-2B has 26 and 2304; the denoiser must read as many channels.
         device: where the weights are drawn; each kind draws its own.
         sprint: a Sprint model, with a guidance embedding, norms of queries and keys, and the SCM sampler.
+        layers: of the denoiser; all of the shapes' if left out.
     """
     tiny = BUNDLED / "sana-tiny"
     config = replace(DENOISERS[shapes], **SPRINT) if sprint else DENOISERS[shapes]
+    config = config if layers is None else replace(config, num_layers=layers)
     with new_folder(output, force=force) as folder:
         names = [path.relative_to(tiny).as_posix() for path in tiny.rglob("*.json")]
         kept = ("model_index.json", "scheduler/", "tokenizer/")

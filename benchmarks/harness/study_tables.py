@@ -1,0 +1,98 @@
+"""The tables of what was looked into: solvers, latents and tokens, savings, and other projects' INT8."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sana_edge.bench.table import Table, circumstances, decibels, gigabytes, seconds
+
+Numbers = Mapping[str, Any]
+
+
+def _near(psnr: float | None) -> str:
+    """In dB; None is the PSNR of equal pictures."""
+    return decibels(psnr) if psnr is None else f"{decibels(psnr)} dB"
+
+
+def solver(data: Numbers) -> Table:
+    """One row for each number of steps: both solvers' nearness to the solution, and their scores."""
+    solution = data["solution"]
+    table = Table(
+        (
+            "steps",
+            f"flow-dpm, PSNR to its {solution} steps",
+            "flow-euler, the same",
+            f"flow-euler, PSNR to its own {solution}",
+            "flow-dpm, prompts right",
+            "flow-euler",
+        )
+    )
+    rows = {(row["solver"], row["steps"]): row for row in data["rows"]}
+    for steps in data["steps"]:
+        dpm, euler = (rows[kind, steps] for kind in ("flow-dpm", "flow-euler"))
+        near = [_near(value) for value in (dpm["psnr"], euler["psnr"], euler["own"])]
+        table.add(steps, *near, *(f"{row['right']} of {data['prompts']}" for row in (dpm, euler)))
+    apart, best = rows["flow-euler", solution], rows["flow-dpm", solution]
+    text = f"The two solvers in {solution} steps: PSNR of their pictures {_near(apart['psnr'])}, "
+    text += f"{best['right']} and {apart['right']} of {data['prompts']} prompts right."
+    table.notes = [text, circumstances(data)]
+    return table
+
+
+def peers(data: Numbers) -> Table:
+    """One row for each contender, those that did not draw with their reason."""
+    titles = ("", "step", "decode", "picture", "to diffusers", "peak memory", "PSNR to diffusers")
+    table = Table(titles)
+    base = next((row["median"] for row in data["rows"] if row["name"] == "diffusers"), None)
+    reasons = []
+    for row in data["rows"]:
+        median = row["median"]
+        if row["failure"] is not None:
+            # of a traceback its last words
+            reason = row["failure"].rpartition("Error: ")[2].rstrip(".")
+            reasons.append(f"{row['name']}: {reason}.")
+        if median is None:
+            table.add(row["name"], "not measured" if row["failure"] is None else "does not run here")
+            continue
+        times = [seconds(median[column]) for column in ("step", "decode", "picture")]
+        ratio = f"{median['picture'] / base['picture']:.2f}" if base else ""
+        near = _near(row["psnr"]) if row["reference"] else ""
+        table.add(row["name"], *times, ratio, gigabytes(row["peak"]), near)
+    layers = f", cut to {data['layers']} layers" if data["layers"] else ""
+    size = f"{data['size']}x{data['size']} pixels in {data['steps']} steps"
+    busy = f"{data['load_before']} processes were running before"
+    known = {name: found for row in data["rows"] for name, found in (row["versions"] or {}).items()}
+    told = ", ".join(f"{name} {found}" for name, found in known.items())
+    text = f"{data['model']}{layers}, {size}, threads: {data['threads']}; {busy}. {told}."
+    table.notes = [text, *reasons, circumstances(data)]
+    return table
+
+
+def tokens(data: Numbers) -> Table:
+    """One row for each latent and attention, at equal pixels."""
+    titles = ("latent", "attention", "tokens", "multiply-adds of a prediction", "one layer", "to the first")
+    table = Table(titles, named=2)
+    first, *_ = data["tokens"]
+    for row in data["tokens"]:
+        ratio = f"{row['seconds'] / first['seconds']:.2f}"
+        work = f"{row['macs'] / 1e12:.3f} T"
+        table.add(row["latent"], row["attention"], f"{row['tokens']:,}", work, seconds(row["seconds"]), ratio)
+    shapes = f"{data['shapes']} shapes at {data['size']}x{data['size']}, fp32, random weights"
+    text = f"{shapes}; {data['load_before']} processes were running before."
+    table.notes = [text, circumstances(data)]
+    return table
+
+
+def savings(data: Numbers) -> Table:
+    """What takes how long with each saving switched off."""
+    table = Table(("", "seconds", "to the first", "output off by"))
+    for work in data["savings"]:
+        for number, row in enumerate(work["rows"]):
+            name = f"{work['title']}: as it is" if number == 0 else f"- {row['name']}"
+            apart = "" if number == 0 else f"{row['difference']:.1e}"
+            table.add(name, seconds(row["seconds"]), f"{row['ratio']:.2f}", apart)
+    text = "fp32; weights are random but for sana-tiny's. Ratios are medians over turns; every row computes "
+    text += f"the same but for rounding. {data['load_before']} processes were running before."
+    table.notes = [text, circumstances(data)]
+    return table
