@@ -335,7 +335,7 @@ def peak() -> int:
 
 
 class OwnPeak:
-    """The most memory of this process that no file backs, above what it had; looked at every half millisecond."""
+    """The most memory of this process that no file backs, above what it had; seen every half millisecond."""
 
     def __enter__(self) -> OwnPeak:
         self.before = self.most = _status("RssAnon")
