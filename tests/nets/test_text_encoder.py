@@ -268,7 +268,7 @@ BREAKS: dict[str, tuple[Callable[[Path], Any], str, str]] = {
     "cut-config": (lambda f: (f / CONFIG).write_text("{"), CONFIG, "read"),
     "other-model": (lambda f: edit_json(f / CONFIG, model_type="gemma3"), CONFIG, "gemma3"),
     "bad-value": (lambda f: edit_json(f / CONFIG, hidden_size="wide"), CONFIG, "hidden_size"),
-    "bad-heads": (lambda f: edit_json(f / CONFIG, num_attention_heads=0), CONFIG, "Gemma-2"),
+    "bad-heads": (lambda f: edit_json(f / CONFIG, num_attention_heads=0), CONFIG, "num_attention_heads is 0"),
     "no-weights": (lambda f: (f / WEIGHTS).unlink(), "text_encoder", "weights"),
     "cut-weights": (lambda f: (f / WEIGHTS).write_bytes((f / WEIGHTS).read_bytes()[:-9]), WEIGHTS, "read"),
     "lacking-key": (
