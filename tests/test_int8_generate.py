@@ -257,7 +257,9 @@ CHANGES: dict[str, tuple[str, Callable[[dict[str, Tensor]], object], str]] = {
         "transformer", lambda s: s.pop(f"{TO_OUT}.weight_scale"), f"{TO_OUT}.weight_scale is missing"
     ),
     "zero-scale": (
-        "transformer", lambda s: s[f"{TO_OUT}.weight_scale"][3].zero_(), f"{TO_OUT}.weight_scale has values that"
+        "transformer",
+        lambda s: s[f"{TO_OUT}.weight_scale"][3].zero_(),
+        f"{TO_OUT}.weight_scale has values that",
     ),
     "negative-scale": (
         "vae", lambda s: s[f"{CONV}.weight_scale"][3].neg_(), f"{CONV}.weight_scale has values that"
