@@ -31,7 +31,6 @@ from torch import Tensor
 from bench_growth import TOKENS, SoftmaxBlock
 from harness.results import ended, output_for, positive, say
 from harness.study_tables import savings, tokens
-from sana_edge.bench.random_model import GEMMA_2_2B
 from sana_edge.bench.results import header, load, write_json
 from sana_edge.bench.shapes import DENOISERS, weights
 from sana_edge.config import DenoiserConfig
@@ -39,6 +38,7 @@ from sana_edge.errors import InvalidInput
 from sana_edge.nets.block import Block, KeysValues
 from sana_edge.nets.denoiser import Denoiser
 from sana_edge.nets.text_encoder import PromptTokenizer, TextEncoder, TextFeatures
+from sana_edge.store.architectures import GEMMA_2_2B
 from sana_edge.store.known_models import BUNDLED
 from works.denoiser import DenoiserWork, step_inputs, step_times, text_groups
 

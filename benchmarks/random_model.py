@@ -20,8 +20,9 @@ from harness import needs
 needs("torch", "transformers", "safetensors")
 
 from harness.results import ended, positive
-from sana_edge.bench.random_model import GEMMA_2_2B, write_graphs, write_model, write_package
+from sana_edge.bench.random_model import write_graphs, write_model, write_package
 from sana_edge.bench.shapes import DECODERS, DENOISERS
+from sana_edge.store.architectures import GEMMA_2_2B
 from sana_edge.torch_runtime.device import DTYPES
 
 

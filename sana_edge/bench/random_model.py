@@ -32,6 +32,7 @@ from sana_edge.nets.text_encoder import TextFeatures
 from sana_edge.nets.tiny_autoencoder import latent_decoder
 from sana_edge.sampler import denoise, sampler_of
 from sana_edge.store import domain, hub, manifest
+from sana_edge.store.architectures import GEMMA_2_2B
 from sana_edge.store.folder import read_json
 from sana_edge.store.hub import ResolvedModel
 from sana_edge.store.known_models import BUNDLED
@@ -40,26 +41,6 @@ from sana_edge.store.weights import load_into
 from sana_edge.system.atomic import write_json
 from sana_edge.torch_runtime.load import load_decoder, load_denoiser
 
-# the text encoder of all public SANA models
-GEMMA_2_2B = {
-    "architectures": ["Gemma2Model"],
-    "model_type": "gemma2",
-    "vocab_size": 256000,
-    "hidden_size": 2304,
-    "intermediate_size": 9216,
-    "num_hidden_layers": 26,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "head_dim": 256,
-    "query_pre_attn_scalar": 256,
-    "sliding_window": 4096,
-    "max_position_embeddings": 8192,
-    "hidden_activation": "gelu_pytorch_tanh",
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 10000.0,
-    "attn_logit_softcapping": 50.0,
-    "final_logit_softcapping": 30.0,
-}
 # what the Sprint models have beside their shapes, and their sampler with diffusers' settings
 SPRINT: dict[str, Any] = {"qk_norm": "rms_norm_across_heads", "guidance_embeds": True}
 SCM = {

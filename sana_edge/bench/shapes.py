@@ -9,24 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sana_edge.config import LATENT_CELL, AutoencoderConfig, DenoiserConfig
+from sana_edge.config import LATENT_CELL, DenoiserConfig
 from sana_edge.int8.quant import QMAX
+from sana_edge.store import architectures
 from sana_edge.store.tiny_autoencoder import DecoderConfig, TinyAutoencoderConfig
 
 # the scale of a layer that saw nothing but zeros
 LEAST = 1e-6
-BLOCKS = ("ResBlock",) * 3 + ("EfficientViTBlock",) * 3
-
+# the last of each for tests
 DENOISERS = {
-    "0.6b": DenoiserConfig(
-        num_layers=28,
-        num_attention_heads=36,
-        num_cross_attention_heads=16,
-        cross_attention_head_dim=72,
-        cross_attention_dim=1152,
-    ),
-    "1.6b": DenoiserConfig(),
-    # for tests
+    **{name: architectures.DENOISERS[name] for name in ("0.6b", "1.6b")},
     "tiny": DenoiserConfig(
         num_layers=3,
         num_attention_heads=2,
@@ -36,18 +28,11 @@ DENOISERS = {
         caption_channels=48,
     ),
 }
-F32C32 = AutoencoderConfig(
-    encoder_block_types=BLOCKS,
-    decoder_block_types=BLOCKS,
-    upsample_block_type="interpolate",
-    downsample_block_type="Conv",
-    scaling_factor=0.41407,
-)
 AUTOENCODERS = {
-    "0.6b": F32C32,
-    "1.6b": F32C32,
+    "0.6b": architectures.DC_AE,
+    "1.6b": architectures.DC_AE,
     "tiny": replace(
-        F32C32,
+        architectures.DC_AE,
         encoder_block_out_channels=(8, 8, 16, 16, 32, 32),
         decoder_block_out_channels=(8, 8, 16, 16, 32, 32),
         encoder_layers_per_block=(1,) * 6,
@@ -55,23 +40,10 @@ AUTOENCODERS = {
         attention_head_dim=16,
     ),
 }
-
-
-# other decoders of the public models' latents; the first as "dc-ae-lite-f32c32-sana-1.1" in NVlabs' dc_ae.py
+# other decoders of the public models' latents
 DECODERS: dict[str, DecoderConfig] = {
-    "dc-ae-lite": replace(
-        F32C32,
-        decoder_block_types=("ResBlock",) * 6,
-        decoder_layers_per_block=(0, 3, 5, 4, 4, 4),
-        decoder_qkv_multiscales=((),) * 6,
-        decoder_conv_act_fn="silu",
-        upsample_block_type="pixel_shuffle",
-    ),
-    "taesana": TinyAutoencoderConfig(
-        latent_channels=32,
-        decoder_block_out_channels=(256, 128, 64, 64, 64, 64),
-        num_decoder_blocks=(3, 3, 3, 3, 3, 1),
-    ),
+    "dc-ae-lite": architectures.DC_AE_LITE,
+    "taesana": architectures.TAESANA,
 }
 
 

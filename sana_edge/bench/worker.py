@@ -108,8 +108,9 @@ def _make_random(order: Order, tell: Tell) -> None:
     with torch_extra():
         import torch
 
-        from sana_edge.bench.random_model import GEMMA_2_2B, write_model
+        from sana_edge.bench.random_model import write_model
         from sana_edge.bench.shapes import DENOISERS
+        from sana_edge.store.architectures import GEMMA_2_2B
     shapes, sprint = RANDOM[order.model]
     tell("weights")
     write_model(

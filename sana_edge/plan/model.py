@@ -16,6 +16,7 @@ from sana_edge.config import AutoencoderConfig, DenoiserConfig, SamplerKind
 from sana_edge.errors import CheckpointError
 from sana_edge.plan import layers
 from sana_edge.store import catalogue, hub, package, pairing
+from sana_edge.store.architectures import DC_AE, DC_AE_LITE, DENOISERS, GEMMA_2_2B
 from sana_edge.store.folder import choose_entry, component_variant, read_json, shard_names
 from sana_edge.store.headers import safetensors_header
 from sana_edge.store.hub import ResolvedModel
@@ -23,44 +24,11 @@ from sana_edge.store.known_models import DECODERS, KNOWN, KnownModel
 from sana_edge.store.snapshots import cached
 from sana_edge.store.tiny_autoencoder import DecoderConfig, config_of, decoder_config, renamed
 
-_TYPES = ("ResBlock",) * 3 + ("EfficientViTBlock",) * 3
-# the autoencoder of all public models, and the smaller decoder of the same latents
-_DC_AE = AutoencoderConfig(
-    encoder_block_types=_TYPES,
-    decoder_block_types=_TYPES,
-    upsample_block_type="interpolate",
-    downsample_block_type="Conv",
-    scaling_factor=0.41407,
+# of a text encoder's config, what its layers and their memory follow from
+_TEXT_SIZES = (
+    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "head_dim", "vocab_size"),
 )
-_DC_AE_LITE = dataclasses.replace(
-    _DC_AE,
-    decoder_block_types=("ResBlock",) * 6,
-    decoder_layers_per_block=(0, 3, 5, 4, 4, 4),
-    decoder_qkv_multiscales=((),) * 6,
-    decoder_conv_act_fn="silu",
-    upsample_block_type="pixel_shuffle",
-)
-# their denoisers (arXiv 2410.10629, table 6; 2501.18427), by what their names have in them
-_DENOISERS = {
-    "0.6b": DenoiserConfig(
-        num_layers=28,
-        num_attention_heads=36,
-        num_cross_attention_heads=16,
-        cross_attention_head_dim=72,
-        cross_attention_dim=1152,
-    ),
-    "1.6b": DenoiserConfig(),
-    "4.8b": DenoiserConfig(num_layers=60),
-}
-_GEMMA_2_2B = {
-    "hidden_size": 2304,
-    "intermediate_size": 9216,
-    "num_hidden_layers": 26,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "head_dim": 256,
-    "vocab_size": 256000,
-}
 
 
 @dataclass(frozen=True)
@@ -149,8 +117,8 @@ def facts_of(
 
 def with_lite_decoder(found: Facts) -> Facts:
     """A model of the public latents with DC-AE-Lite in place of its decoder."""
-    stored = Stored(4 * layers.count(layers.decoder_layers(_DC_AE_LITE)), "fp32")
-    return dataclasses.replace(found, decoder=_DC_AE_LITE, stored={**found.stored, "decoder": stored})
+    stored = Stored(4 * layers.count(layers.decoder_layers(DC_AE_LITE)), "fp32")
+    return dataclasses.replace(found, decoder=DC_AE_LITE, stored={**found.stored, "decoder": stored})
 
 
 def folder_facts(model: ResolvedModel) -> Facts:
@@ -182,28 +150,28 @@ def folder_facts(model: ResolvedModel) -> Facts:
 
 def known_facts(info: KnownModel) -> Facts:
     """A public model that is not on this machine, as its authors describe it."""
-    kind = next(kind for kind in _DENOISERS if kind in info.name)
+    kind = next(kind for kind in DENOISERS if kind in info.name)
     sprint, side = "sprint" in info.name, next(s for s in (512, 1024, 2048, 4096) if str(s) in info.name)
     normed = sprint or "sana-1.5" in info.name
     config = dataclasses.replace(
-        _DENOISERS[kind],
+        DENOISERS[kind],
         sample_size=side // 32,
         guidance_embeds=sprint,
         qk_norm="rms_norm_across_heads" if normed else None,
     )
-    text = layers.count(layers.text_layers(_GEMMA_2_2B))
-    text += _GEMMA_2_2B["vocab_size"] * _GEMMA_2_2B["hidden_size"]
+    text = layers.count(layers.text_layers(GEMMA_2_2B))
+    text += GEMMA_2_2B["vocab_size"] * GEMMA_2_2B["hidden_size"]
     return Facts(
         name=info.name,
         denoiser=config,
-        decoder=_DC_AE,
-        encoder=_DC_AE,
-        text=_GEMMA_2_2B,
+        decoder=DC_AE,
+        encoder=DC_AE,
+        text=GEMMA_2_2B,
         sampler="scm" if sprint else "flow-dpm",
         stored={
             "denoiser": Stored(2 * layers.count(layers.denoiser_layers(config)), info.trained),
             "text": Stored(2 * text, "bf16"),
-            "decoder": Stored(4 * layers.count(layers.decoder_layers(_DC_AE)), "fp32"),
+            "decoder": Stored(4 * layers.count(layers.decoder_layers(DC_AE)), "fp32"),
         },
         download=info.download,
         disk=info.download,
@@ -230,8 +198,8 @@ def _with_decoder(found: Facts, place: Path) -> Facts:
 
 def _text_config(data: Mapping[str, Any]) -> Mapping[str, Any]:
     """The sizes in a ``text_encoder/config.json``; what is missing or absurd, who reads it all will name."""
-    fits = {name for name in _GEMMA_2_2B if type(data.get(name)) is int and 0 < data[name] < 1 << 20}
-    return {name: data[name] if name in fits else usual for name, usual in _GEMMA_2_2B.items()}
+    fits = {name for name in _TEXT_SIZES if type(data.get(name)) is int and 0 < data[name] < 1 << 20}
+    return {name: data[name] if name in fits else GEMMA_2_2B[name] for name in _TEXT_SIZES}
 
 
 def _stored(folder: Path, variant: str | None, prefix: str = "") -> Stored:
