@@ -273,7 +273,7 @@ def test_killed_at_any_moment(
     finally:
         zygote.close()
     command.check(output)
-    assert command.left(output)
+    assert command.left(output), sorted(path for path in output.rglob("*") if path.is_file())
     figures(runs=KILLS, killed=killed, lost=0)
 
 

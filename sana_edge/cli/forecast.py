@@ -11,7 +11,7 @@ from typing import Any
 
 from sana_edge.cli.fastest import export_place, suited
 from sana_edge.config import LATENT_CELL, AutoencoderConfig
-from sana_edge.errors import SanaError, torch_extra
+from sana_edge.errors import MissingDependency, SanaError, torch_extra
 from sana_edge.plan.memory import (
     BASE,
     RUNNING,
@@ -105,7 +105,14 @@ def forecast(model: str, request: Request, options: LoadOptions, *, image: bool,
         exported = hub.bundled_graphs(model, int8=options.int8)
     if exported is not None:
         return _of_engine(exported, request, options, image, probe)
-    return _of_torch(model, request, options, image, probe)
+    try:
+        return _of_torch(model, request, options, image, probe)
+    except MissingDependency:
+        # as `generate` does
+        exported = hub.bundled_graphs(model, int8=True) if options.backend == "auto" else None
+        if exported is None:
+            raise
+        return _of_engine(exported, request, options, image, probe)
 
 
 def _of_torch(model: str, request: Request, options: LoadOptions, image: bool, probe: bool) -> Forecast:

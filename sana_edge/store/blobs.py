@@ -67,7 +67,7 @@ def fetch_blobs(
 
     Args:
         revision: the commit.
-        files: those without a SHA-256 are left to huggingface_hub.
+        files: those without a SHA-256 are left to huggingface_hub, but for what a killed run left of them.
         home: the repository's folder in the cache.
         bars: gives, for the bytes that were there before, the class of a bar that is told of more.
 
@@ -78,19 +78,22 @@ def fetch_blobs(
 
     done = 0
     for file in files:
-        if file.sha256 is None:
+        # the library names it so, too
+        name = file.sha256 or file.sha1
+        if name is None:
             continue
-        blob = home / "blobs" / file.sha256
-        lock = home.parent / ".locks" / home.name / f"{blob.name}.lock"
+        blob = home / "blobs" / name
+        lock = home.parent / ".locks" / home.name / f"{name}.lock"
         for folder in (blob.parent, lock.parent):
             folder.mkdir(parents=True, exist_ok=True)
         with WeakFileLock(lock):
             # with the lock, none of them is under way
-            left = sorted(blob.parent.glob(f"{blob.name}.*incomplete"), key=lambda path: path.stat().st_size)
-            for path in left[:-1] if not blob.exists() else left:
+            left = sorted(blob.parent.glob(f"{name}.*incomplete"), key=lambda path: path.stat().st_size)
+            wanted = file.sha256 is not None and not blob.exists()
+            for path in left[:-1] if wanted else left:
                 path.unlink(missing_ok=True)
-            if not blob.exists():
-                begun = left[-1] if left else blob.with_name(f"{blob.name}.{uuid.uuid4().hex[:8]}.incomplete")
+            if wanted:
+                begun = left[-1] if left else blob.with_name(f"{name}.{uuid.uuid4().hex[:8]}.incomplete")
                 _fetch(repository, revision, file, begun, bars(done))
                 os.replace(begun, blob)
         done += file.size

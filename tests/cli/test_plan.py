@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,18 @@ def test_a_model_that_is_not_here(capsys: pytest.CaptureFixture[str]) -> None:
 def test_nothing_fits(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "sana-1.5-4.8b-1024", "--memory", "700MB", "--no-probe"]) == 0
     assert "Nothing that was tried fits" in capsys.readouterr().out
+
+
+def test_without_torch_the_bundled_graphs_are_planned(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `generate` draws with them."""
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setitem(sys.modules, "transformers.models.gemma2.modeling_gemma2", None)
+    found = planned(capsys, "sana-tiny")
+    assert found["backend"] == "onnxruntime" and found["model"] == "sana-tiny-int8"
+    assert main(["plan", "sana-0.6b-1024"]) == 1
+    assert "transformers" in capsys.readouterr().err
 
 
 def test_an_exported_folder(capsys: pytest.CaptureFixture[str]) -> None:
