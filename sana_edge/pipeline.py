@@ -326,7 +326,7 @@ class Sana:
 
     @property
     def description(self) -> dict[str, str]:
-        """What its pictures\' metadata says of the model: model, dtype, backend, decoder, quantization."""
+        """What its pictures' metadata says of the model: model, dtype, backend, decoder, quantization."""
         return describe(self._open())
 
     def _open(self) -> Runtime:

@@ -47,6 +47,7 @@ from sana_edge.torch_runtime.load import describe, load_decoder, load_denoiser, 
 from sana_edge.torch_runtime.stages import Loaded, Stages
 from sana_edge.torch_runtime.steps import Predictor, Velocity
 
+IN_TURN = "memory is short: text encoder, denoiser and decoder are loaded in turn, for each picture"
 WHILE_LOADING = "quantized while loading, without calibration; `sana-edge quantize` makes a package"
 
 
@@ -385,6 +386,7 @@ class TorchRuntime:
         notes = (note,) if note else ()
         if not networks.in_turn:
             return started, notes
+        notes = (*notes, IN_TURN)
         networks.velocity = started
         # a name here would keep the denoiser
         del started

@@ -43,6 +43,7 @@ def test_pictures_are_those_of_all_at_once(tiny_folder: Path, int8: bool, short:
             seen.append(networks.loaded)
             if step.image is not None:
                 assert np.array_equal(step.image.pixels, expected.pop(0).pixels)
+                assert torch_runtime.IN_TURN in step.image.notes
         # the second picture's steps need the denoiser again
         assert seen == [("denoiser",), ("decoder",)] * 2
 
