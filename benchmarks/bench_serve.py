@@ -36,6 +36,11 @@ from harness import ROOT, needs
 
 needs("torch", "transformers", "diffusers", "starlette", "uvicorn")
 
+from sana_edge.system.threads import wait_passively
+
+# as the servers do, before torch is loaded: where the loop alone spins, the work is not equal
+wait_passively(os.environ)
+
 import numpy as np
 import PIL.Image
 import torch
@@ -111,9 +116,8 @@ class Client:
 @contextlib.contextmanager
 def served(arguments: Sequence[str]) -> Iterator[str]:
     """A server in a process of its own: its address, which it prints first."""
-    environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}
     command = [sys.executable, *arguments]
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
             line = process.stdout.readline().strip()
