@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from sana_edge.errors import CheckpointError, InvalidInput, SanaError
 from sana_edge.store.manifest import DAMAGED, FILE, REMAKE, Port, export_command
 from sana_edge.system.memory import is_memory, out_of_memory
+from sana_edge.system.regular import open_regular
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -105,7 +106,7 @@ def check_file(path: Path) -> None:
         CheckpointError: it cannot, or it is empty.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             empty = not file.read(1)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}", DAMAGED) from error

@@ -22,6 +22,7 @@ from sana_edge.image import Image, read_metadata
 from sana_edge.init_image import read_image
 from sana_edge.system import atomic
 from sana_edge.system.json_values import read_json, shown
+from sana_edge.system.regular import open_regular
 
 RECORD = "evaluation.json"
 SHEET, RESULTS = "worst.png", "results.json"
@@ -69,7 +70,7 @@ def _pieces(path: Path) -> Iterator[bytes]:
     """The size, and the whole content or slices at even distances."""
     size = path.stat().st_size
     yield f"{size}\n".encode()
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         if size <= _SLICES * _SLICE:
             yield file.read()
             return

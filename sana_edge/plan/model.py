@@ -23,6 +23,7 @@ from sana_edge.store.hub import ResolvedModel
 from sana_edge.store.known_models import DECODERS, KNOWN, KnownModel
 from sana_edge.store.snapshots import cached
 from sana_edge.store.tiny_autoencoder import DecoderConfig, config_of, decoder_config, renamed
+from sana_edge.system.regular import open_regular
 
 # of a text encoder's config, what its layers and their memory follow from
 _TEXT_SIZES = (
@@ -181,7 +182,7 @@ def known_facts(info: KnownModel) -> Facts:
 def _with_decoder(found: Facts, place: Path) -> Facts:
     if place.is_file():
         header: dict[str, object] = {}
-        with suppress(OSError, ValueError), open(place, "rb") as file:
+        with suppress(OSError, ValueError), open_regular(place) as file:
             header = safetensors_header(file, place.stat().st_size) or {}
         shapes = {n: tuple(e["shape"]) for n, e in header.items() if isinstance(e, dict) and "shape" in e}
         published = any(name.startswith("decoder.") for name in shapes)
@@ -213,7 +214,7 @@ def _stored(folder: Path, variant: str | None, prefix: str = "") -> Stored:
         entry = folder / choose_entry(names, component_variant(names, variant), str(folder))
         files = [entry] if entry.suffix != ".json" else [folder / name for name in shard_names(entry)]
         for path in files:
-            with open(path, "rb") as file:
+            with open_regular(path) as file:
                 header |= safetensors_header(file, path.stat().st_size) or {}
     except (OSError, ValueError, CheckpointError):
         header = {}

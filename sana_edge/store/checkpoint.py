@@ -20,6 +20,7 @@ from sana_edge.store.identify import SAFETENSORS, explain, identify
 from sana_edge.store.tensor_names import DENOISER, Network
 from sana_edge.store.weights import is_float8, load_file, weight_files
 from sana_edge.system.memory import is_memory
+from sana_edge.system.regular import open_regular
 
 Weights = Literal["ema", "raw"]
 
@@ -174,7 +175,7 @@ def _unpickled(file: Path) -> Any:
         with torch.serialization.safe_globals(stand_ins):
             if file.suffix == ".safetensors":
                 # a name that torch believes
-                with open(file, "rb") as content:
+                with open_regular(file) as content:
                     return torch.load(content, map_location="cpu", weights_only=True)
             return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     # on damaged bytes the unpickler fails with whatever the step it is at raises

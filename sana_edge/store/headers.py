@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from sana_edge.system.json_values import parse
+from sana_edge.system.regular import open_regular
 
 # bytes of a header or a pickle that are looked at
 MOST = 64 << 20
@@ -23,10 +24,8 @@ _PICKLES = 4
 
 def stored_names(path: Path) -> list[str]:
     """The names in a safetensors file's header; empty for other files."""
-    if not path.is_file():
-        return []
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             header = safetensors_header(file, path.stat().st_size)
     except (OSError, ValueError):
         return []
@@ -58,7 +57,7 @@ def safetensors_header(file: IO[bytes], size: int) -> dict[str, object] | None:
 
 def pickled_objects(path: Path) -> list[str]:
     """The functions and classes, "module.name", that a checkpoint of torch asks for; none is looked up."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         if not zipfile.is_zipfile(path):
             found = list(_opcodes(file))
         else:

@@ -25,6 +25,7 @@ from sana_edge.store.headers import (
     stored_names,
 )
 from sana_edge.system.json_values import parse
+from sana_edge.system.regular import open_regular
 
 _AGAIN = "download it again"
 _HEAD = 512
@@ -85,7 +86,7 @@ def identify(path: Path) -> Identified:
             return Identified("missing", _AGAIN)
         if not path.is_file():
             return Identified("no regular file", "give a file or a folder")
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             return _file(path, file)
     except OSError as error:
         return Identified(f"unreadable ({error.strerror or error})", "see who may read it")

@@ -14,6 +14,7 @@ from typing import IO, Any
 import numpy as np
 
 from sana_edge.errors import CheckpointError
+from sana_edge.system.regular import open_regular
 
 # of TensorProto: FLOAT, FLOAT16, DOUBLE, BFLOAT16, whose exponent is all ones in NaN and infinity
 _EXPONENTS: dict[int, tuple[type[np.unsignedinteger[Any]], int]] = {
@@ -59,7 +60,8 @@ def check_values(folder: Path, graphs: Iterable[str], files: Iterable[str], hint
     for graph in graphs:
         path = folder / graph
         try:
-            tensors = list(_tensors(memoryview(path.read_bytes())))
+            with open_regular(path) as file:
+                tensors = list(_tensors(memoryview(file.read())))
         except _Branches as error:
             what = f"{path} has a loop, a branch or a function ({error}), as no exported graph has"
             raise CheckpointError(what, hint) from error
@@ -87,7 +89,7 @@ def _is_finite(folder: Path, tensor: _Tensor) -> bool:
     kind, exponent = _EXPONENTS[tensor.kind]
     if not tensor.location:
         return _all_finite(io.BytesIO(tensor.content), tensor.content.nbytes, kind, exponent)
-    with open(folder / tensor.location, "rb", buffering=0) as file:
+    with open_regular(folder / tensor.location) as file:
         file.seek(tensor.offset)
         return _all_finite(file, tensor.length, kind, exponent)
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from sana_edge.errors import CheckpointError
 from sana_edge.store.folder import read_json
+from sana_edge.system.regular import open_regular
 
 METHOD = "sana-edge-w8a8"
 VERSION = 1
@@ -139,15 +140,13 @@ def digest(files: Iterable[Path]) -> str:
     """
     sha256, block = hashlib.sha256(), memoryview(bytearray(_BLOCK))
     for path in files:
-        if not path.is_file():
-            raise CheckpointError(f"{path} is no regular file", DAMAGED)
         try:
             # fresh memory for every block would cost as much as hashing it
-            with open(path, "rb", buffering=0) as file:
+            with open_regular(path) as file:
                 while count := file.readinto(block):
                     sha256.update(block[:count])
         except OSError as error:
-            raise CheckpointError(f"cannot read {path}: {error}", DAMAGED) from error
+            raise CheckpointError(f"cannot read {path}: {error.strerror or error}", DAMAGED) from error
     return sha256.hexdigest()
 
 

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import json
 import os
-import stat
 import types
 import typing
 from collections.abc import Mapping
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
 from sana_edge.errors import CheckpointError, SanaError
+
+from .regular import open_regular
 
 # bytes of a file; Python's objects of it may take twenty times as much
 MOST = 8 << 20
@@ -33,18 +34,14 @@ def read_bounded(path: Path, most: int = MOST) -> bytes:
     """A file's content.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it has more than ``most`` bytes, or is no regular file, which might never end.
+        OSError: it cannot be read, or is no regular file.
+        ValueError: it has more than ``most`` bytes.
     """
-    # a pipe would wait for its writer
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    with open(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError("it is no regular file")
-        if status.st_size > most:
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
             raise ValueError(f"it has more than {most} bytes")
-        return file.read(status.st_size)
+        return file.read(size)
 
 
 def parse(content: bytes | str) -> Any:

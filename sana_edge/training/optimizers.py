@@ -10,6 +10,7 @@ from torch import nn
 from sana_edge.errors import extra
 
 from . import recipe
+from .muon import Muon
 
 
 def make_optimizers(model: nn.Module, settings: recipe.Optimizer, rate: float) -> list[torch.optim.Optimizer]:
@@ -41,7 +42,5 @@ def _muon(
         for name, p in model.named_parameters()
     ]
     matrices, rest = [p for p, matrix in named if matrix], [p for p, matrix in named if not matrix]
-    muon = torch.optim.Muon(
-        matrices, rate, momentum=0.95, weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw"
-    )
+    muon = Muon(matrices, rate, weight_decay=settings.weight_decay)
     return [muon, torch.optim.AdamW(rest, rate / 2, **{**options, "weight_decay": 0.0})]

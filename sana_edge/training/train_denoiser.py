@@ -23,6 +23,7 @@ from sana_edge.store.weights import load_state
 from .captions import caption
 from .latents import load_latents, numbered_scene
 from .loop import Loop
+from .muon import Muon
 from .state import ema_state
 
 CONFIG = DenoiserConfig.from_dict(
@@ -88,9 +89,7 @@ def optimizers(model: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
     chosen = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in chosen]
     return [
-        torch.optim.Muon(
-            matrices, rate, momentum=0.95, weight_decay=0.01, adjust_lr_fn="match_rms_adamw", ns_steps=5
-        ),
+        Muon(matrices, rate, weight_decay=0.01),
         torch.optim.AdamW(rest, rate / 2, betas=(0.9, 0.95), weight_decay=0.0),
     ]
 

@@ -41,6 +41,8 @@ def test_prompts_of_a_pipe_or_a_device(pipe: Path) -> None:
         *("model_index.json", "transformer/config.json", "vae/config.json", "text_encoder/config.json"),
         *("scheduler/scheduler_config.json", "tokenizer/tokenizer.json"),
         "transformer/diffusion_pytorch_model.safetensors",
+        "text_encoder/model.safetensors",
+        "vae/diffusion_pytorch_model.safetensors",
     ],
 )
 def test_pipes_in_a_model_folder(tiny_folder: Path, tmp_path: Path, pipe: Path, name: str) -> None:
@@ -55,6 +57,13 @@ def test_pipes_in_a_model_folder(tiny_folder: Path, tmp_path: Path, pipe: Path, 
     (model / name).symlink_to(pipe)
     with pytest.raises(SanaError):
         Sana.load(str(model))
+
+
+def test_a_decoder_that_is_a_pipe(tiny_folder: Path, pipe: Path) -> None:
+    from sana_edge import Sana
+
+    with pytest.raises(SanaError):
+        Sana.load(str(tiny_folder), decoder=str(pipe))
 
 
 def test_pipes_in_other_folders(tmp_path: Path, pipe: Path) -> None:

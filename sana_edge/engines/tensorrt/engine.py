@@ -25,6 +25,7 @@ from sana_edge.engines.tensorrt.cuda import Buffer, Recording, Stream
 from sana_edge.engines.tensorrt.profiles import Shapes, fitting, outside
 from sana_edge.errors import InvalidInput, OutOfMemory, SanaError
 from sana_edge.store.manifest import Port
+from sana_edge.system.regular import open_regular
 
 logger = logging.getLogger("sana_edge")
 
@@ -140,7 +141,7 @@ class TensorRTEngine:
     def _deserialize(self, entry: Entry) -> Any:
         try:
             with (
-                open(entry.path, "rb") as file,
+                open_regular(entry.path) as file,
                 mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
             ):
                 engine = self._runtime.deserialize_cuda_engine(content)
