@@ -151,8 +151,11 @@ def program(operation: str) -> str:
         f'  a = valid; {change} expect("{change}", sana_edge_{operation}(&a, NULL), SANA_EDGE_{status});'
         for change, status in cases(operation)
     )
-    settings = {**VALID[operation], "type": str(FP16)}
-    pointers = [field.name for field in fields(operation) if field.pointer]
+    members = fields(operation)
+    # of some all is fp32
+    typed = any(field.name == "type" for field in members)
+    settings = {**VALID[operation], **({"type": str(FP16)} if typed else {})}
+    pointers = [field.name for field in members if field.pointer]
     left_out = LEFT_OUT.get(operation, set())
     assign = [f"  valid.{name} = memory[{n}];" for n, name in enumerate(pointers) if name not in left_out]
     assign += [f"  valid.{name} = {value};" for name, value in settings.items()]
