@@ -6,17 +6,18 @@
 // values of a low digit for one of a high
 constexpr float LOW = 254.0f;
 
-// a block's row: a thread has 4 neighbours of every 4 * THREADS numbers
-constexpr int ROW_THREADS = 256;
+// a block's row: each of THREADS has GROUPS times 4 neighbours of every 4 * THREADS numbers
 constexpr int ROW_GROUP = 4;
-constexpr size_t ROW_SHARED = block_max_bytes(ROW_THREADS);
-// numbers of a row with so many groups a thread
-constexpr int row_numbers(int groups) { return groups * ROW_GROUP * ROW_THREADS; }
+constexpr int row_numbers(int groups, int threads) { return groups * ROW_GROUP * threads; }
 
 // the first of a thread's n-th 4 numbers
-__device__ __forceinline__ int row_column(int n) { return (n * ROW_THREADS + int(threadIdx.x)) * ROW_GROUP; }
+template <int THREADS>
+__device__ __forceinline__ int row_column(int n) {
+  return (n * THREADS + int(threadIdx.x)) * ROW_GROUP;
+}
 
-// sum over a block in a fixed order, the same on every thread; uses the first ROW_SHARED bytes of shared memory
+// sum over a block in a fixed order, the same on every thread; uses the first block_max_bytes of shared memory
+template <int THREADS>
 __device__ __forceinline__ float block_sum(float value) {
   float* warps = reinterpret_cast<float*>(shared_memory());
   value = warp_sum(value);
@@ -24,7 +25,7 @@ __device__ __forceinline__ float block_sum(float value) {
   if (threadIdx.x % WARP == 0) warps[threadIdx.x / WARP] = value;
   synchronize_block();
   float sum = warps[0];
-  for (int n = 1; n < ROW_THREADS / WARP; n++) sum = add(sum, warps[n]);
+  for (int n = 1; n < THREADS / WARP; n++) sum = add(sum, warps[n]);
   return sum;
 }
 
@@ -41,19 +42,19 @@ __device__ __forceinline__ Digit nearest_digit(float level) {
 }
 
 // writes a row's digits, (2, columns), and its step
-template <int GROUPS>
+template <int GROUPS, int THREADS>
 __device__ __forceinline__ void write_digits(const float (&row)[GROUPS][ROW_GROUP], int columns, int8_t* digits,
                                              float* step) {
   float most = 0;
 #pragma unroll
   for (int n = 0; n < GROUPS; n++)
-    if (row_column(n) < columns)
+    if (row_column<THREADS>(n) < columns)
       for (int i = 0; i < ROW_GROUP; i++) most = larger_or_nan(most, row[n][i]);
-  const RowScale scale = row_scale(block_max<ROW_THREADS>(most), nullptr);
+  const RowScale scale = row_scale(block_max<THREADS>(most), nullptr);
   if (threadIdx.x == 0) *step = divide(scale.stored, LOW);
 #pragma unroll
   for (int n = 0; n < GROUPS; n++) {
-    const int column = row_column(n);
+    const int column = row_column<THREADS>(n);
     if (column >= columns) continue;
     uint32_t high = 0, low = 0;
     for (int i = 0; i < ROW_GROUP; i++) {

@@ -152,7 +152,8 @@ def rotation_of(positions: Tensor, frequencies: Tensor) -> Tensor:
 
 def pair_channels(weight: Tensor, d: int) -> Tensor:
     """Rows of q or k, (heads · d, ...), with the channels of each head in pairs."""
-    return weight.unflatten(0, (-1, 2, d // 2)).transpose(1, 2).flatten(0, 2)
+    paired: Tensor = weight.unflatten(0, (-1, 2, d // 2)).transpose(1, 2).flatten(0, 2)
+    return paired
 
 
 def gemma_layer(

@@ -89,7 +89,7 @@ class Library:
             SanaError: the library refused; of the kind that fits.
         """
         for name, value in fields.items():
-            if not isinstance(value, Tensor) or value.device == device and device.type == self.device_type:
+            if not isinstance(value, Tensor) or (value.device == device and device.type == self.device_type):
                 continue
             wanted = device if device.type == self.device_type else self.device_type
             raise InvalidInput(f"{name} of {operation} is on {value.device}, not on {wanted}", "move it")

@@ -8,7 +8,6 @@ takes as long as reading its weight, with one digit or two.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -125,7 +124,7 @@ class FusedGemma:
 
     def _keys_values(self, qkv: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values (B, heads, N, d)."""
-        heads = qkv.unflatten(-1, (-1, self._head_dim)).transpose(1, 2)[:, self._heads :]
+        heads = qkv.view(*qkv.shape[:2], -1, self._head_dim).transpose(1, 2)[:, self._heads :]
         keys, values = heads.to(self.dtype).chunk(2, dim=1)
         return keys.contiguous(), values.contiguous()
 
@@ -186,8 +185,8 @@ def _joined(*products: Product) -> Product:
     """One product of several, of the same input."""
     weights, scales, biases = zip(*products, strict=True)
     bias = None if biases[0] is None else torch.cat(biases)
-    return torch.cat(cast("Sequence[Tensor]", weights)), torch.cat(cast("Sequence[Tensor]", scales)), bias
+    return torch.cat(weights), torch.cat(scales), bias
 
 
-def _norm(norm: nn.Module) -> Tensor:
-    return 1 + cast("Tensor", norm.weight).detach().float()
+def _norm(norm: nn.Module | Tensor) -> Tensor:
+    return 1 + cast("Tensor", cast("nn.Module", norm).weight).detach().float()
