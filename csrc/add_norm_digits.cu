@@ -20,6 +20,7 @@ __device__ __forceinline__ float root_of(const float (&row)[GROUPS][ROW_GROUP], 
 
 template <int GROUPS, int THREADS>
 __global__ void __launch_bounds__(THREADS) add_norm_digits_kernel(const Arguments a) {
+  wait_for_kernels();
   const int64_t first = int64_t(blockIdx.x) * a.columns;
   float kept[GROUPS][ROW_GROUP];
   const float* from = a.y ? a.y : a.x;
@@ -58,7 +59,7 @@ __global__ void __launch_bounds__(THREADS) add_norm_digits_kernel(const Argument
 template <int GROUPS, int THREADS>
 sana_edge_status start(const Arguments& a, void* stream) {
   return launch(add_norm_digits_kernel<GROUPS, THREADS>, dim3{unsigned(a.rows), 1, 1}, THREADS,
-                block_max_bytes(THREADS), stream, a);
+                block_max_bytes(THREADS), stream, a, BEGINS_EARLY);
 }
 
 }  // namespace

@@ -15,6 +15,7 @@ __device__ __forceinline__ float gelu(float x) {
 
 template <int GROUPS, int THREADS>
 __global__ void __launch_bounds__(THREADS) quantize_digits_kernel(const Arguments a) {
+  wait_for_kernels();
   const int64_t row = blockIdx.x;
   const float* x = a.x + row * a.columns * (a.gated ? 2 : 1);
   float kept[GROUPS][ROW_GROUP];
@@ -34,7 +35,7 @@ __global__ void __launch_bounds__(THREADS) quantize_digits_kernel(const Argument
 template <int GROUPS, int THREADS>
 sana_edge_status start(const Arguments& a, void* stream) {
   return launch(quantize_digits_kernel<GROUPS, THREADS>, dim3{unsigned(a.rows), 1, 1}, THREADS,
-                block_max_bytes(THREADS), stream, a);
+                block_max_bytes(THREADS), stream, a, BEGINS_EARLY);
 }
 
 }  // namespace

@@ -109,6 +109,7 @@ __device__ __forceinline__ void read_keys(Softmax& softmax, const float (&q)[CHA
 
 template <class T, int SPLITS>
 __global__ void __launch_bounds__(THREADS) soft_capped_attention_kernel(const Arguments a) {
+  wait_for_kernels();
   const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, lanes = a.head_dim / CHANNELS;
   const int groups = WARP / lanes, shared_by = a.heads / a.kv_heads, kv_head = blockIdx.y;
   const int width = (a.heads + 2 * a.kv_heads) * a.head_dim, channel = lane % lanes * CHANNELS;
@@ -155,7 +156,7 @@ template <class T, int SPLITS>
 sana_edge_status start(const Arguments& a, void* stream) {
   const int rows = a.tokens * (a.heads / a.kv_heads);
   const dim3 grid{unsigned(blocks_of(rows, WARPS / SPLITS)), unsigned(a.kv_heads), unsigned(a.prompts)};
-  return launch(soft_capped_attention_kernel<T, SPLITS>, grid, THREADS, SHARED, stream, a);
+  return launch(soft_capped_attention_kernel<T, SPLITS>, grid, THREADS, SHARED, stream, a, BEGINS_EARLY);
 }
 
 template <class T>

@@ -43,6 +43,7 @@ __device__ __forceinline__ Pair finish(const int32_t (&sums)[4], float step, con
 
 template <class T>
 __global__ void __launch_bounds__(T::THREADS) w8a16_linear_kernel(const Arguments a) {
+  wait_for_kernels();
   if constexpr (!for_this_architecture<T>()) return;
   constexpr int TOKENS = T::M / 2;
   const unsigned down = unsigned(blocks_of<int64_t>(a.rows, TOKENS));
@@ -71,7 +72,8 @@ template <class T>
 sana_edge_status start(const Arguments& a, void* stream) {
   const int64_t blocks = blocks_of<int64_t>(a.rows, T::M / 2) * blocks_of<int64_t>(a.columns, T::N);
   SANA_EDGE_CHECK(blocks < LARGEST, SANA_EDGE_BAD_SHAPE);
-  return launch(w8a16_linear_kernel<T>, dim3{unsigned(blocks), 1, 1}, T::THREADS, T::SHARED, stream, a);
+  return launch(w8a16_linear_kernel<T>, dim3{unsigned(blocks), 1, 1}, T::THREADS, T::SHARED, stream, a,
+                BEGINS_EARLY);
 }
 
 }  // namespace

@@ -64,6 +64,13 @@ def calls() -> dict[str, partial[Any]]:
             residual=x,
             out=x,
         ),
+        "w8a8_linear_quantize": partial(
+            *(ops.w8a8_linear_quantize, *product(48, C), HALF),
+            residual=x,
+            **dict(zip(("shift", "scale"), table, strict=True)),
+            plain=(0, 1),
+        ),
+        "sampler_step": partial(ops.sampler_step, *torch.randn(4, B, 8, H, W), torch.randn(7)),
         "qkv_linear_attention": partial(ops.qkv_linear_attention, *product(C, 3 * C), HALF, HEADS),
         "qk_norm_linear_attention": partial(
             *(ops.qk_norm_linear_attention, torch.randn(B, N, 3 * C).to(HALF), torch.rand(C), HEADS, 1e-5)
