@@ -3,12 +3,9 @@
 // columns' scales and vectors stay in registers. The residual of the next 16 rows is on its way meanwhile.
 #include "checks.h"
 #include "gemm.h"
-#include "gemm_tiles.h"
+#include "tile_times.h"
 
 namespace {
-
-// what follows scales and bias: nothing; SiLU; or what is asked for of all there is
-enum Epilogue { BIAS, SILU, ALL };
 
 template <class Number>
 struct alignas(16) Eight {
@@ -173,10 +170,10 @@ template <class T, class Number>
 sana_edge_status start(const sana_edge_w8a8_linear_args& a, void* stream) {
   const int64_t blocks = blocks_of<int64_t>(a.rows, T::M) * blocks_of<int64_t>(a.columns, T::N);
   SANA_EDGE_CHECK(blocks < LARGEST, SANA_EDGE_BAD_SHAPE);
-  const bool more = a.limit > 0 || a.gate || a.residual || a.constant;
-  const auto kernel = more     ? w8a8_linear_kernel<T, Number, ALL>
-                      : a.silu ? w8a8_linear_kernel<T, Number, SILU>
-                               : w8a8_linear_kernel<T, Number, BIAS>;
+  const Epilogue epilogue = epilogue_of(a);
+  const auto kernel = epilogue == ALL    ? w8a8_linear_kernel<T, Number, ALL>
+                      : epilogue == SILU ? w8a8_linear_kernel<T, Number, SILU>
+                                         : w8a8_linear_kernel<T, Number, BIAS>;
   return launch(kernel, dim3{unsigned(blocks), 1, 1}, T::THREADS, T::SHARED, stream, a);
 }
 
@@ -198,16 +195,7 @@ sana_edge_status start(TileName tile, const sana_edge_w8a8_linear_args& a, void*
   }
 }
 
-#ifdef SANA_EDGE_EMULATED
-int forced_tile = -1;
-#endif
-
 }  // namespace
-
-#ifdef SANA_EDGE_EMULATED
-// for tests: this TileName instead of the best one, or -1
-extern "C" SANA_EDGE_API void sana_edge_emulator_tile(int name) { forced_tile = name; }
-#endif
 
 extern "C" SANA_EDGE_API sana_edge_status sana_edge_w8a8_linear(const sana_edge_w8a8_linear_args* a,
                                                                 void* stream) {
@@ -226,11 +214,9 @@ extern "C" SANA_EDGE_API sana_edge_status sana_edge_w8a8_linear(const sana_edge_
   sana_edge_device_info device;
   const sana_edge_status status = current_device(&device);
   SANA_EDGE_CHECK(status == SANA_EDGE_OK, status);
-  const TileFacts* tile = pick_tile(a->rows, a->columns, device);
-  SANA_EDGE_CHECK(tile, SANA_EDGE_UNSUPPORTED_DEVICE);
-  TileName name = tile->name;
-#ifdef SANA_EDGE_EMULATED
-  if (forced_tile >= 0) name = TileName(forced_tile);
-#endif
-  return a->type == SANA_EDGE_FP16 ? start<Half>(name, *a, stream) : start<BFloat16>(name, *a, stream);
+  const int picked = pick_tile(*a, device);
+  SANA_EDGE_CHECK(picked, SANA_EDGE_UNSUPPORTED_DEVICE);
+  SANA_EDGE_CHECK(a->tile == 0 || has_tile(device, a->tile), SANA_EDGE_BAD_SHAPE);
+  const auto tile = TileName((a->tile ? a->tile : picked) - 1);
+  return a->type == SANA_EDGE_FP16 ? start<Half>(tile, *a, stream) : start<BFloat16>(tile, *a, stream);
 }

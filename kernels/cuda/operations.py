@@ -41,7 +41,7 @@ w8a8_linear
   residual       half?   *rows columns
   constant       vector? images columns
   out            half>   *rows columns
-  | q rows, i columns, i depth, i tokens, i type, q gate_stride, q constant_stride, f limit, i silu
+  | q rows, i columns, i depth, i tokens, i type, q gate_stride, q constant_stride, f limit, i silu, i tile
 qkv_linear_attention
   values         int8    images tokens depth
   scales         fp32    images tokens

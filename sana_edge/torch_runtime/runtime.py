@@ -113,6 +113,7 @@ class TorchRuntime:
             quantization = Quantization("token")
         config = DenoiserConfig.from_dict(transformer.values)
         chosen = backends.choose(backend, device, dtype, quantization is not None, config)
+        backends.measure_tiles(chosen, device)
         loading = partial(on_progress, f"loading {model.name}")
         loading(0, 3)
         facts = folder_facts(model)

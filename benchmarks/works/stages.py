@@ -1,0 +1,169 @@
+"""The stages of a picture on the CUDA kernels, as `schedules` records them: text, a step, the decoder.
+
+Networks of the public models' shapes on the meta device, INT8 as a calibrated package has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sana_edge.bench.shapes import AUTOENCODERS, DENOISERS
+from sana_edge.config import LATENT_CELL, DenoiserConfig
+from sana_edge.fused.decoder import fuse_decoder
+from sana_edge.int8 import ops, text_linear
+from sana_edge.int8.linear import W8A8Linear
+from sana_edge.int8.text_linear import WeightOnlyLinear
+from sana_edge.nets.autoencoder import Autoencoder
+from sana_edge.nets.block import RMS_EPS, Constant, KeysValues
+from sana_edge.nets.denoiser import Denoiser, Modulation, TextContext
+from sana_edge.nets.quantize import decoder_targets, denoiser_targets, prepare_decoder, stacked
+from sana_edge.nets.text_weights import text_targets
+from sana_edge.sampler import denoise, make_sampler
+from sana_edge.store.architectures import GEMMA_2_2B
+from sana_edge.torch_runtime import cuda_graph
+from sana_edge.torch_runtime.steps import FusedNetwork, Predictor
+from works.prediction import Schedule
+from works.schedules import Launch, recorded
+
+META = torch.device("meta")
+DTYPE = torch.bfloat16
+# of a prompt, and of the instruction before it
+TOKENS, INSTRUCTION = 60, 257
+_SLOTS = 300
+
+
+def _denoiser(config: DenoiserConfig) -> Denoiser:
+    with META:
+        denoiser = Denoiser(config).requires_grad_(False).eval()
+        for name in denoiser_targets(denoiser):
+            layer: Any = denoiser.get_submodule(name)
+            bias = layer.bias is not None
+            denoiser.set_submodule(name, W8A8Linear(layer.in_features, layer.out_features, bias=bias))
+    denoiser.clamp = True
+    return denoiser.to_compute("meta", DTYPE)
+
+
+def step(shapes: str, side: int, layers: int | None = None) -> list[Launch]:
+    """A step for one picture, guided, whose empty negative prompt is folded."""
+    config = DENOISERS[shapes]
+    config = config if layers is None else replace(config, num_layers=layers)
+    network, cells = FusedNetwork(_denoiser(config), "cuda"), side // LATENT_CELL
+    with META:
+        latent = torch.empty(1, config.in_channels, cells, cells)
+        tables = [torch.empty(config.num_layers, 6, config.dim), torch.empty(2, config.dim)]
+        guidance = torch.empty(())
+    made: list[Callable[[], object]] = []
+
+    def prepare() -> None:
+        structure, packed = network.pack(_context(config), latent, True)
+        function = network.function(structure, latent, True)
+        made.append(lambda: function([latent, *tables], [guidance, *packed]))
+
+    recorded(prepare)
+    return recorded(made[0])
+
+
+def _context(config: DenoiserConfig) -> TextContext:
+    """Of an empty negative prompt, which is a constant, and a prompt."""
+    heads, width = config.num_cross_attention_heads, config.cross_attention_head_dim
+    with META:
+        keys = torch.empty(1, heads, _SLOTS, width, dtype=DTYPE)
+        mask = torch.ones(1, 1, 1, _SLOTS, dtype=torch.bool)
+        layer = (Constant(torch.empty(1, 1, config.dim, dtype=DTYPE)), KeysValues(keys, keys, mask))
+    return TextContext((layer,) * config.num_layers)
+
+
+def context(shapes: str, steps: int) -> list[Launch]:
+    """What is computed of the text and of the schedule once per picture: keys and values, tables, packing."""
+    denoiser, config = _denoiser(DENOISERS[shapes]), DENOISERS[shapes]
+    network = FusedNetwork(denoiser, "cuda")
+    with META:
+        captions = [torch.empty(1, n, config.caption_channels, dtype=DTYPE) for n in (1, TOKENS)]
+        latent = torch.empty(1, config.in_channels, 1, 1)
+
+    def run() -> None:
+        read = [_caption(denoiser, caption) for caption in captions]
+        layers = tuple(tuple(block.read(caption, None) for caption in read) for block in denoiser.blocks)
+        network.tables(denoiser.modulation(torch.empty(steps, device=META)))
+        network.pack(TextContext(layers), latent, True)
+
+    return recorded(run)
+
+
+def _caption(denoiser: Denoiser, x: Tensor) -> Tensor:
+    """As `Denoiser.text_context`, whose masks have values."""
+    mixed = denoiser.caption_mix(F.gelu(denoiser.caption_expand(x), approximate="tanh"))
+    return ops.rms_norm(mixed, denoiser.caption_norm, RMS_EPS)
+
+
+def between(shapes: str, side: int) -> int:
+    """Operations of torch around each step: copies of its inputs, and the sampler's."""
+    steps, config = 8, replace(DENOISERS[shapes], num_layers=1)
+    cells = side // LATENT_CELL
+    predictor = Predictor(FusedNetwork(_denoiser(config), "cuda"), cuda_graph.eager)
+    with META:
+        latent = torch.empty(1, config.in_channels, cells, cells)
+        tables = Modulation(torch.empty(steps, 1, 6, config.dim), torch.empty(steps, 2, config.dim))
+    made: list[Callable[[], object]] = []
+
+    def start() -> None:
+        velocity, _ = predictor.start(latent, tables, _context(config), 4.5)
+        sampler = make_sampler("flow-dpm", steps=steps)
+        made.append(lambda: list(denoise(sampler, velocity, lambda: latent)))
+
+    recorded(start)
+    return sum(not launch.recordable for launch in recorded(made[0])) // steps
+
+
+def text() -> list[Launch]:
+    """A pass of the text encoder over a prompt behind the instruction, whose keys and values are kept."""
+    from transformers import DynamicCache, Gemma2Config, Gemma2Model
+
+    with META:
+        model = Gemma2Model(Gemma2Config(**GEMMA_2_2B)).to(DTYPE).eval()
+        for name in text_targets(model.config.num_hidden_layers):
+            weight = model.get_submodule(name).weight
+            layer = WeightOnlyLinear(torch.empty(weight.shape, dtype=torch.int8), torch.empty(len(weight)))
+            model.set_submodule(name, layer)
+        heads, width = model.config.num_key_value_heads, model.config.head_dim
+        kept = torch.empty(1, heads, INSTRUCTION, width, dtype=DTYPE)
+        ids = torch.zeros(1, TOKENS, dtype=torch.long)
+    cache = DynamicCache()
+    for layer in range(model.config.num_hidden_layers):
+        cache.update(kept, kept, layer)
+    with mock.patch.object(text_linear, "choose_product", lambda _: text_linear.Product("digits", "")):
+        return recorded(lambda: model(ids, past_key_values=cache, use_cache=True))
+
+
+def decode(shapes: str, side: int) -> list[Launch]:
+    """The decoder for one picture, with calibrated scales."""
+    with META:
+        autoencoder = Autoencoder(AUTOENCODERS[shapes], encoder=False).requires_grad_(False).eval()
+    state = {
+        f"{name}.{end}": torch.empty((), device=META)
+        for target in decoder_targets(autoencoder)
+        for name in stacked(target)
+        for end in ("weight_scale", "input_scale")
+    }
+    prepare_decoder(autoencoder, state)
+    fused = fuse_decoder(autoencoder.to(DTYPE))
+    cells = side // LATENT_CELL
+    latent = torch.empty(1, DENOISERS[shapes].in_channels, cells, cells, dtype=DTYPE, device=META)
+    return recorded(lambda: fused.decode(latent))
+
+
+def schedules(shapes: str, side: int, steps: int) -> dict[str, Schedule]:
+    """All of a picture's stages in their order, of a prompt that is new."""
+    return {
+        "text": Schedule(text(), graph=False, times=2),
+        "context": Schedule(context(shapes, steps), graph=False),
+        "step": Schedule(step(shapes, side), graph=True, times=steps, waits=1, between=between(shapes, side)),
+        "decode": Schedule(decode(shapes, side), graph=False),
+    }

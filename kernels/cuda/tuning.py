@@ -1,0 +1,141 @@
+"""Tiles of w8a8_linear by measurement: each product that a program runs is timed once on its GPU.
+
+Off unless `use` was called, as the runtime does, and SANA_EDGE_TUNE is not 0. A product is timed when it first
+runs, outside of a recording, its result written elsewhere: the tiles that csrc/tile_times.h thinks at most half as
+slow again as the one it would choose. Its choice stands unless another is clearly faster. What was found is kept in
+a file, so that a machine chooses the same from then on; results do not depend on tiles.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sana_edge.errors import SanaError
+from sana_edge.kernels.cuda import library
+from sana_edge.kernels.cuda.tiles import linear_tiles
+from sana_edge.system.atomic import write_bytes
+
+VARIABLE = "SANA_EDGE_TUNE"
+# others than the model's best are tried up to so much of its time, and must be so much faster
+_TRIED, _FASTER = 1.5, 0.95
+_TURNS, _CALLS = 5, 4
+# what runs w8a8_linear on a device: numbers of its struct, and its optional tensors that there are
+Run = Callable[[int], object]
+Timer = Callable[[Run, Sequence[int]], Mapping[int, float]]
+
+
+class Tiles:
+    """What was chosen on GPUs, kept in a file that is read once and written when there is something new."""
+
+    def __init__(self, path: Path | None, timer: Timer) -> None:
+        self._path, self._timer = path, timer
+        self._lock = threading.Lock()
+        self._chosen = _read(path)
+
+    def tile(
+        self,
+        device: str,
+        info: library.DeviceInfo,
+        numbers: Mapping[str, Any],
+        given: frozenset[str],
+        run: Run,
+    ) -> int:
+        """The number of a product's tile; ``run`` runs it with one. 0: as the library chooses."""
+        kind = "silu" if numbers["silu"] else "" if not given - {"bias"} else "residual"
+        sizes = "x".join(str(numbers[name]) for name in ("rows", "columns", "depth"))
+        key = " ".join((device, library.load().version, sizes, kind)).strip()
+        with self._lock:
+            if key not in self._chosen:
+                self._chosen[key] = self._timed(info, numbers, given, run)
+                self._write()
+            return self._chosen[key]
+
+    def _timed(
+        self, info: library.DeviceInfo, numbers: Mapping[str, Any], given: frozenset[str], run: Run
+    ) -> int:
+        found = linear_tiles(library.load(), {**numbers, "tile": 0}, given, info)
+        tried = [tile.tile for tile in found if tile.total <= _TRIED * found[0].total]
+        if len(tried) < 2:
+            return 0
+        seconds = self._timer(run, tried)
+        best = min(tried, key=lambda tile: seconds[tile])
+        return best if seconds[best] < _FASTER * seconds[tried[0]] else 0
+
+    def _write(self) -> None:
+        if self._path is not None:
+            # what cannot be kept is found again
+            with suppress(OSError, SanaError):
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                write_bytes(self._path, (json.dumps(self._chosen, indent=1, sort_keys=True) + "\n").encode())
+
+
+_active: list[Tiles] = []
+
+
+def use(path: Path | None) -> None:
+    """Measure from now on in this process, and keep what is found in a file; nothing with SANA_EDGE_TUNE=0."""
+    if not _active and os.environ.get(VARIABLE, "1") != "0":
+        _active.append(Tiles(path, gpu_seconds))
+
+
+def active() -> Tiles | None:
+    """What `use` made."""
+    return _active[0] if _active else None
+
+
+def tuned(
+    device: torch.device, fields: Mapping[str, Tensor | None], numbers: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """The numbers of a launch of w8a8_linear with the tile that was measured, where any is."""
+    found = active()
+    if found is None or numbers["tile"] or not numbers["rows"] or device.type != "cuda":
+        return numbers
+    with torch.cuda.device(device):
+        if torch.cuda.is_current_stream_capturing():
+            return numbers
+        own = library.load()
+        scratch = {**fields, "out": torch.empty_like(fields["out"])}
+        given = frozenset(n for n in ("bias", "gate", "residual", "constant") if fields[n] is not None)
+        name, info = torch.cuda.get_device_name(device), own.device(library.index_of(device))
+
+        def run(tile: int) -> None:
+            own.call("w8a8_linear", device, **scratch, **{**numbers, "tile": tile})
+
+        return {**numbers, "tile": found.tile(name, info, numbers, given, run)}
+
+
+def gpu_seconds(run: Run, tiles: Sequence[int]) -> dict[int, float]:
+    """Median seconds of a call with each tile, in turns, on the current CUDA device."""
+    samples: dict[int, list[float]] = {tile: [] for tile in tiles}
+    for turn in range(_TURNS + 1):
+        for tile in tiles:
+            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            for _ in range(_CALLS):
+                run(tile)
+            stop.record()
+            stop.synchronize()
+            # the first loads code
+            if turn:
+                samples[tile].append(start.elapsed_time(stop) / 1e3 / _CALLS)
+    return {tile: statistics.median(found) for tile, found in samples.items()}
+
+
+def _read(path: Path | None) -> dict[str, int]:
+    """What a file has; nothing where it is damaged."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path is not None else {}
+    except (OSError, ValueError):
+        return {}
+    pairs = found.items() if isinstance(found, dict) else ()
+    return {key: tile for key, tile in pairs if type(tile) is int and 0 <= tile <= 6}
