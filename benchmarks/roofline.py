@@ -4,8 +4,8 @@
 
 The kernels of every stage are recorded from the code that starts them. Tiles and times of products are those
 of csrc/tile_times.h, which chooses them on a GPU as well; instructions are counted in the machine code of
---code, a library built for compute capability 8.9, or are those of the results file. A prediction: nothing was
-measured, and what is assumed has a name in the file. Where a file of gpu_check.py has kernels, they stand beside.
+--code, a library built for compute capability 8.9, or are those of the results file. A prediction: nothing
+was measured, and what is assumed has a name in the file. Kernels in files of gpu_check.py stand beside it.
 """
 
 from __future__ import annotations

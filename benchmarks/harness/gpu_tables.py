@@ -23,17 +23,16 @@ def predicted_pictures(data: Numbers) -> Table:
     table = Table(("predicted", "model", *stages, "picture"), named=2)
     for row in data["pictures"]:
         found = row["seconds"]
-        table.add(
-            row["gpu"], row["shapes"].upper(), *(_milliseconds(found[s]) for s in stages), _seconds(found)
-        )
+        parts = (f"{found[stage] * 1e3:.1f} ms" for stage in stages)
+        table.add(row["gpu"], row["shapes"].upper(), *parts, f"{found['picture']:.3f} s")
     first = data["pictures"][0]
     counts = [
         f"{shapes.upper()}: " + ", ".join(f"{name} {one['kernels']}" for name, one in found.items())
         for shapes, found in data["stages"].items()
     ]
     table.notes = [
-        f"{first['side']} px, {first['steps']} steps with guidance. Nothing was measured. Launches, of one step: "
-        f"{'; '.join(counts)}.",
+        f"{first['side']} px, {first['steps']} steps with guidance. Nothing was measured.",
+        f"Launches, of one step: {'; '.join(counts)}.",
         circumstances(data),
     ]
     return table
@@ -90,14 +89,6 @@ def compared(data: Numbers) -> Table:
             table.add(gpu, row["kernel"], row["size"], f"{taken:.1f}", f"{us:.1f}", f"{us / taken:.2f}")
     table.notes = [circumstances(data)]
     return table
-
-
-def _milliseconds(value: float) -> str:
-    return f"{value * 1e3:.1f} ms"
-
-
-def _seconds(found: Mapping[str, float]) -> str:
-    return f"{found['picture']:.3f} s"
 
 
 def assumptions(data: Numbers) -> Table:

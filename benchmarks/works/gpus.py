@@ -8,12 +8,12 @@ from typing import Any
 from sana_edge.kernels.cuda.library import DeviceInfo
 
 _KIB = 1024
-# All that is assumed, by name; csrc/tile_times.h has the rates of products and of L2, and says what it assumes.
+# all that is assumed, by name; csrc/tile_times.h has the rates of products and of L2
 ASSUMPTIONS = {
     "clock": "the sustained clock of each GPU under INT8 load, at the named power; +-15 %",
     "l2": "bytes that an SM gets from L2 in a clock: 16 on 8.6, 8.9 and 12.0, 28 on 9.0",
     "dram": "0.85 of the data sheet's bandwidth is reached",
-    "hits": "a kernel's maps are in L2 as far as they fit into half of it; weights come from DRAM each time",
+    "hits": "maps are in L2 as far as half of it holds a kernel's; weights come from DRAM each time",
     "gap": "1.2 us from the end of a kernel in a CUDA graph to the work of the next",
     "latency": "1,500 clocks of waiting in a kernel that is not a product: memory, reductions, barriers",
     "issue": "a scheduler with w warps issues in w of w + 1 clocks; special functions take 8 clocks of a warp",

@@ -19,7 +19,7 @@ STAGES = ("text", "context", "step", "decode")
 @dataclass(frozen=True)
 class Schedule:
     """The launches of a stage. graph: it is recorded, and starts with one call of the host; times: how often
-    a picture runs it; waits: how often the host waits for it each time; between: torch's operations around it.
+    a picture runs it; waits: how often the host waits for it each time; between: torch's operations around.
     """
 
     launches: Sequence[Launch]

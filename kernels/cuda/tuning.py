@@ -1,9 +1,9 @@
 """Tiles of w8a8_linear by measurement: each product that a program runs is timed once on its GPU.
 
-Off unless `use` was called, as the runtime does, and SANA_EDGE_TUNE is not 0. A product is timed when it first
-runs, outside of a recording, its result written elsewhere: the tiles that csrc/tile_times.h thinks at most half as
-slow again as the one it would choose. Its choice stands unless another is clearly faster. What was found is kept in
-a file, so that a machine chooses the same from then on; results do not depend on tiles.
+Off unless `use` was called, as the runtime does, and SANA_EDGE_TUNE is not 0. A product is timed when it
+first runs, outside of a recording, its result written elsewhere: with the tiles that csrc/tile_times.h thinks at
+most half as slow again as the one it would choose. Its choice stands unless another is clearly faster. What was
+found is kept in a file, so that a machine chooses the same from then on; results do not depend on tiles.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ _active: list[Tiles] = []
 
 
 def use(path: Path | None) -> None:
-    """Measure from now on in this process, and keep what is found in a file; nothing with SANA_EDGE_TUNE=0."""
+    """Measure from now on in this process, and keep it in a file; nothing with SANA_EDGE_TUNE=0."""
     if not _active and os.environ.get(VARIABLE, "1") != "0":
         _active.append(Tiles(path, gpu_seconds))
 
@@ -104,7 +104,9 @@ def tuned(
         if torch.cuda.is_current_stream_capturing():
             return numbers
         own = library.load()
-        scratch = {**fields, "out": torch.empty_like(fields["out"])}
+        out = fields["out"]
+        assert out is not None
+        scratch = {**fields, "out": torch.empty_like(out)}
         given = frozenset(n for n in ("bias", "gate", "residual", "constant") if fields[n] is not None)
         name, info = torch.cuda.get_device_name(device), own.device(library.index_of(device))
 

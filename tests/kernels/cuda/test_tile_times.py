@@ -25,15 +25,15 @@ def four_norm(*limits: float) -> float:
 
 
 def test_two_blocks_on_an_sm(library: Library) -> None:
-    """720 tiles on 76 SMs are 10 on one; 48 KiB and 256 registers of 128 threads leave room for two blocks."""
+    """720 tiles on 76 SMs are 10 on one; 48 KiB and 256 registers of 128 threads leave room for two."""
     found = time_tile(library, Tile(count=720, instructions=8, moved=2, **MIDDLE), LAPTOP)
     assert (found.rounds, found.resident) == (10, 2)
     assert found.products == 128 * 128 * 1152 / 1024 == 18432
     assert found.l2 == (128 + 128) * 1152 / 16 == 18432
     # fragments twice of either operand, and the copies
     assert found.shared == (2 * 128 + 2 * 128 + 128 + 128) * 1152 / 128 == 6912
-    # both blocks have 512 of 32 results, which take 8 instructions each; of a scheduler's clocks its two warps
-    # issue in two of three
+    # both blocks have 512 of 32 results, which take 8 instructions each; two warps of a scheduler issue in two
+    # of three clocks
     issued, moved = 2 * 512 * 8 / (4 * 2 / 3), 2 * 128 * 128 * 2 / 16
     assert found.epilogue == pytest.approx(four_norm(issued, moved) / 2)
     busy = four_norm(18432, 18432, 6912)
