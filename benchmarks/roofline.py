@@ -115,10 +115,10 @@ def measured(results: Path) -> Iterator[dict[str, Any]]:
                 yield from ({**row, "file": path.name, "gpu": data["machine"]["gpu"]} for row in rows)
 
 
-def _instructions(code: Path | None, output: Path) -> dict[str, machine_code.Code]:
-    if code is not None:
-        found = machine_code.kernels(code, ARCHITECTURE)
-        return {name: one for name, one in found.items() if "BFloat16" in name}
+def _instructions(files: Sequence[Path], output: Path) -> dict[str, machine_code.Code]:
+    if files:
+        found = [machine_code.kernels(path, ARCHITECTURE) for path in files]
+        return {name: one for each in found for name, one in each.items() if "BFloat16" in name}
     if not output.exists():
         raise InvalidInput(f"{output.name} does not exist", "count instructions: --code FILE")
     return machine_code.read(json.loads(output.read_text(encoding="utf-8"))["instructions"])
@@ -129,7 +129,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--code", type=Path, help="library for 8.9 whose instructions are counted with cuobjdump")
+    add("--code", type=Path, nargs="*", default=[], help="library for 8.9 whose instructions are counted")
     add("--library", type=Path, help="library that times tiles (default: build one for the CPU)")
     add("--output", type=Path, default=RESULTS / "roofline.json", help="(default: %(default)s)")
     return parser.parse_args(arguments)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from sana_edge.kernels.cuda.library import Library
 from sana_edge.kernels.cuda.tiles import Tile, TileTime, linear_tiles, time_tile
-from works.gpus import DRAM, GAP, LATENCY, Gpu
+from works.gpus import DRAM, LATENCY, Gpu
 from works.machine_code import Code
 from works.schedules import Launch
 
@@ -57,11 +57,12 @@ class Grid:
     run: float = 1
 
 
-def price(launch: Launch, gpu: Gpu, instructions: Instructions, library: Library) -> Cost:
+def price(launch: Launch, gpu: Gpu, instructions: Instructions, library: Library | None) -> Cost:
     """A launch in a recorded schedule."""
     product = PRODUCTS.get(launch.kernel)
-    if product is not None:
-        return _product(launch, product(launch, gpu, instructions, library), gpu)
+    if product is not None and library is not None:
+        tail = _tail(launch, gpu, instructions) if launch.kernel == "w8a8_linear_quantize" else 0.0
+        return _product(launch, product(launch, gpu, instructions, library), gpu, tail)
     grid = GRIDS[launch.kernel](launch) if launch.kernel in GRIDS else None
     return _other(launch, grid, gpu, instructions)
 
@@ -78,17 +79,17 @@ def dram_seconds(launch: Launch, gpu: Gpu) -> float:
     return (launch.weights + missing * launch.maps) / (DRAM * gpu.bandwidth * 1e9)
 
 
-def _product(launch: Launch, time: TileTime, gpu: Gpu) -> Cost:
+def _product(launch: Launch, time: TileTime, gpu: Gpu, tail: float) -> Cost:
     each = time.rounds / gpu.hertz
     dram = dram_seconds(launch, gpu)
     limits = {
         "tensor cores": each * time.products,
         "L2": each * time.l2,
         "DRAM": dram,
-        "issue slots": each * time.epilogue,
-        "launch": GAP,
+        "issue slots": each * time.epilogue + tail,
+        "launch": gpu.gap(True),
     }
-    return Cost(limits, four_norm(time.total / gpu.hertz, dram) + GAP, time)
+    return Cost(limits, four_norm(time.total / gpu.hertz, dram) + gpu.gap(True) + tail, time)
 
 
 def _other(launch: Launch, grid: Grid | None, gpu: Gpu, instructions: Instructions) -> Cost:
@@ -111,8 +112,9 @@ def _other(launch: Launch, grid: Grid | None, gpu: Gpu, instructions: Instructio
         rate = {"int8": 1024, "half": gpu.half, "fp32": _FP32}[launch.kind]
         tensor = launch.multiplications / (rate * gpu.processors * gpu.hertz)
     dram = dram_seconds(launch, gpu)
-    limits = {"tensor cores": tensor, "L2": l2, "DRAM": dram, "issue slots": issued, "launch": GAP}
-    waits = launch.kernels * (LATENCY / gpu.hertz + GAP)
+    gap = gpu.gap(launch.recordable)
+    limits = {"tensor cores": tensor, "L2": l2, "DRAM": dram, "issue slots": issued, "launch": gap}
+    waits = launch.kernels * (LATENCY / gpu.hertz + gap)
     return Cost(limits, four_norm(tensor, l2, dram, issued) + waits)
 
 
@@ -121,6 +123,15 @@ def _other(launch: Launch, grid: Grid | None, gpu: Gpu, instructions: Instructio
 
 def _linear(launch: Launch, gpu: Gpu, instructions: Instructions, library: Library) -> TileTime:
     return linear_tiles(library, launch.numbers, launch.given, gpu.device)[0]
+
+
+def _tail(launch: Launch, gpu: Gpu, instructions: Instructions) -> float:
+    """Seconds of rows to INT8 behind a product: those of a norm's issue slots and L2, without its launch."""
+    numbers = {key: launch.numbers[key] for key in ("rows", "columns")}
+    moved = int(3 * numbers["rows"] * numbers["columns"])
+    norm = Launch("norm_modulate_quantize", numbers, frozenset(), 0, moved)
+    found = price(norm, gpu, instructions, None)
+    return four_norm(found.limits["L2"], found.limits["issue slots"])
 
 
 def _qkv(launch: Launch, gpu: Gpu, instructions: Instructions, library: Library) -> TileTime:
@@ -170,6 +181,7 @@ def _epilogue(instructions: Instructions, name: str, results: int) -> int:
 
 PRODUCTS: dict[str, Callable[[Launch, Gpu, Instructions, Library], TileTime]] = {
     "w8a8_linear": _linear,
+    "w8a8_linear_quantize": _linear,
     "qkv_linear_attention": _qkv,
     "w8a8_conv2d": _conv,
 }

@@ -18,15 +18,17 @@ STAGES = ("text", "context", "step", "decode")
 
 @dataclass(frozen=True)
 class Schedule:
-    """The launches of a stage. graph: it is recorded, and starts with one call of the host; times: how often
-    a picture runs it; waits: how often the host waits for it each time; between: torch's operations around.
+    """The launches of a stage, and those around it.
+
+    graph: it is recorded, and starts with one call of the host; queued: the host is ahead of the GPU, which
+    does not wait for it; times: how often a picture runs it.
     """
 
     launches: Sequence[Launch]
-    graph: bool
+    around: Sequence[Launch] = ()
+    graph: bool = False
+    queued: bool = False
     times: int = 1
-    waits: int = 0
-    between: int = 0
 
     @property
     def kernels(self) -> int:
@@ -38,10 +40,10 @@ class Schedule:
         names = Counter(launch.kernel for launch in self.launches)
         return {
             "kernels": self.kernels,
+            "around": sum(launch.kernels for launch in self.around),
             "graph": self.graph,
+            "queued": self.queued,
             "times": self.times,
-            "waits": self.waits,
-            "between": self.between,
             "operations": dict(sorted(names.items())),
         }
 
@@ -60,13 +62,13 @@ class Predictor:
             yield launch, count, price(launch, self.gpu, self.instructions, self.library)
 
     def seconds(self, schedule: Schedule) -> tuple[float, float]:
-        """Of a stage in a picture: the GPU's or, where it is longer, the host's; and what the host adds."""
-        device = sum(count * cost.total for _, count, cost in self.costs(schedule.launches))
-        host = 0.0 if schedule.graph else len(schedule.launches) * HOST
-        around = (
-            (GRAPH if schedule.graph else 0.0) + schedule.between * HOST + schedule.waits * SYNCHRONISATION
-        )
-        return schedule.times * max(device, host), schedule.times * around
+        """Of a stage in a picture: the GPU's or, where it is longer, the host's; and what it waits."""
+        launches = [*schedule.launches, *schedule.around]
+        device = sum(count * cost.total for _, count, cost in self.costs(launches))
+        host = GRAPH if schedule.graph else HOST * len(schedule.launches)
+        host += HOST * len(schedule.around)
+        waits = 0.0 if schedule.queued else SYNCHRONISATION
+        return schedule.times * max(device, host), schedule.times * waits
 
     def rows(self, stage: str, schedule: Schedule) -> list[dict[str, Any]]:
         """The kernels of a stage with their limits in microseconds, as JSON values, the costliest first."""
@@ -87,20 +89,20 @@ class Predictor:
 
 
 def picture(predictor: Predictor, schedules: Mapping[str, Schedule]) -> dict[str, float]:
-    """Seconds by stage, of the host between them, and of all."""
+    """Seconds by stage, of waiting between them, and of all."""
     parts: dict[str, float] = {}
-    between = 0.0
+    waits = 0.0
     for name, schedule in schedules.items():
-        parts[name], around = predictor.seconds(schedule)
-        between += around
-    parts["between"] = between
+        parts[name], waited = predictor.seconds(schedule)
+        waits += waited
+    parts["waits"] = waits
     return {**parts, "picture": sum(parts.values())}
 
 
 def size_of(launch: Launch) -> str:
     """As `works.kernel_cases` writes sizes, for the kernels of a step."""
     n = launch.numbers
-    if launch.kernel == "w8a8_linear":
+    if launch.kernel in ("w8a8_linear", "w8a8_linear_quantize"):
         return f"{n['rows']}x{n['columns']}x{n['depth']}"
     if launch.kernel == "qkv_linear_attention":
         return f"{n['images'] * n['tokens']}x{3 * 32 * n['heads']}x{n['depth']}"

@@ -91,6 +91,10 @@ class Recorder(TorchDispatchMode):
         # kept, lest another tensor take the place of one that is gone
         self._made: dict[int, object] = {}
 
+    def settle(self) -> None:
+        """What was made until now is there from now on, as weights are."""
+        self._made.clear()
+
     def library_call(self, name: str, fields: Mapping[str, Tensor | int | float | None]) -> None:
         """An operation of sana_edge.h."""
         tensors = {key: value for key, value in fields.items() if isinstance(value, Tensor)}
@@ -168,10 +172,13 @@ def recording() -> Iterator[Recorder]:
 
 
 def recorded(run: Callable[[], object]) -> list[Launch]:
-    """The launches of a function."""
+    """The launches of a function's second call: the first may make what stays."""
     with recording() as found:
         run()
-    return found.launches
+        found.settle()
+        first = len(found.launches)
+        run()
+    return found.launches[first:]
 
 
 def _storage(tensor: Tensor) -> int:

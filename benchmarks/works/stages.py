@@ -5,7 +5,6 @@ Networks of the public models' shapes on the meta device, INT8 as a calibrated p
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 from unittest import mock
@@ -25,18 +24,19 @@ from sana_edge.nets.block import RMS_EPS, Constant, KeysValues
 from sana_edge.nets.denoiser import Denoiser, Modulation, TextContext
 from sana_edge.nets.quantize import decoder_targets, denoiser_targets, prepare_decoder, stacked
 from sana_edge.nets.text_weights import text_targets
-from sana_edge.sampler import denoise, make_sampler
+from sana_edge.sampler import make_sampler
 from sana_edge.store.architectures import GEMMA_2_2B
 from sana_edge.torch_runtime import cuda_graph
 from sana_edge.torch_runtime.steps import FusedNetwork, Predictor
 from works.prediction import Schedule
-from works.schedules import Launch, recorded
+from works.schedules import Launch, recorded, recording
 
 META = torch.device("meta")
 DTYPE = torch.bfloat16
 # of a prompt, and of the instruction before it
 TOKENS, INSTRUCTION = 60, 257
 _SLOTS = 300
+_GUIDANCE, _STEPS = 4.5, 8
 
 
 def _denoiser(config: DenoiserConfig) -> Denoiser:
@@ -50,24 +50,38 @@ def _denoiser(config: DenoiserConfig) -> Denoiser:
     return denoiser.to_compute("meta", DTYPE)
 
 
-def step(shapes: str, side: int, layers: int | None = None) -> list[Launch]:
-    """A step for one picture, guided, whose empty negative prompt is folded."""
+def step(shapes: str, side: int, layers: int | None = None) -> tuple[list[Launch], list[Launch]]:
+    """A step for one picture, guided, whose empty negative prompt is folded: its graph, and the rest."""
     config = DENOISERS[shapes]
     config = config if layers is None else replace(config, num_layers=layers)
-    network, cells = FusedNetwork(_denoiser(config), "cuda"), side // LATENT_CELL
+    cells = side // LATENT_CELL
+    sampler = make_sampler("flow-dpm", steps=_STEPS)
     with META:
         latent = torch.empty(1, config.in_channels, cells, cells)
-        tables = [torch.empty(config.num_layers, 6, config.dim), torch.empty(2, config.dim)]
-        guidance = torch.empty(())
-    made: list[Callable[[], object]] = []
+        tables = Modulation(
+            torch.empty(_STEPS, config.num_layers, 6, config.dim), torch.empty(_STEPS, 2, config.dim)
+        )
+    spans: list[tuple[int, int]] = []
+    with recording() as found:
 
-    def prepare() -> None:
-        structure, packed = network.pack(_context(config), latent, True)
-        function = network.function(structure, latent, True)
-        made.append(lambda: function([latent, *tables], [guidance, *packed]))
+        def recorder(run: cuda_graph.Run) -> cuda_graph.Run:
+            def replay() -> Tensor:
+                first = len(found.launches)
+                result = run()
+                spans.append((first, len(found.launches)))
+                return result
 
-    recorded(prepare)
-    return recorded(made[0])
+            return replay
+
+        predictor = Predictor(FusedNetwork(_denoiser(config), "cuda"), recorder)
+        steps, _ = predictor.start(latent, tables, _context(config), _GUIDANCE)
+        # the first sends the sampler's coefficients
+        x = steps.take(sampler, latent, 0, lambda: latent).x
+        found.settle()
+        first = len(found.launches)
+        steps.take(sampler, x, 1, lambda: latent)
+    *_, (start, end) = spans
+    return found.launches[start:end], found.launches[first:start] + found.launches[end:]
 
 
 def _context(config: DenoiserConfig) -> TextContext:
@@ -103,25 +117,6 @@ def _caption(denoiser: Denoiser, x: Tensor) -> Tensor:
     return ops.rms_norm(mixed, denoiser.caption_norm, RMS_EPS)
 
 
-def between(shapes: str, side: int) -> int:
-    """Operations of torch around each step: copies of its inputs, and the sampler's."""
-    steps, config = 8, replace(DENOISERS[shapes], num_layers=1)
-    cells = side // LATENT_CELL
-    predictor = Predictor(FusedNetwork(_denoiser(config), "cuda"), cuda_graph.eager)
-    with META:
-        latent = torch.empty(1, config.in_channels, cells, cells)
-        tables = Modulation(torch.empty(steps, 1, 6, config.dim), torch.empty(steps, 2, config.dim))
-    made: list[Callable[[], object]] = []
-
-    def start() -> None:
-        velocity, _ = predictor.start(latent, tables, _context(config), 4.5)
-        sampler = make_sampler("flow-dpm", steps=steps)
-        made.append(lambda: list(denoise(sampler, velocity, lambda: latent)))
-
-    recorded(start)
-    return sum(not launch.recordable for launch in recorded(made[0])) // steps
-
-
 def text() -> list[Launch]:
     """A pass of the text encoder over a prompt behind the instruction, whose keys and values are kept."""
     from transformers import DynamicCache, Gemma2Config, Gemma2Model
@@ -135,11 +130,15 @@ def text() -> list[Launch]:
         heads, width = model.config.num_key_value_heads, model.config.head_dim
         kept = torch.empty(1, heads, INSTRUCTION, width, dtype=DTYPE)
         ids = torch.zeros(1, TOKENS, dtype=torch.long)
-    cache = DynamicCache()
-    for layer in range(model.config.num_hidden_layers):
-        cache.update(kept, kept, layer)
+
+    def run() -> object:
+        cache = DynamicCache()
+        for layer in range(model.config.num_hidden_layers):
+            cache.update(kept, kept, layer)
+        return model(ids, past_key_values=cache, use_cache=True)
+
     with mock.patch.object(text_linear, "choose_product", lambda _: text_linear.Product("digits", "")):
-        return recorded(lambda: model(ids, past_key_values=cache, use_cache=True))
+        return recorded(run)
 
 
 def decode(shapes: str, side: int) -> list[Launch]:
@@ -161,9 +160,10 @@ def decode(shapes: str, side: int) -> list[Launch]:
 
 def schedules(shapes: str, side: int, steps: int) -> dict[str, Schedule]:
     """All of a picture's stages in their order, of a prompt that is new."""
+    graph, around = step(shapes, side)
     return {
-        "text": Schedule(text(), graph=False, times=2),
-        "context": Schedule(context(shapes, steps), graph=False),
-        "step": Schedule(step(shapes, side), graph=True, times=steps, waits=1, between=between(shapes, side)),
-        "decode": Schedule(decode(shapes, side), graph=False),
+        "text": Schedule(text(), times=2),
+        "context": Schedule(context(shapes, steps)),
+        "step": Schedule(graph, around, graph=True, queued=True, times=steps),
+        "decode": Schedule(decode(shapes, side)),
     }

@@ -63,12 +63,13 @@ def linear_tiles(
     """The tiles that a device has room for, that which w8a8_linear chooses first.
 
     Args:
-        numbers: of the operation's struct, such as rows, columns, depth; the others are 0.
-        given: which of bias, gate, residual and constant there are.
+        numbers: rows, columns, depth, and what else of the struct is not 0; all others are passed over.
+        given: which of bias, gate, residual and constant there are; also.
     """
     struct = OPERATIONS["w8a8_linear"].struct
+    known = {name for name, *_ in struct._fields_} - {"tile"}
     # nothing is read there
-    arguments = struct(**dict.fromkeys(given, 1), **numbers)
+    arguments = struct(**dict.fromkeys(known & given, 1), **{n: v for n, v in numbers.items() if n in known})
     found = (TileTime * _MOST)()
     count = library.count("sana_edge_w8a8_linear_tiles", arguments, device, found)
     return list(found[:count])

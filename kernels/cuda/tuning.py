@@ -1,9 +1,9 @@
-"""Tiles of w8a8_linear by measurement: each product that a program runs is timed once on its GPU.
+"""Tiles of products by measurement: each product that a program runs is timed once on its GPU.
 
 Off unless `use` was called, as the runtime does, and SANA_EDGE_TUNE is not 0. A product is timed when it
-first runs, outside of a recording, its result written elsewhere: with the tiles that csrc/tile_times.h thinks at
-most half as slow again as the one it would choose. Its choice stands unless another is clearly faster. What was
-found is kept in a file, so that a machine chooses the same from then on; results do not depend on tiles.
+first runs, outside of a recording, its result written elsewhere: with the tiles that csrc/tile_times.h thinks
+at most half as slow again as its choice, which stands unless another is clearly faster. What was found is
+kept in a file, so that a machine chooses the same from then on; results do not depend on tiles.
 """
 
 from __future__ import annotations
@@ -18,18 +18,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from sana_edge.errors import SanaError
 from sana_edge.kernels.cuda import library
+from sana_edge.kernels.cuda.operations import OPERATIONS
 from sana_edge.kernels.cuda.tiles import linear_tiles
 from sana_edge.system.atomic import write_bytes
 
 VARIABLE = "SANA_EDGE_TUNE"
+# operations whose tiles can be chosen
+TUNED = ("w8a8_linear", "w8a8_linear_quantize")
 # others than the model's best are tried up to so much of its time, and must be so much faster
 _TRIED, _FASTER = 1.5, 0.95
 _TURNS, _CALLS = 5, 4
-# what runs w8a8_linear on a device: numbers of its struct, and its optional tensors that there are
+# runs a product with a tile
 Run = Callable[[int], object]
 Timer = Callable[[Run, Sequence[int]], Mapping[int, float]]
 
@@ -42,28 +44,28 @@ class Tiles:
         self._lock = threading.Lock()
         self._chosen = _read(path)
 
-    def tile(
+    def known(self, name: str, numbers: Mapping[str, Any], given: frozenset[str]) -> int | None:
+        """The number of a product's tile, 0 for the library's choice; None where it was not measured."""
+        return self._chosen.get(_key(name, numbers, given))
+
+    def measure(
         self,
-        device: str,
+        name: str,
         info: library.DeviceInfo,
         numbers: Mapping[str, Any],
         given: frozenset[str],
         run: Run,
-    ) -> int:
-        """The number of a product's tile; ``run`` runs it with one. 0: as the library chooses."""
-        kind = "silu" if numbers["silu"] else "" if not given - {"bias"} else "residual"
-        sizes = "x".join(str(numbers[name]) for name in ("rows", "columns", "depth"))
-        key = " ".join((device, library.load().version, sizes, kind)).strip()
+    ) -> None:
+        """Choose the tile of a product that is not known. name: of device and operation; ``run`` runs it."""
         with self._lock:
-            if key not in self._chosen:
-                self._chosen[key] = self._timed(info, numbers, given, run)
+            if self.known(name, numbers, given) is None:
+                self._chosen[_key(name, numbers, given)] = self._timed(info, numbers, given, run)
                 self._write()
-            return self._chosen[key]
 
     def _timed(
         self, info: library.DeviceInfo, numbers: Mapping[str, Any], given: frozenset[str], run: Run
     ) -> int:
-        found = linear_tiles(library.load(), {**numbers, "tile": 0}, given, info)
+        found = linear_tiles(library.load(), numbers, given, info)
         tried = [tile.tile for tile in found if tile.total <= _TRIED * found[0].total]
         if len(tried) < 2:
             return 0
@@ -77,6 +79,12 @@ class Tiles:
             with suppress(OSError, SanaError):
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 write_bytes(self._path, (json.dumps(self._chosen, indent=1, sort_keys=True) + "\n").encode())
+
+
+def _key(name: str, numbers: Mapping[str, Any], given: frozenset[str]) -> str:
+    kind = "silu" if numbers.get("silu") else "residual" if "residual" in given else "plain"
+    sizes = "x".join(str(numbers[size]) for size in ("rows", "columns", "depth"))
+    return f"{name} {library.load().version} {sizes} {kind}"
 
 
 _active: list[Tiles] = []
@@ -94,26 +102,27 @@ def active() -> Tiles | None:
 
 
 def tuned(
-    device: torch.device, fields: Mapping[str, Tensor | None], numbers: Mapping[str, Any]
+    operation: str, device: torch.device, fields: Mapping[str, Any], numbers: Mapping[str, Any]
 ) -> Mapping[str, Any]:
-    """The numbers of a launch of w8a8_linear with the tile that was measured, where any is."""
+    """The numbers of a launch with the tile that was measured, now or before, where any is."""
     found = active()
     if found is None or numbers["tile"] or not numbers["rows"] or device.type != "cuda":
         return numbers
+    own = library.load()
+    given = frozenset(name for name, value in fields.items() if value is not None)
     with torch.cuda.device(device):
-        if torch.cuda.is_current_stream_capturing():
-            return numbers
-        own = library.load()
-        out = fields["out"]
-        assert out is not None
-        scratch = {**fields, "out": torch.empty_like(out)}
-        given = frozenset(n for n in ("bias", "gate", "residual", "constant") if fields[n] is not None)
-        name, info = torch.cuda.get_device_name(device), own.device(library.index_of(device))
 
         def run(tile: int) -> None:
-            own.call("w8a8_linear", device, **scratch, **{**numbers, "tile": tile})
+            own.call(operation, device, **{**fields, **scratch}, **{**numbers, "tile": tile})
 
-        return {**numbers, "tile": found.tile(name, info, numbers, given, run)}
+        name = f"{torch.cuda.get_device_name(device)} {operation}"
+        if torch.cuda.is_current_stream_capturing():
+            return {**numbers, "tile": found.known(name, numbers, given) or 0}
+        if found.known(name, numbers, given) is None:
+            written = (pointer.name for pointer in OPERATIONS[operation].pointers if pointer.written)
+            scratch = {key: torch.empty_like(fields[key]) for key in written}
+            found.measure(name, own.device(library.index_of(device)), numbers, given, run)
+        return {**numbers, "tile": found.known(name, numbers, given) or 0}
 
 
 def gpu_seconds(run: Run, tiles: Sequence[int]) -> dict[int, float]:

@@ -32,8 +32,8 @@ def test_two_blocks_on_an_sm(library: Library) -> None:
     assert found.l2 == (128 + 128) * 1152 / 16 == 18432
     # fragments twice of either operand, and the copies
     assert found.shared == (2 * 128 + 2 * 128 + 128 + 128) * 1152 / 128 == 6912
-    # both blocks have 512 of 32 results, which take 8 instructions each; two warps of a scheduler issue in two
-    # of three clocks
+    # both blocks have 512 of 32 results with 8 instructions each; two warps of a scheduler issue in two of
+    # three clocks
     issued, moved = 2 * 512 * 8 / (4 * 2 / 3), 2 * 128 * 128 * 2 / 16
     assert found.epilogue == pytest.approx(four_norm(issued, moved) / 2)
     busy = four_norm(18432, 18432, 6912)

@@ -39,7 +39,12 @@ class Timer:
 def ask(tiles: tuning.Tiles, **numbers: int) -> tuple[int, list[int]]:
     ran: list[int] = []
     given = frozenset({"gate", "residual"})
-    return tiles.tile("a GPU", LAPTOP, {**NUMBERS, **numbers}, given, ran.append), ran
+    asked = {**NUMBERS, **numbers}
+    if tiles.known("a GPU", asked, given) is None:
+        tiles.measure("a GPU", LAPTOP, asked, given, ran.append)
+    tile = tiles.known("a GPU", asked, given)
+    assert tile is not None
+    return tile, ran
 
 
 def test_the_faster_is_chosen_and_kept(tmp_path: Path) -> None:
@@ -98,4 +103,4 @@ def test_it_is_off_unless_it_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_cpu_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuning, "_active", [tuning.Tiles(None, Timer(t2=0.5))])
     fields = {"out": torch.zeros(1)}
-    assert tuning.tuned(torch.device("cpu"), fields, NUMBERS) is NUMBERS
+    assert tuning.tuned("w8a8_linear", torch.device("cpu"), fields, NUMBERS) is NUMBERS
