@@ -19,12 +19,17 @@ ROWS = 12
 
 def predicted_pictures(data: Numbers) -> Table:
     """One row for each GPU and model: seconds of each stage."""
-    stages = [key for key in data["pictures"][0]["seconds"] if key != "picture"]
-    table = Table(("predicted", "model", *stages, "picture"), named=2)
+    stages = [key for key in data["pictures"][0]["seconds"] if key not in ("picture", "again")]
+    table = Table(("predicted", "model", *stages, "picture", "of a prompt read before"), named=2)
     for row in data["pictures"]:
         found = row["seconds"]
         parts = (f"{found[stage] * 1e3:.1f} ms" for stage in stages)
-        table.add(row["gpu"], row["shapes"].upper(), *parts, f"{found['picture']:.3f} s")
+        table.add(
+            row["gpu"],
+            row["shapes"].upper(),
+            *parts,
+            *(f"{found[key]:.3f} s" for key in ("picture", "again")),
+        )
     first = data["pictures"][0]
     counts = [
         f"{shapes.upper()}: " + ", ".join(f"{name} {one['kernels']}" for name, one in found.items())

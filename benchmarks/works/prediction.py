@@ -89,14 +89,15 @@ class Predictor:
 
 
 def picture(predictor: Predictor, schedules: Mapping[str, Schedule]) -> dict[str, float]:
-    """Seconds by stage, of waiting between them, and of all."""
+    """Seconds by stage, of waiting between them, of all, and of a picture whose prompt was read before."""
     parts: dict[str, float] = {}
     waits = 0.0
     for name, schedule in schedules.items():
         parts[name], waited = predictor.seconds(schedule)
         waits += waited
     parts["waits"] = waits
-    return {**parts, "picture": sum(parts.values())}
+    whole = sum(parts.values())
+    return {**parts, "picture": whole, "again": whole - parts.get("text", 0.0)}
 
 
 def size_of(launch: Launch) -> str:

@@ -24,21 +24,8 @@ from sana_edge.kernels.cuda.operations import OPERATIONS
 
 # kernels that an operation starts, where that is not one; tests/benchmarks/test_roofline.py asks the emulator
 KERNELS = {"qk_norm_linear_attention": 2}
-# operations of torch that start nothing: views, and memory alone
-_VIEWS = ("view", "slice", "select", "unbind", "unsqueeze", "squeeze", "alias", "as_strided", "detach")
-_VIEWS += (
-    "split",
-    "empty",
-    "new_empty",
-    "t",
-    "transpose",
-    "permute",
-    "expand",
-    "chunk",
-    "reshape",
-    "unsafe_view",
-)
-_VIEWS += ("local_scalar_dense", "lift_fresh", "unfold", "view_as_real", "resize", "set")
+# operations of torch that give memory, or another view of it, which their schemas do not say
+_FREE = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view", "detach"}
 
 
 @dataclass(frozen=True)
@@ -107,12 +94,14 @@ class Recorder(TorchDispatchMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
-        name = func._schema.name.removeprefix("aten::").removeprefix("_")
+        name = func._schema.name.removeprefix("aten::")
         inputs, outputs = list(_tensors((args, kwargs or {}))), list(_tensors(out))
-        if not func.is_view and not name.startswith(_VIEWS):
-            self._note(func, name, inputs, outputs, args, kwargs or {}, out)
+        aliases = (returned.alias_info for returned in func._schema.returns)
+        view = any(alias is not None and not alias.is_write for alias in aliases)
+        if not view and name not in _FREE:
+            self._note(func, name.removeprefix("_"), inputs, outputs, args, kwargs or {}, out)
         for tensor in outputs:
-            if not func.is_view:
+            if not view:
                 self._made[_storage(tensor)] = tensor.untyped_storage()
         return out
 

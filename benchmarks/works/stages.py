@@ -95,20 +95,28 @@ def _context(config: DenoiserConfig) -> TextContext:
 
 
 def context(shapes: str, steps: int) -> list[Launch]:
-    """What is computed of the text and of the schedule once per picture: keys and values, tables, packing."""
+    """What is computed once per picture: keys and values of its prompt, the schedule's tables, packing.
+
+    Those of the empty negative prompt are kept (`sana_edge.torch_runtime.texts`).
+    """
     denoiser, config = _denoiser(DENOISERS[shapes]), DENOISERS[shapes]
     network = FusedNetwork(denoiser, "cuda")
     with META:
-        captions = [torch.empty(1, n, config.caption_channels, dtype=DTYPE) for n in (1, TOKENS)]
+        embeddings = torch.empty(1, TOKENS, config.caption_channels, dtype=DTYPE)
         latent = torch.empty(1, config.in_channels, 1, 1)
+        kept = Constant(torch.empty(1, 1, config.dim, dtype=DTYPE))
 
     def run() -> None:
-        read = [_caption(denoiser, caption) for caption in captions]
-        layers = tuple(tuple(block.read(caption, None) for caption in read) for block in denoiser.blocks)
+        caption = _caption(denoiser, embeddings)
+        layers = tuple((kept, block.read(caption, None)) for block in _blocks(denoiser))
         network.tables(denoiser.modulation(torch.empty(steps, device=META)))
         network.pack(TextContext(layers), latent, True)
 
     return recorded(run)
+
+
+def _blocks(denoiser: Denoiser) -> list[Any]:
+    return list(denoiser.blocks)
 
 
 def _caption(denoiser: Denoiser, x: Tensor) -> Tensor:
@@ -159,10 +167,10 @@ def decode(shapes: str, side: int) -> list[Launch]:
 
 
 def schedules(shapes: str, side: int, steps: int) -> dict[str, Schedule]:
-    """All of a picture's stages in their order, of a prompt that is new."""
+    """All of a picture's stages in their order, of a prompt that is new, the first picture aside."""
     graph, around = step(shapes, side)
     return {
-        "text": Schedule(text(), times=2),
+        "text": Schedule(text()),
         "context": Schedule(context(shapes, steps)),
         "step": Schedule(graph, around, graph=True, queued=True, times=steps),
         "decode": Schedule(decode(shapes, side)),

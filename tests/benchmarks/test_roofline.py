@@ -123,6 +123,7 @@ def test_a_picture_by_hand(library: Library) -> None:
     assert found["decode"] == pytest.approx(max(slow, GRAPH))
     assert found["waits"] == pytest.approx(3 * SYNCHRONISATION)
     assert found["picture"] == pytest.approx(sum(found[name] for name in ("text", "step", "decode", "waits")))
+    assert found["again"] == pytest.approx(found["picture"] - found["text"])
 
 
 SASS = """
