@@ -102,8 +102,10 @@ class Library:
             SanaError: the library refused; of the kind that fits.
         """
         for name, value in fields.items():
-            if isinstance(value, Tensor) and value.device != device:
-                raise InvalidInput(f"{name} of {operation} is on {value.device}, not on {device}", "move it")
+            if not isinstance(value, Tensor) or (value.device == device and device.type == self.device_type):
+                continue
+            wanted = device if device.type == self.device_type else self.device_type
+            raise InvalidInput(f"{name} of {operation} is on {value.device}, not on {wanted}", "move it")
         values = {
             name: value.data_ptr() if isinstance(value, Tensor) else value for name, value in fields.items()
         }
