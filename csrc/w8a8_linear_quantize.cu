@@ -60,7 +60,7 @@ sana_edge_w8a8_linear_quantize(const sana_edge_w8a8_linear_quantize_args* a, voi
   const sana_edge_w8a8_linear_args linear{a->values, a->scales,   a->weight, a->weight_scales, a->bias,
                                           a->gate,   a->residual, a->constant, a->out,         a->rows,
                                           a->columns, a->depth,   a->tokens, a->type,          a->gate_stride,
-                                          a->constant_stride, a->limit, 0};
+                                          a->constant_stride, a->limit, 0, a->tile};
   SANA_EDGE_CHECK(a->columns % 16 == 0 && a->columns <= TAIL_COLUMNS && (a->tokens > 0 || a->rows == 0) &&
                       a->scale_stride >= 0 && a->shift_stride >= 0,
                   SANA_EDGE_BAD_SHAPE);

@@ -173,6 +173,7 @@ def _load_torch(model: str, options: LoadOptions, on_progress: Progress) -> tupl
             on_progress=both(on_progress, shown),
             threads=options.threads,
             memory=_limit(options),
+            prompt_cache=options.prompt_cache,
         )
     return loaded, found.path
 
@@ -204,6 +205,7 @@ def _load_engines(
             trust_engine=options.trust_engine,
             threads=options.threads,
             memory=_limit(options),
+            prompt_cache=options.prompt_cache,
             notes=notes,
             on_progress=both(on_progress, shown),
         )

@@ -166,6 +166,8 @@ def _loader(
 
     def load(source: Source) -> Sana:
         chosen: dict[str, Any] = {**options, "int8": source.int8, "progress": not arguments.quiet}
+        # hundreds of prompts, once each
+        chosen["prompt_cache"] = False
         model = fastest(source.model, LoadOptions(**chosen), say, progress)
         return sana_edge.Sana.load(model, **chosen)
 
