@@ -4,7 +4,7 @@
 #include "checks.h"
 #include "digits.h"
 #include "gemm.h"
-#include "gemm_tiles.h"
+#include "tile_times.h"
 
 namespace {
 
@@ -95,9 +95,12 @@ extern "C" SANA_EDGE_API sana_edge_status sana_edge_w8a16_linear(const sana_edge
   sana_edge_device_info device;
   const sana_edge_status status = current_device(&device);
   SANA_EDGE_CHECK(status == SANA_EDGE_OK, status);
-  const TileFacts* tile = pick_tile(2 * a->rows, a->columns, device);
-  SANA_EDGE_CHECK(tile, SANA_EDGE_UNSUPPORTED_DEVICE);
-  switch (tile->name) {
+  sana_edge_w8a8_linear_args like{};
+  like.rows = 2 * a->rows, like.columns = a->columns, like.depth = a->depth, like.tokens = a->tokens;
+  like.type = SANA_EDGE_FP16;
+  const int picked = pick_tile(like, device);
+  SANA_EDGE_CHECK(picked, SANA_EDGE_UNSUPPORTED_DEVICE);
+  switch (TileName(picked - 1)) {
     case LARGE:
       return start<TileLarge>(*a, stream);
     case MIDDLE:
