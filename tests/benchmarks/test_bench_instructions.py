@@ -10,7 +10,7 @@ Fatbin elf code:
 arch = sm_90
 code version = [1,7]
 
-\t\tFunction : _ZN46_GLOBAL__N__c9b9f4c6_17_w8a8_linear_cu_3887304418w8a8_linear_kernelI4TileILi64EE4HalfEEv26args
+\t\tFunction : _ZN9_w8a8_linear_cu_3887304418w8a8_linear_kernelI4TileILi64EE4HalfEEv26args
 \t.headerflags\t@"EF_CUDA_SM90"
         /*0000*/                   ACQBULK ;                             /* 0x000000000000782e */
                                                                          /* 0x000fe20000000000 */

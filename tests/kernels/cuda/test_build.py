@@ -29,8 +29,8 @@ LATER = "IMMA.16832.S8.S8"
 OPERATIONS_OF = {"w8a8_linear": 0, "w8a8_linear_quantize": 1}
 # bytes that a kernel other than the products may write and read again; a large array would be more
 FEW = 512
-# behind the product a lane of w8a8_linear_quantize has 72 numbers of a row: one kernel of six, of all epilogues
-# with 128 x 128 on 9.0, keeps 6 words in memory, written and read once
+# behind the product a lane of w8a8_linear_quantize has 72 numbers of a row: one kernel of six, with 128 x 128
+# on 9.0, keeps 6 words in memory, written and read once
 TAIL_SPILLS = 48
 # dwconv_glu_quantize has 512 threads, hence 128 registers: one kernel of six, in fp16 with four columns on
 # 9.0, keeps up to 10 words in memory, written and read once a channel pair; bytes of both
