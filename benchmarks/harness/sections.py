@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.engine_tables import cold, engines_quality, engines_speed, pictures, verification
+from harness.engine_tables import cold, engines_quality, engines_speed, pictures, text, verification
 from harness.results import BASELINE, FASTEST, HALF, INT8, OURS
 from harness.study_tables import peers, savings, solver, tokens
 from sana_edge.bench.table import Table, circumstances, gigabytes, interval, median, most
@@ -54,6 +54,7 @@ def sections(results: Path) -> Iterator[tuple[str, str]]:
         "engines": (engines_speed, [files(results, *engines)]),
         "pictures": (pictures, files(results, "bench_engines-picture-*")),
         "cold": (cold, files(results, "bench_engines-cold")),
+        "text": (text, files(results, "bench_text")),
         "engines-quality": (engines_quality, files(results, "quality_engines")),
         "peers": (peers, files(results, "bench_peers-*")),
         "solver": (solver, files(results, "bench_solver")),
