@@ -198,6 +198,9 @@ class EngineRuntime:
         """Nothing is set for numpy."""
         return nullcontext()
 
+    def mark(self) -> None:
+        """Nothing is queued."""
+
     def synchronize(self) -> None:
         """Engines return when they are done."""
 

@@ -5,7 +5,7 @@ Every operation takes besides:
     backend: what computes it, "cuda", "triton" or "torch", whose module is imported when it is first used.
     out: of `w8a8_linear` and `w8a8_conv2d`, what is written and returned; it may be their ``residual``, since
         a kernel writes each number where it read it.
-    workspace: of the two operations that need a `workspace` on CUDA.
+    workspace: of the operations that need a `workspace` on CUDA.
 
 None has a gradient.
 """
@@ -35,19 +35,19 @@ _TRITON = {
     "patch_embed": "patch_embed",
     "velocity_head": "velocity_head",
 }
-# the decoder's convolutions, which Triton has none of: they are torch's where the CUDA library is not there
-CUDA_ONLY = ("w8a8_conv2d",)
+# what Triton has none of: torch computes it where the CUDA library is not there
+CUDA_ONLY = ("w8a8_conv2d", "sampler_step", "w8a8_linear_quantize")
 OPERATIONS = (*_TRITON, *CUDA_ONLY)
 
 
 def workspace(backend: str, images: int, tokens: int, heads: int, device: torch.device) -> Tensor | None:
-    """What `qkv_linear_attention` and `qk_norm_linear_attention` need on a backend; not for two at once."""
+    """What blocks of some operations tell each other by on a backend; not for two at once."""
     return launch.workspace(images, tokens, heads, device) if backend == "cuda" else None
 
 
 @functools.cache
 def _implementation(backend: str, name: str) -> Callable[..., Any]:
-    torch_home = "reference_conv" if name in CUDA_ONLY else "reference_fused"
+    torch_home = "reference_conv" if name == "w8a8_conv2d" else "reference_fused"
     home = {"cuda": "cuda.launch", "triton": f"triton.{_TRITON.get(name)}", "torch": torch_home}[backend]
     function: Callable[..., Any] = getattr(importlib.import_module(f"sana_edge.kernels.{home}"), name)
     return function
@@ -74,10 +74,12 @@ quantize_rows = functools.partial(_run, "quantize_rows")
 norm_modulate_quantize = functools.partial(_run, "norm_modulate_quantize")
 dwconv_glu_quantize = functools.partial(_run, "dwconv_glu_quantize")
 w8a8_linear = functools.partial(_run, "w8a8_linear")
+w8a8_linear_quantize = functools.partial(_run, "w8a8_linear_quantize")
 qkv_linear_attention = functools.partial(_run, "qkv_linear_attention")
 qk_norm_linear_attention = functools.partial(_run, "qk_norm_linear_attention")
 linear_attention_finish = functools.partial(_run, "linear_attention_finish")
 cross_attention_quantize = functools.partial(_run, "cross_attention_quantize")
 patch_embed = functools.partial(_run, "patch_embed")
 velocity_head = functools.partial(_run, "velocity_head")
+sampler_step = functools.partial(_run, "sampler_step")
 w8a8_conv2d = functools.partial(_run, "w8a8_conv2d")

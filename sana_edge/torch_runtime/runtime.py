@@ -284,6 +284,16 @@ class TorchRuntime:
             # not the device, which another model may be recording on
             torch.cuda.current_stream(self.device).synchronize()
 
+    def mark(self) -> Callable[[], None] | None:
+        """What waits for all that was queued until now; None where nothing is queued."""
+        if self.device.type != "cuda":
+            return None
+        # the host sleeps meanwhile
+        event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        event.record(torch.cuda.current_stream(self.device))
+        wait: Callable[[], None] = event.synchronize
+        return wait
+
     def check_plan(self, plan: Plan) -> None:
         """Compare an estimate of the largest stage with what is free, where that is known; computes nothing.
 
@@ -378,7 +388,12 @@ class TorchRuntime:
             return lambda: torch.randn(shape, generator=generator).numpy()
 
         draw = varied(source, one.seed, one.variation)
-        return lambda: torch.from_numpy(draw()).to(self.device)
+        return lambda: self._sent(draw())
+
+    def _sent(self, array: NDArray[np.float32]) -> Tensor:
+        """An array on the device, without waiting for what was queued."""
+        tensor = torch.from_numpy(array)
+        return tensor if self.device.type == "cpu" else tensor.pin_memory().to(self.device, non_blocking=True)
 
     def noises(self, plans: Sequence[Plan]) -> Callable[[], Tensor]:
         """`noise` of a batch, a row for each plan: what each of them gets alone."""
