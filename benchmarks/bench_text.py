@@ -1,169 +1,141 @@
-"""The text encoder's graph in onnxruntime and OpenVINO beside transformers: the time of a prompt's tokens.
+"""What INT8 costs a prompt's features, and the pictures drawn from them, by how activations are rounded.
 
-    python benchmarks/bench_text.py --layers 4 --threads 2
+    python benchmarks/bench_text.py --prompts 12 --threads 1
 
-A Gemma-2-2B cut to --layers, with random weights and a small vocabulary; a layer's time is that of the whole
-network's. --tokens are read behind an instruction whose keys and values are there, as of a prompt, and alone,
-as of a negative one. All take turns in one run, and what they return is compared: transformers in fp32 and
-bf16, its model with our INT8 weights, and the exported graphs, float and INT8.
+Against the float model in fp32: the library in bf16; INT8 weights with activations in two digits, as the
+CUDA kernels and the CPU multiply them; the same with one digit, as the denoiser's products have it.
+Features of sana-tiny and of Gemma-2-2B's widths with random weights, cut to --layers; pictures of sana-tiny,
+all else fp32.
+Everything is computed by the definitions in torch: this is about numbers, not about time.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
-import statistics
+import itertools
+import math
 import sys
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from harness import needs
 
-needs("torch", "transformers", "onnx")
+needs("torch", "transformers")
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from bench_tokens import in_turns
-from harness.engine_tables import text
-from harness.results import BASELINE_TEXT, ended, output_for, positive, say
-from sana_edge.bench.machine import versions
-from sana_edge.bench.results import header, load, write_json
-from sana_edge.bench.shapes import weights
-from sana_edge.engines.choose import choose
-from sana_edge.engines.engine import Engine, Settings
-from sana_edge.errors import SanaError
-from sana_edge.export.graph.builder import GraphBuilder
-from sana_edge.export.graph.external_data import ExternalData
-from sana_edge.export.graph.ports import ports
-from sana_edge.export.graph.text import add_text_encoder
+from bench_tokens import cut_encoder
+from harness.results import ended, output_for, positive, say
+from harness.study_tables import text_features
+from sana_edge import Sana
+from sana_edge.bench.results import header, write_json
+from sana_edge.fused import gemma
+from sana_edge.image_metrics import psnr
 from sana_edge.int8.text_linear import WeightOnlyLinear, quantize_weight
+from sana_edge.kernels import reference_gemma
+from sana_edge.nets.text_encoder import EncodedTexts, TextEncoder, TextFeatures
 from sana_edge.nets.text_weights import text_targets
-from sana_edge.store.architectures import GEMMA_2_2B
-from works.engines import ENGINES
-from works.graphs import INT8
+from sana_edge.prompt import CHI
+from sana_edge.store.hub import resolve
+from sana_edge.store.known_models import BUNDLED
+from sana_edge.torch_runtime.cuda_graph import eager
+from sana_edge.torch_runtime.load import load_decoder, load_denoiser
+from sana_edge.torch_runtime.runtime import TorchRuntime
+from sana_edge.torch_runtime.text import RecordedGemma
+from sana_edge.training.train_text_encoder import captions
 
-# tokens of SANA's instruction in Gemma's vocabulary
-INSTRUCTION = 246
-# as `works.engines` has them for a step; INT8: of weights alone, a few thousandths for each layer
-_EXACT, _HALF_ERROR, _INT8_ERROR = 1e-3, 0.1, 0.1
-_TINY = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2}
-SHAPES: dict[str, dict[str, Any]] = {
-    "gemma-2-2b": GEMMA_2_2B,
-    "tiny": {**GEMMA_2_2B, **_TINY, "head_dim": 16, "query_pre_attn_scalar": 16, "num_hidden_layers": 3},
-}
-PACKAGES = ("torch", "transformers", "onnx", "onnxruntime", "openvino")
-HALF, OURS = f"{BASELINE_TEXT} bf16", f"{BASELINE_TEXT} with our INT8 weights"
-
-# keys and values (1, heads, P, d) of each layer
-Past = list[tuple[Tensor, Tensor]]
+# a text encoder with random weights has words of its own: any numbers will do
+SEED = 4711
+# a float encoder in a dtype
+Make = Callable[[torch.dtype], TextEncoder]
+WAYS = ("bf16", "INT8, two digits", "INT8, one digit")
 
 
-def gemma(shapes: Mapping[str, Any], layers: int) -> Any:
-    """A transformers' Gemma2Model in fp32."""
-    from transformers import Gemma2Config, Gemma2Model
-
-    config = {**shapes, "num_hidden_layers": layers, "vocab_size": 1000}
-    # not on the meta device: it has buffers that no file holds
-    model = Gemma2Model(Gemma2Config.from_dict(config))
-    model.load_state_dict(dict(weights(model.state_dict(), torch.float32)))
-    return model.requires_grad_(False).eval()
-
-
-def quantized(model: Any) -> Any:
-    """A copy with INT8 weights."""
-    model = copy.deepcopy(model)
+def quantized(encoder: TextEncoder) -> TextEncoder:
+    """The same encoder with INT8 projections on the fused operations' definitions; it keeps fp32."""
+    model = encoder.model
     for name in text_targets(len(model.layers)):
         layer = model.get_submodule(name)
-        model.set_submodule(name, WeightOnlyLinear(*quantize_weight(layer.weight, name), layer.bias))
-    return model
+        values, scales = quantize_weight(layer.weight.detach(), name)
+        model.set_submodule(name, WeightOnlyLinear(values, scales, layer.bias))
+    encoder.network = RecordedGemma(gemma.FusedGemma(model, "torch"), eager)
+    return encoder
 
 
-def read(model: Any, ids: Tensor, past: Past) -> tuple[Tensor, Past]:
-    """Hidden states, and the keys and values of all tokens."""
-    from transformers import DynamicCache
-
-    cache = DynamicCache()
-    for layer, (keys, values) in enumerate(past):
-        cache.update(keys, values, layer)
-    hidden = model(ids, past_key_values=cache, use_cache=True).last_hidden_state
-    return hidden, [(layer.keys, layer.values) for layer in cache.layers]
+def one_digit(x: Tensor) -> tuple[Tensor, Tensor]:
+    """`split_digits` without its low digit."""
+    digits, steps = reference_gemma.split_digits(x)
+    digits[..., 1, :] = 0
+    return digits, steps
 
 
-def write_graph(model: Any, folder: Path) -> Path:
-    """The exported text encoder of a model."""
-    folder.mkdir()
-    with ExternalData(folder / "text_encoder.data") as data:
-        graph = GraphBuilder("text_encoder", data)
-        add_text_encoder(graph, model)
-        graph.save(folder / "text_encoder.onnx")
-    return folder / "text_encoder.onnx"
+def features(make: Make, way: str, prompts: Sequence[str]) -> list[Tensor]:
+    """Of each prompt, in fp32; ``way`` of `WAYS`, or fp32."""
+    encoder = make(torch.bfloat16 if way == "bf16" else torch.float32)
+    if not way.startswith("INT8"):
+        return [encoder.encode([prompt]).embeddings.float() for prompt in prompts]
+    digits = one_digit if way.endswith("one digit") else reference_gemma.split_digits
+    with mock.patch.object(reference_gemma, "split_digits", digits):
+        encoder = quantized(encoder)
+        return [encoder.encode([prompt]).embeddings for prompt in prompts]
 
 
-def engine(name: str, path: Path, threads: int) -> Engine:
-    """One of `ENGINES`, loaded.
-
-    Raises:
-        SanaError: it does not run here.
-    """
-    asked, precision, _ = ENGINES[name]
-    chosen = choose(asked, "cpu", settings=Settings(threads=threads, precision=precision))
-    described = ports(path)
-    return chosen.load(path, described.inputs, described.outputs)
-
-
-def _hidden(model: Any, ids: Tensor, past: Past) -> Tensor:
-    return read(model, ids, past)[0].float()
-
-
-def _of_engine(loaded: Engine, inputs: Mapping[str, Any]) -> Tensor:
-    return torch.from_numpy(loaded.run(inputs)["hidden"])
-
-
-@torch.inference_mode()
-def measured(
-    models: Mapping[str, Any], engines: Mapping[str, Engine], tokens: int, instruction: int, repeat: int
-) -> dict[str, Any]:
-    """Seconds of all contenders for so many tokens behind so many.
-
-    Raises:
-        SanaError: what one returns is too far from transformers in fp32.
-    """
-    generator = torch.Generator().manual_seed(5)
-    ids = torch.randint(0, 1000, (1, instruction + tokens), generator=generator)
-    before, new = ids[:, :instruction], ids[:, instruction:]
-    calls: dict[str, Callable[[], Tensor]] = {}
-    pasts = {name: read(model, before, [])[1] if instruction else [] for name, model in models.items()}
-    for name, model in models.items():
-        calls[name] = partial(_hidden, model, new, pasts[name])
-    config = models[BASELINE_TEXT].config
-    shape = (config.num_hidden_layers, config.num_key_value_heads, 0, config.head_dim)
-    stacked = [
-        torch.cat([pair[which] for pair in pasts[BASELINE_TEXT]]) if instruction else torch.zeros(shape)
-        for which in (0, 1)
-    ]
-    inputs = dict(zip(("past_keys", "past_values"), (each.numpy() for each in stacked), strict=True))
-    inputs |= {"ids": new.numpy()}
-    for name, loaded in engines.items():
-        calls[name] = partial(_of_engine, loaded, inputs)
-    reference = calls[BASELINE_TEXT]()
-    apart = {name: float((call() - reference).norm() / reference.norm()) for name, call in calls.items()}
-    for name, error in apart.items():
-        limit = _HALF_ERROR if "bf16" in name else _EXACT
-        limit += _INT8_ERROR if "int8" in name.lower() else 0
-        if not error <= limit:
-            raise SanaError(f"{name} is off by {error:.2e}, at most {limit:.2e} is expected")
-    taken = in_turns(calls, repeat)
-    base = taken[BASELINE_TEXT][1]
+def compare(
+    name: str, make: Make, prompts: Sequence[str]
+) -> tuple[list[dict[str, Any]], dict[str, list[Tensor]]]:
+    """Each way's relative error over all prompts, and of the worst one; and the features."""
+    found = {"fp32": features(make, "fp32", prompts)}
     rows = []
-    for name, (median, samples) in taken.items():
-        ratio = statistics.median(a / b for a, b in zip(samples, base, strict=True))
-        row = {"name": name, "seconds": median, "samples": samples, "ratio": ratio}
-        rows.append({**row, "difference": apart[name]})
-    return {"tokens": tokens, "instruction": instruction, "rows": rows}
+    for way in WAYS:
+        say(name, way)
+        found[way] = features(make, way, prompts)
+        pairs = list(zip(found[way], found["fp32"], strict=True))
+        errors = [float((ours - exact).norm() / exact.norm()) for ours, exact in pairs]
+        off = sum(float((ours - exact).square().sum()) for ours, exact in pairs)
+        size = sum(float(exact.square().sum()) for _, exact in pairs)
+        rows.append({"encoder": name, "way": way, "error": (off / size) ** 0.5, "worst": max(errors)})
+    return rows, found
+
+
+class Given(EncodedTexts):
+    """Features that stand for prompts."""
+
+    def put(self, prompt: str, embeddings: Tensor) -> None:
+        """Those of a prompt behind the instruction, one row and no padding."""
+        mask = torch.ones(embeddings.shape[:2], dtype=torch.bool)
+        self._known[prompt, tuple(CHI)] = TextFeatures(embeddings, mask)
+
+
+def pictures(prompts: Sequence[str], found: dict[str, list[Tensor]], steps: int) -> list[dict[str, Any]]:
+    """PSNR of sana-tiny's pictures from each way's features to those from fp32's, of each prompt.
+
+    None is that of equal pictures.
+    """
+    device, model = torch.device("cpu"), resolve("sana-tiny")
+    denoiser = load_denoiser(model, device=device, dtype="fp32")[0]
+    decoder = load_decoder(model, device=device, dtype=torch.float32)
+    encoder = TextEncoder.load(model.path, dtype=torch.float32, device="cpu")
+
+    def draw(way: str) -> list[NDArray[np.uint8]]:
+        say("pictures", way)
+        texts = Given()
+        texts.add(encoder, "", instruction=None)
+        for prompt, embeddings in zip(prompts, found[way], strict=True):
+            texts.put(prompt, embeddings)
+        runtime = TorchRuntime.of_networks(model, texts, denoiser, decoder, device)
+        with Sana(runtime) as sana:
+            return [sana.generate(prompt, seed=SEED, steps=steps).pixels for prompt in prompts]
+
+    exact, rows = draw("fp32"), []
+    for way in WAYS:
+        near = [psnr(ours, theirs) for ours, theirs in zip(draw(way), exact, strict=True)]
+        rows.append({"way": way, "psnr": [value if math.isfinite(value) else None for value in near]})
+    return rows
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -173,59 +145,43 @@ def main(argv: Sequence[str] | None = None) -> int:
     return ended(lambda: _run(options, given))
 
 
+@torch.inference_mode()
 def _run(options: argparse.Namespace, given: Sequence[str]) -> None:
     torch.set_num_threads(options.threads)
+    torch.manual_seed(SEED)
     output = output_for(options, "bench_text")
-    shapes = SHAPES[options.shapes]
-    data = {
-        **header("benchmarks/bench_text.py", given),
-        "packages": {name: found for name, found in versions(*PACKAGES).items() if found},
-        "load_before": load(),
-        "shapes": options.shapes,
-        "layers": options.layers,
-        "all_layers": shapes["num_hidden_layers"],
-        "threads": options.threads,
-        "left_out": {},
-        "works": [],
-    }
-    say("text", "making the model and its graphs")
-    model = gemma(shapes, options.layers)
-    models = {BASELINE_TEXT: model, HALF: copy.deepcopy(model).to(torch.bfloat16), OURS: quantized(model)}
-    with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
-        graphs = {
-            kind: write_graph(models[OURS] if kind == INT8 else model, Path(folder) / kind)
-            for kind in {kind for _, _, kind in ENGINES.values()}
-        }
-        engines: dict[str, Engine] = {}
-        for name, (_, _, kind) in ENGINES.items():
-            say("text", f"loading {name}")
-            try:
-                engines[name] = engine(name, graphs[kind], options.threads)
-            except SanaError as error:
-                data["left_out"][name] = error.message
-        try:
-            for instruction in (INSTRUCTION, 0):
-                say("text", f"{options.tokens} tokens behind {instruction}")
-                work = measured(models, engines, options.tokens, instruction, options.repeat)
-                data["works"].append(work)
-                write_json(output, data)
-        finally:
-            for loaded in engines.values():
-                loaded.close()
-    print(text(data).text(), output, sep="\n\n")
+    prompts = list(itertools.islice(captions(SEED), options.prompts))
+    data = {**header("benchmarks/bench_text.py", given), "layers": options.layers, "steps": options.steps}
+    data |= {"prompts": len(prompts), "threads": options.threads}
+    wide = f"Gemma-2-2B's widths, {options.layers} of 26 layers"
+
+    def tiny(dtype: torch.dtype) -> TextEncoder:
+        return TextEncoder.load(BUNDLED / "sana-tiny", dtype=dtype, device="cpu")
+
+    def cut(dtype: torch.dtype) -> TextEncoder:
+        encoder = cut_encoder(options.layers)
+        encoder.model.to(dtype)
+        return encoder
+
+    rows, found = compare("sana-tiny", tiny, prompts)
+    data["features"] = rows
+    data["pictures"] = pictures(prompts, found, options.steps)
+    write_json(output, data)
+    data["features"] = [*rows, *compare(wide, cut, prompts[:2])[0]]
+    write_json(output, data)
+    print(text_features(data).text())
+    print(output)
 
 
 def _options(given: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="bench_text.py", description="The text encoder's graph beside transformers.", allow_abbrev=False
+        prog="bench_text.py", description="What INT8 costs a prompt's features.", allow_abbrev=False
     )
     add = parser.add_argument
-    add("--shapes", choices=sorted(SHAPES), default="gemma-2-2b", help="(default: %(default)s)")
-    add("--layers", type=positive, default=4, metavar="N", help="of the network (default: %(default)s)")
-    add("--tokens", type=positive, default=30, metavar="N", help="of the prompt (default: %(default)s)")
-    add("--repeat", type=positive, default=7, metavar="N", help="samples (default: %(default)s)")
+    add("--prompts", type=positive, default=12, metavar="N", help="(default: %(default)s)")
+    add("--layers", type=positive, default=4, metavar="N", help="of Gemma-2-2B (default: %(default)s)")
+    add("--steps", type=positive, default=8, metavar="N", help="of a picture (default: %(default)s)")
     add("--threads", type=positive, default=torch.get_num_threads(), metavar="N")
-    add("--scratch", type=Path, metavar="DIR", help="where the graphs lie meanwhile (default: the system's)")
     add("--output", type=Path, metavar="PATH", help="the JSON (default: results/bench_text.json)")
     return parser.parse_args(given)
 

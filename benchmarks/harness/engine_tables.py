@@ -127,7 +127,7 @@ def engines_quality(data: Numbers) -> Table:
     return table
 
 
-def text(data: Numbers) -> Table:
+def text_graph(data: Numbers) -> Table:
     """One row for each contender; of each work its seconds, and their ratio to transformers in fp32."""
     behind = [
         f"behind {work['instruction']} that were read" if work["instruction"] else "alone"

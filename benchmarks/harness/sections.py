@@ -8,9 +8,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.engine_tables import cold, engines_quality, engines_speed, pictures, text, verification
+from harness.engine_tables import (
+    cold,
+    engines_quality,
+    engines_speed,
+    pictures,
+    text_graph,
+    verification,
+)
+from harness.gpu_tables import ROOFLINE, tile_choices
 from harness.results import BASELINE, FASTEST, HALF, INT8, OURS
-from harness.study_tables import peers, savings, solver, tokens
+from harness.study_tables import peers, savings, solver, text_features, tokens
 from sana_edge.bench.table import Table, circumstances, gigabytes, interval, median, most
 
 Numbers = Mapping[str, Any]
@@ -53,13 +61,19 @@ def sections(results: Path) -> Iterator[tuple[str, str]]:
         "verification": (verification, files(results, "verify_export")),
         "engines": (engines_speed, [files(results, *engines)]),
         "pictures": (pictures, files(results, "bench_engines-picture-*")),
+        "roofline": (
+            lambda made: made[0](made[1]),
+            [(table, data) for data in files(results, "roofline") for table in ROOFLINE],
+        ),
+        "tiles": (tile_choices, files(results, "tiles")),
         "cold": (cold, files(results, "bench_engines-cold")),
-        "text": (text, files(results, "bench_text")),
+        "text-graph": (text_graph, files(results, "bench_text_graph")),
         "engines-quality": (engines_quality, files(results, "quality_engines")),
         "peers": (peers, files(results, "bench_peers-*")),
         "solver": (solver, files(results, "bench_solver")),
         "tokens": (tokens, files(results, "bench_tokens-*")),
         "savings": (savings, files(results, "bench_tokens-*")),
+        "text": (text_features, files(results, "bench_text")),
         "sidecar": (sidecar, files(results, "bench_sidecar")),
         "serving": (serving, files(results, "bench_serve")),
     }

@@ -104,7 +104,9 @@ class Stages:
         return tuple(name for name, network in self._all().items() if network)
 
     def release(self) -> None:
-        """Let go of what was recorded for steps."""
+        """Let go of what was recorded for steps and texts."""
+        if self._text:
+            self._text.get().release()
         if self._predictor is not None:
             self._predictor.release()
 

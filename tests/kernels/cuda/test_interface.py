@@ -39,6 +39,10 @@ dwconv_glu_quantize: images=1 height=3 width=2 hidden=16
 patch_embed: images=1 copies=2 channels=4 height=3 width=2 columns=16
 velocity_head: images=1 tokens=4 columns=32 channels=4 stride=32 eps=1e-6f
 w8a8_conv2d: images=1 height=3 width=2 depth=16 columns=16 kernel=3 repeats=1 norm_eps=1e-6f
+quantize_digits: rows=3 columns=32
+add_norm_digits: rows=3 columns=32 eps=1e-6f
+w8a16_linear: rows=4 columns=16 depth=32 tokens=2 pairs=4 rotated=8
+soft_capped_attention: prompts=1 tokens=3 heads=2 kv_heads=1 head_dim=16 capacity=4 scale=0.25f cap=50
 """
 VALID = {
     name: dict(pair.split("=") for pair in rest.split())
@@ -47,12 +51,13 @@ VALID = {
 # with these at 0 there is nothing to do
 COUNTS = ("rows", "images", "prompts", "size")
 SIZES = {*COUNTS, "tokens", "columns", "depth", "heads", "head_dim", "capacity", "height", "width", "hidden"}
-SIZES |= {"channels", "copies", "kernel"}
+SIZES |= {"channels", "copies", "kernel", "kv_heads"}
 # what may be NULL, and is in a problem that has none of what belongs to it
 LEFT_OUT = {
     "w8a8_linear_quantize": {"scale", "shift"},
     "w8a8_conv2d": {"norm_weight", "norm_bias", "shortcut", "out_scale", "residual"},
     "linear_attention_finish": {"roots", "norm_q"},
+    "add_norm_digits": {"y", "post_weight"},
 }
 
 
