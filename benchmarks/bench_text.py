@@ -51,6 +51,8 @@ from sana_edge.training.train_text_encoder import captions
 
 # a text encoder with random weights has words of its own: any numbers will do
 SEED = 4711
+# a float encoder in a dtype
+Make = Callable[[torch.dtype], TextEncoder]
 WAYS = ("bf16", "INT8, two digits", "INT8, one digit")
 
 
@@ -72,11 +74,9 @@ def one_digit(x: Tensor) -> tuple[Tensor, Tensor]:
     return digits, steps
 
 
-def features(make: Callable[[], TextEncoder], way: str, prompts: Sequence[str]) -> list[Tensor]:
+def features(make: Make, way: str, prompts: Sequence[str]) -> list[Tensor]:
     """Of each prompt, in fp32; ``way`` of `WAYS`, or fp32."""
-    encoder = make()
-    if way == "bf16":
-        encoder.model.bfloat16()
+    encoder = make(torch.bfloat16 if way == "bf16" else torch.float32)
     if not way.startswith("INT8"):
         return [encoder.encode([prompt]).embeddings.float() for prompt in prompts]
     digits = one_digit if way.endswith("one digit") else reference_gemma.split_digits
@@ -86,7 +86,7 @@ def features(make: Callable[[], TextEncoder], way: str, prompts: Sequence[str]) 
 
 
 def compare(
-    name: str, make: Callable[[], TextEncoder], prompts: Sequence[str]
+    name: str, make: Make, prompts: Sequence[str]
 ) -> tuple[list[dict[str, Any]], dict[str, list[Tensor]]]:
     """Each way's relative error over all prompts, and of the worst one; and the features."""
     found = {"fp32": features(make, "fp32", prompts)}
@@ -155,14 +155,19 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> None:
     data |= {"prompts": len(prompts), "threads": options.threads}
     wide = f"Gemma-2-2B's widths, {options.layers} of 26 layers"
 
-    def tiny() -> TextEncoder:
-        return TextEncoder.load(BUNDLED / "sana-tiny", dtype=torch.float32, device="cpu")
+    def tiny(dtype: torch.dtype) -> TextEncoder:
+        return TextEncoder.load(BUNDLED / "sana-tiny", dtype=dtype, device="cpu")
+
+    def cut(dtype: torch.dtype) -> TextEncoder:
+        encoder = cut_encoder(options.layers)
+        encoder.model.to(dtype)
+        return encoder
 
     rows, found = compare("sana-tiny", tiny, prompts)
     data["features"] = rows
     data["pictures"] = pictures(prompts, found, options.steps)
     write_json(output, data)
-    data["features"] = [*rows, *compare(wide, lambda: cut_encoder(options.layers), prompts[:2])[0]]
+    data["features"] = [*rows, *compare(wide, cut, prompts[:2])[0]]
     write_json(output, data)
     print(text_features(data).text())
     print(output)

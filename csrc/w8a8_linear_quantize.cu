@@ -24,8 +24,9 @@ __device__ __forceinline__ void quantize_row(const Arguments& p, int64_t row) {
                                                                a.next_scales + row);
 }
 
+// one block on an SM: the registers that a row takes, which would else be fewer
 template <class T, class Number, Epilogue EPILOGUE>
-__global__ void __launch_bounds__(T::THREADS) w8a8_linear_quantize_kernel(const Arguments p) {
+__global__ void __launch_bounds__(T::THREADS, 1) w8a8_linear_quantize_kernel(const Arguments p) {
   wait_for_kernels();
   if constexpr (for_this_architecture<T>()) {
     const TilePlace place = make_tile<T, Number, EPILOGUE>(p.linear);

@@ -108,6 +108,6 @@ def text_features(data: Numbers) -> Table:
         values = near[row["way"]] if row["encoder"] == "sana-tiny" else []
         seen = f"{min(values):.1f} to {max(values):.1f} dB" if values else ""
         table.add(row["encoder"], row["way"], f"{row['error']:.2%}", f"{row['worst']:.2%}", seen)
-    text = f"To the float model in fp32; {data['prompts']} prompts, pictures in {data['steps']} steps, all else fp32."
-    table.notes = [text, circumstances(data)]
+    drawn = f"{data['prompts']} prompts, pictures in {data['steps']} steps"
+    table.notes = [f"To the float model in fp32; {drawn}, all else fp32.", circumstances(data)]
     return table
