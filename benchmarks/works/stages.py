@@ -6,6 +6,7 @@ Networks of the public models' shapes on the meta device, INT8 as a calibrated p
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -170,5 +171,8 @@ def schedules(shapes: str, side: int, steps: int) -> dict[str, Schedule]:
         "text": Schedule(text(), graph=True),
         "context": Schedule(context(shapes, steps)),
         "step": Schedule(graph, around, graph=True, queued=True, times=steps),
-        "decode": Schedule(decode(shapes, side), graph=True),
+        # a graph where the runtime records decodes
+        "decode": Schedule(
+            decode(shapes, side), graph=find_spec("sana_edge.torch_runtime.decode_graphs") is not None
+        ),
     }
