@@ -5,7 +5,7 @@
 
 Of every kernel of every object: all instructions, those behind the last product of the tensor cores (what
 follows the sums), comparisons of NaN-maxima, and what waits for the kernel before (programmatic dependent
-launch). Counts are of the code, not of what runs: a loop counts once. Commits are told apart by their files.
+launch). Counts are of the code, not of what runs: a loop counts once.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _options(given: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("objects", type=Path, help="folder of the objects that csrc/compile.py left")
+    parser.add_argument("--built-from", help="commit of the objects, where it is not the checkout's")
     parser.add_argument("--output", type=Path, help="results file")
     return parser.parse_args(given)
 
@@ -58,7 +59,9 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> None:
     for row in rows:
         print(f"sm_{row['architecture']} {row['instructions']:6} {row['behind_products']:6} {row['kernel']}")
     if options.output:
-        write_json(options.output, {**header("benchmarks/bench_instructions.py", given), "kernels": rows})
+        head = header("benchmarks/bench_instructions.py", given)
+        built = options.built_from or head["commit"]
+        write_json(options.output, {**head, "built_from": built, "kernels": rows})
 
 
 def kernels(text: str) -> Iterator[dict[str, Any]]:
@@ -70,7 +73,6 @@ def kernels(text: str) -> Iterator[dict[str, Any]]:
             lines = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(.+?);", code, re.MULTILINE)
             lines = [line for line in lines if line != "NOP"]
             products = [n for n, line in enumerate(lines) if TENSOR.search(line)]
-            # an empty kernel of another architecture's tiles
             yield {
                 # without the file's mark and the arguments
                 "kernel": re.sub(r"^\w*_cu_[0-9a-f]{8}\d\d|EEv.*$", "", name),

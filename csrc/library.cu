@@ -60,9 +60,12 @@ bool kernels_wait() {
   if (cudaGetDevice(&device) != cudaSuccess || device >= DEVICES) return false;
   if (!known[device]) {
     cudaFuncAttributes found{};
-    const bool asked = cudaFuncGetAttributes(&found, any_kernel) == cudaSuccess;
+    int driver = 0;
+    const bool asked = cudaFuncGetAttributes(&found, any_kernel) == cudaSuccess &&
+                       cudaDriverGetVersion(&driver) == cudaSuccess;
     if (!asked) cudaGetLastError();
-    known[device] = asked && found.ptxVersion >= 90 ? 2 : 1;
+    // older drivers cannot record it in a graph
+    known[device] = asked && found.ptxVersion >= 90 && driver >= 12030 ? 2 : 1;
   }
   return known[device] == 2;
 }

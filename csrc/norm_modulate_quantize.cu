@@ -15,8 +15,8 @@ using Arguments = sana_edge_norm_modulate_quantize_args;
 
 template <class T, int ROW_WARPS>
 __global__ void __launch_bounds__(THREADS) norm_modulate_quantize_kernel(const Arguments a) {
-  constexpr int LANES = ROW_WARPS * WARP;
   wait_for_kernels();
+  constexpr int LANES = ROW_WARPS * WARP;
   const int64_t row = int64_t(blockIdx.x) * (THREADS / LANES) + threadIdx.x / LANES;
   const int64_t vectors = row / a.tokens * a.stride;
   row_to_int8<T, ROW_WARPS, WARPS, CHUNKS, false>(

@@ -207,6 +207,16 @@ def wrong_sizes(operation: str, field: Field) -> Iterator[int]:
         yield int(most[1]) // step * step + step
 
 
+def test_kernels_that_begin_early_wait_first() -> None:
+    """All threads of all kernels of a file: one that is done early must not seem to be the one before it."""
+    kernel = re.compile(r"^__global__ .*?\) \{\n(.*?)\n", re.MULTILINE | re.DOTALL)
+    early = [file for file in CSRC.glob("*.cu") if "BEGINS_EARLY" in file.read_text()]
+    assert {"w8a8_linear_quantize", "sampler_step"} <= {file.stem for file in early}
+    for file in early:
+        first = kernel.findall(file.read_text())
+        assert first and all(line.strip() == "wait_for_kernels();" for line in first), file.name
+
+
 def test_library_functions(compiler: str, emulated_library: Path, tmp_path: Path) -> None:
     done = run(compiler, LIBRARY_FUNCTIONS, tmp_path, emulated_library)
     assert done.returncode == 0, done.stdout + done.stderr
