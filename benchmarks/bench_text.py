@@ -38,6 +38,7 @@ from sana_edge.fused import gemma
 from sana_edge.image_metrics import psnr
 from sana_edge.int8.text_linear import WeightOnlyLinear, quantize_weight
 from sana_edge.kernels import reference_gemma
+from sana_edge.kernels.reference_gemma import split_digits as two_digits
 from sana_edge.nets.text_encoder import EncodedTexts, TextEncoder, TextFeatures
 from sana_edge.nets.text_weights import text_targets
 from sana_edge.prompt import CHI
@@ -69,7 +70,7 @@ def quantized(encoder: TextEncoder) -> TextEncoder:
 
 def one_digit(x: Tensor) -> tuple[Tensor, Tensor]:
     """`split_digits` without its low digit."""
-    digits, steps = reference_gemma.split_digits(x)
+    digits, steps = two_digits(x)
     digits[..., 1, :] = 0
     return digits, steps
 
@@ -79,7 +80,7 @@ def features(make: Make, way: str, prompts: Sequence[str]) -> list[Tensor]:
     encoder = make(torch.bfloat16 if way == "bf16" else torch.float32)
     if not way.startswith("INT8"):
         return [encoder.encode([prompt]).embeddings.float() for prompt in prompts]
-    digits = one_digit if way.endswith("one digit") else reference_gemma.split_digits
+    digits = one_digit if way.endswith("one digit") else two_digits
     with mock.patch.object(reference_gemma, "split_digits", digits):
         encoder = quantized(encoder)
         return [encoder.encode([prompt]).embeddings for prompt in prompts]
