@@ -127,8 +127,40 @@ typedef struct {
   int64_t constant_stride;
   float limit;  /* clips to +-limit; 0 leaves it out */
   int32_t silu; /* 1 applies it */
+  int32_t tile; /* of sana_edge_w8a8_linear_tiles; 0 is the first of them. The result is the same. */
 } sana_edge_w8a8_linear_args;
 SANA_EDGE_API sana_edge_status sana_edge_w8a8_linear(const sana_edge_w8a8_linear_args *, void *stream);
+
+/* A product made in tiles, and the clocks that it takes on a device by counting, of the SM with the most tiles:
+ * csrc/tile_times.h, without a GPU. A tile is all results of ``rows`` by ``columns``. */
+typedef struct {
+  int64_t count;         /* tiles of the product */
+  int32_t rows;
+  int32_t columns;
+  int32_t depth;         /* of the product */
+  int32_t warps_down;
+  int32_t warps_across;
+  int32_t stages;        /* tiles of both operands in shared memory, 64 deep */
+  int32_t instructions;  /* of a warp for 32 results, behind the sums */
+  int32_t moved;         /* bytes of a result that are read and written behind the sums */
+} sana_edge_tile;
+typedef struct {
+  int32_t tile;     /* for sana_edge_w8a8_linear_args */
+  int32_t rows;
+  int32_t columns;
+  int32_t resident; /* blocks that are on an SM together */
+  int64_t rounds;   /* tiles of the SM that has most */
+  double products;  /* of a tile, on tensor cores */
+  double l2;        /* of a tile, the operands */
+  double shared;    /* of a tile, what its warps read and its copies write */
+  double epilogue;  /* of a tile, behind the sums */
+  double total;
+} sana_edge_tile_time;
+SANA_EDGE_API sana_edge_status sana_edge_time_tile(const sana_edge_tile *, const sana_edge_device_info *,
+                                                   sana_edge_tile_time *out);
+/* the tiles that a device has room for, that which is chosen first; writes at most 4, says how many */
+SANA_EDGE_API int32_t sana_edge_w8a8_linear_tiles(const sana_edge_w8a8_linear_args *, const sana_edge_device_info *,
+                                                  sana_edge_tile_time *out);
 
 /* out as above, without SiLU; then out's rows to INT8, after LayerNorm, * scale + shift, or as they are */
 typedef struct {
@@ -162,6 +194,7 @@ typedef struct {
   int32_t plain_end;
   float limit; /* clips to +-limit; 0 leaves it out */
   float eps;
+  int32_t tile; /* as above */
 } sana_edge_w8a8_linear_quantize_args;
 SANA_EDGE_API sana_edge_status sana_edge_w8a8_linear_quantize(const sana_edge_w8a8_linear_quantize_args *,
                                                               void *stream);

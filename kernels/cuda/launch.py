@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sana_edge.errors import InvalidInput
 from sana_edge.kernels import reference_conv, reference_fused, reference_gemma
-from sana_edge.kernels.cuda import library
+from sana_edge.kernels.cuda import library, tuning
 from sana_edge.kernels.cuda.operations import OPERATIONS, Operation, Pointer
 
 _HALVES = (torch.float16, torch.bfloat16)
@@ -105,7 +105,8 @@ def _launch(name: str, *arguments: Any, **named: Any) -> Any:
             images, tokens, heads = (plan.numbers.get(size, 1) for size in ("images", "tokens", "heads"))
             space = workspace(images, tokens, heads, device)
         fields |= {"workspace": space, "workspace_bytes": space.numel()}
-    library.load().call(name, device, **fields, **plan.numbers)
+    numbers = tuning.tuned(name, device, fields, plan.numbers) if name in tuning.TUNED else plan.numbers
+    library.load().call(name, device, **fields, **numbers)
     results = tuple(given[result] for result in plan.results)
     return results if len(results) > 1 else results[0]
 
@@ -143,8 +144,9 @@ def _parameters(name: str) -> tuple[tuple[str, ...], Mapping[str, Any]]:
     defaults |= {"dtype": _DTYPES[name]} if name in _DTYPES else {}
     # the references have no memory to use again
     own = [pointer.name for pointer in OPERATIONS[name].pointers if pointer.kind == "bytes"]
+    chosen = {"tile": 0} if name in tuning.TUNED else {}
     written = [pointer.name for pointer in OPERATIONS[name].pointers if pointer.written]
-    return (*parameters, *own, *written), {**defaults, **dict.fromkeys((*own, *written))}
+    return (*parameters, *own, *chosen, *written), {**defaults, **chosen, **dict.fromkeys((*own, *written))}
 
 
 def _find_type(operation: Operation, given: list[Pointer], values: Values) -> None:

@@ -13,6 +13,7 @@ import struct
 import sys
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,6 +76,18 @@ class Library:
     def missing(self) -> list[str]:
         """Operations of the header that it does not have."""
         return [name for name in OPERATIONS if not hasattr(self._library, f"sana_edge_{name}")]
+
+    def ask(self, function: str, *structs: ctypes.Structure) -> None:
+        """Call another function of the header than an operation, on structs.
+
+        Raises:
+            SanaError: the library refused; of the kind that fits.
+        """
+        self._check(getattr(self._library, function)(*map(ctypes.byref, structs)), function)
+
+    def count(self, function: str, *structs: ctypes.Structure | ctypes.Array[Any]) -> int:
+        """What a function that counts answers."""
+        return int(getattr(self._library, function)(*map(ctypes.byref, structs)))
 
     def workspace(self, images: int, tokens: int, heads: int) -> int:
         """Bytes that qkv_linear_attention and qk_norm_linear_attention need."""

@@ -41,7 +41,7 @@ w8a8_linear
   residual       half?   *rows columns
   constant       vector? images columns
   out            half>   *rows columns
-  | q rows, i columns, i depth, i tokens, i type, q gate_stride, q constant_stride, f limit, i silu
+  | q rows, i columns, i depth, i tokens, i type, q gate_stride, q constant_stride, f limit, i silu, i tile
 w8a8_linear_quantize
   values         int8    *rows depth
   scales         fp32    *rows
@@ -60,7 +60,7 @@ w8a8_linear_quantize
   next_scales    fp32>   *rows
   workspace      bytes?
   | q workspace_bytes, q rows, q gate_stride, q constant_stride, q scale_stride, q shift_stride
-  | i columns, i depth, i tokens, i type, i plain_first, i plain_end, f limit, f eps
+  | i columns, i depth, i tokens, i type, i plain_first, i plain_end, f limit, f eps, i tile
 qkv_linear_attention
   values         int8    images tokens depth
   scales         fp32    images tokens

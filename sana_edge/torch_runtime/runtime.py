@@ -119,6 +119,7 @@ class TorchRuntime:
             quantization = Quantization("token")
         config = DenoiserConfig.from_dict(transformer.values)
         chosen = backends.choose(backend, device, dtype, quantization is not None, config)
+        backends.measure_tiles(chosen, device)
         loading = partial(on_progress, f"loading {model.name}")
         loading(0, 2 if prompt_cache else 3)
         facts = folder_facts(model)
