@@ -4,8 +4,7 @@
 
 Against the float model in fp32: the library in bf16; INT8 weights with activations in two digits, as the
 CUDA kernels and the CPU multiply them; the same with one digit, as the denoiser's products have it.
-Features of sana-tiny and of Gemma-2-2B's widths with random weights, cut to --layers; pictures of sana-tiny,
-all else fp32.
+Features of sana-tiny's text encoder, and its pictures from them, all else fp32.
 Everything is computed by the definitions in torch: this is about numbers, not about time.
 """
 
@@ -29,7 +28,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bench_tokens import cut_encoder
 from harness.results import ended, output_for, positive, say
 from harness.study_tables import text_features
 from sana_edge import Sana
@@ -38,6 +36,7 @@ from sana_edge.fused import gemma
 from sana_edge.image_metrics import psnr
 from sana_edge.int8.text_linear import WeightOnlyLinear, quantize_weight
 from sana_edge.kernels import reference_gemma
+from sana_edge.kernels.reference_gemma import split_digits as two_digits
 from sana_edge.nets.text_encoder import EncodedTexts, TextEncoder, TextFeatures
 from sana_edge.nets.text_weights import text_targets
 from sana_edge.prompt import CHI
@@ -69,7 +68,7 @@ def quantized(encoder: TextEncoder) -> TextEncoder:
 
 def one_digit(x: Tensor) -> tuple[Tensor, Tensor]:
     """`split_digits` without its low digit."""
-    digits, steps = reference_gemma.split_digits(x)
+    digits, steps = two_digits(x)
     digits[..., 1, :] = 0
     return digits, steps
 
@@ -79,7 +78,7 @@ def features(make: Make, way: str, prompts: Sequence[str]) -> list[Tensor]:
     encoder = make(torch.bfloat16 if way == "bf16" else torch.float32)
     if not way.startswith("INT8"):
         return [encoder.encode([prompt]).embeddings.float() for prompt in prompts]
-    digits = one_digit if way.endswith("one digit") else reference_gemma.split_digits
+    digits = one_digit if way.endswith("one digit") else two_digits
     with mock.patch.object(reference_gemma, "split_digits", digits):
         encoder = quantized(encoder)
         return [encoder.encode([prompt]).embeddings for prompt in prompts]
@@ -151,23 +150,15 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> None:
     torch.manual_seed(SEED)
     output = output_for(options, "bench_text")
     prompts = list(itertools.islice(captions(SEED), options.prompts))
-    data = {**header("benchmarks/bench_text.py", given), "layers": options.layers, "steps": options.steps}
+    data = {**header("benchmarks/bench_text.py", given), "steps": options.steps}
     data |= {"prompts": len(prompts), "threads": options.threads}
-    wide = f"Gemma-2-2B's widths, {options.layers} of 26 layers"
 
     def tiny(dtype: torch.dtype) -> TextEncoder:
         return TextEncoder.load(BUNDLED / "sana-tiny", dtype=dtype, device="cpu")
 
-    def cut(dtype: torch.dtype) -> TextEncoder:
-        encoder = cut_encoder(options.layers)
-        encoder.model.to(dtype)
-        return encoder
-
     rows, found = compare("sana-tiny", tiny, prompts)
     data["features"] = rows
     data["pictures"] = pictures(prompts, found, options.steps)
-    write_json(output, data)
-    data["features"] = [*rows, *compare(wide, cut, prompts[:2])[0]]
     write_json(output, data)
     print(text_features(data).text())
     print(output)
@@ -179,7 +170,6 @@ def _options(given: Sequence[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--prompts", type=positive, default=12, metavar="N", help="(default: %(default)s)")
-    add("--layers", type=positive, default=4, metavar="N", help="of Gemma-2-2B (default: %(default)s)")
     add("--steps", type=positive, default=8, metavar="N", help="of a picture (default: %(default)s)")
     add("--threads", type=positive, default=torch.get_num_threads(), metavar="N")
     add("--output", type=Path, metavar="PATH", help="the JSON (default: results/bench_text.json)")

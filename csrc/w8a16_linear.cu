@@ -1,10 +1,9 @@
 // Product of two-digit activations with INT8 weights. 16 rows of a tile are the high digits of 8 tokens, then
 // their low ones, so that a thread has both sums of a number, and both numbers that rotate together: the epilogue
 // needs no shared memory. A prompt of 32 tokens is one tile of 64 rows, which takes as long as reading the weight.
-#include "checks.h"
 #include "digits.h"
 #include "gemm.h"
-#include "tile_times.h"
+#include "linear_start.h"
 
 namespace {
 
@@ -92,26 +91,10 @@ extern "C" SANA_EDGE_API sana_edge_status sana_edge_w8a16_linear(const sana_edge
   SANA_EDGE_CHECK(aligned({a->digits, a->weight, a->out}) && aligned({a->rotation}, 8) &&
                       aligned({a->steps, a->weight_scales, a->bias}, 4),
                   SANA_EDGE_BAD_ALIGNMENT);
-  sana_edge_device_info device;
-  const sana_edge_status status = current_device(&device);
-  SANA_EDGE_CHECK(status == SANA_EDGE_OK, status);
-  // as of so many rows with one digit: a sum of two is 4 bytes, too
-  sana_edge_w8a8_linear_args product{};
-  product.rows = 2 * a->rows, product.columns = a->columns, product.depth = a->depth;
-  const int tile = pick_tile(product, device);
-  SANA_EDGE_CHECK(tile, SANA_EDGE_UNSUPPORTED_DEVICE);
-  switch (TileName(tile - 1)) {
-    case LARGE:
-      return start<TileLarge>(*a, stream);
-    case MIDDLE:
-      return start<TileMiddle>(*a, stream);
-    case NARROW:
-      return start<TileNarrow>(*a, stream);
-    case SMALL:
-      return start<TileSmall>(*a, stream);
-    case TURING:
-      return start<TileTuring>(*a, stream);
-    default:
-      return start<TileTuringSmall>(*a, stream);
-  }
+  // a product of as many rows as there are digits
+  sana_edge_w8a8_linear_args same{};
+  same.rows = 2 * a->rows, same.columns = a->columns, same.depth = a->depth;
+  return start_with_tile(same, [&](auto tile, const sana_edge_device_info&) {
+    return start<decltype(tile)>(*a, stream);
+  });
 }
