@@ -2,58 +2,16 @@
 // between its mean, its centred squares, its absmax and its values, so that x is read once. Scale and shift, 4
 // times as large as a 16-bit row, come from L1: all rows of an image share them.
 #include "checks.h"
-#include "row_quantizer.h"
+#include "row_warps.h"
 
 namespace {
 
-// elements of a row that a lane has at a time, and how many times: rows of up to 1280 a warp
-constexpr int CHUNK = 8;
-constexpr int CHUNKS = 5;
-constexpr int WARPS = 8;
-constexpr int THREADS = WARPS * WARP;
-// sums and maxima of warps, three times: 2 barriers fewer than if they were at one place
-constexpr size_t SHARED = 3 * WARPS * sizeof(float);
-
 using Arguments = sana_edge_norm_modulate_quantize_args;
 
-struct Add {
-  __device__ static float warp(float value) { return warp_sum(value); }
-  __device__ static float two(float a, float b) { return add(a, b); }
-};
-struct Largest {
-  __device__ static float warp(float value) { return warp_max(value); }
-  __device__ static float two(float a, float b) { return larger_or_nan(a, b); }
-};
-
-// over the warps of a row, in their order, the same on every thread; ``place`` is another one for every use
-template <class Over, int ROW_WARPS>
-__device__ __forceinline__ float over_row(float value, int place) {
-  value = Over::warp(value);
-  if (ROW_WARPS == 1) return value;
-  float* warps = reinterpret_cast<float*>(shared_memory()) + place * WARPS;
-  const int warp = threadIdx.x / WARP, first = warp / ROW_WARPS * ROW_WARPS;
-  if (threadIdx.x % WARP == 0) warps[warp] = value;
-  synchronize_block();
-  value = warps[first];
-  for (int n = 1; n < ROW_WARPS; n++) value = Over::two(value, warps[first + n]);
-  return value;
-}
-
-struct alignas(8) Bytes8 {
-  uint32_t word[2];
-};
-
-__device__ __forceinline__ Bytes8 quantize_chunk(const float (&values)[CHUNK], const RowScale& scale) {
-  Bytes8 packed{};
-  for (int i = 0; i < CHUNK; i++)
-    packed.word[i / 4] |= uint32_t(uint8_t(quantize(values[i], scale))) << 8 * (i % 4);
-  return packed;
-}
-
 template <class T, int ROW_WARPS>
-__global__ void __launch_bounds__(THREADS) norm_modulate_quantize_kernel(const Arguments a) {
+__global__ void __launch_bounds__(ROW_THREADS) norm_modulate_quantize_kernel(const Arguments a) {
   constexpr int LANES = ROW_WARPS * WARP;
-  const int64_t row = int64_t(blockIdx.x) * (THREADS / LANES) + threadIdx.x / LANES;
+  const int64_t row = int64_t(blockIdx.x) * (ROW_THREADS / LANES) + threadIdx.x / LANES;
   const int lane = threadIdx.x % LANES;
   // a row beyond the last has no chunks, but takes part in barriers
   const int chunks = row < a.rows ? a.columns / CHUNK : 0;
@@ -103,14 +61,13 @@ __global__ void __launch_bounds__(THREADS) norm_modulate_quantize_kernel(const A
 
 template <class T, int ROW_WARPS>
 sana_edge_status start(const Arguments& a, void* stream) {
-  constexpr int ROWS = WARPS / ROW_WARPS;
+  constexpr int ROWS = ROW_WARPS_MOST / ROW_WARPS;
   return launch(norm_modulate_quantize_kernel<T, ROW_WARPS>, dim3{unsigned(blocks_of(a.rows, int64_t(ROWS))), 1, 1},
-                THREADS, SHARED, stream, a);
+                ROW_THREADS, ROW_SHARED, stream, a);
 }
 
 template <class T>
 sana_edge_status start(const Arguments& a, void* stream) {
-  constexpr int LARGEST_OF_WARP = WARP * CHUNK * CHUNKS;
   if (a.columns <= LARGEST_OF_WARP) return start<T, 1>(a, stream);
   if (a.columns <= 2 * LARGEST_OF_WARP) return start<T, 2>(a, stream);
   if (a.columns <= 4 * LARGEST_OF_WARP) return start<T, 4>(a, stream);

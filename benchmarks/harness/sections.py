@@ -10,7 +10,7 @@ from typing import Any
 
 from harness.engine_tables import cold, engines_quality, engines_speed, pictures, verification
 from harness.results import BASELINE, FASTEST, HALF, INT8, OURS
-from harness.study_tables import peers, savings, solver, tokens
+from harness.study_tables import launches, peers, savings, solver, tokens
 from sana_edge.bench.table import Table, circumstances, gigabytes, interval, median, most
 
 Numbers = Mapping[str, Any]
@@ -59,6 +59,7 @@ def sections(results: Path) -> Iterator[tuple[str, str]]:
         "solver": (solver, files(results, "bench_solver")),
         "tokens": (tokens, files(results, "bench_tokens-*")),
         "savings": (savings, files(results, "bench_tokens-*")),
+        "launches": (launches, files(results, "bench_launches")),
         "sidecar": (sidecar, files(results, "bench_sidecar")),
         "serving": (serving, files(results, "bench_serve")),
     }

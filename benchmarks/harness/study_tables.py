@@ -96,3 +96,24 @@ def savings(data: Numbers) -> Table:
     text += f"the same but for rounding. {data['load_before']} processes were running before."
     table.notes = [text, circumstances(data)]
     return table
+
+
+def launches(data: Numbers) -> Table:
+    """One row for each decoder and way to quantize it, at its largest size; before and now."""
+    earlier = {_decoder(row): row for row in data.get("before", {}).get("rows", [])}
+    table = Table(("decoder", "scales", "launches before", "launches", "of the library", "of torch"), named=2)
+    for row in data["rows"]:
+        if row["size"] != max(each["size"] for each in data["rows"]):
+            continue
+        ours = sum(count for name, count in row["by_name"].items() if name.startswith("sana_edge"))
+        before = earlier.get(_decoder(row))
+        scales = "calibrated" if row["calibrated"] else "found for each picture"
+        was = before["launches"] if before else ""
+        table.add(row["decoder"], scales, was, row["launches"], ours, row["launches"] - ours)
+    text = f"Of a decode at {row['size']}x{row['size']}, INT8, counted on torch's meta device."
+    table.notes = [text, circumstances(data)]
+    return table
+
+
+def _decoder(row: Numbers) -> tuple[Any, ...]:
+    return row["decoder"], row["size"], row["calibrated"]

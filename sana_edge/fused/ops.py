@@ -3,9 +3,9 @@
 Every operation takes besides:
 
     backend: what computes it, "cuda", "triton" or "torch", whose module is imported when it is first used.
-    out: of `w8a8_linear` and `w8a8_conv2d`, what is written and returned; it may be their ``residual``, since
-        a kernel writes each number where it read it.
-    workspace: of the two operations that need a `workspace` on CUDA.
+    out: of `w8a8_linear`, `w8a8_conv2d` and `norm_add_quantize`, what is written and returned; it may be
+        their ``residual`` or ``x``, since a kernel writes each number where it read it.
+    workspace: of the operations that need a `workspace` on CUDA.
 
 None has a gradient.
 """
@@ -35,13 +35,13 @@ _TRITON = {
     "patch_embed": "patch_embed",
     "velocity_head": "velocity_head",
 }
-# the decoder's convolutions, which Triton has none of: they are torch's where the CUDA library is not there
-CUDA_ONLY = ("w8a8_conv2d",)
+# the decoder's, which Triton has none of: they are torch's where the CUDA library is not there
+CUDA_ONLY = ("w8a8_conv2d", "norm_add_quantize", "tensor_scale", "multiscale_linear_attention")
 OPERATIONS = (*_TRITON, *CUDA_ONLY)
 
 
 def workspace(backend: str, images: int, tokens: int, heads: int, device: torch.device) -> Tensor | None:
-    """What `qkv_linear_attention` and `qk_norm_linear_attention` need on a backend; not for two at once."""
+    """What sums of linear attention, and `tensor_scale`, need on a backend; not for two at once."""
     return launch.workspace(images, tokens, heads, device) if backend == "cuda" else None
 
 
@@ -67,7 +67,8 @@ def _run(
         memory = {"out": out, "workspace": workspace}
         given = {key: tensor for key, tensor in memory.items() if tensor is not None}
         return function(*arguments, **options, **given)
-    return out.copy_(function(*arguments, **options))
+    found = function(*arguments, **options)
+    return (out.copy_(found[0]), *found[1:]) if isinstance(found, tuple) else out.copy_(found)
 
 
 quantize_rows = functools.partial(_run, "quantize_rows")
@@ -81,3 +82,6 @@ cross_attention_quantize = functools.partial(_run, "cross_attention_quantize")
 patch_embed = functools.partial(_run, "patch_embed")
 velocity_head = functools.partial(_run, "velocity_head")
 w8a8_conv2d = functools.partial(_run, "w8a8_conv2d")
+norm_add_quantize = functools.partial(_run, "norm_add_quantize")
+tensor_scale = functools.partial(_run, "tensor_scale")
+multiscale_linear_attention = functools.partial(_run, "multiscale_linear_attention")

@@ -150,13 +150,19 @@ class StepGraph:
     Args:
         step: tensors of the shapes that a step has.
         prompt: also, of what stays the same over a prompt's steps.
+        name: of what it computes, for the note.
 
     Attributes:
         note: why the function is not recorded; empty where it is.
     """
 
     def __init__(
-        self, function: Function, step: Sequence[Tensor], prompt: Sequence[Tensor], recorder: Recorder
+        self,
+        function: Function,
+        step: Sequence[Tensor],
+        prompt: Sequence[Tensor],
+        recorder: Recorder,
+        name: str = "denoising",
     ) -> None:
         inputs = [t.clone() for t in step], [t.clone() for t in prompt]
         self._step, self._prompt = inputs
@@ -177,7 +183,7 @@ class StepGraph:
             # the end of a capture that failed is an error as well
             if isinstance(error.__context__, (torch.OutOfMemoryError, OutOfMemory)):
                 raise error.__context__ from None
-            self.note = f"denoising runs without a CUDA graph: {first_line(error)}"
+            self.note = f"{name} runs without a CUDA graph: {first_line(error)}"
             logger.warning(self.note)
             self._run = run
 

@@ -451,6 +451,7 @@ class TorchRuntime:
             on_block=on_block,
             on_tiled=on_tiled,
             memory_limit=None if self.memory is None else self._free(),
+            graphs=self.networks.decodes,
         )
         pixels = self._decode_or_none(decode)
         if pixels is None:

@@ -1,0 +1,99 @@
+"""How many launches a decode takes on a GPU, by name, counted without one.
+
+    python benchmarks/bench_launches.py --sizes 512,1024
+    python benchmarks/bench_launches.py --before old.json
+
+INT8 decoders of the public models' shapes, with calibrated scales and without, as the runtime loads them
+where the CUDA library is: see works/launches.py. ``--before`` takes the rows of another run, such as that of
+an older commit, into the file as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from harness import needs
+
+needs("torch", "safetensors")
+
+import torch
+
+from harness.results import ended, output_for, sizes
+from harness.study_tables import launches as table
+from sana_edge.bench.results import header, write_json
+from sana_edge.config import LATENT_CELL, AutoencoderConfig
+from sana_edge.fused.decoder import fuse_decoder
+from sana_edge.nets.autoencoder import Autoencoder
+from sana_edge.nets.quantize import decoder_targets, prepare_decoder, stacked
+from sana_edge.store.architectures import DC_AE, DC_AE_LITE
+from works.launches import META, launches
+
+DECODERS = {"DC-AE": DC_AE, "DC-AE-Lite": DC_AE_LITE}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Writes the results: 0, 1 for an error, 2 for usage."""
+    given = sys.argv[1:] if argv is None else list(argv)
+    return ended(lambda: _run(_options(given), given))
+
+
+def _run(options: argparse.Namespace, given: Sequence[str]) -> None:
+    output = output_for(options, "bench_launches")
+    rows = [
+        counted(name, size, calibrated)
+        for name in DECODERS
+        for calibrated in (True, False)
+        for size in options.sizes
+    ]
+    data = {**header("benchmarks/bench_launches.py", given), "rows": rows}
+    if options.before:
+        earlier = json.loads(options.before.read_text(encoding="utf-8"))
+        data["before"] = {"commit": earlier["commit"], "rows": earlier["rows"]}
+    write_json(output, data)
+    print(table(data).text())
+    print(output)
+
+
+def counted(name: str, size: int, calibrated: bool) -> dict[str, Any]:
+    """One decoder's launches for a picture with sides of ``size`` pixels."""
+    model = fuse_decoder(int8_decoder(DECODERS[name], calibrated))
+    side = size // LATENT_CELL
+    latent = torch.empty(1, model.config.latent_channels, side, side, dtype=torch.bfloat16, device=META)
+    found = launches(lambda: model.decode(latent))
+    return {
+        "decoder": name,
+        "size": size,
+        "calibrated": calibrated,
+        "launches": sum(found.values()),
+        "by_name": found,
+    }
+
+
+def int8_decoder(config: AutoencoderConfig, calibrated: bool) -> Autoencoder:
+    """A decoder without values, all of whose layers are INT8."""
+    with META:
+        model = Autoencoder(config, encoder=False)
+    targets = decoder_targets(model)
+    scales = [f"{name}.weight_scale" for target in targets for name in stacked(target)]
+    scales += [f"{target}.input_scale" for target in targets if calibrated]
+    prepare_decoder(model, dict.fromkeys(scales, torch.empty(0, device=META)))
+    model.to(torch.bfloat16, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model.requires_grad_(False).eval()
+
+
+def _options(given: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="bench_launches.py", description="Count a decode's launches.")
+    add = parser.add_argument
+    add("--sizes", type=sizes, default=[512, 1024], metavar="PX,PX", help="of pictures (default: 512,1024)")
+    add("--before", type=Path, metavar="FILE", help="results of another commit")
+    add("--output", type=Path, metavar="FILE", help="(default: in results/)")
+    return parser.parse_args(given)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
