@@ -1,4 +1,4 @@
-"""An INT8 decoder on the fused operations: a map is in INT8 between its convolutions and between its blocks.
+"""An INT8 autoencoder on the fused operations: a map is in INT8 between convolutions, and between blocks.
 
 Layers that are not INT8, or whose shapes the operations do not have, stay the modules that they are.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import pairwise
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,7 @@ from sana_edge.fused.decoder_blocks import (
 )
 from sana_edge.int8.conv import W8A8Conv2d
 from sana_edge.int8.feature_maps import add
-from sana_edge.nets.autoencoder import Autoencoder, Decoder
+from sana_edge.nets.autoencoder import Autoencoder, Decoder, Encoder
 from sana_edge.nets.autoencoder_blocks import ResBlock, Upsample
 from sana_edge.nets.efficient_vit import EfficientViTBlock, GatedConv, LinearAttention
 
@@ -50,9 +50,7 @@ def fuse_decoder(autoencoder: Autoencoder, backend: str = "cuda") -> Autoencoder
         InvalidInput: the dtype has not 16 bits.
     """
     decoder = autoencoder.decoder
-    dtype = decoder.norm_out.weight.dtype
-    if dtype not in (torch.float16, torch.bfloat16):
-        raise InvalidInput(f"a fused decoder in {dtype}", "convert the decoder to float16 or bfloat16")
+    _check_dtype(decoder.norm_out.weight.dtype)
     fused = _fused(decoder, backend, Workspaces(backend, _heads(decoder)))
     if any(isinstance(layer, _LAYERS) for layer in fused.modules()):
         fused = FusedDecoder(cast(Decoder, fused))
@@ -60,6 +58,25 @@ def fuse_decoder(autoencoder: Autoencoder, backend: str = "cuda") -> Autoencoder
     found.encoder = None
     found.whole_maps = True
     return found
+
+
+def fuse_encoder(encoder: Encoder, backend: str = "cuda") -> Encoder:
+    """An encoder that computes the same on ``backend``, as `fuse_decoder`; what halves stays float.
+
+    Raises:
+        InvalidInput: the dtype has not 16 bits.
+    """
+    _check_dtype(encoder.conv_out.weight.dtype)
+    fused = _fused(encoder, backend, Workspaces(backend, _heads(encoder)))
+    # a stage begins with what is no fused layer
+    for stage in fused.down_blocks:
+        link(_in_order(stage.children()))
+    return fused
+
+
+def _check_dtype(dtype: torch.dtype) -> None:
+    if dtype not in (torch.float16, torch.bfloat16):
+        raise InvalidInput(f"a fused autoencoder in {dtype}", "convert it to float16 or bfloat16")
 
 
 class FusedDecoder(nn.Module):
@@ -122,7 +139,7 @@ def _heads(network: nn.Module) -> int:
     return max(counts, default=1)
 
 
-def _fused(module: nn.Module, backend: str, spaces: Workspaces) -> nn.Module:
+def _fused(module: M, backend: str, spaces: Workspaces) -> Any:
     if isinstance(module, ResBlock) and res_block_fits(module):
         return FusedResBlock(module, backend, spaces)
     if isinstance(module, Upsample) and convolution_fits(module.conv):
