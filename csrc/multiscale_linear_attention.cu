@@ -126,9 +126,14 @@ __device__ __forceinline__ void sum_mixed(LaneSums& sums, const float* mixed) {
 
 // The depthwise 5x5 of a channel and half of a patch: a number goes to all sums that need it.
 template <class T>
-__device__ __forceinline__ void mix_depthwise(float (&sums)[PATCH / 2][PATCH], const float (&taps)[KERNEL * KERNEL],
+__device__ __forceinline__ void mix_depthwise(float (&sums)[PATCH / 2][PATCH], const Scales& s, int head,
                                               const T* window) {
   const int channel = threadIdx.x % GROUP, top = threadIdx.x / GROUP * (PATCH / 2);
+  const int64_t width = 3 * HEAD * int64_t(s.a.heads);
+  // for every patch anew: the registers are needed between
+  float taps[KERNEL * KERNEL];
+#pragma unroll
+  for (int tap = 0; tap < KERNEL * KERNEL; tap++) taps[tap] = s.a.depthwise[tap * width + head * GROUP + channel];
 #pragma unroll
   for (int y = 0; y < PATCH / 2 + 2 * HALO; y++) {
 #pragma unroll
@@ -188,10 +193,9 @@ __device__ __forceinline__ void store_mixed(const Scales& s, const PatchPlace& a
 
 template <class T>
 __device__ __forceinline__ void add_second_scale(LaneSums& sums, const Scales& s, const PatchPlace& at, int image,
-                                                 int head, const float (&taps)[KERNEL * KERNEL],
-                                                 const Shared<T>& shared) {
+                                                 int head, const Shared<T>& shared) {
   float depthwise[PATCH / 2][PATCH] = {};
-  mix_depthwise<T>(depthwise, taps, shared.window);
+  mix_depthwise<T>(depthwise, s, head, shared.window);
   // all have read the window, whose place these take
   synchronize_block();
   const int channel = threadIdx.x % GROUP, top = threadIdx.x / GROUP * (PATCH / 2);
@@ -212,12 +216,7 @@ __global__ void __launch_bounds__(THREADS, 2) multiscale_linear_attention_kernel
   const auto& a = s.a;
   const int part = blockIdx.x, image = blockIdx.y / a.heads, head = blockIdx.y % a.heads;
   const Shared<T> shared;
-  float taps[KERNEL * KERNEL];
   if (MULTISCALE) {
-    const int64_t width = 3 * HEAD * int64_t(a.heads);
-#pragma unroll
-    for (int tap = 0; tap < KERNEL * KERNEL; tap++)
-      taps[tap] = a.depthwise[tap * width + head * GROUP + threadIdx.x % GROUP];
     for (int n = threadIdx.x; n < WEIGHTS; n += THREADS)
       shared.weights[transposed_weight(n)] = a.pointwise[int64_t(head) * WEIGHTS + n];
   }
@@ -229,7 +228,7 @@ __global__ void __launch_bounds__(THREADS, 2) multiscale_linear_attention_kernel
     synchronize_block();
     store_queries<T>(s, at, image, head, shared.window);
     sum_window<T>(sums[0], shared.window);
-    if constexpr (MULTISCALE) add_second_scale<T>(sums[1], s, at, image, head, taps, shared);
+    if constexpr (MULTISCALE) add_second_scale<T>(sums[1], s, at, image, head, shared);
     // all have read what the next window takes the place of
     synchronize_block();
   }
