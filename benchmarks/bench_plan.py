@@ -119,7 +119,7 @@ def measured(each: Combination, folder: Path, threads: int | None = None) -> dic
     said = _command("plan", model, *shared, "--json", threads=threads)
     with tempfile.TemporaryDirectory(prefix="bench-plan-") as place_:
         target = ["--output", str(Path(place_) / "a.png"), "--seed", "1", "--model", model]
-        done = _command("generate", PROMPT, *target, *shared, "--json", threads=threads)
+        done = _command("generate", PROMPT, *target, *shared, "--no-prompt-cache", "--json", threads=threads)
     spent = {name: done["timings"].get(name, 0.0) for name in ("text", "denoise", "decode")}
     found = {
         "memory": {"said": said["peak"], "found": done["peak_memory"]},

@@ -79,7 +79,7 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> None:
         if options.generate:
             place = ("--size", options.generate, "--steps", "1", "--output", str(folder / "picture.png"))
             made = ("--prompt", "a fox in the snow", "--seed", "0", *place)
-            data["generate"] = command("generate", "--model", str(package), *made)
+            data["generate"] = command("generate", "--model", str(package), "--no-prompt-cache", *made)
     write_json(options.output or RESULTS / "bench_quantize.json", data)
     print(sections.quantize(data).text())
 

@@ -60,7 +60,8 @@ def run(options: argparse.Namespace, given: Sequence[str]) -> None:
         title = f"{options.shapes}, a step of {options.layers} layers at {options.size} px, fp32"
         rows = measure(random_steps(options), options.batches, options.repeat)
     else:
-        with Sana.load(options.model, int8=options.int8, threads=options.threads, backend="torch") as sana:
+        how = {"int8": options.int8, "threads": options.threads, "backend": "torch", "prompt_cache": False}
+        with Sana.load(options.model, **how) as sana:
             described = sana.description
             side = options.size or sana.native_size[0]
             title = f"{described['model']}, {side} px, {options.steps} steps, {described['dtype']}"

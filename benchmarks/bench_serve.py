@@ -75,9 +75,10 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> None:
     ours = ["-m", "sana_edge", "serve", "--port", "0", "--model", MODEL, "--threads", threads]
     theirs = [str(Path(__file__).resolve()), "--serve-diffusers", "--threads", threads]
     with contextlib.ExitStack() as stack:
-        server = stack.enter_context(served([*ours, "--dtype", "fp32", "--quiet"]))
+        server = stack.enter_context(served([*ours, "--dtype", "fp32", "--no-prompt-cache", "--quiet"]))
         baseline = stack.enter_context(served(theirs))
-        sana = stack.enter_context(Sana.load(MODEL, dtype="fp32", threads=options.threads))
+        how = {"dtype": "fp32", "threads": options.threads, "prompt_cache": False}
+        sana = stack.enter_context(Sana.load(MODEL, **how))
         compare(server, baseline, sana, options.steps)
         data = {
             **header("benchmarks/bench_serve.py", given),

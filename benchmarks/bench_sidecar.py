@@ -93,7 +93,8 @@ def measure(options: argparse.Namespace, say: Say) -> dict[str, Any]:
 
 
 def _started(words: Sequence[str], options: argparse.Namespace) -> subprocess.Popen[bytes]:
-    command = [*_PROCESS, *words, "--quiet", "--model", str(MODEL), "--threads", str(options.threads)]
+    shared = ["--quiet", "--no-prompt-cache", "--model", str(MODEL), "--threads", str(options.threads)]
+    command = [*_PROCESS, *words, *shared]
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     environment = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
     return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE)

@@ -209,7 +209,7 @@ def held_out_loss(task: Task, data: Data) -> float:
 
 def generated_score(folder: Path, data: Data, scorer: Scorer, count: int, guidance: float) -> float:
     """Mean CLIP score of pictures generated for held-out captions, each with its own seed."""
-    sana = Sana.load(str(folder), device="cpu", dtype="fp32")
+    sana = Sana.load(str(folder), device="cpu", dtype="fp32", prompt_cache=False)
     total = 0.0
     prompts = [entry.captions[0] for entry, _ in data.pictures[:count]]
     for seed, prompt in enumerate(prompts):

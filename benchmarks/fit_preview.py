@@ -138,7 +138,7 @@ def _mean(pairs: Sequence[tuple[NDArray[Any], NDArray[Any]]]) -> Any:
 def times(model: str, fitted: PreviewMap, repeat: int) -> dict[str, dict[str, float]]:
     """Milliseconds of a preview by the map, of one by a small decode, and of a step, in turns."""
     found: dict[str, list[float]] = {"linear preview": [], "decoded preview": [], "step": []}
-    with Sana.load(model) as sana:
+    with Sana.load(model, prompt_cache=False) as sana:
         object.__setattr__(sana._runtime, "preview_map", fitted)
         # the first warms up
         for turn in range(repeat + 1):

@@ -197,7 +197,8 @@ def models(options: argparse.Namespace) -> Iterator[tuple[dict[str, Source], str
         raise InvalidInput(f"{options.model} is INT8 already", "give the float model: it is asked in both")
     with ExitStack() as stack:
         loaded = {
-            key: stack.enter_context(Sana.load(options.model, int8=int8)) for key, int8 in wanted.items()
+            key: stack.enter_context(Sana.load(options.model, int8=int8, prompt_cache=False))
+            for key, int8 in wanted.items()
         }
         how = {name: getattr(options, name) for name in ("steps", "guidance", "seed")}
         sources = {key: asking(sana, **how) for key, sana in loaded.items()}

@@ -233,7 +233,8 @@ def _engine(folder: Path, name: str) -> Sana:
     from sana_edge import Sana
 
     backend, _, dtype = name.partition(":")
-    return Sana.load(str(folder), backend=backend, dtype=dtype or "auto", device="cpu", int8=True)
+    how = {"backend": backend, "dtype": dtype or "auto", "device": "cpu"}
+    return Sana.load(str(folder), int8=True, prompt_cache=False, **how)
 
 
 def _title(folder: Path, name: str) -> str:

@@ -183,6 +183,7 @@ __device__ __forceinline__ void attend(uint32_t (&kept)[TILES][2],
 template <class T, int TILES, Width WIDTH>
 __global__ void __launch_bounds__(MOST_WARPS<TILES> * WARP)
     cross_attention_kernel(const sana_edge_cross_attention_quantize_args a) {
+  wait_for_kernels();
   const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
   const int head_dim = WIDTH == EXACT ? 8 * TILES : a.head_dim;
   const int columns = a.heads * head_dim, tokens = smaller(TOKENS, a.tokens - int(blockIdx.x) * TOKENS);
@@ -255,7 +256,7 @@ sana_edge_status start(const sana_edge_cross_attention_quantize_args& a, void* s
   const int warps = blocks_of(a.heads, HEADS<TILES>);
   const dim3 grid{unsigned(blocks_of(a.tokens, TOKENS)), unsigned(a.prompts), 1};
   return launch(cross_attention_kernel<T, TILES, WIDTH>, grid, warps * WARP,
-                shared_bytes(warps, a.heads * a.head_dim), stream, a);
+                shared_bytes(warps, a.heads * a.head_dim), stream, a, BEGINS_EARLY);
 }
 
 template <class T>

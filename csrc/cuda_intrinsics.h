@@ -112,6 +112,16 @@ __device__ __forceinline__ void synchronize_block() { __syncthreads(); }
 __device__ __forceinline__ void synchronize_warp() { __syncwarp(); }
 // __threadfence: what this thread wrote is seen by every block before what it writes next
 __device__ __forceinline__ void fence_device() { __threadfence(); }
+// griddepcontrol: waits until the kernels before this one on its stream are done, where it may begin before they are;
+// then lets the next one begin. Every thread of a kernel that BEGINS_EARLY calls it before anything else.
+__device__ __forceinline__ void wait_for_kernels() {
+#if SANA_EDGE_ARCH >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+// ld.volatile: what another block may be writing
+__device__ __forceinline__ int load_volatile(const int* from) { return *static_cast<const volatile int*>(from); }
 // atomicAdd
 __device__ __forceinline__ int atomic_add(int* to, int value) { return atomicAdd(to, value); }
 
@@ -139,6 +149,18 @@ __device__ __forceinline__ uint32_t warp_largest(uint32_t value) {
 template <class T>
 __device__ __forceinline__ T load_vector(const void* from) {
   return *static_cast<const T*>(from);
+}
+// ld.global.cg: 16 bytes that another block wrote in this kernel, which are in L2 and may be older in L1
+template <class T>
+__device__ __forceinline__ T load_fresh(const void* from) {
+  static_assert(sizeof(T) == 16, "one vector");
+  union Both {
+    uint4 bits;
+    T value;
+    __device__ Both() {}
+  } both;
+  both.bits = __ldcg(static_cast<const uint4*>(from));
+  return both.value;
 }
 template <class T>
 __device__ __forceinline__ void store_vector(void* to, const T& value) {
@@ -300,10 +322,14 @@ inline sana_edge_status current_device(sana_edge_device_info* out) {
   return SANA_EDGE_OK;
 }
 
-// starts a kernel on a stream (a cudaStream_t); more than 48 KiB of shared memory are asked for where needed
+// whether this library's kernels for the current device have wait_for_kernels: they may begin early then
+bool kernels_wait();
+
+// starts a kernel on a stream (a cudaStream_t); more than 48 KiB of shared memory are asked for where needed; early:
+// see BEGINS_EARLY
 template <class Arguments>
 sana_edge_status launch(void (*kernel)(Arguments), dim3 grid, unsigned threads, size_t shared, void* stream,
-                        const Arguments& arguments) {
+                        const Arguments& arguments, bool early = false) {
   if (shared > 48 * 1024) {
     sana_edge_device_info device;
     const sana_edge_status status = current_device(&device);
@@ -314,6 +340,16 @@ sana_edge_status launch(void (*kernel)(Arguments), dim3 grid, unsigned threads, 
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, device.shared_memory);
     if (error != cudaSuccess) return cleared(error);
   }
-  kernel<<<grid, threads, shared, static_cast<cudaStream_t>(stream)>>>(arguments);
-  return status_of(cudaGetLastError());
+  cudaLaunchAttribute programmatic{};
+  programmatic.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  programmatic.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = threads;
+  config.dynamicSmemBytes = shared;
+  config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = &programmatic;
+  config.numAttrs = early && kernels_wait() ? 1 : 0;
+  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, arguments);
+  return error == cudaSuccess ? SANA_EDGE_OK : cleared(error);
 }

@@ -18,17 +18,18 @@
 
 constexpr int WARP = 32;
 
+// for launch(): the kernel may take its place on the GPU while the one before it ends (programmatic dependent launch,
+// compute capability 9.0 and later), since wait_for_kernels comes first in it
+constexpr bool BEGINS_EARLY = true;
+
 // 16 bytes, what a thread best moves at a time
 struct alignas(16) Bytes16 {
   uint32_t word[4];
 };
 
-// largest of a warp's values, NaN where one of them is; the same on every lane
+// largest size of a warp's values, NaN where one of them is; the same on every lane
 __device__ __forceinline__ float warp_max(float value) {
-  for (int lane = WARP / 2; lane; lane /= 2) {
-    const float other = shuffle_xor(value, lane);
-    value = other > value || other != other ? other : value;
-  }
+  for (int lane = WARP / 2; lane; lane /= 2) value = larger_size(value, shuffle_xor(value, lane));
   return value;
 }
 

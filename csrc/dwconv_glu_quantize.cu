@@ -148,6 +148,7 @@ __device__ __forceinline__ void make_products(const sana_edge_dwconv_glu_quantiz
 
 template <class T, int COLUMNS>
 __global__ void __launch_bounds__(THREADS) dwconv_glu_quantize_kernel(const Arguments arguments) {
+  wait_for_kernels();
   constexpr int PIXELS = ROWS * COLUMNS;
   const auto& a = arguments.a;
   const Patch patch = patch_of(arguments.grid, a.height, a.width, blockIdx.x);
@@ -196,7 +197,7 @@ sana_edge_status start(const Arguments& arguments, void* stream) {
   const int64_t blocks = int64_t(a.images) * grid.strips * grid.segments;
   SANA_EDGE_CHECK(blocks < LARGEST, SANA_EDGE_BAD_SHAPE);
   const size_t shared = size_t(pixel_bytes(a.hidden)) * ROWS * grid.columns;
-  return launch(kernel, dim3{unsigned(blocks), 1, 1}, THREADS, shared, stream, arguments);
+  return launch(kernel, dim3{unsigned(blocks), 1, 1}, THREADS, shared, stream, arguments, BEGINS_EARLY);
 }
 
 sana_edge_status start(const sana_edge_dwconv_glu_quantize_args& a, void* stream) {

@@ -122,6 +122,68 @@ static void check_w8a8_linear(void) {
   free(wanted);
 }
 
+static void *zeros(int64_t bytes) {
+  void *empty = calloc(1, (size_t)bytes), *there;
+  if (!empty) stop("memory", SANA_EDGE_OUT_OF_MEMORY);
+  there = sent(empty, (size_t)bytes);
+  free(empty);
+  return there;
+}
+
+/* more than one tile of columns; the second image's rows are left as they are */
+static void check_w8a8_linear_quantize(void) {
+  enum { COLUMNS = 144, DEPTH = 80, N = ROWS * COLUMNS };
+  int8_t *values = int8_numbers(ROWS * DEPTH, 100), *weight = int8_numbers(COLUMNS * DEPTH, 90);
+  float *scales = constant(ROWS, 0.03125f), *weight_scales = constant(COLUMNS, 0.015625f);
+  float *residual = numbers(N, 50, 0.5f), *scale = numbers(COLUMNS, 8, 0.25f), *shift = numbers(COLUMNS, 5, 0.5f);
+  float row[COLUMNS];
+  NEW(double, wanted, N);
+  NEW(double, rows, N);
+  sana_edge_w8a8_linear_quantize_args a = {0};
+  int i, n;
+  multiply(values, weight, wanted, ROWS, COLUMNS, DEPTH);
+  for (i = 0; i < N; i++) rows[i] = wanted[i] = residual[i] + wanted[i] * 0.03125 * 0.015625;
+  for (i = 0; i < TOKENS; i++) {
+    for (n = 0; n < COLUMNS; n++) row[n] = (float)wanted[i * COLUMNS + n];
+    normed(row, scale, shift, rows + i * COLUMNS, COLUMNS, 1e-6);
+  }
+  a.values = sent(values, ROWS * DEPTH), a.weight = sent(weight, COLUMNS * DEPTH);
+  a.scales = sent(scales, sizeof(float) * ROWS), a.weight_scales = sent(weight_scales, sizeof(float) * COLUMNS);
+  a.residual = sent_bf16(residual, N), a.scale = sent(scale, sizeof(float) * COLUMNS);
+  a.shift = sent(shift, sizeof(float) * COLUMNS), a.out = (void *)a.residual, a.next_values = out_values(N);
+  a.next_scales = out_floats(ROWS), a.rows = ROWS, a.columns = COLUMNS, a.depth = DEPTH, a.tokens = TOKENS;
+  a.workspace_bytes = sana_edge_qkv_linear_attention_workspace(1, 1, 1), a.workspace = zeros(a.workspace_bytes);
+  a.type = SANA_EDGE_BF16, a.plain_first = 1, a.plain_end = 2, a.eps = 1e-6f;
+  RUN(w8a8_linear_quantize, a);
+  /* and again, from counters that are zeros again */
+  a.residual = sent_bf16(residual, N), a.out = (void *)a.residual;
+  RUN(w8a8_linear_quantize, a);
+  compare_bf16("w8a8_linear_quantize", a.out, wanted, N, BF16, 1e-4);
+  compare_rows("its rows", a.next_values, a.next_scales, rows, ROWS, COLUMNS, BF16);
+  free(wanted), free(rows);
+}
+
+static void check_sampler_step(void) {
+  enum { N = 700 };
+  float *x = numbers(N, 100, 0.25f), *velocity = numbers(N, 60, 0.25f), *before = numbers(N, 50, 0.5f);
+  const float c[7] = {1, 1, -0.75f, 0.5f, 0.625f, -0.125f, 0};
+  NEW(double, wanted, N);
+  NEW(double, clean, N);
+  sana_edge_sampler_step_args a = {0};
+  int i;
+  for (i = 0; i < N; i++) {
+    clean[i] = x[i] - 0.75 * velocity[i];
+    wanted[i] = 0.5 * x[i] + 0.625 * clean[i] - 0.125 * before[i];
+  }
+  a.x = sent(x, sizeof(float) * N), a.velocity = sent(velocity, sizeof(float) * N);
+  a.before = sent(before, sizeof(float) * N), a.noise = out_floats(N), a.coefficients = sent(c, sizeof c);
+  a.out = (void *)a.x, a.clean = (void *)a.before, a.size = N;
+  RUN(sampler_step, a);
+  compare_fp32("sampler_step", a.out, wanted, N, 1e-5);
+  compare_fp32("its clean latent", a.clean, clean, N, 1e-5);
+  free(wanted), free(clean);
+}
+
 /* state (IMAGES, HEADS, 33, 32) of ReLU(k) and v, whose rows are `stride` apart */
 static void sum_state(const double *k, const double *v, int stride, double *state) {
   int image, t, h, d, e;
@@ -138,14 +200,6 @@ static void sum_state(const double *k, const double *v, int stride, double *stat
           out[32 * 32 + d] += key[d];
         }
       }
-}
-
-static void *zeros(int64_t bytes) {
-  void *empty = calloc(1, (size_t)bytes), *there;
-  if (!empty) stop("memory", SANA_EDGE_OUT_OF_MEMORY);
-  there = sent(empty, (size_t)bytes);
-  free(empty);
-  return there;
 }
 
 static void check_qkv_linear_attention(void) {
@@ -491,6 +545,8 @@ int main(void) {
   check_quantize_rows();
   check_norm_modulate_quantize();
   check_w8a8_linear();
+  check_w8a8_linear_quantize();
+  check_sampler_step();
   check_qkv_linear_attention();
   check_qk_norm_linear_attention();
   check_linear_attention_finish();

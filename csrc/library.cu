@@ -47,6 +47,26 @@ extern "C" SANA_EDGE_API const char* sana_edge_status_text(int status) {
 }
 
 #ifndef SANA_EDGE_EMULATED
+namespace {
+// built for the same architectures as all others
+__global__ void any_kernel(int) { wait_for_kernels(); }
+}  // namespace
+
+bool kernels_wait() {
+  constexpr int DEVICES = 64;
+  // 0: not asked yet, 1: no, 2: yes
+  static std::atomic<int> known[DEVICES];
+  int device = 0;
+  if (cudaGetDevice(&device) != cudaSuccess || device >= DEVICES) return false;
+  if (!known[device]) {
+    cudaFuncAttributes found{};
+    const bool asked = cudaFuncGetAttributes(&found, any_kernel) == cudaSuccess;
+    if (!asked) cudaGetLastError();
+    known[device] = asked && found.ptxVersion >= 90 ? 2 : 1;
+  }
+  return known[device] == 2;
+}
+
 extern "C" SANA_EDGE_API int sana_edge_emulated(void) { return 0; }
 
 extern "C" SANA_EDGE_API sana_edge_status sana_edge_device(int device, sana_edge_device_info* out) {

@@ -151,6 +151,7 @@ __device__ __forceinline__ void read_heads(const Finish& f, int image, int64_t f
 // registers for two blocks on an SM, of which one loads or stores while the other multiplies
 template <class T, bool NORM, int TOKENS>
 __global__ void __launch_bounds__(THREADS, TOKENS > 4 ? 2 : 1) linear_attention_finish_kernel(const Finish f) {
+  wait_for_kernels();
   constexpr int MINE = TOKENS / GROUPS;
   const auto& a = f.a;
   const int image = blockIdx.x / f.tiles, first = blockIdx.x % f.tiles * TOKENS;
@@ -193,7 +194,7 @@ sana_edge_status start(Finish f, void* stream) {
   const dim3 grid{unsigned(f.tiles) * unsigned(f.a.images), 1, 1};
   const auto kernel = f.a.roots ? linear_attention_finish_kernel<T, true, TOKENS>
                                 : linear_attention_finish_kernel<T, false, TOKENS>;
-  return launch(kernel, grid, THREADS, shared_bytes(TOKENS, f.a.heads), stream, f);
+  return launch(kernel, grid, THREADS, shared_bytes(TOKENS, f.a.heads), stream, f, BEGINS_EARLY);
 }
 
 // the most tokens that a block has shared memory for: each reads the whole state

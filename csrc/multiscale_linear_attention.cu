@@ -213,6 +213,7 @@ __device__ __forceinline__ void add_second_scale(LaneSums& sums, const Scales& s
 
 template <class T, bool MULTISCALE>
 __global__ void __launch_bounds__(THREADS, 2) multiscale_linear_attention_kernel(const Scales s) {
+  wait_for_kernels();
   const auto& a = s.a;
   const int part = blockIdx.x, image = blockIdx.y / a.heads, head = blockIdx.y % a.heads;
   const Shared<T> shared;
@@ -256,9 +257,10 @@ sana_edge_status start(const sana_edge_multiscale_linear_attention_args& a, void
   const dim3 grid{unsigned(s.patches.parts()), unsigned(a.images) * unsigned(a.heads), 1};
   if (grid.y > 65535) return SANA_EDGE_BAD_SHAPE;
   if (!a.depthwise)
-    return launch(multiscale_linear_attention_kernel<T, false>, grid, THREADS, WINDOW_BYTES, stream, s);
+    return launch(multiscale_linear_attention_kernel<T, false>, grid, THREADS, WINDOW_BYTES, stream, s,
+                  BEGINS_EARLY);
   const size_t shared = WINDOW_BYTES + WEIGHTS * sizeof(float);
-  return launch(multiscale_linear_attention_kernel<T, true>, grid, THREADS, shared, stream, s);
+  return launch(multiscale_linear_attention_kernel<T, true>, grid, THREADS, shared, stream, s, BEGINS_EARLY);
 }
 
 }  // namespace

@@ -2,9 +2,17 @@
 // norm of maps that are wider than a product's tile. Rows stay in registers between their squares, their absmax
 // and their values.
 #include "checks.h"
-#include "row_warps.h"
+#include "row_norm.h"
 
 namespace {
+
+// times that a lane has CHUNK elements: rows of up to 1280 a warp
+constexpr int CHUNKS = 5;
+constexpr int WARPS = 8;
+constexpr int THREADS = WARPS * WARP;
+constexpr int LARGEST_OF_WARP = WARP * CHUNK * CHUNKS;
+// sums and maxima of warps
+constexpr size_t SHARED = 2 * WARPS * sizeof(float);
 
 using Arguments = sana_edge_norm_add_quantize_args;
 
@@ -14,9 +22,10 @@ struct alignas(16) Chunk {
 };
 
 template <class T, int ROW_WARPS>
-__global__ void __launch_bounds__(ROW_THREADS) norm_add_quantize_kernel(const Arguments a) {
+__global__ void __launch_bounds__(THREADS) norm_add_quantize_kernel(const Arguments a) {
+  wait_for_kernels();
   constexpr int LANES = ROW_WARPS * WARP;
-  const int64_t row = int64_t(blockIdx.x) * (ROW_THREADS / LANES) + threadIdx.x / LANES;
+  const int64_t row = int64_t(blockIdx.x) * (THREADS / LANES) + threadIdx.x / LANES;
   const int lane = threadIdx.x % LANES;
   // a row beyond the last has no chunks, but takes part in barriers
   const int chunks = row < a.rows ? a.columns / CHUNK : 0;
@@ -30,7 +39,7 @@ __global__ void __launch_bounds__(ROW_THREADS) norm_add_quantize_kernel(const Ar
     load_group(kept[n], static_cast<const T*>(a.y) + first + chunk * CHUNK);
     for (int i = 0; i < CHUNK; i++) squares = fused_multiply_add(kept[n][i], kept[n][i], squares);
   }
-  const float mean = divide(over_row<Add, ROW_WARPS>(squares, 0), float(a.columns));
+  const float mean = divide(over_row<Add, ROW_WARPS, WARPS>(squares, 0), float(a.columns));
   const float root = reciprocal_root(add(mean, a.eps));
 #pragma unroll
   for (int n = 0; n < CHUNKS; n++) {
@@ -50,7 +59,7 @@ __global__ void __launch_bounds__(ROW_THREADS) norm_add_quantize_kernel(const Ar
     }
     store_vector(static_cast<T*>(a.out) + first + chunk * CHUNK, out);
   }
-  most = over_row<Largest, ROW_WARPS>(most, 1);
+  most = over_row<Largest, ROW_WARPS, WARPS>(most, 1);
   const RowScale scale = row_scale(most, a.static_scale);
   if (lane == 0 && row < a.rows) a.scales[row] = scale.stored;
 #pragma unroll
@@ -62,9 +71,9 @@ __global__ void __launch_bounds__(ROW_THREADS) norm_add_quantize_kernel(const Ar
 
 template <class T, int ROW_WARPS>
 sana_edge_status start(const Arguments& a, void* stream) {
-  const int64_t blocks = blocks_of(a.rows, int64_t(ROW_WARPS_MOST / ROW_WARPS));
-  return launch(norm_add_quantize_kernel<T, ROW_WARPS>, dim3{unsigned(blocks), 1, 1}, ROW_THREADS, ROW_SHARED,
-                stream, a);
+  const int64_t blocks = blocks_of(a.rows, int64_t(WARPS / ROW_WARPS));
+  return launch(norm_add_quantize_kernel<T, ROW_WARPS>, dim3{unsigned(blocks), 1, 1}, THREADS, SHARED,
+                stream, a, BEGINS_EARLY);
 }
 
 template <class T>

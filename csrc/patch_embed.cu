@@ -24,6 +24,7 @@ struct alignas(16) Row {
 
 template <class T>
 __global__ void __launch_bounds__(THREADS) patch_embed_kernel(const sana_edge_patch_embed_args a) {
+  wait_for_kernels();
   const int64_t tokens = int64_t(a.height) * a.width;
   const int64_t first = int64_t(blockIdx.x) * BLOCK_CELLS;
   const int image = blockIdx.z;
@@ -82,5 +83,5 @@ extern "C" SANA_EDGE_API sana_edge_status sana_edge_patch_embed(const sana_edge_
                   unsigned(a->images)};
   const size_t shared = size_t(a->channels) * BLOCK_CELLS * sizeof(float);
   const auto kernel = a->type == SANA_EDGE_FP16 ? patch_embed_kernel<Half> : patch_embed_kernel<BFloat16>;
-  return launch(kernel, grid, THREADS, shared, stream, *a);
+  return launch(kernel, grid, THREADS, shared, stream, *a, BEGINS_EARLY);
 }

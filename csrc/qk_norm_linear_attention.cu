@@ -19,6 +19,7 @@ struct alignas(16) Eight {
 // a warp takes q or k of a row
 template <class T>
 __global__ void __launch_bounds__(ROOT_THREADS) qk_roots_kernel(const sana_edge_qk_norm_linear_attention_args a) {
+  wait_for_kernels();
   const int64_t unit = int64_t(blockIdx.x) * (ROOT_THREADS / WARP) + threadIdx.x / WARP;
   const int64_t rows = int64_t(a.images) * a.tokens;
   if (unit >= 2 * rows) return;
@@ -128,6 +129,7 @@ struct LaneSums {
 
 template <class T>
 __global__ void __launch_bounds__(THREADS) qk_norm_linear_attention_kernel(const Sums s) {
+  wait_for_kernels();
   const auto& a = s.a;
   const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
   const int head = blockIdx.x * WARPS + warp, image = blockIdx.y / s.parts, part = blockIdx.y % s.parts;
@@ -169,7 +171,7 @@ template <class T>
 sana_edge_status start(const sana_edge_qk_norm_linear_attention_args& a, void* stream) {
   const int64_t units = int64_t(a.images) * a.tokens * 2;
   const dim3 roots{unsigned(blocks_of(units, int64_t(ROOT_THREADS / WARP))), 1, 1};
-  const sana_edge_status status = launch(qk_roots_kernel<T>, roots, ROOT_THREADS, 0, stream, a);
+  const sana_edge_status status = launch(qk_roots_kernel<T>, roots, ROOT_THREADS, 0, stream, a, BEGINS_EARLY);
   if (status != SANA_EDGE_OK) return status;
   // parts of 128 tokens, of more where there were too many
   const int tokens = larger(128, blocks_of(blocks_of(a.tokens, MOST_PARTS), TOKENS) * TOKENS);
@@ -177,7 +179,7 @@ sana_edge_status start(const sana_edge_qk_norm_linear_attention_args& a, void* s
   const dim3 grid{unsigned(blocks_of(a.heads, WARPS)), unsigned(s.parts) * unsigned(a.images), 1};
   if (grid.y > 65535) return SANA_EDGE_BAD_SHAPE;
   return launch(qk_norm_linear_attention_kernel<T>, grid, THREADS, WARPS * TOKENS * TOKEN * sizeof(float), stream,
-                s);
+                s, BEGINS_EARLY);
 }
 
 }  // namespace

@@ -142,6 +142,7 @@ __device__ __forceinline__ void sum_heads(const Product& p, const WeightTile<Sha
 template <class T, class Shape>
 __global__ void __launch_bounds__(Shape::THREADS, Shape::M == 64 ? 4 : 2)
     qkv_linear_attention_kernel(const Product p) {
+  wait_for_kernels();
   if constexpr (!for_this_architecture<Shape>()) return;
   const auto& a = p.a;
   const TilePlace place =
@@ -173,7 +174,7 @@ sana_edge_status start(Product p, void* stream) {
   const int64_t blocks = int64_t(p.row_tiles) * p.a.images * weight_tiles<Shape::N>(p.a.heads);
   if (blocks >= LARGEST) return SANA_EDGE_BAD_SHAPE;
   return launch(qkv_linear_attention_kernel<T, Shape>, dim3{unsigned(blocks), 1, 1}, Shape::THREADS,
-                larger(size_t(Shape::SHARED), STAGED), stream, p);
+                larger(size_t(Shape::SHARED), STAGED), stream, p, BEGINS_EARLY);
 }
 
 // The size of a shape's tiles is the same on every GPU, so that what is added to what depends on the shape only:

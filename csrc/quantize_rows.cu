@@ -12,6 +12,7 @@ constexpr int GROUPS = 4;
 // EACH: threads of a row, a warp or the block
 template <class T, int EACH>
 __global__ void __launch_bounds__(THREADS) quantize_rows_kernel(const sana_edge_quantize_rows_args a) {
+  wait_for_kernels();
   const int64_t row = int64_t(blockIdx.x) * (THREADS / EACH) + threadIdx.x / EACH;
   const int first = threadIdx.x % EACH;
   // a warp without a row takes part in what the others do together
@@ -43,9 +44,9 @@ template <class T>
 sana_edge_status start(const sana_edge_quantize_rows_args& a, void* stream) {
   if (a.columns > 16 * GROUPS * WARP)
     return launch(quantize_rows_kernel<T, THREADS>, dim3{unsigned(a.rows), 1, 1}, THREADS,
-                  block_max_bytes(THREADS), stream, a);
+                  block_max_bytes(THREADS), stream, a, BEGINS_EARLY);
   const auto blocks = unsigned(blocks_of<int64_t>(a.rows, THREADS / WARP));
-  return launch(quantize_rows_kernel<T, WARP>, dim3{blocks, 1, 1}, THREADS, 0, stream, a);
+  return launch(quantize_rows_kernel<T, WARP>, dim3{blocks, 1, 1}, THREADS, 0, stream, a, BEGINS_EARLY);
 }
 
 }  // namespace

@@ -13,11 +13,8 @@ struct RowScale {
   float inverse;  // what values are multiplied by
 };
 
-// |b| where it is larger than a or NaN; NaN stays NaN
-__device__ __forceinline__ float larger_or_nan(float a, float b) {
-  b = b < 0 ? -b : b;
-  return b > a || b != b ? b : a;
-}
+// the larger of a, which is not negative, and |b|; NaN where one of them is
+__device__ __forceinline__ float larger_or_nan(float a, float b) { return larger_size(a, b); }
 
 // of a row whose absmax is known; with one given scale it is that for every row
 __device__ __forceinline__ RowScale row_scale(float most, const float* static_scale) {
@@ -37,15 +34,15 @@ __device__ __forceinline__ int8_t quantize(float value, const RowScale& scale) {
   return static_cast<int8_t>(float_bits(add(clipped, 12582912.0f)) & 0xff);
 }
 
-// consecutive elements, a multiple of 16 bytes, at a 16-byte aligned address
-template <class T, int N>
+// consecutive elements, a multiple of 16 bytes, at a 16-byte aligned address; FRESH: as load_fresh
+template <bool FRESH = false, class T, int N>
 __device__ __forceinline__ void load_group(float (&to)[N], const T* from) {
   constexpr int EACH = 16 / sizeof(T);
   struct alignas(16) Vector {
     T element[EACH];
   };
   for (int n = 0; n < N / EACH; n++) {
-    const Vector vector = load_vector<Vector>(from + n * EACH);
+    const Vector vector = FRESH ? load_fresh<Vector>(from + n * EACH) : load_vector<Vector>(from + n * EACH);
     for (int i = 0; i < EACH; i++) to[n * EACH + i] = to_float(vector.element[i]);
   }
 }

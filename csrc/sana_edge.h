@@ -130,6 +130,42 @@ typedef struct {
 } sana_edge_w8a8_linear_args;
 SANA_EDGE_API sana_edge_status sana_edge_w8a8_linear(const sana_edge_w8a8_linear_args *, void *stream);
 
+/* out as above, without SiLU; then out's rows to INT8, after LayerNorm, * scale + shift, or as they are */
+typedef struct {
+  const int8_t *values;       /* (rows, depth) */
+  const float *scales;        /* (rows) */
+  const int8_t *weight;       /* (columns, depth) */
+  const float *weight_scales; /* (columns) */
+  const float *bias;          /* (columns); may be NULL */
+  const float *gate;          /* per image, (columns); may be NULL */
+  const void *residual;       /* (rows, columns); may be NULL, may be out */
+  const float *constant;      /* per image, (columns), added last; may be NULL */
+  const float *scale;         /* per image, (columns); the 1 of 1 + scale is in it; NULL where no row is normalised */
+  const float *shift;         /* per image, (columns); NULL where scale is */
+  const float *static_scale;  /* of rows that are normalised; may be NULL */
+  const float *plain_static_scale; /* of the others; may be NULL */
+  void *out;                  /* (rows, columns) */
+  int8_t *next_values;        /* (rows, columns) */
+  float *next_scales;         /* (rows) */
+  void *workspace;            /* that of qkv_linear_attention, of any sizes */
+  int64_t workspace_bytes;
+  int64_t rows;
+  int64_t gate_stride;
+  int64_t constant_stride;
+  int64_t scale_stride;
+  int64_t shift_stride;
+  int32_t columns; /* a multiple of 16, at most 2304 */
+  int32_t depth;   /* a multiple of 16, at most 131071 */
+  int32_t tokens;  /* rows of an image */
+  int32_t type;    /* of residual and out: fp16, bf16 */
+  int32_t plain_first; /* images whose rows are not normalised: this one and those up to plain_end */
+  int32_t plain_end;
+  float limit; /* clips to +-limit; 0 leaves it out */
+  float eps;
+} sana_edge_w8a8_linear_quantize_args;
+SANA_EDGE_API sana_edge_status sana_edge_w8a8_linear_quantize(const sana_edge_w8a8_linear_quantize_args *,
+                                                              void *stream);
+
 /* ---- ReLU linear attention, heads of 32 ---- */
 
 /* q, k, v = values weight^T * ... + bias; writes ReLU(q) and of every head sum ReLU(k)^T v and sum ReLU(k) */
@@ -268,6 +304,22 @@ typedef struct {
   int32_t type; /* fp16, bf16 */
 } sana_edge_velocity_head_args;
 SANA_EDGE_API sana_edge_status sana_edge_velocity_head(const sana_edge_velocity_head_args *, void *stream);
+
+/* ---- the sampler ---- */
+
+/* c of model_input, predict_x, predict_output, carry, clean, previous, noise: x0 = c1 x + c2 velocity is written to
+ * clean, c3 x + c4 x0 + c5 before + c6 noise to out; before and noise count where their number is not 0 */
+typedef struct {
+  const float *x;            /* (size) */
+  const float *velocity;     /* (size) */
+  const float *before;       /* (size), clean of the step before */
+  const float *noise;        /* (size) */
+  const float *coefficients; /* (7) in device memory */
+  float *out;                /* (size), may be x */
+  float *clean;              /* (size), may be before */
+  int64_t size;
+} sana_edge_sampler_step_args;
+SANA_EDGE_API sana_edge_status sana_edge_sampler_step(const sana_edge_sampler_step_args *, void *stream);
 
 /* ---- the decoder's convolutions, channels last ---- */
 

@@ -16,6 +16,7 @@ struct Pieces {
 
 template <class T>
 __global__ void __launch_bounds__(THREADS) tensor_scale_kernel(const Pieces p) {
+  wait_for_kernels();
   const auto& a = p.a;
   float most = 0;
   for (int64_t group = int64_t(blockIdx.x) * THREADS + threadIdx.x; group < p.groups;
@@ -49,7 +50,8 @@ __global__ void __launch_bounds__(THREADS) tensor_scale_kernel(const Pieces p) {
 template <class T>
 sana_edge_status start(const Pieces& p, void* stream) {
   const int64_t blocks = smaller(int64_t(MOST_BLOCKS), blocks_of(p.groups, int64_t(THREADS)));
-  return launch(tensor_scale_kernel<T>, dim3{unsigned(blocks), 1, 1}, THREADS, block_max_bytes(THREADS), stream, p);
+  return launch(tensor_scale_kernel<T>, dim3{unsigned(blocks), 1, 1}, THREADS, block_max_bytes(THREADS), stream, p,
+                BEGINS_EARLY);
 }
 
 }  // namespace

@@ -78,6 +78,7 @@ __device__ __forceinline__ void make_row(float* row, const Arguments& a, int64_t
 
 template <class T, int TOKENS>
 __global__ void __launch_bounds__(THREADS) velocity_head_kernel(const Arguments a) {
+  wait_for_kernels();
   const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
   const int64_t image = blockIdx.y, first = int64_t(blockIdx.x) * TOKENS;
   float* rows = reinterpret_cast<float*>(shared_memory());
@@ -124,7 +125,7 @@ __global__ void __launch_bounds__(THREADS) velocity_head_kernel(const Arguments 
 template <class T, int TOKENS>
 sana_edge_status start(const Arguments& a, void* stream) {
   return launch(velocity_head_kernel<T, TOKENS>, dim3{unsigned(blocks_of(a.tokens, TOKENS)), unsigned(a.images), 1},
-                THREADS, TOKENS * size_t(a.columns) * sizeof(float), stream, a);
+                THREADS, TOKENS * size_t(a.columns) * sizeof(float), stream, a, BEGINS_EARLY);
 }
 
 template <class T>

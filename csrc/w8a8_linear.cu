@@ -1,236 +1,39 @@
-// INT8 product with all that follows it. Sums go through shared memory, 16 rows of a warp at a time, so that a
-// lane has 8 neighbours of one row: it reads the residual and writes the result 16 bytes at a time, and its
-// columns' scales and vectors stay in registers. The residual of the next 16 rows is on its way meanwhile.
-#include "checks.h"
-#include "gemm.h"
-#include "gemm_tiles.h"
+// INT8 product with all that follows it: gemm.h, then linear_epilogue.h.
+#include "linear_epilogue.h"
+#include "linear_start.h"
 
 namespace {
 
-// what follows scales and bias: nothing; SiLU; or what is asked for of all there is
-enum Epilogue { BIAS, SILU, ALL };
-
-template <class Number>
-struct alignas(16) Eight {
-  Number element[8];
-};
-
-__device__ __forceinline__ float silu(float x) { return quick_divide(x, 1.0f + quick_exponential(-x)); }
-
-// comparisons with NaN are false, so that NaN stays
-__device__ __forceinline__ float clip(float x, float limit) { return x > limit ? limit : x < -limit ? -limit : x; }
-
-__device__ __forceinline__ void load_eight(float (&to)[8], const float* from) {
-#pragma unroll
-  for (int i = 0; i < 8; i++) to[i] = from[i];
-}
-
-template <class Step>
-__device__ __forceinline__ void each(float (&x)[8], const Step& step) {
-#pragma unroll
-  for (int i = 0; i < 8; i++) x[i] = step(i);
-}
-
-// a thread's 8 columns of a tile: their vectors, and what follows the sums
-template <class Number, Epilogue EPILOGUE>
-struct ColumnsOfThread {
-  const sana_edge_w8a8_linear_args& a;
-  int column;
-  float scales[8], bias[8], gate[8], constant[8];
-  int64_t image = -1;  // that gate and constant are of
-
-  __device__ __forceinline__ ColumnsOfThread(const sana_edge_w8a8_linear_args& arguments, int first)
-      : a(arguments), column(first) {
-    if (column >= a.columns) return;
-    load_eight(scales, a.weight_scales + column);
-    if (a.bias) load_eight(bias, a.bias + column);
-  }
-
-  __device__ __forceinline__ void turn_to_image_of(int64_t row) {
-    const int64_t wanted = uint32_t(row) / uint32_t(a.tokens);
-    if (wanted == image) return;
-    image = wanted;
-    if (a.gate) load_eight(gate, a.gate + image * a.gate_stride + column);
-    if (a.constant) load_eight(constant, a.constant + image * a.constant_stride + column);
-  }
-
-  // the reference's order, each step rounded
-  __device__ __forceinline__ Eight<Number> finish(const int32_t (&sums)[8], int64_t row, float scale,
-                                                  const Eight<Number>& residual) {
-    if (EPILOGUE == ALL && (a.gate || a.constant)) turn_to_image_of(row);
-    float x[8];
-#pragma unroll
-    for (int i = 0; i < 8; i++) x[i] = multiply(multiply(float(sums[i]), scale), scales[i]);
-    if (a.bias) each(x, [&](int i) { return add(x[i], bias[i]); });
-    if (EPILOGUE == SILU || (EPILOGUE == ALL && a.silu)) each(x, [&](int i) { return silu(x[i]); });
-    if (EPILOGUE == ALL) {
-      if (a.limit > 0) each(x, [&](int i) { return clip(x[i], a.limit); });
-      if (a.gate) each(x, [&](int i) { return multiply(x[i], gate[i]); });
-      if (a.residual) each(x, [&](int i) { return add(to_float(residual.element[i]), x[i]); });
-      if (a.constant) each(x, [&](int i) { return add(x[i], constant[i]); });
-    }
-    Eight<Number> out;
-#pragma unroll
-    for (int i = 0; i < 8; i++) out.element[i] = from_float<Number>(x[i]);
-    return out;
-  }
-};
-
-// a thread's rows of 16 of its warp: their scales and residuals, read before the sums are there
-template <class T, class Number, Epilogue EPILOGUE>
-struct RowsOfThread {
-  static constexpr int PASSES = staged_passes<T>();
-  float scales[PASSES];
-  Eight<Number> residual[PASSES];
-
-  __device__ __forceinline__ void load(const sana_edge_w8a8_linear_args& a, int64_t first, int column) {
-#pragma unroll
-    for (int pass = 0; pass < PASSES; pass++) {
-      const int64_t row = first + staged_row<T>(threadIdx.x, pass);
-      if (row >= a.rows || column >= a.columns) continue;
-      scales[pass] = a.scales[row];
-      if (EPILOGUE == ALL && a.residual)
-        residual[pass] =
-            load_vector<Eight<Number>>(static_cast<const Number*>(a.residual) + row * a.columns + column);
-    }
-  }
-};
-
-template <class T>
-__device__ __forceinline__ void stage_sums(int32_t* staged, const int32_t (&sums)[T::NT][4]) {
-  struct alignas(8) Pair {
-    int32_t sum[2];
-  };
-  const int row = threadIdx.x % WARP / 4, column = threadIdx.x % 4 * 2;
-#pragma unroll
-  for (int n = 0; n < T::NT; n++)
-#pragma unroll
-    for (int half = 0; half < 2; half++)
-      store_vector(staged + staged_place<T>(row + half * 8, column + n * 8),
-                   Pair{{sums[n][2 * half], sums[n][2 * half + 1]}});
-}
-
-template <class T>
-__device__ __forceinline__ void load_staged(int32_t (&sums)[8], const int32_t* staged, int pass) {
-  struct alignas(16) Four {
-    int32_t sum[4];
-  };
-#pragma unroll
-  for (int half = 0; half < 2; half++) {
-    const int column = staged_column<T>(threadIdx.x) + half * 4;
-    const Four four = load_vector<Four>(staged + staged_place<T>(staged_row<T>(threadIdx.x, pass), column));
-    for (int i = 0; i < 4; i++) sums[half * 4 + i] = four.sum[i];
-  }
-}
-
-template <class T, class Number, Epilogue EPILOGUE>
-__device__ __forceinline__ void write_tile(const int32_t (&sums)[T::MT][T::NT][4], int64_t first_row, int column,
-                                           const sana_edge_w8a8_linear_args& a) {
-  int32_t* const staged =
-      reinterpret_cast<int32_t*>(shared_memory()) + threadIdx.x / WARP * (16 * T::N / T::WARPS_N);
-  // registers for what follows are free when the first sums are gone
-  stage_sums<T>(staged, sums[0]);
-  ColumnsOfThread<Number, EPILOGUE> columns(a, column);
-  // Turing rounds to bf16 in many steps, which take the registers
-  constexpr bool AHEAD = SANA_EDGE_ARCH >= 800;
-  RowsOfThread<T, Number, EPILOGUE> rows[2];
-  rows[0].load(a, first_row, column);
-#pragma unroll
-  for (int m = 0; m < T::MT; m++) {
-    if (m > 0) stage_sums<T>(staged, sums[m]);
-    if (!AHEAD && m > 0) rows[m % 2].load(a, first_row + m * 16, column);
-    synchronize_warp();
-    // other rows than those which are written below: the residual may be out
-    if (AHEAD && m + 1 < T::MT) rows[(m + 1) % 2].load(a, first_row + (m + 1) * 16, column);
-#pragma unroll
-    for (int pass = 0; pass < staged_passes<T>(); pass++) {
-      const int64_t row = first_row + m * 16 + staged_row<T>(threadIdx.x, pass);
-      if (row >= a.rows || column >= a.columns) continue;
-      int32_t eight[8];
-      load_staged<T>(eight, staged, pass);
-      store_vector(static_cast<Number*>(a.out) + row * a.columns + column,
-                   columns.finish(eight, row, rows[m % 2].scales[pass], rows[m % 2].residual[pass]));
-    }
-    synchronize_warp();
-  }
-}
-
 template <class T, class Number, Epilogue EPILOGUE>
 __global__ void __launch_bounds__(T::THREADS) w8a8_linear_kernel(const sana_edge_w8a8_linear_args a) {
-  if constexpr (!for_this_architecture<T>()) return;
-  const unsigned down = unsigned(blocks_of<int64_t>(a.rows, T::M));
-  const TilePlace place = tile_of_block(blockIdx.x, down, blocks_of(unsigned(a.columns), unsigned(T::N)));
-  const int64_t row = int64_t(place.row) * T::M, column = int64_t(place.column) * T::N;
-  int32_t sums[T::MT][T::NT][4] = {};
-  multiply_tiles<T>(
-      sums, MatrixRows{a.values + row * a.depth, int(smaller<int64_t>(a.rows - row, T::M)), a.depth},
-      MatrixRows{a.weight + column * a.depth, int(smaller<int64_t>(a.columns - column, T::N)), a.depth}, a.depth);
-  write_tile<T, Number, EPILOGUE>(sums, row + warp_row<T>(threadIdx.x),
-                                  int(column) + warp_column<T>(threadIdx.x) + staged_column<T>(threadIdx.x), a);
+  wait_for_kernels();
+  if constexpr (for_this_architecture<T>()) make_tile<T, Number, EPILOGUE>(a);
 }
 
 template <class T, class Number>
 sana_edge_status start(const sana_edge_w8a8_linear_args& a, void* stream) {
   const int64_t blocks = blocks_of<int64_t>(a.rows, T::M) * blocks_of<int64_t>(a.columns, T::N);
   SANA_EDGE_CHECK(blocks < LARGEST, SANA_EDGE_BAD_SHAPE);
-  const bool more = a.limit > 0 || a.gate || a.residual || a.constant;
-  const auto kernel = more     ? w8a8_linear_kernel<T, Number, ALL>
-                      : a.silu ? w8a8_linear_kernel<T, Number, SILU>
-                               : w8a8_linear_kernel<T, Number, BIAS>;
-  return launch(kernel, dim3{unsigned(blocks), 1, 1}, T::THREADS, T::SHARED, stream, a);
+  const Epilogue epilogue = epilogue_of(a);
+  const auto kernel = epilogue == BIAS   ? w8a8_linear_kernel<T, Number, BIAS>
+                      : epilogue == SILU ? w8a8_linear_kernel<T, Number, SILU>
+                                         : w8a8_linear_kernel<T, Number, ALL>;
+  return launch(kernel, dim3{unsigned(blocks), 1, 1}, T::THREADS, T::SHARED, stream, a, BEGINS_EARLY);
 }
-
-template <class Number>
-sana_edge_status start(TileName tile, const sana_edge_w8a8_linear_args& a, void* stream) {
-  switch (tile) {
-    case LARGE:
-      return start<TileLarge, Number>(a, stream);
-    case MIDDLE:
-      return start<TileMiddle, Number>(a, stream);
-    case NARROW:
-      return start<TileNarrow, Number>(a, stream);
-    case SMALL:
-      return start<TileSmall, Number>(a, stream);
-    case TURING:
-      return start<TileTuring, Number>(a, stream);
-    default:
-      return start<TileTuringSmall, Number>(a, stream);
-  }
-}
-
-#ifdef SANA_EDGE_EMULATED
-int forced_tile = -1;
-#endif
 
 }  // namespace
 
 #ifdef SANA_EDGE_EMULATED
-// for tests: this TileName instead of the best one, or -1
 extern "C" SANA_EDGE_API void sana_edge_emulator_tile(int name) { forced_tile = name; }
 #endif
 
 extern "C" SANA_EDGE_API sana_edge_status sana_edge_w8a8_linear(const sana_edge_w8a8_linear_args* a,
                                                                 void* stream) {
   SANA_EDGE_CHECK(a, SANA_EDGE_NULL_POINTER);
-  SANA_EDGE_CHECK(is_16_bit(a->type), SANA_EDGE_BAD_TYPE);
-  SANA_EDGE_CHECK(a->rows >= 0 && a->rows < LARGEST, SANA_EDGE_BAD_SHAPE);
-  SANA_EDGE_CHECK(a->columns > 0 && a->columns % 8 == 0 && a->columns < LARGEST / 2, SANA_EDGE_BAD_SHAPE);
-  SANA_EDGE_CHECK(a->depth > 0 && a->depth % 16 == 0 && a->depth <= EXACT_DEPTH && a->limit >= 0,
-                  SANA_EDGE_BAD_SHAPE);
-  SANA_EDGE_CHECK(a->tokens > 0 || !(a->gate || a->constant), SANA_EDGE_BAD_SHAPE);
-  if (a->rows == 0) return SANA_EDGE_OK;
-  SANA_EDGE_CHECK(given({a->values, a->scales, a->weight, a->weight_scales, a->out}), SANA_EDGE_NULL_POINTER);
-  SANA_EDGE_CHECK(aligned({a->values, a->weight, a->residual, a->out}) &&
-                      aligned({a->scales, a->weight_scales, a->bias, a->gate, a->constant}, 4),
-                  SANA_EDGE_BAD_ALIGNMENT);
-  sana_edge_device_info device;
-  const sana_edge_status status = current_device(&device);
-  SANA_EDGE_CHECK(status == SANA_EDGE_OK, status);
-  const TileFacts* tile = pick_tile(a->rows, a->columns, device);
-  SANA_EDGE_CHECK(tile, SANA_EDGE_UNSUPPORTED_DEVICE);
-  TileName name = tile->name;
-#ifdef SANA_EDGE_EMULATED
-  if (forced_tile >= 0) name = TileName(forced_tile);
-#endif
-  return a->type == SANA_EDGE_FP16 ? start<Half>(name, *a, stream) : start<BFloat16>(name, *a, stream);
+  const sana_edge_status status = check_linear(*a);
+  if (status != SANA_EDGE_OK || a->rows == 0) return status;
+  return start_with_tile(*a, [&](auto tile, const sana_edge_device_info&) {
+    using T = decltype(tile);
+    return a->type == SANA_EDGE_FP16 ? start<T, Half>(*a, stream) : start<T, BFloat16>(*a, stream);
+  });
 }

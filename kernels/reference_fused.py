@@ -50,6 +50,47 @@ def w8a8_linear(
     return (out if constant is None else out + constant.float()).to(dtype)
 
 
+def w8a8_linear_quantize(
+    values: Tensor,
+    scales: Tensor,
+    weight: Tensor,
+    weight_scales: Tensor,
+    bias: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+    *,
+    limit: float | None = None,
+    gate: Tensor | None = None,
+    residual: Tensor | None = None,
+    constant: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    eps: float = 1e-6,
+    static_scale: Tensor | None = None,
+    plain: tuple[int, int] = (0, 0),
+    plain_static_scale: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`w8a8_linear`, whose rows then go to INT8: by `norm_modulate_quantize`, or as they are.
+
+    Args:
+        scale, shift, eps, static_scale: as of `norm_modulate_quantize`; all rows are left as they are where
+            the first two are None.
+        plain: first and end of the images whose rows are left as they are.
+        plain_static_scale: of these rows.
+
+    Returns:
+        The product (..., out) in ``dtype``; values (..., out) int8 and scales (...,) fp32 of its rows.
+    """
+    product = {"limit": limit, "gate": gate, "residual": residual, "constant": constant}
+    out = w8a8_linear(values, scales, weight, weight_scales, bias, dtype, **product)  # type: ignore[arg-type]
+    as_it_is = quantize_rows(out, plain_static_scale)
+    if scale is None or shift is None:
+        return out, *as_it_is
+    normed = norm_modulate_quantize(out, scale, shift, eps, static_scale)
+    for rows, others in zip(normed, as_it_is, strict=True):
+        rows[slice(*plain)] = others[slice(*plain)]
+    return out, *normed
+
+
 def linear_attention_state(k: Tensor, v: Tensor, heads: int) -> Tensor:
     """Sums of ReLU linear attention of (B, N, C) k, v: (B, heads, d + 1, d) fp32.
 
@@ -177,6 +218,27 @@ def patch_embed(
     tokens = cells @ weight + bias
     tokens = tokens if positions is None else tokens + positions
     return tokens.to(dtype).repeat(copies, 1, 1)
+
+
+def sampler_step(
+    x: Tensor, velocity: Tensor, before: Tensor, noise: Tensor, coefficients: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`sana_edge.sampler.Sampler.step` of latents (B, channels, H, W) fp32, each product and sum rounded.
+
+    Args:
+        before: the clean latent of the step before, read where its coefficient is not 0.
+        noise: also.
+        coefficients: (7,) fp32, a row of `sana_edge.sampler.Sampler.table`.
+
+    Returns:
+        The latent after the step, and the clean one, at the scale of x.
+    """
+    _, predict_x, predict_output, carry, clean, previous, noised = coefficients
+    x0 = predict_x * x + predict_output * velocity
+    result = carry * x + clean * x0
+    for factor, tensor in ((previous, before), (noised, noise)):
+        result = torch.where(factor != 0, result + factor * tensor, result)
+    return result, x0
 
 
 def velocity_head(

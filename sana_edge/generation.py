@@ -18,8 +18,8 @@ from sana_edge.errors import Cancelled, OutOfMemory
 from sana_edge.image import Image
 from sana_edge.progress import Progress, watched
 from sana_edge.request import Plan
-from sana_edge.runtime import Runtime
-from sana_edge.sampler import denoise
+from sana_edge.runtime import Latent, Runtime
+from sana_edge.sampler import Denoised, denoise
 from sana_edge.system.memory import memory_errors
 from sana_edge.system.threads import PROCESS
 
@@ -79,11 +79,12 @@ def generation(
             with clock.stage("encode"):
                 origin = runtime.origin(plan)
         for picture in range(plan.images):
-            steps = denoise(sampler, predict, runtime.noise(plan, picture), origin)
+            queued = denoise(sampler, predict, runtime.noise(plan, picture), origin)
+            steps = _when_done(queued, runtime.mark)
             for i in range(taken):
                 stop_if(cancel)
                 PROCESS.check()
-                with clock.stage("denoise"):
+                with clock.stage("denoise", wait=False):
                     step = next(steps)
                 on_progress("denoise", picture * taken + i + 1, total)
                 image = None
@@ -124,11 +125,11 @@ def batch_generation(
         sampler, tables = runtime.schedule(plan)
         with clock.stage("denoise"):
             predict, more = runtime.predict(plan, tables, context, count)
-        steps = denoise(sampler, predict, runtime.noises(plans))
+        steps = _when_done(denoise(sampler, predict, runtime.noises(plans)), runtime.mark)
         for i in range(plan.steps):
             stop_if(cancel)
             PROCESS.check()
-            with clock.stage("denoise"):
+            with clock.stage("denoise", wait=False):
                 step = next(steps)
             on_progress("denoise", i + 1, plan.steps)
             yield Step(i, total, None, functools.partial(runtime.preview, step.clean[:1]))
@@ -149,6 +150,25 @@ def stop_if(cancel: threading.Event) -> None:
         raise Cancelled("the generation was cancelled")
 
 
+def _when_done(
+    steps: Iterator[Denoised[Latent]], mark: Callable[[], Callable[[], None] | None]
+) -> Iterator[Denoised[Latent]]:
+    """Steps when they are done, while the next one is queued: a GPU goes on, a cancellation costs a step."""
+    under_way: tuple[Denoised[Latent], Callable[[], None]] | None = None
+    for step in steps:
+        wait = mark()
+        if wait is None:
+            yield step
+            continue
+        if under_way is not None:
+            under_way[1]()
+            yield under_way[0]
+        under_way = step, wait
+    if under_way is not None:
+        under_way[1]()
+        yield under_way[0]
+
+
 class _Clock:
     """Seconds spent in each stage of a picture; the caller's time between steps does not count."""
 
@@ -157,11 +177,11 @@ class _Clock:
         self._seconds: dict[str, float] = {}
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
+    def stage(self, name: str, wait: bool = True) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        # also keeps the host from queueing steps that a cancellation could not take back
-        self._synchronize()
+        if wait:
+            self._synchronize()
         self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
 
     def read(self) -> dict[str, float]:

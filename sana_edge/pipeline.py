@@ -61,6 +61,7 @@ class Sana:
         cancel: threading.Event | None = None,
         threads: int | None = None,
         memory: int | str | None = None,
+        prompt_cache: bool = True,
     ) -> Sana:
         """Load a model; downloads it if it is a public one that is not on this machine.
 
@@ -98,6 +99,9 @@ class Sana:
             memory: what may be taken, in bytes or as "8GB", "7500MB", "8GiB": by the process on a CPU, by its
                 tensors on a GPU. Networks that do not fit into it together are loaded one after the other,
                 for each picture, and decoded in strips or tiles. Left out: what is free.
+            prompt_cache: keep what the text encoder makes of each prompt, in memory and in the user's cache
+                (docs/files.md); the encoder is loaded with the first prompt that is not there, and not with
+                the model. The pictures are the same.
 
         Raises:
             SanaError: ModelNotFound, CheckpointError, UnsupportedDevice, MissingDependency, InvalidInput,
@@ -116,6 +120,7 @@ class Sana:
             decoder=None if decoder is None else os.fspath(decoder),
             threads=threads,
             memory=memory,
+            prompt_cache=prompt_cache,
         )
         told = watched(on_progress, cancel, "loading")
         runtime, folder = load_runtime(os.fspath(model), options, told)

@@ -30,6 +30,9 @@ CHI: tuple[str, ...] = (
 # tokens that the denoiser was trained with, padding included (arXiv 2410.10629)
 MAX_TOKENS = 300
 
+# a prompt, and the lines of the instruction before it
+Text = tuple[str, Sequence[str] | None]
+
 
 def tokenized_text(prompt: str, instruction: Sequence[str] | None) -> str:
     """What the tokenizer gets: a prompt behind its instruction, as diffusers' SanaPipeline writes it.
@@ -45,6 +48,12 @@ def instruction_of(plan: Plan) -> Sequence[str] | None:
     if plan.instruction is None:
         return CHI
     return (plan.instruction,) if plan.instruction else None
+
+
+def texts_of(plan: Plan) -> list[Text]:
+    """What a plan reads: the negative prompt where there is guidance, without an instruction; then the prompt."""
+    texts: list[Text] = [(plan.prompt, instruction_of(plan))]
+    return [(plan.negative_prompt, None), *texts] if plan.guided else texts
 
 
 def token_limit(instruction_tokens: int) -> int:

@@ -264,6 +264,7 @@ class LoadOptions:
     decoder: str | None = None
     threads: int | None = None
     memory: int | str | None = None
+    prompt_cache: bool = True
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,8 @@ class Runtime(Protocol):
     """A loaded model as `sana_edge.Sana` needs it; `torch_runtime.runtime.TorchRuntime` explains each method.
 
     What ``schedule``, ``read`` and ``join`` give is for ``predict`` only. ``computing`` is entered around
-    all work, ``synchronize`` waits for it. ``close`` frees what does not go with the last reference; work
+    all work, ``synchronize`` waits for it, and so does what ``mark`` gives for work until then, where work is
+    queued. ``close`` frees what does not go with the last reference; work
     that comes after it is done all the same, and needs another ``close``.
     """
 
@@ -70,6 +71,7 @@ class Runtime(Protocol):
     def check_plan(self, plan: Plan) -> None: ...
     def computing(self) -> AbstractContextManager[Any]: ...
     def synchronize(self) -> None: ...
+    def mark(self) -> Callable[[], None] | None: ...
     def read(self, plan: Plan) -> tuple[Any, tuple[str, ...]]: ...
     def schedule(self, plan: Plan) -> tuple[Sampler, Any]: ...
     def join(self, contexts: Sequence[Any]) -> Any: ...
@@ -171,6 +173,7 @@ def _load_torch(model: str, options: LoadOptions, on_progress: Progress) -> tupl
             on_progress=both(on_progress, shown),
             threads=options.threads,
             memory=_limit(options),
+            prompt_cache=options.prompt_cache,
         )
     return loaded, found.path
 
@@ -202,6 +205,7 @@ def _load_engines(
             trust_engine=options.trust_engine,
             threads=options.threads,
             memory=_limit(options),
+            prompt_cache=options.prompt_cache,
             notes=notes,
             on_progress=both(on_progress, shown),
         )

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,6 +113,19 @@ class Sampler:
         self._before = x0
         return result
 
+    def take(
+        self, velocity: Callable[[Latent, int], Latent], x: Latent, i: int, noise: Callable[[], Latent]
+    ) -> Denoised[Latent]:
+        """Take step ``i`` from ``x``, with the arguments of `denoise`."""
+        given = self.model_input(x, i)
+        predicted = velocity(given, i)
+        clean = self.denoised(x, predicted, i) / self.initial_scale
+        return Denoised(given, predicted, self.step(x, predicted, i, noise), clean)
+
+    def table(self) -> NDArray[np.float32]:
+        """The coefficients (S, 7) as a recorded step reads them, in the order of `StepCoefficients`."""
+        return np.array([astuple(c) for c in self.coefficients], np.float32)
+
     def noised(self, clean: Latent, noise: Latent, i: int) -> Latent:
         """Return what step ``i`` starts from, for a clean latent (arXiv 2108.01073, SDEdit).
 
@@ -134,6 +147,8 @@ class Sampler:
 @dataclass(frozen=True, eq=False)
 class Denoised(Generic[Latent]):
     """One step of `denoise`, latents (B, C, H, W) fp32.
+
+    Of `Steps` all but ``clean`` is their own memory, which the next step overwrites.
 
     Attributes:
         given: what the denoiser got.
@@ -165,6 +180,14 @@ class Origin(Generic[Latent]):
         return x if self.mask is None else self.mask * x + (1 - self.mask) * kept
 
 
+@runtime_checkable
+class Steps(Protocol):
+    """A prediction that takes whole steps, the sampler's part included, in memory of its own."""
+
+    def take(self, sampler: Sampler, x: Any, i: int, noise: Callable[[], Any]) -> Denoised[Any]:
+        """`Sampler.take` of the prediction, to the bit."""
+
+
 def denoise(
     sampler: Sampler,
     velocity: Callable[[Latent, int], Latent],
@@ -174,7 +197,7 @@ def denoise(
     """Take a schedule's steps from noise to a latent, one at a time.
 
     Args:
-        velocity: the prediction for a latent at a step, guidance applied.
+        velocity: the prediction for a latent at a step, guidance applied; may be `Steps`.
         noise: draws N(0, 1), (B, C, H, W) fp32: where the loop starts, and what scm adds at each step.
         origin: what the noise is mixed with at the start and, outside its mask, after each step.
     """
@@ -182,16 +205,17 @@ def denoise(
     x = first * sampler.initial_scale if origin is None else sampler.noised(origin.clean, first, 0)
     last = len(sampler.coefficients) - 1
     for i in range(last + 1):
-        given = sampler.model_input(x, i)
-        predicted = velocity(given, i)
-        clean = sampler.denoised(x, predicted, i) / sampler.initial_scale
-        x = sampler.step(x, predicted, i, noise)
+        if isinstance(velocity, Steps):
+            taken: Denoised[Latent] = velocity.take(sampler, x, i, noise)
+        else:
+            taken = sampler.take(velocity, x, i, noise)
+        x, clean = taken.x, taken.clean
         if i == last:
             x = sampler.finish(x)
         if origin is not None:
             clean = origin.keep(clean, origin.clean)
             x = origin.keep(x, origin.clean if i == last else sampler.noised(origin.clean, first, i + 1))
-        yield Denoised(given, predicted, x, clean)
+        yield Denoised(taken.given, taken.velocity, x, clean)
 
 
 def varied(

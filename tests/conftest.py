@@ -67,6 +67,21 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
             terminalreporter.write_line(line)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _session_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """No test, nor a process that it starts, shares the user's cache; all of a session share one."""
+    with pytest.MonkeyPatch.context() as patch:
+        cache = tmp_path_factory.mktemp("cache")
+        patch.setenv("SANA_EDGE_CACHE", str(cache))
+        yield cache
+
+
+@pytest.fixture(autouse=True)
+def _no_prompts(_session_cache: Path) -> None:
+    """No prompt is known from a test before."""
+    shutil.rmtree(_session_cache / "prompts", ignore_errors=True)
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)

@@ -160,6 +160,15 @@ class Maker:
                 residual=x,
                 out=x,
             ),
+            "w8a8_linear_quantize": partial(
+                *(ops.w8a8_linear_quantize, *self.product(hidden, C), self.dtype),
+                residual=x,
+                **dict(zip(("shift", "scale"), table, strict=True)),
+                plain=(0, 1),
+            ),
+            "sampler_step": partial(
+                *(ops.sampler_step, *self.randn(4, B, config.in_channels, height, width), self.uniform(7))
+            ),
             "qkv_linear_attention": partial(
                 *(ops.qkv_linear_attention, *self.product(C, 3 * C), self.dtype, heads)
             ),

@@ -27,7 +27,8 @@ TURNS = {"cuda": 2, "cpu": 1}
 def drawn(backend: str, device: str) -> tuple[NDArray[np.uint8], dict[str, Any]]:
     """A picture, the last from one model, and what to say of it."""
     dtype = "fp16" if device == "cuda" else "bf16"
-    with Sana.load("sana-tiny", device=device, int8=True, backend=backend, dtype=dtype) as sana:
+    how = {"device": device, "backend": backend, "dtype": dtype}
+    with Sana.load("sana-tiny", int8=True, prompt_cache=False, **how) as sana:
         pictures = [sana.generate(PROMPT, seed=SEED, **SETTINGS[device]) for _ in range(TURNS[device])]
     first, picture = pictures[0], pictures[-1]
     row = {

@@ -133,7 +133,7 @@ def _ours(job: Job) -> Draw:
     from sana_edge import Sana
 
     how = {name: job[name] for name in ("backend", "dtype", "int8", "threads")}
-    sana = Sana.load(job["folder"], device="cpu", offline=True, **how)
+    sana = Sana.load(job["folder"], device="cpu", offline=True, prompt_cache=False, **how)
     asked = {name: job[name] for name in ("steps", "guidance", "seed", "size")}
 
     def draw(step: Callable[[], None]) -> Any:

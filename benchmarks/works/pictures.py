@@ -240,7 +240,7 @@ def measure_cold(options: argparse.Namespace, say: Say) -> dict[str, Any]:
 def _commands(options: argparse.Namespace) -> dict[str, list[str]]:
     """By name: torch in float and INT8, then every engine with every exported folder."""
     asked = ["generate", "--prompt", "a red house left of a yellow star", "--seed", "7", "--force"]
-    asked += ["--quiet", "--json", "--steps", str(options.steps), "--device", "cpu"]
+    asked += ["--quiet", "--json", "--steps", str(options.steps), "--device", "cpu", "--no-prompt-cache"]
     torch = [sys.executable, "-m", "sana_edge", *asked, "--model", options.model, "--backend", "torch"]
     commands = {"torch": torch, "torch int8": [*torch, "--int8"]}
     for folder in options.exported:

@@ -106,6 +106,8 @@ inline int round_to_int(float a) {
 inline char* shared_memory() { return emulator::shared_memory(); }
 inline void synchronize_block() { emulator::synchronize_block(); }
 inline void fence_device() {}
+inline void wait_for_kernels() {}
+inline int load_volatile(const int* from) { return *from; }
 inline int atomic_add(int* to, int value) {
   const int before = *to;
   *to += value;
@@ -155,6 +157,10 @@ T load_vector(const void* from) {
   T value;
   memcpy(&value, from, sizeof(T));
   return value;
+}
+template <class T>
+T load_fresh(const void* from) {
+  return load_vector<T>(from);
 }
 template <class T>
 void store_vector(void* to, const T& value) {
@@ -310,7 +316,7 @@ inline sana_edge_status current_device(sana_edge_device_info* out) { return sana
 
 template <class Arguments>
 sana_edge_status launch(void (*kernel)(Arguments), dim3 grid, unsigned threads, size_t shared, void*,
-                        const Arguments& arguments) {
+                        const Arguments& arguments, bool = false) {
   struct Call {
     void (*kernel)(Arguments);
     const Arguments* arguments;

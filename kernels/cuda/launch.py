@@ -33,7 +33,7 @@ _KINDS = {
     "half": _HALVES,
     "any": tuple(library.TYPES),
 }
-_DTYPES = {"w8a8_linear": torch.float16, "w8a8_conv2d": torch.bfloat16}
+_DTYPES = {"w8a8_linear": torch.float16, "w8a8_linear_quantize": torch.float16, "w8a8_conv2d": torch.bfloat16}
 _UPSAMPLINGS = {"none": 0, "phases": 1, "shuffle": 2}
 _ACTIVATIONS = {"identity": 0, "relu": 1, "silu": 2}
 # what a result belongs to that is made only with it
@@ -72,7 +72,7 @@ Values = dict[str, Any]
 
 
 def workspace(images: int, tokens: int, heads: int, device: torch.device) -> Tensor:
-    """Memory for sums between blocks of linear attention and of `tensor_scale`, zeros.
+    """Memory for what blocks tell each other: sums of linear attention, and which tiles are written; zeros.
 
     One of the largest size serves all sizes, one call after the other on one stream.
     """
@@ -156,7 +156,8 @@ def _find_type(operation: Operation, given: list[Pointer], values: Values) -> No
                 f"{operation.name} cannot give {values['half']}", "ask for float16 or bfloat16"
             )
     else:
-        values["half"] = next(values[p.name].dtype for p in given if p.kind in ("any", "half"))
+        halves = (values[p.name].dtype for p in given if p.kind in ("any", "half"))
+        values["half"] = next(halves, torch.float32)
     values["type"] = library.TYPES.get(values["half"], -1)
 
 
@@ -242,8 +243,17 @@ def _common(strides: Mapping[str, int]) -> int:
 def _prepare_linear(values: Values) -> None:
     limit = values["limit"]
     if limit is not None and not limit > 0:
-        raise InvalidInput(f"w8a8_linear cannot clip to ±{limit}", "give a limit above 0")
+        raise InvalidInput(f"a product cannot clip to ±{limit}", "give a limit above 0")
     values |= {"limit": limit or 0.0, "silu": int(values["silu"]), "gate_stride": 0, "constant_stride": 0}
+
+
+def _prepare_linear_quantize(values: Values) -> None:
+    if (values["scale"] is None) != (values["shift"] is None):
+        raise InvalidInput("scale and shift: one of them without the other", "give both or neither")
+    _prepare_linear(values | {"silu": False})
+    values |= {f"{name}_stride": 0 for name in ("gate", "constant", "scale", "shift")}
+    values["limit"] = values["limit"] or 0.0
+    values["plain_first"], values["plain_end"] = values["plain"]
 
 
 def _prepare_finish(values: Values) -> None:
@@ -286,6 +296,7 @@ def _prepare_conv(values: Values) -> None:
 
 _PREPARE: dict[str, Callable[[Values], None]] = {
     "w8a8_linear": _prepare_linear,
+    "w8a8_linear_quantize": _prepare_linear_quantize,
     "linear_attention_finish": _prepare_finish,
     "velocity_head": _prepare_head,
     "w8a8_conv2d": _prepare_conv,
@@ -296,11 +307,13 @@ quantize_rows = functools.partial(_launch, "quantize_rows")
 norm_modulate_quantize = functools.partial(_launch, "norm_modulate_quantize")
 dwconv_glu_quantize = functools.partial(_launch, "dwconv_glu_quantize")
 w8a8_linear = functools.partial(_launch, "w8a8_linear")
+w8a8_linear_quantize = functools.partial(_launch, "w8a8_linear_quantize")
 qkv_linear_attention = functools.partial(_launch, "qkv_linear_attention")
 qk_norm_linear_attention = functools.partial(_launch, "qk_norm_linear_attention")
 linear_attention_finish = functools.partial(_launch, "linear_attention_finish")
 cross_attention_quantize = functools.partial(_launch, "cross_attention_quantize")
 patch_embed = functools.partial(_launch, "patch_embed")
+sampler_step = functools.partial(_launch, "sampler_step")
 velocity_head = functools.partial(_launch, "velocity_head")
 w8a8_conv2d = functools.partial(_launch, "w8a8_conv2d")
 norm_add_quantize = functools.partial(_launch, "norm_add_quantize")

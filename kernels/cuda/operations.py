@@ -43,6 +43,25 @@ w8a8_linear
   constant       vector? images columns
   out            half>   *rows columns
   | q rows, i columns, i depth, i tokens, i type, q gate_stride, q constant_stride, f limit, i silu
+w8a8_linear_quantize
+  values         int8    *rows depth
+  scales         fp32    *rows
+  weight         int8    columns depth
+  weight_scales  fp32    columns
+  bias           fp32?   columns
+  gate           vector? images columns
+  residual       half?   *rows columns
+  constant       vector? images columns
+  scale          vector? images columns
+  shift          vector? images columns
+  static_scale   fp32?
+  plain_static_scale fp32?
+  out            half>   *rows columns
+  next_values    int8>   *rows columns
+  next_scales    fp32>   *rows
+  workspace      bytes?
+  | q workspace_bytes, q rows, q gate_stride, q constant_stride, q scale_stride, q shift_stride
+  | i columns, i depth, i tokens, i type, i plain_first, i plain_end, f limit, f eps
 qkv_linear_attention
   values         int8    images tokens depth
   scales         fp32    images tokens
@@ -103,6 +122,15 @@ velocity_head
   guidance       fp32?
   out            fp32>   images channels height width
   | q stride, i images, i tokens=height*width, i columns, i channels, f eps, i type
+sampler_step
+  x              fp32    images channels height width
+  velocity       fp32    images channels height width
+  before         fp32    images channels height width
+  noise          fp32    images channels height width
+  coefficients   fp32    7
+  out            fp32>   images channels height width
+  clean          fp32>   images channels height width
+  | q size=images*channels*height*width
 w8a8_conv2d
   values         int8    images height width depth
   scale          fp32

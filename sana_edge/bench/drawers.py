@@ -54,6 +54,8 @@ class _Ours(Drawer):
             device=order.device,
             offline=True,
             threads=order.threads,
+            # each picture pays for its text
+            prompt_cache=False,
         )
 
     def draw(self, request: Request, tell: Tell) -> tuple[Any, dict[str, float]]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import sana_edge
+from sana_edge.system.threads import processor
 
 # the checkout, or the folder of an installation
 _ABOVE = Path(sana_edge.__file__).parents[1]
@@ -163,11 +164,7 @@ def _nvidia_smi(*asked: str) -> dict[str, str] | None:
 def _processor() -> str:
     if sys.platform == "darwin":
         return _said("sysctl", "-n", "machdep.cpu.brand_string") or platform.machine()
-    try:
-        names = re.findall(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        names = []
-    return str(names[0]) if names else platform.processor() or platform.machine()
+    return processor()
 
 
 def _memory_gb() -> float | None:

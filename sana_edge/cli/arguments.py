@@ -106,6 +106,13 @@ def add_load_options(parser: argparse.ArgumentParser, *, int8: str = _INT8) -> N
     add("--memory", type=memory, metavar="SIZE", help=budget)
 
 
+def add_prompt_cache(parser: argparse.ArgumentParser) -> None:
+    """Add ``--no-prompt-cache``."""
+    text = "read every prompt anew, and keep nothing (default: what the text encoder makes of a prompt is"
+    text += " kept in the user's cache, and the encoder is loaded for new prompts only)"
+    parser.add_argument("--no-prompt-cache", dest="prompt_cache", action="store_false", help=text)
+
+
 def prompt_from_stdin() -> str:
     """All of stdin without white space around it.
 

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 HELP = "measure a model's pictures, and what INT8 or another model costs"
 
-_TABLES = (".json", ".jsonl", ".csv", ".tsv")
 _DRAWING = ("seed", "steps", "guidance", "size", "sampler")
 
 
@@ -37,7 +36,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="a name from `models list`, a folder, also an exported one, or a repository",
     )
     add("--against", metavar="MODEL2", help="compare with this model (default: none, or INT8 by --int8)")
-    sets = "a text file with one prompt a line; geneval, its 553; sana-tiny, 553 that it was never trained on"
+    sets = (
+        "text with one prompt a line, JSON, CSV or TSV; geneval, its 553; sana-tiny, 553 not in its training"
+    )
     add("--prompts", required=True, metavar="FILE|geneval|sana-tiny", help=sets)
     add("--limit", type=int, metavar="N", help="only N prompts, of each category alike (default: all)")
     _add_metric_options(parser)
@@ -126,10 +127,10 @@ def _prompts(arguments: argparse.Namespace) -> PromptSet:
     if arguments.prompts in SETS:
         return named(arguments.prompts)
     from sana_edge.calib.prompts import load_prompts
+    from sana_edge.evaluate import prompt_files
 
-    if arguments.prompts.lower().endswith(_TABLES):
-        hint = "write its prompts into a text file, one a line"
-        raise InvalidInput(f"{arguments.prompts} is no text file with one prompt a line", hint)
+    if arguments.prompts.lower().endswith(prompt_files.KINDS):
+        return prompt_files.read(Path(arguments.prompts).expanduser())
     found = load_prompts(arguments.prompts)
     return PromptSet(found.name, found.prompts)
 
@@ -165,6 +166,8 @@ def _loader(
 
     def load(source: Source) -> Sana:
         chosen: dict[str, Any] = {**options, "int8": source.int8, "progress": not arguments.quiet}
+        # hundreds of prompts, once each
+        chosen["prompt_cache"] = False
         model = fastest(source.model, LoadOptions(**chosen), say, progress)
         return sana_edge.Sana.load(model, **chosen)
 

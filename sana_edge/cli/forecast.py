@@ -30,7 +30,7 @@ from sana_edge.request import LoadOptions, Plan, Request
 from sana_edge.store import hub, manifest
 from sana_edge.store.manifest import Manifest, is_exported
 from sana_edge.store.tokenizer import PromptTokenizer
-from sana_edge.system.memory import available_memory, used_memory
+from sana_edge.system.memory import available_memory, shown, used_memory
 
 # tokens of SANA's instruction in Gemma's vocabulary
 _INSTRUCTION = 246
@@ -205,6 +205,11 @@ def _forecast(
     room = None if limit is None else max(limit - base, 0)
     way = order(stages, room)
     peak = base + (in_turn(stages, tiles=plan.tile != 0) if way is None else way[1])
+    known = [stage for stage in stages if stage.name != "text"]
+    again = order(known, room)
+    if again is not None:
+        said = f"{shown(base + again[1])} with a prompt that was drawn before: its text encoder is not loaded"
+        rest["notes"] = (*rest["notes"], said)
     proposals = rest.pop("proposals")
     return Forecast(
         model=name,

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import sana_edge
 from sana_edge.cli import again, many
-from sana_edge.cli.arguments import add_load_options, add_revision, prompt_from_stdin, size
+from sana_edge.cli.arguments import (
+    add_load_options,
+    add_prompt_cache,
+    add_revision,
+    prompt_from_stdin,
+    size,
+)
 from sana_edge.cli.fastest import fastest
 from sana_edge.cli.output import NAME, Output
 from sana_edge.errors import InvalidInput, MissingDependency, ModelNotFound, UnsupportedDevice
@@ -55,6 +61,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(variation=None)
     add("--sampler", choices=SAMPLERS, help="(default: what the model was made for)")
     add_load_options(parser)
+    add_prompt_cache(parser)
     place = "a .png, .jpg or .webp file, an existing folder, or - for a PNG on stdout; the seed takes the"
     place += " place of {seed}, or stands at the end of several names (default: %(default)s)"
     add("--output", default=NAME, metavar="PATH", help=place)

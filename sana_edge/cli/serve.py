@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sana_edge
-from sana_edge.cli.arguments import add_load_options
+from sana_edge.cli.arguments import add_load_options, add_prompt_cache
 from sana_edge.cli.fastest import fastest
 from sana_edge.errors import InvalidInput, SanaError, extra
 from sana_edge.progress import Progress, bar, both
@@ -36,6 +36,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     models += " several times: the first is the default, and loaded at the start (default: sana-tiny)"
     add("--model", action="append", metavar="NAME", help=models)
     add_load_options(parser)
+    add_prompt_cache(parser)
     add("--host", default=HOST, metavar="NAME", help="of the address to listen on (default: %(default)s)")
     add("--port", type=int, default=PORT, metavar="N", help="0 takes a free one (default: %(default)s)")
     key = f"what clients must send; without one only this machine may ask (default: {KEY}, else none)"
@@ -132,6 +133,7 @@ class _Loader:
             "trust_engine",
             "threads",
             "memory",
+            "prompt_cache",
             "offline",
         ]
         options = {name: getattr(arguments, name) for name in names}

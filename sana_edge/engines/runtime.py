@@ -22,6 +22,7 @@ from sana_edge.engines.text import (
     Context,
     EngineText,
     Floats,
+    KnownText,
     ProjectedText,
     padding_mask,
     side_by_side,
@@ -30,7 +31,7 @@ from sana_edge.engines.tiles import encode_tiles
 from sana_edge.errors import InvalidInput, OutOfMemory
 from sana_edge.plan.memory import Stage, Work, check_smallest, engine_stages, fit_hint, in_turn
 from sana_edge.progress import Progress, unseen
-from sana_edge.prompt import instruction_of, reading_notes
+from sana_edge.prompt import reading_notes, texts_of
 from sana_edge.request import Plan
 from sana_edge.sampler import Origin, Sampler, guide, sampler_of, varied
 from sana_edge.store import manifest, manifest_files
@@ -49,7 +50,13 @@ class EngineRuntime:
     """What `sana_edge.runtime.Runtime` promises, of an exported folder. Latents are (1, C, h, w) fp32."""
 
     def __init__(
-        self, folder: Path, described: Manifest, kind: EngineKind, notes: tuple[str, ...] = ()
+        self,
+        folder: Path,
+        described: Manifest,
+        kind: EngineKind,
+        notes: tuple[str, ...] = (),
+        *,
+        prompt_cache: bool = False,
     ) -> None:
         self.graphs = Graphs(folder, described, kind)
         self.backend = kind
@@ -58,7 +65,9 @@ class EngineRuntime:
         self._map = read_map(folder, described.latent_channels)
         self._decoder = EngineDecoder(self.graphs)
         # a method of this object would keep it, and with it the engines, until a garbage collection
-        self._text = EngineText(folder, described.text, partial(_run_text, self.graphs))
+        read = partial(EngineText, folder, described.text, partial(_run_text, self.graphs))
+        self._known = KnownText(folder, described, kind, read) if prompt_cache else None
+        self._text = self._known or read()
 
     @classmethod
     def load(
@@ -73,6 +82,7 @@ class EngineRuntime:
         trust_engine: bool = False,
         threads: int | None = None,
         memory: int | None = None,
+        prompt_cache: bool = False,
         notes: tuple[str, ...] = (),
         on_progress: Progress = unseen,
     ) -> EngineRuntime:
@@ -84,6 +94,7 @@ class EngineRuntime:
             int8: refuse a float model.
             backend: "auto" or one of `choose.NAMES`.
             engine_folder, trust_engine, threads, memory: see `engine.Settings`.
+            prompt_cache: load the text encoder with the first prompt that was not read before.
             notes: why this folder was taken.
             on_progress: told before files are verified and each graph is loaded; what it raises ends that.
 
@@ -108,19 +119,19 @@ class EngineRuntime:
             smallest = engine_stages(described, Work(1, 1, guided=False), kind.name, kind.precision)
             check_smallest(described.name, smallest, within(available_memory(), memory), memory)
         loading = partial(on_progress, f"loading {described.name}")
-        loading(0, 5)
+        parts = 4 if prompt_cache else 5
+        loading(0, parts)
         manifest_files.verify(folder, described)
-        runtime = cls(folder, described, kind, notes)
+        runtime = cls(folder, described, kind, notes, prompt_cache=prompt_cache)
         # Sprint models never are guided
         usual = "denoiser" if described.sampler.kind == "scm" else "denoiser_folded"
         try:
             everything = runtime.graphs.fit(_TEXT, _DENOISER, _DECODER)
-            for number, name in enumerate(
-                (_TEXT, "text_projection", *([usual] if everything else [])), start=1
-            ):
-                loading(number, 5)
+            names = [*([] if prompt_cache else [_TEXT]), "text_projection", *([usual] if everything else [])]
+            for number, name in enumerate(names, start=1):
+                loading(number, parts)
                 runtime.graphs.load(name)
-            loading(4, 5)
+            loading(parts - 1, parts)
             if everything:
                 runtime.load_decoder()
         except BaseException:
@@ -187,6 +198,9 @@ class EngineRuntime:
         """Nothing is set for numpy."""
         return nullcontext()
 
+    def mark(self) -> None:
+        """Nothing is queued."""
+
     def synchronize(self) -> None:
         """Engines return when they are done."""
 
@@ -221,7 +235,9 @@ class EngineRuntime:
         needed, free = 2 * 3 * 4 * plan.width * plan.height, available_memory()
         if self._memory is not None and self.backend.device == "cpu":
             stages, there = self._stages(plan), self.graphs.loaded
-            free, needed = self.graphs.free(free), in_turn(stages, tiles=plan.tile != 0)
+            known = self._known is not None and self._known.have(texts_of(plan))
+            used = [stage for stage in stages if not (known and stage.name == "text")]
+            free, needed = self.graphs.free(free), in_turn(used, tiles=plan.tile != 0)
             if free is not None:
                 free += sum(s.weights for s in stages if any(name.startswith(s.name) for name in there))
         if free is not None and needed > free:
@@ -239,15 +255,19 @@ class EngineRuntime:
 
     def read(self, plan: Plan) -> tuple[Context, tuple[str, ...]]:
         """Encode the prompt, and the negative one where it is used; say what was cut or ignored."""
-        if _TEXT not in self.graphs.loaded:
-            self.graphs.make_room(_DENOISER, _DECODER, for_graph=_TEXT)
-        prompt = self._project(self._text.encode(plan.prompt, instruction=instruction_of(plan)))
-        negative = None
-        if plan.guided:
-            negative = self._project(self._text.encode(plan.negative_prompt, instruction=None))
+        texts = texts_of(plan)
+
+        def project(number: int) -> ProjectedText:
+            prompt, instruction = texts[number]
+            return self._project(self._text.encode(prompt, instruction=instruction))
+
+        if self._known is not None:
+            found = self._known.last.get(texts, project)
+        else:
+            found = [project(number) for number in range(len(texts))]
         notes = reading_notes(plan, self._text, self._domain, self.name)
         self.graphs.make_room(_TEXT)
-        return Context(prompt, negative), (*self.notes, *notes)
+        return Context(found[-1], found[0] if plan.guided else None), (*self.notes, *notes)
 
     def schedule(self, plan: Plan) -> tuple[Sampler, Floats]:
         """Make the sampler; its timesteps (S,) are what the denoiser gets."""
@@ -379,6 +399,8 @@ class EngineRuntime:
 
     def release(self) -> None:
         """Let go of the engines, after an error; they are loaded again when they are needed."""
+        if self._known is not None:
+            self._known.last.keep()
         self.graphs.close()
 
     def close(self) -> None:
@@ -399,4 +421,6 @@ class EngineRuntime:
 
 
 def _run_text(graphs: Graphs, ids: NDArray[np.int64], keys: Floats, values: Floats) -> Floats:
+    if _TEXT not in graphs.loaded:
+        graphs.make_room(_DENOISER, _DECODER, for_graph=_TEXT)
     return graphs.run(_TEXT, ids=ids, past_keys=keys, past_values=values)["hidden"]

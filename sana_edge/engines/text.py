@@ -9,15 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sana_edge.decoding import check_finite
+from sana_edge.engines.engine import EngineKind
 from sana_edge.errors import CheckpointError
-from sana_edge.prompt import CHI, known_tokens, token_limit, tokenized_text
-from sana_edge.store.manifest import DAMAGED, INSTRUCTION, TOKENIZER, TextShape
+from sana_edge.prompt import CHI, Text, known_tokens, token_limit, tokenized_text
+from sana_edge.store.cache import FileState, file_state
+from sana_edge.store.manifest import DAMAGED, INSTRUCTION, TOKENIZER, Manifest, TextShape
+from sana_edge.store.prompt_cache import Entry, LastTexts, PromptCache
 from sana_edge.store.tokenizer import PromptTokenizer
+from sana_edge.system.threads import processor
 
 Floats = NDArray[np.float32]
 
@@ -142,6 +147,72 @@ class ProjectedText:
     def length(self) -> int:
         """L."""
         return int(self.keys.shape[-1])
+
+
+class KnownText:
+    """`EngineText`, made for what the user's cache does not have: see `PromptCache`.
+
+    Args:
+        read: reads the tokenizer and the instruction.
+
+    Attributes:
+        last: keys, values and constants of the last plan's texts.
+    """
+
+    def __init__(
+        self, folder: Path, described: Manifest, kind: EngineKind, read: Callable[[], EngineText]
+    ) -> None:
+        self._read = read
+        self._text: EngineText | None = None
+        self._cache = PromptCache(_identity(folder, described, kind), "F32", described.text.channels)
+        self.last = LastTexts[ProjectedText]()
+
+    def have(self, texts: Sequence[Text]) -> bool:
+        """Whether no text encoder is needed for these."""
+        return all(self._cache.find(text) is not None for text in texts)
+
+    def encode(self, prompt: str, *, instruction: Sequence[str] | None = CHI) -> Floats:
+        """As `EngineText.encode`."""
+        entry = self._entry((prompt, instruction))
+        found: Floats = np.frombuffer(entry.content, np.float32).reshape(entry.shape).copy()
+        return found
+
+    def tokens_over_limit(self, prompt: str, *, instruction: Sequence[str] | None = CHI) -> int:
+        """As `EngineText.tokens_over_limit`."""
+        return self._entry((prompt, instruction)).excess
+
+    def _entry(self, text: Text) -> Entry:
+        def encode() -> Entry:
+            if self._text is None:
+                self._text = self._read()
+            prompt, instruction = text
+            features = self._text.encode(prompt, instruction=instruction)
+            excess = self._text.tokens_over_limit(prompt, instruction=instruction)
+            _, length, channels = features.shape
+            return Entry("F32", (1, length, channels), features.tobytes(), excess)
+
+        return self._cache.get(text, encode)
+
+
+def _identity(folder: Path, described: Manifest, kind: EngineKind) -> Callable[[], list[Any] | None]:
+    """What features depend on: the files of the text encoder, which were verified, and what runs it."""
+    stem = described.graphs["text_encoder"].file.removesuffix(".onnx")
+    inside = TOKENIZER.partition("/")[0]
+    checksums = {
+        name: file.sha256
+        for name, file in sorted(described.files.items())
+        if name.partition(".")[0] == stem or name == INSTRUCTION or name.partition("/")[0] == inside
+    }
+    fixed = [kind.name, kind.device, kind.precision, kind.title, processor(), checksums]
+
+    def states() -> list[FileState]:
+        try:
+            return [file_state(folder / name) for name in checksums]
+        except OSError:
+            return []
+
+    verified = states()
+    return lambda: fixed if states() == verified else None
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""The Linear DiT with INT8 layers on the fused operations: twelve launches a layer and two."""
+"""The Linear DiT with INT8 layers on the fused operations: on CUDA nine launches a layer and three."""
 
 from __future__ import annotations
 
@@ -66,8 +66,12 @@ class FusedDenoiser:
         fused, (height, width) = ops, latent.shape[-2:]
         copies = 1 if guidance is None else 2
         x = fused.patch_embed(latent, *self._patch, positions, copies, self.dtype, backend=self.backend)
+        vectors = [modulation.layer(layer) for layer in range(len(self._blocks))]
+        tokens = None
         for layer, block in enumerate(self._blocks):
-            block(x, modulation.layer(layer), text[layer], (height, width), workspace)
+            after = layer + 1
+            following = self._blocks[after].attention_norm(vectors[after]) if after < len(vectors) else None
+            tokens = block(x, vectors[layer], text[layer], (height, width), workspace, tokens, following)
         shift, scale = modulation.head()
         velocity: Tensor = fused.velocity_head(
             x, scale, shift, FINAL_EPS, *self._head, guidance, (height, width), backend=self.backend

@@ -35,19 +35,20 @@ _TRITON = {
     "patch_embed": "patch_embed",
     "velocity_head": "velocity_head",
 }
-# the decoder's, which Triton has none of: they are torch's where the CUDA library is not there
-CUDA_ONLY = ("w8a8_conv2d", "norm_add_quantize", "tensor_scale", "multiscale_linear_attention")
+# what Triton has none of: torch computes it where the CUDA library is not there
+DECODER_OPERATIONS = ("w8a8_conv2d", "norm_add_quantize", "tensor_scale", "multiscale_linear_attention")
+CUDA_ONLY = (*DECODER_OPERATIONS, "sampler_step", "w8a8_linear_quantize")
 OPERATIONS = (*_TRITON, *CUDA_ONLY)
 
 
 def workspace(backend: str, images: int, tokens: int, heads: int, device: torch.device) -> Tensor | None:
-    """What sums of linear attention, and `tensor_scale`, need on a backend; not for two at once."""
+    """What blocks of some operations tell each other by on a backend; not for two at once."""
     return launch.workspace(images, tokens, heads, device) if backend == "cuda" else None
 
 
 @functools.cache
 def _implementation(backend: str, name: str) -> Callable[..., Any]:
-    torch_home = "reference_conv" if name in CUDA_ONLY else "reference_fused"
+    torch_home = "reference_conv" if name in DECODER_OPERATIONS else "reference_fused"
     home = {"cuda": "cuda.launch", "triton": f"triton.{_TRITON.get(name)}", "torch": torch_home}[backend]
     function: Callable[..., Any] = getattr(importlib.import_module(f"sana_edge.kernels.{home}"), name)
     return function
@@ -75,12 +76,14 @@ quantize_rows = functools.partial(_run, "quantize_rows")
 norm_modulate_quantize = functools.partial(_run, "norm_modulate_quantize")
 dwconv_glu_quantize = functools.partial(_run, "dwconv_glu_quantize")
 w8a8_linear = functools.partial(_run, "w8a8_linear")
+w8a8_linear_quantize = functools.partial(_run, "w8a8_linear_quantize")
 qkv_linear_attention = functools.partial(_run, "qkv_linear_attention")
 qk_norm_linear_attention = functools.partial(_run, "qk_norm_linear_attention")
 linear_attention_finish = functools.partial(_run, "linear_attention_finish")
 cross_attention_quantize = functools.partial(_run, "cross_attention_quantize")
 patch_embed = functools.partial(_run, "patch_embed")
 velocity_head = functools.partial(_run, "velocity_head")
+sampler_step = functools.partial(_run, "sampler_step")
 w8a8_conv2d = functools.partial(_run, "w8a8_conv2d")
 norm_add_quantize = functools.partial(_run, "norm_add_quantize")
 tensor_scale = functools.partial(_run, "tensor_scale")

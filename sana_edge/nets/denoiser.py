@@ -72,6 +72,12 @@ def join_texts(contexts: Sequence[TextContext]) -> TextContext:
     return TextContext(tuple(tuple(map(_joined, zip(*layer, strict=True))) for layer in layers))
 
 
+def beside(contexts: Sequence[TextContext]) -> TextContext:
+    """One context with the groups of several, in their order: what `Denoiser.text_context` makes of all."""
+    layers = zip(*(context.layers for context in contexts), strict=True)
+    return TextContext(tuple(tuple(group for layer in each for group in layer) for each in layers))
+
+
 def _joined(parts: Sequence[KeysValues | Constant]) -> KeysValues | Constant:
     constants = [part for part in parts if isinstance(part, Constant)]
     keyed = [part for part in parts if isinstance(part, KeysValues)]

@@ -7,6 +7,8 @@ import json
 import math
 from typing import Any
 
+import PIL.Image
+import PIL.ImageFilter
 import PIL.ImageOps
 from starlette.requests import Request
 from starlette.responses import Response
@@ -29,6 +31,7 @@ _FOREIGN = (
     "alwayson_scripts",
 )
 _NOTHING: tuple[Any, ...] = (None, False, "", [], {}, "None")
+_MAX_BLUR = 64
 
 
 class Automatic1111:
@@ -170,14 +173,42 @@ def _start(asked: Fields) -> dict[str, Any]:
     images = asked.values.get("init_images")
     if not isinstance(images, list) or len(images) != 1:
         raise InvalidInput(f"init_images is {shown(images)}", "give a list with one picture in base64")
-    mask = asked.picture("mask")
-    if mask is not None and asked.whole("inpainting_mask_invert", low=0, high=1):
-        mask = PIL.ImageOps.invert(mask.convert("L"))
     return {
         "image": Fields({"init_images": images[0]}).picture("init_images"),
-        "mask": mask,
+        "mask": _mask(asked),
         "strength": asked.number("denoising_strength"),
     }
+
+
+def _mask(asked: Fields) -> PIL.Image.Image | None:
+    """White where it is drawn anew, with edges as soft as they are asked for."""
+    mask = asked.picture("mask")
+    if mask is None:
+        return None
+    mask = mask.convert("L")
+    if asked.whole("inpainting_mask_invert", low=0, high=1):
+        mask = PIL.ImageOps.invert(mask)
+    both = asked.whole("mask_blur", low=0, high=_MAX_BLUR)
+    blur = [
+        asked.whole(f"mask_blur_{axis}", low=0, high=_MAX_BLUR) if both is None else both for axis in "xy"
+    ]
+    return mask.filter(PIL.ImageFilter.GaussianBlur((blur[0] or 0, blur[1] or 0)))
+
+
+def _mask_notes(asked: Fields) -> list[str]:
+    """What of inpainting is not as in the web UI."""
+    notes: list[str] = []
+    if asked.values.get("mask") in _NOTHING:
+        return notes
+    if asked.values.get("inpaint_full_res") not in (*_NOTHING, 0):
+        notes.append(
+            "inpaint_full_res has no effect: the whole picture is drawn, not the masked part enlarged"
+        )
+    if asked.values.get("inpainting_fill") not in (None, 1):
+        notes.append(
+            "inpainting_fill is 1 (original): what lies under the mask is what the drawing starts from"
+        )
+    return notes
 
 
 def _job(
@@ -189,6 +220,7 @@ def _job(
         for name in _FOREIGN
         if asked.values.get(name) not in _NOTHING
     ]
+    notes += _mask_notes(asked)
     sampler = asked.text("sampler_name", "sampler_index")
     if sampler is not None and sampler not in SAMPLERS:
         notes.append(f"sampler {shown(sampler)} is not there: the model's own is used")

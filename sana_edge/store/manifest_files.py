@@ -1,22 +1,20 @@
 """The files of an exported folder against their checksums, once for each file that has not changed since.
 
 Reading a gigabyte takes a second or more, and a program that starts for one picture would pay it every time.
-So what was good leaves a mark in the user's cache: an empty file named after path, size, times of change and
-checksum. Programs may put back the time of the content, which they show, but not that of the entry itself
-(Windows has only the first). Without a cache that can be written every file is read every time.
+So what was good leaves a mark in the user's cache: an empty file named after `cache.file_state` and checksum.
+Without a cache that can be written every file is read every time.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from sana_edge.errors import CheckpointError
 from sana_edge.store import onnx_values, package
-from sana_edge.store.cache import user_cache
+from sana_edge.store.cache import file_state, user_cache
 from sana_edge.store.manifest import DAMAGED, FILE, Manifest, StoredFile
 
 # what is looked at beside the checksum: marks of earlier versions do not count
@@ -81,21 +79,13 @@ def _mark(path: Path, expected: str) -> Path | None:
     """Where it is noted that a file as it is now has the expected content; None where there is no cache."""
     cache = user_cache()
     try:
-        now = os.stat(path)
+        state = file_state(path)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error}", DAMAGED) from error
     if cache is None:
         return None
-    state = (
-        os.path.realpath(path),
-        now.st_size,
-        now.st_mtime_ns,
-        now.st_ctime_ns,
-        now.st_ino,
-        expected,
-        _LOOKED,
-    )
-    return cache / "verified" / hashlib.sha256(repr(state).encode("utf-8", "surrogatepass")).hexdigest()
+    name = repr((*state, expected, _LOOKED)).encode("utf-8", "surrogatepass")
+    return cache / "verified" / hashlib.sha256(name).hexdigest()
 
 
 def _digest(path: Path) -> str:

@@ -53,7 +53,12 @@ def cannot_write(path: Path, error: Exception) -> SanaError:
 
 @contextlib.contextmanager
 def new_file(
-    path: Path, *, force: bool = True, parents: bool = True, failures: tuple[type[Exception], ...] = ()
+    path: Path,
+    *,
+    force: bool = True,
+    parents: bool = True,
+    private: bool = False,
+    failures: tuple[type[Exception], ...] = (),
 ) -> Iterator[Path]:
     """Give an unused name to write to; at the end, and only then, that file gets the name ``path``.
 
@@ -62,6 +67,7 @@ def new_file(
     Args:
         force: replace what is at ``path``.
         parents: make the folder where it is missing.
+        private: only the user may read it.
         failures: exceptions of a library that mean, as OSError does, that the file could not be written.
 
     Raises:
@@ -77,7 +83,7 @@ def new_file(
             _refuse_mounted(target)
             yield temporary
             # some libraries make files that only their owner reads
-            temporary.chmod((scratch / "mode").stat().st_mode & 0o666)
+            temporary.chmod((scratch / "mode").stat().st_mode & (0o600 if private else 0o666))
             # a full disk may show only here, and the name must not appear before the content
             flush(temporary)
             if force:
@@ -92,9 +98,9 @@ def new_file(
         raise cannot_write(path, error) from error
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file, whole or not at all; errors are those of `new_file`."""
-    with new_file(path) as temporary:
+def write_bytes(path: Path, content: bytes, *, private: bool = False) -> None:
+    """Write a file, whole or not at all; ``private`` and errors are those of `new_file`."""
+    with new_file(path, private=private) as temporary:
         temporary.write_bytes(content)
 
 

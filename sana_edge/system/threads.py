@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import platform
+import re
 import signal
 import threading
 from collections.abc import Iterator, MutableMapping
@@ -36,6 +38,15 @@ def cpu_threads(asked: int | None = None) -> int | None:
     # two hardware threads of a core have the same siblings
     cores = {_read(_CPUS / f"cpu{cpu}" / "topology" / "thread_siblings_list") or str(cpu) for cpu in allowed}
     return max(1, min(len(cores), quota()))
+
+
+def processor() -> str:
+    """The CPU's name where the system tells it, or its kind: what the order of sums depends on."""
+    try:
+        names = re.findall(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        names = []
+    return str(names[0]) if names else platform.processor() or platform.machine()
 
 
 def shown_threads(threads: int | None) -> str:

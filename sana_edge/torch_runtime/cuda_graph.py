@@ -153,6 +153,7 @@ class StepGraph:
         name: of what it computes, for the note.
 
     Attributes:
+        step: the function's own memory of a step's tensors, which it may change.
         note: why the function is not recorded; empty where it is.
     """
 
@@ -165,7 +166,7 @@ class StepGraph:
         name: str = "denoising",
     ) -> None:
         inputs = [t.clone() for t in step], [t.clone() for t in prompt]
-        self._step, self._prompt = inputs
+        self.step, self._prompt = inputs
         # a recording goes on reading what the function holds
         self._function = function
         self.note = ""
@@ -192,8 +193,11 @@ class StepGraph:
         _copy(self._prompt, prompt)
 
     def __call__(self, step: Sequence[Tensor]) -> Tensor:
-        """The function of a step's tensors; the next call may overwrite the result."""
-        _copy(self._step, step)
+        """The function of a step's tensors; the next call may overwrite the result.
+
+        What is in ``self.step`` at its place stays as it is.
+        """
+        _copy(self.step, step)
         return self._run()
 
 
@@ -201,4 +205,5 @@ def _copy(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
     if any(target.shape != source.shape for target, source in zip(targets, sources, strict=True)):
         raise ValueError("a step graph was given tensors of other shapes than it was made for")
     for target, source in zip(targets, sources, strict=True):
-        target.copy_(source)
+        if source is not target:
+            target.copy_(source)

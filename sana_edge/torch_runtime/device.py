@@ -62,14 +62,18 @@ def without_fp16(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cpu" or torch.cuda.is_bf16_supported() else torch.float32
 
 
+def thread_count(count: int | None) -> int:
+    """The threads that `torch_threads` takes."""
+    return min(torch.get_num_threads(), quota()) if count is None else count
+
+
 @contextmanager
 def torch_threads(count: int | None) -> Iterator[None]:
     """Inside torch computes on the CPU with so many threads; None: its own number, within a quota.
 
     It counts the machine's cores, also where a container may use only some of them.
     """
-    before = torch.get_num_threads()
-    wanted = min(before, quota()) if count is None else count
+    before, wanted = torch.get_num_threads(), thread_count(count)
     if wanted == before:
         yield
         return

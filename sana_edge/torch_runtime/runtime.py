@@ -27,7 +27,7 @@ from sana_edge.nets.text_encoder import EncodedTexts, TextEncoder
 from sana_edge.plan.memory import Stage, Work, check_smallest, fit_hint, in_turn, together, torch_stages
 from sana_edge.plan.model import Facts, folder_facts
 from sana_edge.progress import Progress, unseen
-from sana_edge.prompt import instruction_of, reading_notes
+from sana_edge.prompt import reading_notes, texts_of
 from sana_edge.request import Plan
 from sana_edge.sampler import Origin, Sampler, guide, sampler_of, varied
 from sana_edge.sizes import resized
@@ -46,6 +46,7 @@ from sana_edge.torch_runtime.encoding import encode
 from sana_edge.torch_runtime.load import describe, load_decoder, load_denoiser, load_dtype, load_encoder
 from sana_edge.torch_runtime.stages import Loaded, Stages
 from sana_edge.torch_runtime.steps import Predictor, Velocity
+from sana_edge.torch_runtime.texts import KnownTexts, text_identity
 
 IN_TURN = "memory is short: text encoder, denoiser and decoder are loaded in turn, for each picture"
 WHILE_LOADING = "quantized while loading, without calibration; `sana-edge quantize` makes a package"
@@ -58,7 +59,8 @@ class TorchRuntime:
     ``dtype`` is the denoiser's, by its short name, ``backend`` what its steps run on, ``quantization`` an
     INT8 model's scheme, ``decoder`` one that was chosen in place of the model's; ``notes`` say what happened
     while loading, ``domain`` what a small model knows, ``threads`` is None for torch's own number, ``memory``
-    bytes that may be taken, None for what is free. Latents are (1, C, h, w) fp32 on ``device``.
+    bytes that may be taken, None for what is free, ``texts`` those that need no text encoder, None without a
+    cache. Latents are (1, C, h, w) fp32 on ``device``.
     """
 
     name: str
@@ -75,6 +77,7 @@ class TorchRuntime:
     threads: int | None = None
     memory: int | None = None
     preview_map: PreviewMap | None = None
+    texts: KnownTexts | None = None
 
     @classmethod
     def load(
@@ -87,6 +90,7 @@ class TorchRuntime:
         backend: str = "torch",
         threads: int | None = None,
         memory: int | None = None,
+        prompt_cache: bool = False,
         on_progress: Progress = unseen,
     ) -> TorchRuntime:
         """Read a model folder, a float one or a package; only its text encoder where memory is short.
@@ -99,7 +103,8 @@ class TorchRuntime:
             backend: see `backends.choose`.
             threads: see `torch_threads`.
             memory: bytes that may be taken; None: what is free.
-            on_progress: told before each of the three networks; what it raises ends the loading.
+            prompt_cache: load the text encoder with the first prompt that was not read before.
+            on_progress: told before each of the networks; what it raises ends the loading.
 
         Raises:
             CheckpointError: a file is missing, damaged, or does not fit its config.
@@ -114,7 +119,7 @@ class TorchRuntime:
         config = DenoiserConfig.from_dict(transformer.values)
         chosen = backends.choose(backend, device, dtype, quantization is not None, config)
         loading = partial(on_progress, f"loading {model.name}")
-        loading(0, 3)
+        loading(0, 2 if prompt_cache else 3)
         facts = folder_facts(model)
         if dtype == "auto":
             dtype = load_dtype(facts.stored["denoiser"].dtype, device, fused=chosen.fused)
@@ -155,6 +160,15 @@ class TorchRuntime:
             Loaded(encoder),
             backend=chosen,
         )
+        texts = None
+        if prompt_cache:
+            texts = KnownTexts(
+                networks,
+                text_identity(model, device=device, int8=quantize, backend=chosen.name, threads=threads),
+                dtype=others,
+                channels=facts.text["hidden_size"],
+                device=device,
+            )
         loaded = cls(
             name=model.name,
             device=device,
@@ -170,6 +184,7 @@ class TorchRuntime:
             threads=threads,
             memory=memory,
             preview_map=read_map(model.path, config.in_channels),
+            texts=texts,
         )
         loaded._load(loading)
         return loaded
@@ -182,15 +197,14 @@ class TorchRuntime:
         self.networks.in_turn = free is not None and together(usual) > free
         if self.memory is not None:
             check_smallest(self.name, self._stages(Work(1, 1, guided=False)), free, self.memory)
-        if self.networks.in_turn:
-            loading(2, 3)
+        parts = 3 if self.texts is None else 2
+        if not self.networks.in_turn:
+            _ = self.networks.denoiser
+            loading(1, parts)
+            _ = self.networks.decoder
+        if self.texts is None:
+            loading(2, parts)
             _ = self.networks.text
-            return
-        _ = self.networks.denoiser
-        loading(1, 3)
-        _ = self.networks.decoder
-        loading(2, 3)
-        _ = self.networks.text
 
     @classmethod
     def of_networks(
@@ -275,6 +289,16 @@ class TorchRuntime:
             # not the device, which another model may be recording on
             torch.cuda.current_stream(self.device).synchronize()
 
+    def mark(self) -> Callable[[], None] | None:
+        """What waits for all that was queued until now; None where nothing is queued."""
+        if self.device.type != "cuda":
+            return None
+        # the host sleeps meanwhile
+        event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        event.record(torch.cuda.current_stream(self.device))
+        wait: Callable[[], None] = event.synchronize
+        return wait
+
     def check_plan(self, plan: Plan) -> None:
         """Compare an estimate of the largest stage with what is free, where that is known; computes nothing.
 
@@ -286,11 +310,13 @@ class TorchRuntime:
         stages, there, free = self._stages(work), self.networks.loaded, self._free()
         if free is None:
             return
+        known = self.texts is not None and self.texts.have(texts_of(plan))
+        used = [stage for stage in stages if not (known and stage.name == "text")]
         if self.networks.in_turn:
-            needed = in_turn(stages, tiles=True)
+            needed = in_turn(used, tiles=True)
             free += sum(stage.weights for stage in stages if stage.name in there)
         else:
-            works = {s.name: s.least + (0 if s.name in there else s.weights) for s in stages}
+            works = {s.name: s.least + (0 if s.name in there else s.weights) for s in used}
             needed = max(works.values())
             if self.device.type == "cuda":
                 # what a graph was recorded with stays its own while a picture is decoded
@@ -316,14 +342,20 @@ class TorchRuntime:
 
     def read(self, plan: Plan) -> tuple[TextContext, tuple[str, ...]]:
         """Encode the prompt, and the negative one where it is used; say what was cut or ignored."""
-        encoder = self.networks.text
-        groups = [encoder.encode([plan.prompt], instruction=instruction_of(plan))]
-        if plan.guided:
-            groups.insert(0, encoder.encode([plan.negative_prompt], instruction=None))
+        texts = texts_of(plan)
+        if self.texts is not None:
+            # others make room
+            self.texts.forget(texts)
+        encoder = self.texts or self.networks.text
+        groups = [encoder.encode([prompt], instruction=instruction) for prompt, instruction in texts]
         notes = reading_notes(plan, encoder, self.domain, self.name)
         # which may have to go for the denoiser
         del encoder
-        return self.networks.denoiser.text_context(groups), (*self.notes, *notes)
+        if self.texts is not None:
+            context = self.texts.context(texts, groups, lambda: self.networks.denoiser)
+        else:
+            context = self.networks.denoiser.text_context(groups)
+        return context, (*self.notes, *notes)
 
     def schedule(self, plan: Plan) -> tuple[Sampler, Modulation]:
         """Make the sampler, and the denoiser's modulation tables for all of its steps."""
@@ -361,7 +393,12 @@ class TorchRuntime:
             return lambda: torch.randn(shape, generator=generator).numpy()
 
         draw = varied(source, one.seed, one.variation)
-        return lambda: torch.from_numpy(draw()).to(self.device)
+        return lambda: self._sent(draw())
+
+    def _sent(self, array: NDArray[np.float32]) -> Tensor:
+        """An array on the device, without waiting for what was queued."""
+        tensor = torch.from_numpy(array)
+        return tensor if self.device.type == "cpu" else tensor.pin_memory().to(self.device, non_blocking=True)
 
     def noises(self, plans: Sequence[Plan]) -> Callable[[], Tensor]:
         """`noise` of a batch, a row for each plan: what each of them gets alone."""
@@ -406,6 +443,8 @@ class TorchRuntime:
 
     def release(self) -> None:
         """Let go of memory that can be had again: after an error, everything that was not loaded."""
+        if self.texts is not None:
+            self.texts.forget()
         self.networks.release()
         if self.device.type == "cuda":
             # which torch refuses after a failed capture

@@ -1,4 +1,4 @@
-"""Velocities of a picture's steps: the denoiser, fused or as it is, recorded once for each size."""
+"""A picture's steps: denoiser, fused or as it is, and the sampler's update, recorded once for each size."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sana_edge.errors import OutOfMemory
+from sana_edge.errors import InvalidInput, OutOfMemory
+from sana_edge.fused import ops
 from sana_edge.fused.denoiser import FusedDenoiser
 from sana_edge.fused.text import FusedText, fuse_text
 from sana_edge.nets.block import Constant, KeysValues
 from sana_edge.nets.denoiser import Denoiser, Modulation, TextContext
-from sana_edge.sampler import guide
+from sana_edge.sampler import Denoised, Sampler, guide
 from sana_edge.torch_runtime import cuda_graph
 from sana_edge.torch_runtime.cuda_graph import Function, Recorder, StepGraph
 
@@ -24,6 +25,8 @@ from sana_edge.torch_runtime.cuda_graph import Function, Recorder, StepGraph
 _LENGTHS = 64
 # sizes whose graphs are kept
 KEPT = 3
+# of `sana_edge.sampler.StepCoefficients`
+_COEFFICIENTS = 7
 
 # the velocity (1, C, h, w) of a latent at a step
 Velocity = Callable[[Tensor, int], Tensor]
@@ -32,21 +35,24 @@ Velocity = Callable[[Tensor, int], Tensor]
 class Network(Protocol):
     """A denoiser as a `Predictor` needs it."""
 
+    @property
+    def backend(self) -> str: ...
+
     def pack(self, context: TextContext, latent: Tensor, guided: bool) -> tuple[Hashable, list[Tensor]]:
         """What the text is made of and its tensors, of the same shapes wherever the former is equal."""
 
-    def tables(self, tables: Modulation) -> Modulation:
-        """A schedule's tables as the function takes them."""
+    def tables(self, tables: Modulation) -> list[Tensor]:
+        """A schedule's tables as the function takes them, each with a row for every step."""
 
     def function(self, structure: Any, latent: Tensor, guided: bool) -> Function:
         """What computes the velocity of one step.
 
-        Its inputs are latent and both tables of a step's modulation; guidance if there is any, and the text.
+        Its inputs are the latent and a row of each of ``tables``; guidance if there is any, and the text.
         """
 
 
 class Predictor:
-    """Makes a `Velocity` for each prompt, with the graphs of the sizes used last.
+    """Makes the steps of each prompt, with the graphs of the sizes used last.
 
     Attributes:
         network: what predicts.
@@ -59,8 +65,8 @@ class Predictor:
 
     def start(
         self, latent: Tensor, tables: Modulation, context: TextContext, guidance: float | None
-    ) -> tuple[Velocity, str]:
-        """The velocities of a prompt's steps, until the next start; and a note where no graph could be made.
+    ) -> tuple[RecordedSteps, str]:
+        """A prompt's steps, until the next start; and a note where no graph could be made.
 
         Args:
             latent: like those to come, (B, C, h, w) fp32.
@@ -69,26 +75,24 @@ class Predictor:
                 being u's; None for a single prediction.
         """
         guided = guidance is not None
-        tables = self.network.tables(tables)
+        rows = self.network.tables(tables)
         structure, text = self.network.pack(context, latent, guided)
         prompt = [*([latent.new_tensor(guidance)] if guided else []), *text]
-        step = [latent, tables.blocks[0], tables.final[0]]
+        own = [torch.zeros_like(latent) for _ in range(4)]
+        step = [*own, latent.new_zeros(_COEFFICIENTS), *(table[0] for table in rows)]
         key = (structure, *(tuple(tensor.shape) for tensor in (*step, *prompt)))
 
         def make() -> StepGraph:
             function = self.network.function(structure, latent, guided)
-            return StepGraph(function, step, prompt, self._recorder)
-
-        def velocity(x: Tensor, i: int) -> Tensor:
-            # made again where its memory was needed for something else
-            return self._graph(key, make)([x, tables.blocks[i], tables.final[i]])
+            return StepGraph(_whole_step(function, self.network.backend), step, prompt, self._recorder)
 
         # what could not be recorded may be now
         if key in self._graphs and self._graphs[key].note:
             del self._graphs[key]
         graph = self._made(key, make)
         graph.load(prompt)
-        return velocity, graph.note
+        # made again where its memory was needed for something else
+        return RecordedSteps(lambda: self._graph(key, make), rows), graph.note
 
     def _graph(self, key: Hashable, make: Callable[[], StepGraph]) -> StepGraph:
         """The graph of a key, made where there is none; the one that was used longest ago gives way to it."""
@@ -116,18 +120,88 @@ class Predictor:
         self._graphs.clear()
 
 
+class RecordedSteps:
+    """The steps of one prompt, `sana_edge.sampler.Steps` and a `Velocity`.
+
+    The graph has the latent and the clean latent of the step before; of a step only its row of the tables and
+    of the sampler's coefficients is copied there, so that steps are queued one behind the other.
+
+    Args:
+        graph: gives the prompt's graph, perhaps a new one.
+        tables: each with a row for every step.
+    """
+
+    def __init__(self, graph: Callable[[], StepGraph], tables: Sequence[Tensor]) -> None:
+        self._graph, self._tables = graph, tables
+        self._sampler: Sampler | None = None
+        self._coefficients = self._before = tables[0].new_zeros(0)
+        self._taken = -1
+
+    def __call__(self, x: Tensor, i: int) -> Tensor:
+        graph = self._graph()
+        own = graph.step
+        # an update that nobody reads
+        own[4].fill_(1)
+        return graph([x, *own[1:5], *(table[i] for table in self._tables)])
+
+    def take(self, sampler: Sampler, x: Tensor, i: int, noise: Callable[[], Tensor]) -> Denoised[Tensor]:
+        """See `sana_edge.sampler.Steps`.
+
+        Raises:
+            InvalidInput: the step before was not taken, and its clean latent is needed.
+        """
+        graph = self._graph()
+        mine, given, before, drawn, *_ = graph.step
+        if sampler is not self._sampler:
+            self._sampler = sampler
+            self._coefficients = torch.from_numpy(sampler.table()).to(x.device)
+        c = sampler.coefficients[i]
+        if not c.previous:
+            self._before = before
+        elif self._taken != i - 1:
+            raise InvalidInput(f"sampler step {i} was taken before step {i - 1}", "step through in order")
+        z = noise() if c.noise else drawn
+        row = [self._coefficients[i], *(table[i] for table in self._tables)]
+        velocity = graph([x, given, self._before, z, *row])
+        self._before, self._taken = before, i
+        return Denoised(given, velocity, mine, before / sampler.initial_scale)
+
+
+def _whole_step(predict: Function, backend: str) -> Function:
+    """What predicts, between the sampler's two parts.
+
+    Its step's tensors are the latent and the clean one of the step before, which become the next and this
+    step's; what the denoiser gets, which it writes; the noise, the coefficients, and what ``predict`` takes.
+    """
+
+    def run(step: Sequence[Tensor], prompt: Sequence[Tensor]) -> Tensor:
+        x, given, before, noise, coefficients, *rows = step
+        torch.mul(x, coefficients[0], out=given)
+        velocity = predict([given, *rows], prompt)
+        asked = (x, velocity, before, noise, coefficients)
+        if backend == "cuda":
+            ops.sampler_step(*asked, backend=backend, out=x, clean=before)
+        else:
+            for own, result in zip((x, before), ops.sampler_step(*asked, backend="torch"), strict=True):
+                own.copy_(result)
+        return velocity
+
+    return run
+
+
 class FusedNetwork:
     """A `FusedDenoiser`; prompts of every length have the same shapes."""
 
     def __init__(self, denoiser: Denoiser, backend: str) -> None:
-        self._fused = FusedDenoiser(denoiser, backend)
+        self._fused, self.backend = FusedDenoiser(denoiser, backend), backend
 
     def pack(self, context: TextContext, latent: Tensor, guided: bool) -> tuple[Hashable, list[Tensor]]:
         images = len(latent) * (2 if guided else 1)
         return fuse_text(context, images, latent.device).pack()
 
-    def tables(self, tables: Modulation) -> Modulation:
-        return Modulation(tables.blocks.float(), tables.final.float())
+    def tables(self, tables: Modulation) -> list[Tensor]:
+        # one row, (layers · 6 · dim + 2 · dim,), is one copy
+        return [torch.cat([tables.blocks.flatten(1), tables.final.flatten(1)], dim=1).float()]
 
     def function(self, structure: Any, latent: Tensor, guided: bool) -> Function:
         fused, (B, _, H, W) = self._fused, latent.shape
@@ -135,10 +209,11 @@ class FusedNetwork:
         workspace = fused.workspace(2 * B if guided else B, H * W, latent.device)
 
         def run(step: Sequence[Tensor], prompt: Sequence[Tensor]) -> Tensor:
-            x, blocks, final = step
+            x, row = step
             guidance, text = (prompt[0], prompt[1:]) if guided else (None, prompt)
             read = FusedText.unpack(structure, text)
-            modulation = Modulation(blocks, final)
+            dim = fused.config.dim
+            modulation = Modulation(row[: -2 * dim].view(-1, 6, dim), row[-2 * dim :].view(2, dim))
             return fused.step(x, modulation, read, guidance, positions, workspace)
 
         return run
@@ -151,6 +226,8 @@ class PlainNetwork:
         length: texts are padded to multiples of it; 1 leaves them as they are.
     """
 
+    backend = "torch"
+
     def __init__(self, denoiser: Denoiser, length: int = 1) -> None:
         self._denoiser, self._length = denoiser, length
 
@@ -159,8 +236,8 @@ class PlainNetwork:
         kinds = tuple(len(tensors) for tensors in packed[0])
         return kinds, [tensor for layer in packed for tensors in layer for tensor in tensors]
 
-    def tables(self, tables: Modulation) -> Modulation:
-        return tables
+    def tables(self, tables: Modulation) -> list[Tensor]:
+        return [tables.blocks, tables.final]
 
     def function(self, structure: Any, latent: Tensor, guided: bool) -> Function:
         denoiser = self._denoiser

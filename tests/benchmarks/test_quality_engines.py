@@ -21,12 +21,6 @@ onnx_export = pytest.importorskip("sana_edge.export.onnx", reason="onnx is not i
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 
 
-@pytest.fixture(autouse=True)
-def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is verified leaves a mark, here not in the user's own cache."""
-    monkeypatch.setenv("SANA_EDGE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-
-
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """sana-tiny's INT8 package, exported."""

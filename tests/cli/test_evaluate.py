@@ -98,7 +98,7 @@ def test_bad_input_is_refused_before_anything_is_drawn(
         (MODEL, "empty.txt", "empty.txt has no prompts"),
         (MODEL, "none.txt", "no prompt file none.txt"),
         (MODEL, "numbers.bin", "is not a text file"),
-        (MODEL, "prompts.jsonl", "is no text file with one prompt a line"),
+        (MODEL, "prompts.jsonl", "cannot read the prompts in prompts.jsonl: No such file"),
     ],
 )
 def test_bad_models_and_prompts(cwd: Path, capsys: Capture, model: str, prompts: str, says: str) -> None:

@@ -70,12 +70,6 @@ def assert_same_picture(ours: NDArray[np.uint8], theirs: NDArray[np.uint8]) -> N
     assert np.abs(ours.astype(int) - theirs.astype(int)).max() <= 1
 
 
-@pytest.fixture(autouse=True)
-def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is verified leaves a mark, here not in the user's own cache."""
-    monkeypatch.setenv("SANA_EDGE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-
-
 @pytest.fixture(scope="module")
 def bundled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """sana-tiny, exported."""

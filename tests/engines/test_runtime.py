@@ -41,12 +41,6 @@ CPU = torch.device("cpu")
 LIMIT = 1e-5
 
 
-@pytest.fixture(autouse=True)
-def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is verified leaves a mark, here not in the user's own cache."""
-    monkeypatch.setenv("SANA_EDGE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-
-
 @pytest.fixture(scope="module")
 def exported(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _exported(tiny_folder, tmp_path_factory.mktemp("exported") / "tiny")

@@ -61,6 +61,13 @@ def calls() -> dict[str, partial[Any]]:
             residual=x,
             out=x,
         ),
+        "w8a8_linear_quantize": partial(
+            *(ops.w8a8_linear_quantize, *product(48, C), HALF),
+            residual=x,
+            **dict(zip(("shift", "scale"), table, strict=True)),
+            plain=(0, 1),
+        ),
+        "sampler_step": partial(ops.sampler_step, *torch.randn(4, B, 8, H, W), torch.randn(7)),
         "qkv_linear_attention": partial(ops.qkv_linear_attention, *product(C, 3 * C), HALF, HEADS),
         "qk_norm_linear_attention": partial(
             *(ops.qk_norm_linear_attention, torch.randn(B, N, 3 * C).to(HALF), torch.rand(C), HEADS, 1e-5)
@@ -122,7 +129,7 @@ def test_torch_is_the_reference(name: str) -> None:
     torch.manual_seed(0)
     call = calls()[name]
     operation, *given = call.args
-    home = reference_conv if operation in ops.CUDA_ONLY else reference_fused
+    home = reference_conv if operation in ops.DECODER_OPERATIONS else reference_fused
     options = {key: value for key, value in call.keywords.items() if key != "out"}
     expected = getattr(home, operation)(*given, **options)
     expected = [expected] if isinstance(expected, Tensor) else expected

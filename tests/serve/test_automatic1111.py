@@ -181,9 +181,36 @@ def test_krita(real: Client) -> None:
         assert answer.status == 200, answer.body
         image = PIL.Image.open(io.BytesIO(base64.b64decode(answer.json["images"][0])))
         assert image.size == (64, 64)
-    # what was not in the mask is as it was
-    assert image.crop((0, 0, 32, 64)).getcolors() == [(32 * 64, (255, 0, 0))]
+    # what was not in the mask is as it was, beyond three deviations of its blur
+    assert image.crop((0, 0, 20, 64)).getcolors() == [(20 * 64, (255, 0, 0))]
+    assert image.crop((20, 0, 32, 64)).getcolors() != [(12 * 64, (255, 0, 0))]
     assert image.crop((32, 0, 64, 64)).getcolors() != [(32 * 64, (255, 0, 0))]
+
+
+def test_settings_of_a_mask(real: Client) -> None:
+    """What has no effect is said; a mask that is blurred along y alone keeps its edge along x."""
+    mask = PIL.Image.new("L", (64, 64))
+    mask.paste(255, (32, 0, 64, 64))
+    body = {
+        "prompt": "a red house",
+        "steps": 2,
+        "seed": 7,
+        "denoising_strength": 1.0,
+        "init_images": [png(PIL.Image.new("RGB", (64, 64), "red"))],
+        "mask": png(mask),
+        "inpaint_full_res": True,
+        "inpainting_fill": 0,
+        "mask_blur_x": 0,
+        "mask_blur_y": 4,
+    }
+    answer = real.post(f"{API}/img2img", body)
+    assert answer.status == 200, answer.body
+    notes = json.loads(answer.json["info"])["notes"]
+    assert [note.split()[0] for note in notes[:2]] == ["inpaint_full_res", "inpainting_fill"]
+    image = PIL.Image.open(io.BytesIO(base64.b64decode(answer.json["images"][0])))
+    assert image.crop((0, 0, 32, 64)).getcolors() == [(32 * 64, (255, 0, 0))]
+    refused = real.post(f"{API}/img2img", {**body, "mask_blur": 1000})
+    assert refused.status == 422 and "mask_blur" in refused.json["error"], refused.body
 
 
 def test_progress_with_a_preview_and_interrupt(fake: Client, service: Service, loader: FakeLoader) -> None:

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import fuzz
 import fuzz_remote
@@ -29,18 +30,20 @@ from sana_edge.engines.text import EngineText
 from sana_edge.image import read_metadata
 from sana_edge.nets.convert import convert
 from sana_edge.nets.text_weights import load_text_model
+from sana_edge.prompt import Text
 from sana_edge.request import Request
 from sana_edge.sampler import sampler_of
 from sana_edge.series.entries import read_file
 from sana_edge.series.many import Series
 from sana_edge.series.pictures import Settings as SeriesSettings
 from sana_edge.series.pictures import plan_pictures
-from sana_edge.store import domain, hub, manifest, onnx_values, package, snapshots
+from sana_edge.store import domain, hub, manifest, onnx_values, package, prompt_cache, snapshots
 from sana_edge.store.folder import PREVIEW_MAP, read_json
 from sana_edge.store.hub import ResolvedModel
 from sana_edge.store.identify import identify
 from sana_edge.store.known_models import BUNDLED
 from sana_edge.store.preview_map import read_map
+from sana_edge.store.prompt_cache import Entry, PromptCache
 from sana_edge.store.tokenizer import PromptTokenizer
 from sana_edge.store.weights import StoredState, load_state
 from sana_edge.system import atomic
@@ -284,6 +287,24 @@ def read_plan(folder: Path) -> None:
     assert sorted(p.name for p in folder.iterdir()) == ["out", "plan"]
 
 
+PROMPT: Text = ("a red house", None)
+ENTRY = Entry("F32", (1, 3, 4), bytes(48), 0)
+KNOWN = f"prompts/{PromptCache(list, 'F32', 4)._key(PROMPT)}.safetensors"
+
+
+def write_known(folder: Path) -> None:
+    with mock.patch.object(prompt_cache, "user_cache", lambda: folder):
+        PromptCache(list, "F32", 4).get(PROMPT, lambda: ENTRY)
+
+
+def read_known(folder: Path) -> None:
+    """What is no entry is passed over, and goes."""
+    with mock.patch.object(prompt_cache, "user_cache", lambda: folder):
+        found = PromptCache(list, "F32", 4).find(PROMPT)
+    assert found is None or found.content == ENTRY.content
+    assert (folder / KNOWN).exists() == (found is not None)
+
+
 def write_cache(folder: Path) -> None:
     home = folder / "models--a--b"
     (home / "refs").mkdir(parents=True)
@@ -373,6 +394,8 @@ PARSERS: dict[str, Parser] = {
     "engine bytes": Parser("a.engine.json", BYTES, write_engine, read_engines),
     "statistics": Parser("s.safetensors", fuzz.statistics_file, write_statistics, read_statistics),
     "statistics bytes": Parser("s.safetensors", BYTES, write_statistics, read_statistics),
+    "known prompt": Parser(KNOWN, fuzz.safetensors_file, write_known, read_known, 0.2),
+    "known prompt bytes": Parser(KNOWN, BYTES, write_known, read_known, 0.2),
     "prompts": Parser(
         "p.txt",
         BYTES,

@@ -22,7 +22,7 @@ from sana_edge.kernels.cuda.operations import OPERATIONS
 
 CSRC = Path(__file__).parents[3] / "csrc"
 MACHINE_CODE = ("75", "80", "86", "89", "90", "120")
-PRODUCTS = ("w8a8_linear", "qkv_linear_attention", "w8a8_conv2d")
+PRODUCTS = ("w8a8_linear", "w8a8_linear_quantize", "qkv_linear_attention", "w8a8_conv2d")
 # what Turing multiplies at a time, and what the others do: m8n8k16, m16n8k32
 INSTRUCTIONS = {"75": "IMMA.8816.S8.S8"}
 LATER = "IMMA.16832.S8.S8"

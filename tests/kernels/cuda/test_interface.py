@@ -29,6 +29,8 @@ PROBLEMS = """
 quantize_rows: rows=3 columns=32
 norm_modulate_quantize: rows=4 columns=32 tokens=2 stride=32 eps=1e-6f
 w8a8_linear: rows=4 columns=16 depth=32 tokens=2 gate_stride=16 constant_stride=16
+w8a8_linear_quantize: rows=4 columns=32 depth=32 tokens=2 workspace_bytes=1048576
+sampler_step: size=24
 qkv_linear_attention: images=1 tokens=4 heads=2 depth=64 workspace_bytes=1048576
 qk_norm_linear_attention: images=1 tokens=4 heads=2 norm_eps=1e-6f workspace_bytes=1048576
 linear_attention_finish: images=1 tokens=4 heads=2 q_stride=64 eps=1e-6f
@@ -46,11 +48,12 @@ VALID = {
     for name, _, rest in (line.partition(": ") for line in PROBLEMS.strip().splitlines())
 }
 # with these at 0 there is nothing to do
-COUNTS = ("rows", "images", "prompts")
+COUNTS = ("rows", "images", "prompts", "size")
 SIZES = {*COUNTS, "tokens", "columns", "depth", "heads", "head_dim", "capacity", "height", "width", "hidden"}
 SIZES |= {"channels", "copies", "kernel"}
 # what may be NULL, and is in a problem that has none of what belongs to it
 LEFT_OUT = {
+    "w8a8_linear_quantize": {"scale", "shift"},
     "w8a8_conv2d": {
         *("norm_weight", "norm_bias", "out_norm_weight", "out_norm_bias", "shortcut", "residual"),
         *("out_scale", "next_scale", "next_values"),
@@ -153,8 +156,9 @@ def program(operation: str) -> str:
         f'  a = valid; {change} expect("{change}", sana_edge_{operation}(&a, NULL), SANA_EDGE_{status});'
         for change, status in cases(operation)
     )
-    settings = {**VALID[operation], "type": str(FP16)}
-    pointers = [field.name for field in fields(operation) if field.pointer]
+    members = fields(operation)
+    settings = {**VALID[operation], **{f.name: str(FP16) for f in members if f.name == "type"}}
+    pointers = [field.name for field in members if field.pointer]
     left_out = LEFT_OUT.get(operation, set())
     assign = [f"  valid.{name} = memory[{n}];" for n, name in enumerate(pointers) if name not in left_out]
     assign += [f"  valid.{name} = {value};" for name, value in settings.items()]

@@ -48,6 +48,18 @@ def w8a8_linear(images: int, tokens: int, columns: int, depth: int = 80) -> Argu
     return {**given, "gate": gate, "constant": constant, "residual": residual}
 
 
+def w8a8_linear_quantize(images: int, tokens: int, columns: int, depth: int = 80) -> Arguments:
+    scale, shift = torch.randn(images, 1, 2 * columns).chunk(2, dim=-1)
+    norm = {"scale": scale, "shift": shift, "eps": 1e-6, "plain": (1, 2)}
+    return {**w8a8_linear(images, tokens, columns, depth), **norm}
+
+
+def sampler_step(images: int, height: int, width: int, channels: int = 4) -> Arguments:
+    names = ("x", "velocity", "before", "noise")
+    latents = {name: torch.randn(images, channels, height, width) for name in names}
+    return {**latents, "coefficients": torch.randn(7)}
+
+
 def qkv_linear_attention(images: int, tokens: int, heads: int, depth: int = 48) -> Arguments:
     return {**product(images, tokens, depth=depth, columns=96 * heads), "heads": heads}
 
@@ -130,6 +142,8 @@ EXAMPLES: list[tuple[Callable[..., Arguments], list[tuple[int, ...]]]] = [
     (quantize_rows, [(2, 5, 48), (1, 1, 16)]),
     (norm_modulate_quantize, [(1, 5, 2240), (1, 1, 1152), (2, 3, 16)]),
     (w8a8_linear, [(2, 65, 136), (1, 1, 8, 16)]),
+    (w8a8_linear_quantize, [(2, 65, 144), (1, 3, 2240, 16), (3, 1, 16, 16)]),
+    (sampler_step, [(2, 5, 7), (1, 20, 20)]),
     (qkv_linear_attention, [(2, 70, 3), (1, 129, 33, 80)]),
     (qk_norm_linear_attention, [(2, 63, 3), (1, 1, 1)]),
     (linear_attention_finish, [(2, 19, 36), (1, 1, 1)]),
@@ -273,6 +287,11 @@ REFUSED: list[tuple[Callable[..., Arguments], tuple[int, ...], Arguments, str]] 
     (w8a8_linear, (2, 3, 8), {"out": torch.zeros(6, 8, dtype=HALF)}, "out of"),
     (w8a8_linear, (2, 3, 4), {}, "size"),
     (w8a8_linear, (2, 3, 8, 8), {}, "size"),
+    (w8a8_linear_quantize, (2, 3, 16), {"shift": None}, "scale and shift: one"),
+    (w8a8_linear_quantize, (2, 3, 16), {"limit": -1.0}, "clip"),
+    (w8a8_linear_quantize, (2, 3, 2320), {}, "size"),
+    (w8a8_linear_quantize, (1, 20, 16), {"workspace": torch.zeros(16, dtype=torch.uint8)}, "too small"),
+    (sampler_step, (1, 2, 2), {"velocity": torch.zeros(1, 4, 2, 3)}, "velocity of|x of"),
     (qkv_linear_attention, (1, 20, 2), {"dtype": torch.float32}, "cannot give"),
     (qkv_linear_attention, (1, 20, 2, 24), {}, "size"),
     (qkv_linear_attention, (1, 20, 2), {"workspace": torch.zeros(16, dtype=torch.uint8)}, "too small"),

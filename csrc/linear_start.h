@@ -1,0 +1,53 @@
+// The host's part of an INT8 product: what is refused, and which tile it takes.
+#pragma once
+
+#include "checks.h"
+#include "gemm_tiles.h"
+
+#ifdef SANA_EDGE_EMULATED
+// for tests: this TileName instead of the best one, or -1
+inline int forced_tile = -1;
+#endif
+
+// the status of a product's arguments; of one without rows OK
+inline sana_edge_status check_linear(const sana_edge_w8a8_linear_args& a) {
+  SANA_EDGE_CHECK(is_16_bit(a.type), SANA_EDGE_BAD_TYPE);
+  SANA_EDGE_CHECK(a.rows >= 0 && a.rows < LARGEST, SANA_EDGE_BAD_SHAPE);
+  SANA_EDGE_CHECK(a.columns > 0 && a.columns % 8 == 0 && a.columns < LARGEST / 2, SANA_EDGE_BAD_SHAPE);
+  SANA_EDGE_CHECK(a.depth > 0 && a.depth % 16 == 0 && a.depth <= EXACT_DEPTH && a.limit >= 0, SANA_EDGE_BAD_SHAPE);
+  SANA_EDGE_CHECK(a.tokens > 0 || !(a.gate || a.constant), SANA_EDGE_BAD_SHAPE);
+  if (a.rows == 0) return SANA_EDGE_OK;
+  SANA_EDGE_CHECK(given({a.values, a.scales, a.weight, a.weight_scales, a.out}), SANA_EDGE_NULL_POINTER);
+  SANA_EDGE_CHECK(aligned({a.values, a.weight, a.residual, a.out}) &&
+                      aligned({a.scales, a.weight_scales, a.bias, a.gate, a.constant}, 4),
+                  SANA_EDGE_BAD_ALIGNMENT);
+  return SANA_EDGE_OK;
+}
+
+// start(tile, device) with the best tile of a product
+template <class Start>
+sana_edge_status start_with_tile(const sana_edge_w8a8_linear_args& a, const Start& start) {
+  sana_edge_device_info device;
+  const sana_edge_status status = current_device(&device);
+  SANA_EDGE_CHECK(status == SANA_EDGE_OK, status);
+  const TileFacts* tile = pick_tile(a.rows, a.columns, device);
+  SANA_EDGE_CHECK(tile, SANA_EDGE_UNSUPPORTED_DEVICE);
+  TileName name = tile->name;
+#ifdef SANA_EDGE_EMULATED
+  if (forced_tile >= 0) name = TileName(forced_tile);
+#endif
+  switch (name) {
+    case LARGE:
+      return start(TileLarge{}, device);
+    case MIDDLE:
+      return start(TileMiddle{}, device);
+    case NARROW:
+      return start(TileNarrow{}, device);
+    case SMALL:
+      return start(TileSmall{}, device);
+    case TURING:
+      return start(TileTuring{}, device);
+    default:
+      return start(TileTuringSmall{}, device);
+  }
+}
