@@ -99,9 +99,9 @@ def savings(data: Numbers) -> Table:
 
 
 def launches(data: Numbers) -> Table:
-    """One row for each decoder and way to quantize it, at its largest size; before and now."""
+    """One row for each network and way to quantize it, at the largest size; before and now."""
     earlier = {_decoder(row): row for row in data.get("before", {}).get("rows", [])}
-    table = Table(("decoder", "scales", "launches before", "launches", "of the library", "of torch"), named=2)
+    table = Table(("network", "scales", "launches before", "launches", "of the library", "of torch"), named=2)
     for row in data["rows"]:
         if row["size"] != max(each["size"] for each in data["rows"]):
             continue
@@ -110,9 +110,24 @@ def launches(data: Numbers) -> Table:
         scales = "calibrated" if row["calibrated"] else "found for each picture"
         was = before["launches"] if before else ""
         table.add(row["decoder"], scales, was, row["launches"], ours, row["launches"] - ours)
-    text = f"Of a decode at {row['size']}x{row['size']}, INT8, counted on torch's meta device."
-    table.notes = [text, circumstances(data)]
+    text = f"Of a picture at {row['size']}x{row['size']}, INT8, counted on torch's meta device."
+    table.notes = [text, *_fused_errors(data), circumstances(data)]
     return table
+
+
+def _fused_errors(data: Numbers) -> list[str]:
+    """How far fused decoders are from float ones, before and now."""
+    was = {
+        (r["decoder"], r["calibrated"]): r["psnr"]["fused"] for r in data.get("before", {}).get("errors", [])
+    }
+    found = []
+    for row in data.get("errors", []):
+        before = was.get((row["decoder"], row["calibrated"]))
+        how = "" if row["calibrated"] else ", not calibrated"
+        near = f"{row['psnr']['fused']:.2f} dB"
+        text = f"{row['decoder']}{how}: PSNR of fused INT8 to float {near}"
+        found.append(text + (f", before {before:.2f} dB." if before else "."))
+    return found
 
 
 def _decoder(row: Numbers) -> tuple[Any, ...]:

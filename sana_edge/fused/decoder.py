@@ -14,22 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from sana_edge.errors import InvalidInput
+from sana_edge.fused.decoder_attention import FusedAttention, FusedGatedConv, attention_fits, gate_fits
 from sana_edge.fused.decoder_blocks import (
     ACTIVATIONS,
-    Following,
-    FusedAttention,
     FusedConv2d,
-    FusedGatedConv,
     FusedResBlock,
     FusedUpsample,
-    Map,
-    Workspaces,
-    attention_fits,
     convolution_fits,
-    gate_fits,
-    norm_vectors,
     res_block_fits,
 )
+from sana_edge.fused.decoder_maps import Following, Map, Workspaces, norm_vectors
 from sana_edge.int8.conv import W8A8Conv2d
 from sana_edge.int8.feature_maps import add
 from sana_edge.nets.autoencoder import Autoencoder, Decoder, Encoder
@@ -67,7 +61,7 @@ def fuse_encoder(encoder: Encoder, backend: str = "cuda") -> Encoder:
         InvalidInput: the dtype has not 16 bits.
     """
     _check_dtype(encoder.conv_out.weight.dtype)
-    fused = _fused(encoder, backend, Workspaces(backend, _heads(encoder)))
+    fused: Encoder = _fused(encoder, backend, Workspaces(backend, _heads(encoder)))
     # a stage begins with what is no fused layer
     for stage in fused.down_blocks:
         link(_in_order(stage.children()))

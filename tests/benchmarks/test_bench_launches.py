@@ -68,5 +68,5 @@ def test_the_decoders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert found["before"]["rows"] == json.loads(before.read_text())["rows"]
     # of a picture of any size
     sizes = {(row["decoder"], row["calibrated"], row["launches"]) for row in found["before"]["rows"]}
-    assert len(sizes) == 4
+    assert len(sizes) == 5
     assert "calibrated" in capsys.readouterr().out

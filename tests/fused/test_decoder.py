@@ -14,15 +14,9 @@ from torch import Tensor
 from sana_edge.config import AutoencoderConfig
 from sana_edge.errors import InvalidInput
 from sana_edge.fused.decoder import FusedDecoder, fuse_decoder
-from sana_edge.fused.decoder_blocks import (
-    FusedAttention,
-    FusedConv2d,
-    FusedGatedConv,
-    FusedResBlock,
-    FusedUpsample,
-    Map,
-    Workspaces,
-)
+from sana_edge.fused.decoder_attention import FusedAttention, FusedGatedConv
+from sana_edge.fused.decoder_blocks import FusedConv2d, FusedResBlock, FusedUpsample
+from sana_edge.fused.decoder_maps import Map, Workspaces
 from sana_edge.int8 import quant
 from sana_edge.int8.conv import Conv2d, W8A8Conv2d
 from sana_edge.nets.autoencoder import Autoencoder

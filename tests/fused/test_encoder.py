@@ -9,7 +9,8 @@ from torch import Tensor
 from sana_edge.config import AutoencoderConfig
 from sana_edge.errors import InvalidInput
 from sana_edge.fused.decoder import fuse_encoder
-from sana_edge.fused.decoder_blocks import FusedAttention, FusedGatedConv, FusedResBlock
+from sana_edge.fused.decoder_attention import FusedAttention, FusedGatedConv
+from sana_edge.fused.decoder_blocks import FusedResBlock
 from sana_edge.int8 import quant
 from sana_edge.nets.autoencoder import Encoder
 from sana_edge.nets.quantize import quantize_encoder
