@@ -17,7 +17,10 @@ from harness.sections import sections
 from sana_edge.errors import InvalidInput
 from sana_edge.system.atomic import write_bytes
 
-FILES = ("README.md", "benchmarks/README.md", "docs/benchmarks.md", "sana_edge/models/sana-tiny/README.md")
+FILES = (
+    *("README.md", "benchmarks/README.md", "docs/benchmarks.md", "docs/gpu.md"),
+    "sana_edge/models/sana-tiny/README.md",
+)
 SECTION = re.compile(r"(<!-- (?P<name>[a-z-]+) -->\n).*?(<!-- /(?P=name) -->)", re.DOTALL)
 
 

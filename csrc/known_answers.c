@@ -534,6 +534,141 @@ static void check_multiscale_linear_attention(void) {
   free(deep), free(q), free(state);
 }
 
+/* rows in two digits give the numbers to half a step of the low one, and to sums in fp32 before it */
+static void compare_digits(const char *what, const void *there, const void *gpu_steps, const double *wanted,
+                           int rows, int columns) {
+  int8_t *digits = malloc((size_t)rows * 2 * columns);
+  float *steps = malloc(rows * sizeof *steps), *found = malloc((size_t)rows * columns * sizeof *found);
+  double largest = 0;
+  int i;
+  if (!digits || !steps || !found) stop("memory", SANA_EDGE_OUT_OF_MEMORY);
+  fetch(digits, there, (size_t)rows * 2 * columns);
+  fetch(steps, gpu_steps, rows * sizeof *steps);
+  for (i = 0; i < rows * columns; i++) {
+    const int8_t *row = digits + i / columns * 2 * columns + i % columns;
+    found[i] = (254.0f * row[0] + row[columns]) * steps[i / columns];
+    if (fabs(wanted[i]) > largest) largest = fabs(wanted[i]);
+  }
+  compare(what, found, wanted, (size_t)rows * columns, SUMS, largest * (0.51 / 32258 + SUMS));
+  free(digits), free(steps), free(found);
+}
+
+static double gelu(double x) { return 0.5 * x * (1 + tanh(sqrt(2 / acos(-1.0)) * (x + 0.044715 * x * x * x))); }
+
+static void check_quantize_digits(void) {
+  enum { N = ROWS * WIDTH };
+  float *x = numbers(2 * N, 100, 0.0625f);
+  double wanted[N];
+  sana_edge_quantize_digits_args a = {0};
+  int i;
+  for (i = 0; i < N; i++) {
+    const float *gate = x + i / WIDTH * 2 * WIDTH + i % WIDTH;
+    wanted[i] = gelu(gate[0]) * gate[WIDTH];
+  }
+  a.x = sent(x, sizeof(float) * 2 * N), a.digits = out_values(2 * N), a.steps = out_floats(ROWS);
+  a.rows = ROWS, a.columns = WIDTH, a.gated = 1;
+  RUN(quantize_digits, a);
+  compare_digits("quantize_digits", a.digits, a.steps, wanted, ROWS, WIDTH);
+}
+
+/* x / sqrt(mean of squares + eps) * weight, of a row */
+static void rms_normed(const double *x, const float *weight, double *out, int columns, double eps) {
+  double squares = 0;
+  int n;
+  for (n = 0; n < columns; n++) squares += x[n] * x[n] / columns;
+  for (n = 0; n < columns; n++) out[n] = x[n] / sqrt(squares + eps) * weight[n];
+}
+
+static void check_add_norm_digits(void) {
+  enum { N = ROWS * WIDTH };
+  float *x = numbers(N, 60, 0.25f), *y = numbers(N, 90, 0.5f), *post = numbers(WIDTH, 8, 0.25f);
+  float *weight = numbers(WIDTH, 5, 0.5f);
+  NEW(double, total, N);
+  NEW(double, wanted, N);
+  sana_edge_add_norm_digits_args a = {0};
+  int row, n;
+  for (row = 0; row < ROWS; row++) {
+    double wide[WIDTH], *sum = total + row * WIDTH;
+    for (n = 0; n < WIDTH; n++) wide[n] = y[row * WIDTH + n];
+    rms_normed(wide, post, sum, WIDTH, 1e-6);
+    for (n = 0; n < WIDTH; n++) sum[n] += x[row * WIDTH + n];
+    rms_normed(sum, weight, wanted + row * WIDTH, WIDTH, 1e-6);
+  }
+  a.x = sent(x, sizeof(float) * N), a.y = sent(y, sizeof(float) * N);
+  a.post_weight = sent(post, sizeof(float) * WIDTH), a.weight = sent(weight, sizeof(float) * WIDTH);
+  a.total = out_floats(N), a.digits = out_values(2 * N), a.steps = out_floats(ROWS);
+  a.rows = ROWS, a.columns = WIDTH, a.eps = 1e-6f;
+  RUN(add_norm_digits, a);
+  compare_fp32("add_norm_digits total", a.total, total, N, 1e-4);
+  compare_digits("add_norm_digits", a.digits, a.steps, wanted, ROWS, WIDTH);
+  free(total), free(wanted);
+}
+
+static void check_w8a16_linear(void) {
+  enum { COLUMNS = 136, DEPTH = 80, PAIRS = 16, ROTATED = 96, N = ROWS * COLUMNS };
+  int8_t *digits = int8_numbers(ROWS * 2 * DEPTH, 100), *weight = int8_numbers(COLUMNS * DEPTH, 90);
+  float *steps = constant(ROWS, 0.03125f / 256), *weight_scales = constant(COLUMNS, 0.015625f);
+  float *bias = numbers(COLUMNS, 9, 0.5f), *rotation = numbers(TOKENS * PAIRS * 2, 8, 0.125f);
+  NEW(double, both, 2 * N);
+  NEW(double, wanted, N);
+  sana_edge_w8a16_linear_args a = {0};
+  int i, row, n;
+  multiply(digits, weight, both, 2 * ROWS, COLUMNS, DEPTH);
+  for (i = 0; i < N; i++) {
+    const double *high = both + i / COLUMNS * 2 * COLUMNS + i % COLUMNS;
+    wanted[i] = (254 * high[0] + high[COLUMNS]) * 0.03125 / 256 * 0.015625 + bias[i % COLUMNS];
+  }
+  for (row = 0; row < ROWS; row++)
+    for (n = 0; n < ROTATED; n += 2) {
+      const float *angle = rotation + (row % TOKENS * PAIRS + n / 2 % PAIRS) * 2;
+      double *pair = wanted + row * COLUMNS + n;
+      const double first = pair[0];
+      pair[0] = first * angle[0] - pair[1] * angle[1];
+      pair[1] = pair[1] * angle[0] + first * angle[1];
+    }
+  a.digits = sent(digits, ROWS * 2 * DEPTH), a.weight = sent(weight, COLUMNS * DEPTH);
+  a.steps = sent(steps, sizeof(float) * ROWS), a.weight_scales = sent(weight_scales, sizeof(float) * COLUMNS);
+  a.bias = sent(bias, sizeof(float) * COLUMNS), a.rotation = sent(rotation, sizeof(float) * TOKENS * PAIRS * 2);
+  a.out = out_floats(N), a.rows = ROWS, a.columns = COLUMNS, a.depth = DEPTH, a.tokens = TOKENS;
+  a.pairs = PAIRS, a.rotated = ROTATED;
+  RUN(w8a16_linear, a);
+  compare_fp32("w8a16_linear", a.out, wanted, N, 1e-3);
+  free(both), free(wanted);
+}
+
+static void check_soft_capped_attention(void) {
+  enum { QUERIES = 2 * HEADS, CAPACITY = 40, KNOWN = 37, WINDOW = 50, WIDE = (QUERIES + 2 * HEADS) * 32 };
+  enum { N = ROWS * QUERIES * 32, KEYS = HEADS * CAPACITY * 32 };
+  float *qkv = numbers(ROWS * WIDE, 8, 0.25f), *keys = numbers(KEYS, 6, 0.25f), *values = numbers(KEYS, 30, 0.25f);
+  const int32_t known = KNOWN;
+  NEW(double, wanted, N);
+  sana_edge_soft_capped_attention_args a = {0};
+  int row, h, at, d;
+  for (row = 0; row < ROWS; row++)
+    for (h = 0; h < QUERIES; h++) {
+      const int token = row % TOKENS, kv = h / 2, first = KNOWN + token - WINDOW + 1;
+      double total = 0, *out = wanted + (row * QUERIES + h) * 32;
+      for (at = first < 0 ? 0 : first; at <= KNOWN + token; at++) {
+        const float *own = qkv + (row - token + at - KNOWN) * WIDE + (QUERIES + kv) * 32;
+        const float *k = at < KNOWN ? keys + (kv * CAPACITY + at) * 32 : own;
+        const float *v = at < KNOWN ? values + (kv * CAPACITY + at) * 32 : own + HEADS * 32;
+        double score = 0, weight;
+        for (d = 0; d < 32; d++) score += (double)qkv[row * WIDE + h * 32 + d] * k[d];
+        weight = exp(5 * tanh(score / sqrt(32) / 5));
+        total += weight;
+        for (d = 0; d < 32; d++) out[d] += weight * v[d];
+      }
+      for (d = 0; d < 32; d++) out[d] /= total;
+    }
+  a.qkv = sent(qkv, sizeof(float) * ROWS * WIDE), a.prefix_keys = sent_bf16(keys, KEYS);
+  a.prefix_values = sent_bf16(values, KEYS), a.known = sent(&known, sizeof known), a.out = out_floats(N);
+  a.prompts = IMAGES, a.tokens = TOKENS, a.heads = QUERIES, a.kv_heads = HEADS, a.head_dim = 32;
+  a.capacity = CAPACITY, a.window = WINDOW, a.type = SANA_EDGE_BF16, a.scale = (float)(1 / sqrt(32)), a.cap = 5;
+  RUN(soft_capped_attention, a);
+  compare_fp32("soft_capped_attention", a.out, wanted, N, 1e-4);
+  free(wanted);
+}
+
 int main(void) {
   sana_edge_device_info device;
   const sana_edge_status status = sana_edge_device(0, &device);
@@ -558,6 +693,10 @@ int main(void) {
   check_norm_add_quantize();
   check_tensor_scale();
   check_multiscale_linear_attention();
+  check_quantize_digits();
+  check_add_norm_digits();
+  check_w8a16_linear();
+  check_soft_capped_attention();
   printf("compute capability %d.%d, %d wrong\n", device.capability / 10, device.capability % 10, failures);
   return failures ? 1 : 0;
 }

@@ -4,14 +4,7 @@
 #pragma once
 
 #include "gemm.h"
-
-// what follows scales and bias: nothing; SiLU; the residual; gate and residual; or what is asked for of all there is
-enum Epilogue { BIAS, SILU, RESIDUAL, GATED, ALL };
-
-inline Epilogue epilogue_of(const sana_edge_w8a8_linear_args& a) {
-  if (a.limit > 0 || a.constant || (a.silu && (a.gate || a.residual)) || (a.gate && !a.residual)) return ALL;
-  return a.silu ? SILU : a.gate ? GATED : a.residual ? RESIDUAL : BIAS;
-}
+#include "gemm_tiles.h"
 
 template <class Number>
 struct alignas(16) Eight {

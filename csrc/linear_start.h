@@ -2,12 +2,7 @@
 #pragma once
 
 #include "checks.h"
-#include "gemm_tiles.h"
-
-#ifdef SANA_EDGE_EMULATED
-// for tests: this TileName instead of the best one, or -1
-inline int forced_tile = -1;
-#endif
+#include "tile_times.h"
 
 // the status of a product's arguments; of one without rows OK
 inline sana_edge_status check_linear(const sana_edge_w8a8_linear_args& a) {
@@ -24,19 +19,16 @@ inline sana_edge_status check_linear(const sana_edge_w8a8_linear_args& a) {
   return SANA_EDGE_OK;
 }
 
-// start(tile, device) with the best tile of a product
+// start(tile, device) with the tile of a product that is asked for, or the best
 template <class Start>
 sana_edge_status start_with_tile(const sana_edge_w8a8_linear_args& a, const Start& start) {
   sana_edge_device_info device;
   const sana_edge_status status = current_device(&device);
   SANA_EDGE_CHECK(status == SANA_EDGE_OK, status);
-  const TileFacts* tile = pick_tile(a.rows, a.columns, device);
-  SANA_EDGE_CHECK(tile, SANA_EDGE_UNSUPPORTED_DEVICE);
-  TileName name = tile->name;
-#ifdef SANA_EDGE_EMULATED
-  if (forced_tile >= 0) name = TileName(forced_tile);
-#endif
-  switch (name) {
+  const int picked = pick_tile(a, device);
+  SANA_EDGE_CHECK(picked, SANA_EDGE_UNSUPPORTED_DEVICE);
+  SANA_EDGE_CHECK(a.tile == 0 || has_tile(device, a.tile), SANA_EDGE_BAD_SHAPE);
+  switch (TileName((a.tile ? a.tile : picked) - 1)) {
     case LARGE:
       return start(TileLarge{}, device);
     case MIDDLE:

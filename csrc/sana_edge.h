@@ -127,8 +127,40 @@ typedef struct {
   int64_t constant_stride;
   float limit;  /* clips to +-limit; 0 leaves it out */
   int32_t silu; /* 1 applies it */
+  int32_t tile; /* of sana_edge_w8a8_linear_tiles; 0 is the first of them. The result is the same. */
 } sana_edge_w8a8_linear_args;
 SANA_EDGE_API sana_edge_status sana_edge_w8a8_linear(const sana_edge_w8a8_linear_args *, void *stream);
+
+/* A product made in tiles, and the clocks that it takes on a device by counting, of the SM with the most tiles:
+ * csrc/tile_times.h, without a GPU. A tile is all results of ``rows`` by ``columns``. */
+typedef struct {
+  int64_t count;         /* tiles of the product */
+  int32_t rows;
+  int32_t columns;
+  int32_t depth;         /* of the product */
+  int32_t warps_down;
+  int32_t warps_across;
+  int32_t stages;        /* tiles of both operands in shared memory, 64 deep */
+  int32_t instructions;  /* of a warp for 32 results, behind the sums */
+  int32_t moved;         /* bytes of a result that are read and written behind the sums */
+} sana_edge_tile;
+typedef struct {
+  int32_t tile;     /* for sana_edge_w8a8_linear_args */
+  int32_t rows;
+  int32_t columns;
+  int32_t resident; /* blocks that are on an SM together */
+  int64_t rounds;   /* tiles of the SM that has most */
+  double products;  /* of a tile, on tensor cores */
+  double l2;        /* of a tile, the operands */
+  double shared;    /* of a tile, what its warps read and its copies write */
+  double epilogue;  /* of a tile, behind the sums */
+  double total;
+} sana_edge_tile_time;
+SANA_EDGE_API sana_edge_status sana_edge_time_tile(const sana_edge_tile *, const sana_edge_device_info *,
+                                                   sana_edge_tile_time *out);
+/* the tiles that a device has room for, that which is chosen first; writes at most 4, says how many */
+SANA_EDGE_API int32_t sana_edge_w8a8_linear_tiles(const sana_edge_w8a8_linear_args *, const sana_edge_device_info *,
+                                                  sana_edge_tile_time *out);
 
 /* out as above, without SiLU; then out's rows to INT8, after LayerNorm, * scale + shift, or as they are */
 typedef struct {
@@ -162,6 +194,7 @@ typedef struct {
   int32_t plain_end;
   float limit; /* clips to +-limit; 0 leaves it out */
   float eps;
+  int32_t tile; /* as above */
 } sana_edge_w8a8_linear_quantize_args;
 SANA_EDGE_API sana_edge_status sana_edge_w8a8_linear_quantize(const sana_edge_w8a8_linear_quantize_args *,
                                                               void *stream);
@@ -416,6 +449,73 @@ typedef struct {
 } sana_edge_multiscale_linear_attention_args;
 SANA_EDGE_API sana_edge_status
 sana_edge_multiscale_linear_attention(const sana_edge_multiscale_linear_attention_args *, void *stream);
+
+/* ---- Gemma-2, activations in fp32 and, where they are multiplied, in two INT8 digits ---- */
+
+/* x (rows, columns), or GELU of its first half times its second half, to digits: step * (254 * high + low) */
+typedef struct {
+  const float *x;  /* (rows, columns); gated (rows, 2 * columns) */
+  int8_t *digits;  /* (rows, 2, columns): high, then low */
+  float *steps;    /* (rows): absmax / 32258 */
+  int64_t rows;
+  int32_t columns; /* a multiple of 16, at most 16384 */
+  int32_t gated;   /* 1: tanh's GELU */
+} sana_edge_quantize_digits_args;
+SANA_EDGE_API sana_edge_status sana_edge_quantize_digits(const sana_edge_quantize_digits_args *, void *stream);
+
+/* total = x + RMSNorm(y) * post_weight; RMSNorm(total) * weight to digits */
+typedef struct {
+  const float *x;           /* (rows, columns) */
+  const float *y;           /* (rows, columns); may be NULL: total is x */
+  const float *post_weight; /* (columns); NULL where y is */
+  const float *weight;      /* (columns); the 1 of 1 + weight is in both */
+  float *total;             /* (rows, columns) */
+  int8_t *digits;           /* (rows, 2, columns) */
+  float *steps;             /* (rows) */
+  int64_t rows;
+  int32_t columns; /* a multiple of 16, at most 8192 */
+  float eps;
+} sana_edge_add_norm_digits_args;
+SANA_EDGE_API sana_edge_status sana_edge_add_norm_digits(const sana_edge_add_norm_digits_args *, void *stream);
+
+/* out = (254 * high + low) weight^T * steps * weight_scales + bias; neighbours 2 i and 2 i + 1 rotated */
+typedef struct {
+  const int8_t *digits;       /* (rows, 2, depth) */
+  const float *steps;         /* (rows) */
+  const int8_t *weight;       /* (columns, depth) */
+  const float *weight_scales; /* (columns) */
+  const float *bias;          /* (columns); may be NULL */
+  const float *rotation;      /* (tokens, pairs, 2): cosine and sine, of heads of 2 * pairs; may be NULL */
+  float *out;                 /* (rows, columns) */
+  int64_t rows;
+  int32_t columns; /* a multiple of 8 */
+  int32_t depth;   /* a multiple of 16, at most 131071 */
+  int32_t tokens;  /* row r is token r % tokens */
+  int32_t pairs;
+  int32_t rotated; /* so many of the first columns rotate */
+} sana_edge_w8a16_linear_args;
+SANA_EDGE_API sana_edge_status sana_edge_w8a16_linear(const sana_edge_w8a16_linear_args *, void *stream);
+
+/* softmax(cap * tanh(scale * q k^T / cap)) v of tokens behind the first ``known`` of a prefix, causal */
+typedef struct {
+  const float *qkv; /* (prompts, tokens, (heads + 2 * kv_heads) * head_dim): all of q, then k, then v */
+  const void *prefix_keys;   /* (kv_heads, capacity, head_dim) */
+  const void *prefix_values; /* (kv_heads, capacity, head_dim) */
+  const int32_t *known;      /* one number in device memory: 0 to capacity */
+  float *out;                /* (prompts, tokens, heads * head_dim) */
+  int32_t prompts;
+  int32_t tokens;
+  int32_t heads;    /* at most 256; heads / kv_heads share one of k and v */
+  int32_t kv_heads;
+  int32_t head_dim; /* 8, 16, 32, 64, 128 or 256 */
+  int32_t capacity;
+  int32_t window; /* a token reads itself and window - 1 before it; 0: all */
+  int32_t type;   /* of prefix_keys and prefix_values: fp32, fp16, bf16 */
+  float scale;
+  float cap; /* 0 leaves scores as they are */
+} sana_edge_soft_capped_attention_args;
+SANA_EDGE_API sana_edge_status sana_edge_soft_capped_attention(const sana_edge_soft_capped_attention_args *,
+                                                               void *stream);
 
 #ifdef __cplusplus
 }

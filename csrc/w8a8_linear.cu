@@ -23,10 +23,6 @@ sana_edge_status start(const sana_edge_w8a8_linear_args& a, void* stream) {
 
 }  // namespace
 
-#ifdef SANA_EDGE_EMULATED
-extern "C" SANA_EDGE_API void sana_edge_emulator_tile(int name) { forced_tile = name; }
-#endif
-
 extern "C" SANA_EDGE_API sana_edge_status sana_edge_w8a8_linear(const sana_edge_w8a8_linear_args* a,
                                                                 void* stream) {
   SANA_EDGE_CHECK(a, SANA_EDGE_NULL_POINTER);

@@ -24,8 +24,9 @@ __device__ __forceinline__ void quantize_row(const Arguments& p, int64_t row) {
                                                                a.next_scales + row);
 }
 
+// one block on an SM: the registers that a row takes, which would else be fewer
 template <class T, class Number, Epilogue EPILOGUE>
-__global__ void __launch_bounds__(T::THREADS) w8a8_linear_quantize_kernel(const Arguments p) {
+__global__ void __launch_bounds__(T::THREADS, 1) w8a8_linear_quantize_kernel(const Arguments p) {
   wait_for_kernels();
   if constexpr (for_this_architecture<T>()) {
     const TilePlace place = make_tile<T, Number, EPILOGUE>(p.linear);
@@ -59,7 +60,7 @@ sana_edge_w8a8_linear_quantize(const sana_edge_w8a8_linear_quantize_args* a, voi
   const sana_edge_w8a8_linear_args linear{a->values, a->scales,   a->weight, a->weight_scales, a->bias,
                                           a->gate,   a->residual, a->constant, a->out,         a->rows,
                                           a->columns, a->depth,   a->tokens, a->type,          a->gate_stride,
-                                          a->constant_stride, a->limit, 0};
+                                          a->constant_stride, a->limit, 0, a->tile};
   SANA_EDGE_CHECK(a->columns % 16 == 0 && a->columns <= TAIL_COLUMNS && (a->tokens > 0 || a->rows == 0) &&
                       a->scale_stride >= 0 && a->shift_stride >= 0,
                   SANA_EDGE_BAD_SHAPE);

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from harness.engine_tables import cold, engines_quality, engines_speed, pictures, verification
+from harness.gpu_tables import ROOFLINE, tile_choices
 from harness.results import BASELINE, FASTEST, HALF, INT8, OURS
-from harness.study_tables import launches, peers, savings, solver, tokens
+from harness.study_tables import launches, peers, savings, solver, text_features, tokens
 from sana_edge.bench.table import Table, circumstances, gigabytes, interval, median, most
 
 Numbers = Mapping[str, Any]
@@ -53,6 +54,11 @@ def sections(results: Path) -> Iterator[tuple[str, str]]:
         "verification": (verification, files(results, "verify_export")),
         "engines": (engines_speed, [files(results, *engines)]),
         "pictures": (pictures, files(results, "bench_engines-picture-*")),
+        "roofline": (
+            lambda made: made[0](made[1]),
+            [(table, data) for data in files(results, "roofline") for table in ROOFLINE],
+        ),
+        "tiles": (tile_choices, files(results, "tiles")),
         "cold": (cold, files(results, "bench_engines-cold")),
         "engines-quality": (engines_quality, files(results, "quality_engines")),
         "peers": (peers, files(results, "bench_peers-*")),
@@ -60,6 +66,7 @@ def sections(results: Path) -> Iterator[tuple[str, str]]:
         "tokens": (tokens, files(results, "bench_tokens-*")),
         "savings": (savings, files(results, "bench_tokens-*")),
         "launches": (launches, files(results, "bench_launches")),
+        "text": (text_features, files(results, "bench_text")),
         "sidecar": (sidecar, files(results, "bench_sidecar")),
         "serving": (serving, files(results, "bench_serve")),
     }

@@ -1,4 +1,4 @@
-"""The tables of what was looked into: solvers, latents and tokens, savings, and other projects' INT8."""
+"""The tables of what was looked into: solvers, tokens, savings, text in INT8, and other projects' INT8."""
 
 from __future__ import annotations
 
@@ -132,3 +132,18 @@ def _fused_errors(data: Numbers) -> list[str]:
 
 def _decoder(row: Numbers) -> tuple[Any, ...]:
     return row["decoder"], row["size"], row["calibrated"]
+
+
+def text_features(data: Numbers) -> Table:
+    """How far the features of each way to multiply are off, and the pictures from them."""
+    table = Table(
+        ("text encoder", "computed in", "features off by", "the worst prompt", "pictures, PSNR"), named=2
+    )
+    near = {row["way"]: [value for value in row["psnr"] if value is not None] for row in data["pictures"]}
+    for row in data["features"]:
+        values = near[row["way"]] if row["encoder"] == "sana-tiny" else []
+        seen = f"{min(values):.1f} to {max(values):.1f} dB" if values else ""
+        table.add(row["encoder"], row["way"], f"{row['error']:.2%}", f"{row['worst']:.2%}", seen)
+    drawn = f"{data['prompts']} prompts, pictures in {data['steps']} steps"
+    table.notes = [f"To the float model in fp32; {drawn}, all else fp32.", circumstances(data)]
+    return table

@@ -1,4 +1,4 @@
-"""Launchers of the CUDA operations, by the names and arguments of `reference_fused` and `reference_conv`.
+"""Launchers of the CUDA operations, by the names and arguments of their definitions in `kernels.reference_*`.
 
 Matrices are contiguous, on the device; sizes have the limits of sana_edge.h. An operation with an argument
 ``workspace`` makes its own where that is None. ``out=`` is what a result is written to, which may be
@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from sana_edge.errors import InvalidInput
-from sana_edge.kernels import reference_conv, reference_fused
-from sana_edge.kernels.cuda import library
+from sana_edge.kernels import reference_conv, reference_fused, reference_gemma
+from sana_edge.kernels.cuda import library, tuning
 from sana_edge.kernels.cuda.operations import OPERATIONS, Operation, Pointer
 
 _HALVES = (torch.float16, torch.bfloat16)
@@ -71,6 +71,13 @@ class Plan:
 Values = dict[str, Any]
 
 
+def definition(name: str) -> Callable[..., Any]:
+    """The function that says what an operation computes."""
+    homes = (reference_fused, reference_conv, reference_gemma)
+    function: Callable[..., Any] = next(getattr(home, name) for home in homes if hasattr(home, name))
+    return function
+
+
 def workspace(images: int, tokens: int, heads: int, device: torch.device) -> Tensor:
     """Memory for what blocks tell each other: sums of linear attention, and which tiles are written; zeros.
 
@@ -101,7 +108,8 @@ def _launch(name: str, *arguments: Any, **named: Any) -> Any:
         if space is None:
             space = workspace(*plan.sums, device)
         fields |= {"workspace": space, "workspace_bytes": space.numel()}
-    library.load().call(name, device, **fields, **plan.numbers)
+    numbers = tuning.tuned(name, device, fields, plan.numbers) if name in tuning.TUNED else plan.numbers
+    library.load().call(name, device, **fields, **numbers)
     results = tuple(given[result] for result in plan.results)
     return results if len(results) > 1 else results[0]
 
@@ -136,15 +144,15 @@ def _plan(name: str, *forms: Any) -> Plan:
 @functools.cache
 def _parameters(name: str) -> tuple[tuple[str, ...], Mapping[str, Any]]:
     """Names of an operation's arguments, those of its reference first, and defaults."""
-    definition = getattr(reference_conv, name, None) or getattr(reference_fused, name)
-    parameters = inspect.signature(definition).parameters
+    parameters = inspect.signature(definition(name)).parameters
     defaults = {n: p.default for n, p in parameters.items() if p.default is not inspect.Parameter.empty}
     # the references' own, fp32, is no kernel's
     defaults |= {"dtype": _DTYPES[name]} if name in _DTYPES else {}
     # the references have no memory to use again
     own = [pointer.name for pointer in OPERATIONS[name].pointers if pointer.kind == "bytes"]
+    chosen = {"tile": 0} if name in tuning.TUNED else {}
     written = [pointer.name for pointer in OPERATIONS[name].pointers if pointer.written]
-    return (*parameters, *own, *written), {**defaults, **dict.fromkeys((*own, *written))}
+    return (*parameters, *own, *chosen, *written), {**defaults, **chosen, **dict.fromkeys((*own, *written))}
 
 
 def _find_type(operation: Operation, given: list[Pointer], values: Values) -> None:
@@ -294,6 +302,29 @@ def _prepare_conv(values: Values) -> None:
     }
 
 
+def _prepare_digits(values: Values) -> None:
+    shape, halves = values["x"].shape, 2 if values["gated"] else 1
+    values |= {"gated": int(values["gated"]), "columns": shape[-1] // halves if shape else 0}
+    values["wide"] = halves * values["columns"]
+
+
+def _prepare_add_norm(values: Values) -> None:
+    if (values["y"] is None) != (values["post_weight"] is None):
+        raise InvalidInput("y and post_weight: one of them without the other", "give both or neither")
+
+
+def _prepare_digits_linear(values: Values) -> None:
+    if values["rotation"] is None:
+        values["pairs"] = 0
+
+
+def _prepare_soft_capped(values: Values) -> None:
+    shape = values["prefix_keys"].shape
+    if len(shape) == 3:
+        values["width"] = (values["heads"] + 2 * shape[0]) * shape[2]
+    values |= {"cap": values["cap"] or 0.0, "window": values["window"] or 0}
+
+
 _PREPARE: dict[str, Callable[[Values], None]] = {
     "w8a8_linear": _prepare_linear,
     "w8a8_linear_quantize": _prepare_linear_quantize,
@@ -301,6 +332,10 @@ _PREPARE: dict[str, Callable[[Values], None]] = {
     "velocity_head": _prepare_head,
     "w8a8_conv2d": _prepare_conv,
     "multiscale_linear_attention": _prepare_multiscale,
+    "quantize_digits": _prepare_digits,
+    "add_norm_digits": _prepare_add_norm,
+    "w8a16_linear": _prepare_digits_linear,
+    "soft_capped_attention": _prepare_soft_capped,
 }
 
 quantize_rows = functools.partial(_launch, "quantize_rows")
@@ -319,3 +354,7 @@ w8a8_conv2d = functools.partial(_launch, "w8a8_conv2d")
 norm_add_quantize = functools.partial(_launch, "norm_add_quantize")
 tensor_scale = functools.partial(_launch, "tensor_scale")
 multiscale_linear_attention = functools.partial(_launch, "multiscale_linear_attention")
+quantize_digits = functools.partial(_launch, "quantize_digits")
+add_norm_digits = functools.partial(_launch, "add_norm_digits")
+w8a16_linear = functools.partial(_launch, "w8a16_linear")
+soft_capped_attention = functools.partial(_launch, "soft_capped_attention")

@@ -13,6 +13,7 @@ import struct
 import sys
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,6 +77,18 @@ class Library:
         """Operations of the header that it does not have."""
         return [name for name in OPERATIONS if not hasattr(self._library, f"sana_edge_{name}")]
 
+    def ask(self, function: str, *structs: ctypes.Structure) -> None:
+        """Call another function of the header than an operation, on structs.
+
+        Raises:
+            SanaError: the library refused; of the kind that fits.
+        """
+        self._check(getattr(self._library, function)(*map(ctypes.byref, structs)), function)
+
+    def count(self, function: str, *structs: ctypes.Structure | ctypes.Array[Any]) -> int:
+        """What a function that counts answers."""
+        return int(getattr(self._library, function)(*map(ctypes.byref, structs)))
+
     def workspace(self, images: int, tokens: int, heads: int) -> int:
         """Bytes that qkv_linear_attention and qk_norm_linear_attention need."""
         function = self._library.sana_edge_qkv_linear_attention_workspace
@@ -89,8 +102,10 @@ class Library:
             SanaError: the library refused; of the kind that fits.
         """
         for name, value in fields.items():
-            if isinstance(value, Tensor) and value.device != device:
-                raise InvalidInput(f"{name} of {operation} is on {value.device}, not on {device}", "move it")
+            if not isinstance(value, Tensor) or (value.device == device and device.type == self.device_type):
+                continue
+            wanted = device if device.type == self.device_type else self.device_type
+            raise InvalidInput(f"{name} of {operation} is on {value.device}, not on {wanted}", "move it")
         values = {
             name: value.data_ptr() if isinstance(value, Tensor) else value for name, value in fields.items()
         }

@@ -42,7 +42,7 @@ w8a8_linear
   residual       half?   *rows columns
   constant       vector? images columns
   out            half>   *rows columns
-  | q rows, i columns, i depth, i tokens, i type, q gate_stride, q constant_stride, f limit, i silu
+  | q rows, i columns, i depth, i tokens, i type, q gate_stride, q constant_stride, f limit, i silu, i tile
 w8a8_linear_quantize
   values         int8    *rows depth
   scales         fp32    *rows
@@ -61,7 +61,7 @@ w8a8_linear_quantize
   next_scales    fp32>   *rows
   workspace      bytes?
   | q workspace_bytes, q rows, q gate_stride, q constant_stride, q scale_stride, q shift_stride
-  | i columns, i depth, i tokens, i type, i plain_first, i plain_end, f limit, f eps
+  | i columns, i depth, i tokens, i type, i plain_first, i plain_end, f limit, f eps, i tile
 qkv_linear_attention
   values         int8    images tokens depth
   scales         fp32    images tokens
@@ -173,6 +173,36 @@ multiscale_linear_attention
   state          fp32>   images copies*heads 33 32
   workspace      bytes?
   | q workspace_bytes, i images, i height, i width, i heads, i type
+quantize_digits
+  x              fp32    *rows wide
+  digits         int8>   *rows 2 columns
+  steps          fp32>   *rows
+  | q rows, i columns, i gated
+add_norm_digits
+  x              fp32    *rows columns
+  y              fp32?   *rows columns
+  post_weight    fp32?   columns
+  weight         fp32    columns
+  total          fp32>   *rows columns
+  digits         int8>   *rows 2 columns
+  steps          fp32>   *rows
+  | q rows, i columns, f eps
+w8a16_linear
+  digits         int8    *rows 2 depth
+  steps          fp32    *rows
+  weight         int8    columns depth
+  weight_scales  fp32    columns
+  bias           fp32?   columns
+  rotation       fp32?   tokens pairs 2
+  out            fp32>   *rows columns
+  | q rows, i columns, i depth, i tokens, i pairs, i rotated
+soft_capped_attention
+  qkv            fp32    prompts tokens width
+  prefix_keys    any     kv_heads capacity head_dim
+  prefix_values  any     kv_heads capacity head_dim
+  known          int32
+  out            fp32>   prompts tokens heads*head_dim
+  | i prompts, i tokens, i heads, i kv_heads, i head_dim, i capacity, i window, i type, f scale, f cap
 """
 
 _NUMBERS = {"q": ctypes.c_int64, "i": ctypes.c_int32, "f": ctypes.c_float}

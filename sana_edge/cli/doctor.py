@@ -224,15 +224,28 @@ def _int8() -> Backend:
     import torch
 
     from sana_edge.int8 import matmul, ops
-    from sana_edge.int8.text_linear import choose_product
 
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     products = [matmul.describe(device) for device in devices]
     refusal = ops.onednn_refusal()
     convolutions = f"no oneDNN convolution: {refusal}" if refusal else "oneDNN convolution on cpu"
-    text = (f"text encoder on {device}: {choose_product(device).reason}" for device in devices)
+    text = (f"text encoder on {device}: {_text(device)}" for device in devices)
     usable = any(fast for fast, _ in products)
     return Backend("int8", usable, "; ".join([*(words for _, words in products), convolutions, *text]))
+
+
+def _text(device: str) -> str:
+    """What an INT8 text encoder runs on."""
+    import torch
+
+    from sana_edge.fused import backends as choice
+    from sana_edge.int8.text_linear import choose_product
+
+    if device == "cpu":
+        return choose_product(device).reason
+    refused = choice.refusal("cuda", torch.device(device))
+    own = "the CUDA kernels, recorded at a few lengths"
+    return own if refused is None else f"{choose_product(device).reason}, as {refused.message}"
 
 
 def _unusable(reason: str) -> list[Backend]:

@@ -9,9 +9,10 @@ import torch
 
 from sana_edge.config import DenoiserConfig
 from sana_edge.errors import InvalidInput, SanaError, UnsupportedDevice
-from sana_edge.kernels.cuda import library
+from sana_edge.kernels.cuda import library, tuning
 from sana_edge.kernels.triton import support as triton_support
 from sana_edge.request import TORCH_BACKENDS
+from sana_edge.store.cache import user_cache
 
 # in the order in which they are preferred
 NAMES = ("cuda", "triton", "torch")
@@ -97,6 +98,13 @@ def refusal(
     if dtype == "bf16" and half_dtype(device) != "bf16":
         return UnsupportedDevice("the device has no bf16", "choose dtype auto or fp16")
     return None
+
+
+def measure_tiles(backend: Backend, device: torch.device) -> None:
+    """Let the CUDA kernels time tiles of products on a GPU, kept in the cache; not with SANA_EDGE_TUNE=0."""
+    if backend.name == "cuda" and device.type == "cuda":
+        home = user_cache()
+        tuning.use(home / "tiles.json" if home else None)
 
 
 def no_gpu() -> str:

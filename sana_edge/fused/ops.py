@@ -1,4 +1,4 @@
-"""The fused operations of INT8 models, with the arguments of `reference_fused` and `reference_conv`.
+"""The fused operations of INT8 models, with the arguments of their definitions in `kernels.reference_*`.
 
 Every operation takes besides:
 
@@ -35,9 +35,20 @@ _TRITON = {
     "patch_embed": "patch_embed",
     "velocity_head": "velocity_head",
 }
-# what Triton has none of: torch computes it where the CUDA library is not there
-DECODER_OPERATIONS = ("w8a8_conv2d", "norm_add_quantize", "tensor_scale", "multiscale_linear_attention")
-CUDA_ONLY = (*DECODER_OPERATIONS, "sampler_step", "w8a8_linear_quantize")
+# what Triton has none of, and its definition: torch's where the CUDA library is not there
+_DEFINITIONS = {
+    "w8a8_conv2d": "reference_conv",
+    "norm_add_quantize": "reference_conv",
+    "tensor_scale": "reference_conv",
+    "multiscale_linear_attention": "reference_conv",
+    "sampler_step": "reference_fused",
+    "w8a8_linear_quantize": "reference_fused",
+    "quantize_digits": "reference_gemma",
+    "add_norm_digits": "reference_gemma",
+    "w8a16_linear": "reference_gemma",
+    "soft_capped_attention": "reference_gemma",
+}
+CUDA_ONLY = tuple(_DEFINITIONS)
 OPERATIONS = (*_TRITON, *CUDA_ONLY)
 
 
@@ -48,7 +59,7 @@ def workspace(backend: str, images: int, tokens: int, heads: int, device: torch.
 
 @functools.cache
 def _implementation(backend: str, name: str) -> Callable[..., Any]:
-    torch_home = "reference_conv" if name in DECODER_OPERATIONS else "reference_fused"
+    torch_home = _DEFINITIONS.get(name, "reference_fused")
     home = {"cuda": "cuda.launch", "triton": f"triton.{_TRITON.get(name)}", "torch": torch_home}[backend]
     function: Callable[..., Any] = getattr(importlib.import_module(f"sana_edge.kernels.{home}"), name)
     return function
@@ -88,3 +99,7 @@ w8a8_conv2d = functools.partial(_run, "w8a8_conv2d")
 norm_add_quantize = functools.partial(_run, "norm_add_quantize")
 tensor_scale = functools.partial(_run, "tensor_scale")
 multiscale_linear_attention = functools.partial(_run, "multiscale_linear_attention")
+quantize_digits = functools.partial(_run, "quantize_digits")
+add_norm_digits = functools.partial(_run, "add_norm_digits")
+w8a16_linear = functools.partial(_run, "w8a16_linear")
+soft_capped_attention = functools.partial(_run, "soft_capped_attention")

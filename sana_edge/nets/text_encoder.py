@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -37,17 +37,67 @@ class TextFeatures:
     mask: Tensor
 
 
+# of each layer (1, heads, N, d), as the network that made them keeps them
+KeysValues = list[tuple[Tensor, Tensor]]
+
+
+class TextNetwork(Protocol):
+    """What computes hidden states of token ids."""
+
+    def instruct(self, ids: Tensor) -> tuple[Tensor, KeysValues]:
+        """Hidden states (1, N, C) of an instruction, ids (1, N), and what texts behind it read."""
+
+    def read(self, ids: Tensor, past: KeysValues, known: int) -> Tensor:
+        """Hidden states (rows, N, C) of ids (rows, N) behind the first ``known`` tokens of an instruction.
+
+        ``past`` is what `instruct` gave of it, or empty: texts without one.
+        """
+
+    def release(self) -> None:
+        """Let go of memory that can be had again."""
+
+
+class _Transformers:
+    """A `TextNetwork` of the library's model."""
+
+    def __init__(self, model: Gemma2Model) -> None:
+        self._model = model
+
+    def instruct(self, ids: Tensor) -> tuple[Tensor, KeysValues]:
+        from transformers import DynamicCache
+
+        # without a config the cache keeps all tokens of sliding layers too; masks still slide
+        cache = DynamicCache()
+        hidden: Tensor = self._model(ids, past_key_values=cache, use_cache=True).last_hidden_state
+        return hidden, [(layer.keys, layer.values) for layer in cache.layers]
+
+    def read(self, ids: Tensor, past: KeysValues, known: int) -> Tensor:
+        from transformers import DynamicCache
+
+        cache = DynamicCache()
+        for layer, (keys, values) in enumerate(past):
+            shape = (len(ids), -1, -1, -1)
+            cache.update(keys[:, :, :known].expand(shape), values[:, :, :known].expand(shape), layer)
+        hidden: Tensor = self._model(ids, past_key_values=cache, use_cache=True).last_hidden_state
+        return hidden
+
+    def release(self) -> None:
+        """It keeps nothing."""
+
+
 @dataclass(frozen=True)
 class _Prefix:
-    """An encoded instruction: last hidden state (1, N, C), and keys and values (1, heads, N, d) per layer."""
+    """An encoded instruction: its last hidden state (1, N, C), and what `TextNetwork.instruct` gave."""
 
     ids: list[int]
     hidden: Tensor
-    layers: list[tuple[Tensor, Tensor]]
+    layers: KeysValues
 
 
 class EncodedTexts:
     """Features of some prompts, kept when the text encoder that made them has gone."""
+
+    note = ""
 
     def __init__(self) -> None:
         # by prompt and instruction
@@ -68,14 +118,33 @@ class EncodedTexts:
         """Not known any more."""
         return 0
 
+    def release(self) -> None:
+        """Nothing can be had again."""
+
 
 class TextEncoder:
-    """A tokenizer and a frozen Gemma-2, with the instructions it has met."""
+    """A tokenizer and a frozen Gemma-2, with the instructions it has met.
+
+    Attributes:
+        network: what runs the model; the library, until another is put in its place.
+        note: why a faster one could not be.
+    """
 
     def __init__(self, tokenizer: PromptTokenizer, model: Gemma2Model) -> None:
         self._tokenizer = tokenizer
         self._model = model
         self._prefixes: dict[str, _Prefix] = {}
+        self.network: TextNetwork = _Transformers(model)
+        self.note = ""
+
+    @property
+    def model(self) -> Gemma2Model:
+        """The library's model, of which another network may have taken the layers."""
+        return self._model
+
+    def release(self) -> None:
+        """Let go of memory that can be had again."""
+        self.network.release()
 
     @classmethod
     def load(
@@ -87,6 +156,7 @@ class TextEncoder:
         variant: str | None = None,
         int8: bool = False,
         resident: int | None = None,
+        fused: bool = False,
     ) -> TextEncoder:
         """Read ``tokenizer/`` and ``text_encoder/`` of a model folder in diffusers layout.
 
@@ -97,6 +167,7 @@ class TextEncoder:
             variant: which of several weight files, as in `load_state`.
             int8: make float weights INT8 while they are loaded; a package is INT8 anyway.
             resident: see `load_text_model`.
+            fused: also.
 
         Raises:
             CheckpointError: a file is missing or damaged, or is not of a Gemma-2.
@@ -109,6 +180,7 @@ class TextEncoder:
             variant=variant,
             int8=int8,
             resident=resident,
+            fused=fused,
         )
         return cls(tokenizer, model)
 
@@ -153,36 +225,24 @@ class TextEncoder:
 
     def _prefix(self, text: str) -> _Prefix:
         """Return the encoded instruction, computed at its first use."""
-        from transformers import DynamicCache
-
         if text not in self._prefixes:
             # of others than SANA's own the last is kept
             for old in [other for other in self._prefixes if other != "\n".join(CHI)]:
                 del self._prefixes[old]
             ids = self._tokenizer.encode(text)
-            # without a config the cache keeps all tokens of sliding layers too; masks still slide
-            cache = DynamicCache()
-            hidden = self._run([ids], cache)
-            layers = [(layer.keys, layer.values) for layer in cache.layers]
-            self._prefixes[text] = _Prefix(ids, hidden, layers)
+            self._prefixes[text] = _Prefix(ids, *self.network.instruct(self._ids([ids])))
         return self._prefixes[text]
 
     def _hidden_states(self, rows: list[list[int]], prefix: _Prefix | None) -> Tensor:
         """Return (rows, longest, C), arbitrary beyond the end of a row."""
-        from transformers import DynamicCache
-
-        cache = DynamicCache()
         if prefix is None:
-            return self._run(rows, cache)
+            return self.network.read(self._ids(rows), [], 0)
         known = min(known_tokens(row, prefix.ids) for row in rows)
-        for layer, (keys, values) in enumerate(prefix.layers):
-            shape = (len(rows), -1, -1, -1)
-            cache.update(keys[:, :, :known].expand(shape), values[:, :, :known].expand(shape), layer)
-        hidden = self._run([row[known:] for row in rows], cache)
+        hidden = self.network.read(self._ids([row[known:] for row in rows]), prefix.layers, known)
         return torch.cat([prefix.hidden[:, :known].expand(len(rows), -1, -1), hidden], dim=1)
 
-    def _run(self, rows: list[list[int]], cache: Any) -> Tensor:
-        """Run the model on token ids behind what ``cache`` holds, and add their keys and values to it."""
+    def _ids(self, rows: list[list[int]]) -> Tensor:
+        """Token ids (rows, longest) on the model's device."""
         vocabulary = self._model.config.vocab_size
         if any(max(row) >= vocabulary for row in rows):
             raise CheckpointError(
@@ -190,8 +250,6 @@ class TextEncoder:
                 "tokenizer/ and text_encoder/ are of different models; download the model again",
             )
         longest = max(len(row) for row in rows)
-        ids = torch.tensor(
+        return torch.tensor(
             [row + [0] * (longest - len(row)) for row in rows], device=self._model.norm.weight.device
         )
-        hidden: Tensor = self._model(ids, past_key_values=cache, use_cache=True).last_hidden_state
-        return hidden

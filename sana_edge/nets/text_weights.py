@@ -85,6 +85,7 @@ def load_text_model(
     variant: str | None = None,
     int8: bool = False,
     resident: int | None = None,
+    fused: bool = False,
 ) -> Gemma2Model:
     """Read a ``text_encoder/``; the embedding stays in its file, see `MappedEmbedding`.
 
@@ -93,12 +94,16 @@ def load_text_model(
         int8: quantize float weights; a package is INT8 anyway.
         resident: bytes of float layers that stay in memory; the others are read again whenever they compute.
             None keeps all.
+        fused: INT8 layers are for other products than torch's: they stay `WeightOnlyLinear` on a GPU.
 
     Raises:
         CheckpointError: a file is missing or damaged, does not fit its config, or is not of a Gemma-2.
     """
     with values_named(folder, variant):
-        return _loaded(folder, dtype, torch.device(device), variant, int8, resident)
+        model, targets = _loaded(folder, dtype, torch.device(device), variant, int8, resident)
+    if not fused and model.norm.weight.device.type == "cuda" and targets:
+        _use_bitsandbytes(model, targets)
+    return model
 
 
 def _loaded(
@@ -108,7 +113,8 @@ def _loaded(
     variant: str | None,
     int8: bool,
     resident: int | None,
-) -> Gemma2Model:
+) -> tuple[Gemma2Model, list[str]]:
+    """The model, and which of its modules are INT8."""
     model = _empty_model(folder)
     quantization, where = package.read(folder), str(folder)
     targets = text_targets(len(model.layers))
@@ -124,7 +130,13 @@ def _loaded(
     check_state(expected, state, where=where)
     most = None if targets else resident
     _fill(model, state, targets, dtype, device, folder, variant, most)
-    return model.requires_grad_(False).eval()
+    return model.requires_grad_(False).eval(), targets
+
+
+def _use_bitsandbytes(model: Gemma2Model, targets: Collection[str]) -> None:
+    if choose_product("cuda").name == "bitsandbytes":
+        for name in targets:
+            model.set_submodule(name, to_bitsandbytes(model.get_submodule(name)))
 
 
 def quantize_text_state(
@@ -240,9 +252,6 @@ def _fill(
         model.rotary_emb.to(device)
         return
     model.to(device)
-    if device.type == "cuda" and targets and choose_product("cuda").name == "bitsandbytes":
-        for name in targets:
-            model.set_submodule(name, to_bitsandbytes(model.get_submodule(name)))
 
 
 def _streamed(

@@ -150,7 +150,7 @@ class StepGraph:
     Args:
         step: tensors of the shapes that a step has.
         prompt: also, of what stays the same over a prompt's steps.
-        name: of what it computes, for the note.
+        what: is done by it, for the note.
 
     Attributes:
         step: the function's own memory of a step's tensors, which it may change.
@@ -163,7 +163,7 @@ class StepGraph:
         step: Sequence[Tensor],
         prompt: Sequence[Tensor],
         recorder: Recorder,
-        name: str = "denoising",
+        what: str = "denoising runs",
     ) -> None:
         inputs = [t.clone() for t in step], [t.clone() for t in prompt]
         self.step, self._prompt = inputs
@@ -184,7 +184,7 @@ class StepGraph:
             # the end of a capture that failed is an error as well
             if isinstance(error.__context__, (torch.OutOfMemoryError, OutOfMemory)):
                 raise error.__context__ from None
-            self.note = f"{name} runs without a CUDA graph: {first_line(error)}"
+            self.note = f"{what} without a CUDA graph: {first_line(error)}"
             logger.warning(self.note)
             self._run = run
 

@@ -49,7 +49,9 @@ class DecodeGraphs:
                 self._graphs.popitem(last=False)
             decode = self._autoencoder.decode
             try:
-                graph = StepGraph(lambda step, _: decode(step[0]), [latent], [], self._recorder, "decoding")
+                graph = StepGraph(
+                    lambda step, _: decode(step[0]), [latent], [], self._recorder, "decoding runs"
+                )
             except (torch.OutOfMemoryError, OutOfMemory):
                 self._came[latent.shape] = 0
                 return decode(latent)

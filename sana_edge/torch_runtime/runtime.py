@@ -46,6 +46,7 @@ from sana_edge.torch_runtime.encoding import encode
 from sana_edge.torch_runtime.load import describe, load_decoder, load_denoiser, load_dtype, load_encoder
 from sana_edge.torch_runtime.stages import Loaded, Stages
 from sana_edge.torch_runtime.steps import Predictor, Velocity
+from sana_edge.torch_runtime.text import load_text_encoder
 from sana_edge.torch_runtime.texts import KnownTexts, text_identity
 
 IN_TURN = "memory is short: text encoder, denoiser and decoder are loaded in turn, for each picture"
@@ -118,6 +119,7 @@ class TorchRuntime:
             quantization = Quantization("token")
         config = DenoiserConfig.from_dict(transformer.values)
         chosen = backends.choose(backend, device, dtype, quantization is not None, config)
+        backends.measure_tiles(chosen, device)
         loading = partial(on_progress, f"loading {model.name}")
         loading(0, 2 if prompt_cache else 3)
         facts = folder_facts(model)
@@ -138,10 +140,11 @@ class TorchRuntime:
 
         networks = Stages(
             Loaded(
-                lambda: TextEncoder.load(
+                lambda: load_text_encoder(
                     model.path,
                     dtype=others,
                     device=device,
+                    backend=chosen.name,
                     variant=model.component_variant("text_encoder"),
                     int8=quantize,
                 )
@@ -349,6 +352,7 @@ class TorchRuntime:
         encoder = self.texts or self.networks.text
         groups = [encoder.encode([prompt], instruction=instruction) for prompt, instruction in texts]
         notes = reading_notes(plan, encoder, self.domain, self.name)
+        notes = (*notes, encoder.note) if encoder.note else notes
         # which may have to go for the denoiser
         del encoder
         if self.texts is not None:

@@ -117,6 +117,8 @@ class Stages:
 
     def release(self) -> None:
         """Let go of what was recorded."""
+        if self._text:
+            self._text.get().release()
         for recorded in (self._predictor, self._decodes):
             if recorded is not None:
                 recorded.release()

@@ -48,6 +48,11 @@ class KnownTexts:
         self._cache = PromptCache(identity, _STORED[dtype], channels)
         self._last = LastTexts[TextContext]()
 
+    @property
+    def note(self) -> str:
+        """That of the text encoder, where it is in memory."""
+        return self._networks.text.note if "text" in self._networks.loaded else ""
+
     def have(self, texts: Sequence[Text]) -> bool:
         """Whether no text encoder is needed for these."""
         return all(self._cache.find(text) is not None for text in texts)

@@ -77,6 +77,18 @@ def test_tables() -> None:
     )
 
 
+def test_text_table() -> None:
+    machine = {"gpu": None, "cores": 2, "cpu": "a CPU"}
+    run = {"machine": machine, "commit": {"hash": None}, "date": "2026-11-29", "command": "python x"}
+    row = {"encoder": "sana-tiny", "way": "bf16", "error": 0.0123, "worst": 0.02}
+    wide = {**row, "encoder": "wide"}
+    pictures = [{"way": "bf16", "psnr": [31.25, None, 40.0]}]
+    data = {**run, "features": [row, wide], "pictures": pictures, "prompts": 3, "steps": 8}
+    text = study_tables.text_features(data).markdown()
+    assert "| sana-tiny | bf16 | 1.23% | 2.00% | 31.2 to 40.0 dB |" in text
+    assert "| wide | bf16 | 1.23% | 2.00% |  |" in text
+
+
 @pytest.mark.slow
 def test_command(tmp_path: Path) -> None:
     output = tmp_path / "tokens.json"

@@ -1,5 +1,5 @@
-// Checks csrc/gemm_maps.h and csrc/gemm_tiles.h on the host, for test_gemm_maps.py: says what is wrong, or
-// "ok".
+// Checks csrc/gemm_maps.h, csrc/gemm_tiles.h and the choice of csrc/tile_times.h on the host, for
+// test_gemm_maps.py: says what is wrong, or "ok".
 #include <stdio.h>
 
 #include <algorithm>
@@ -8,7 +8,7 @@
 #include <utility>
 #include <vector>
 
-#include "gemm_tiles.h"
+#include "tile_times.h"
 
 int wrong = 0;
 
@@ -156,20 +156,21 @@ void check_choice() {
       // sana-tiny: few tiles, so small ones
       {256, 192, {89, 76, 99 << 10}, SMALL},
       {1, 8, {120, 60, 99 << 10}, SMALL},
-      {1 << 30, 11200, {90, 132, 227 << 10}, LARGE},
+      {1 << 30, 11200, {90, 132, 227 << 10}, MIDDLE},
       {2048, 1152, {75, 40, 64 << 10}, TURING},
       {1, 1152, {75, 40, 64 << 10}, TURING_SMALL},
       // codes without a table of their own
       {2048, 1152, {87, 16, 163 << 10}, MIDDLE},
-      {2048, 1152, {103, 132, 227 << 10}, NARROW},
+      {2048, 1152, {103, 132, 227 << 10}, LARGE},
       // little shared memory, and a GPU that is too old
       {2048, 1152, {89, 76, 33 << 10}, SMALL},
       {2048, 1152, {89, 76, 31 << 10}, -1},
       {2048, 1152, {70, 80, 96 << 10}, -1},
   };
   for (const auto& one : cases) {
-    const TileFacts* tile = pick_tile(one.rows, one.columns, one.device);
-    const int found = tile ? tile->name : -1;
+    sana_edge_w8a8_linear_args a{};
+    a.rows = one.rows, a.columns = int32_t(one.columns), a.depth = 1152;
+    const int found = pick_tile(a, one.device) - 1;
     if (found != one.tile)
       printf("%lld x %lld on %d: tile %d, not %d\n", static_cast<long long>(one.rows),
              static_cast<long long>(one.columns), one.device.capability, found, one.tile),

@@ -26,6 +26,7 @@ PRODUCTS = ("w8a8_linear", "w8a8_linear_quantize", "qkv_linear_attention", "w8a8
 # what Turing multiplies at a time, and what the others do: m8n8k16, m16n8k32
 INSTRUCTIONS = {"75": "IMMA.8816.S8.S8"}
 LATER = "IMMA.16832.S8.S8"
+OPERATIONS_OF = {"w8a8_linear": 0, "w8a8_linear_quantize": 1}
 # bytes that a kernel other than the products may write and read again; a large array would be more
 FEW = 512
 # dwconv_glu_quantize has 512 threads, hence 128 registers: one kernel of six, in fp16 with four columns on
@@ -142,6 +143,24 @@ def test_products_are_on_tensor_cores(folder: Path, architectures: tuple[str, ..
     if turing is not None:
         assert turing
         assert turing == later or turing.isdisjoint(later)
+
+
+def test_epilogues_have_the_instructions_that_tiles_are_chosen_by(folder: Path) -> None:
+    """A tile of 128 columns has those of 64 results of a thread more than one of 64 columns."""
+    text = (CSRC / "tile_times.h").read_text()
+    ((numbers,),) = [re.findall(r"INSTRUCTIONS\[\] = \{(.*)\};", text)]
+    counts: dict[int, list[int]] = {}
+    for operation in ("w8a8_linear", "w8a8_linear_quantize"):
+        for name, code in machine_code(folder / f"{operation}.o").get("89", {}).items():
+            kind = re.search(r"TileILi128ELi(64|128)ELi64ELi2ELi2ELi[34]EE8BFloat16L8Epilogue(\d)", name)
+            if kind:
+                found = counts.setdefault(10 * OPERATIONS_OF[operation] + int(kind[2]), [0, 0])
+                found[kind[1] == "128"] = len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s", code, re.MULTILINE))
+    for epilogue, given in enumerate(map(int, numbers.split(","))):
+        each = [(wide - narrow) / 64 for key, (narrow, wide) in counts.items() if key % 10 == epilogue]
+        # SiLU and its special functions are in ALL, too
+        counted = min(each) - 5 * (epilogue == 4)
+        assert counted == pytest.approx(given, rel=0.2), epilogue
 
 
 def machine_code(path: Path) -> dict[str, dict[str, str]]:

@@ -42,6 +42,10 @@ w8a8_conv2d: images=1 height=3 width=2 depth=16 columns=16 kernel=3 repeats=1 no
 norm_add_quantize: rows=4 columns=32 eps=1e-5f
 tensor_scale: rows=3 columns=32 workspace_bytes=1048576
 multiscale_linear_attention: images=1 height=3 width=2 heads=2 workspace_bytes=1048576
+quantize_digits: rows=3 columns=32
+add_norm_digits: rows=3 columns=32 eps=1e-6f
+w8a16_linear: rows=4 columns=16 depth=32 tokens=2 pairs=4 rotated=8
+soft_capped_attention: prompts=1 tokens=3 heads=2 kv_heads=1 head_dim=16 capacity=4 scale=0.25f cap=50
 """
 VALID = {
     name: dict(pair.split("=") for pair in rest.split())
@@ -50,7 +54,7 @@ VALID = {
 # with these at 0 there is nothing to do
 COUNTS = ("rows", "images", "prompts", "size")
 SIZES = {*COUNTS, "tokens", "columns", "depth", "heads", "head_dim", "capacity", "height", "width", "hidden"}
-SIZES |= {"channels", "copies", "kernel"}
+SIZES |= {"channels", "copies", "kernel", "kv_heads"}
 # what may be NULL, and is in a problem that has none of what belongs to it
 LEFT_OUT = {
     "w8a8_linear_quantize": {"scale", "shift"},
@@ -60,6 +64,7 @@ LEFT_OUT = {
     },
     "multiscale_linear_attention": {"depthwise", "pointwise"},
     "linear_attention_finish": {"roots", "norm_q"},
+    "add_norm_digits": {"y", "post_weight"},
 }
 
 

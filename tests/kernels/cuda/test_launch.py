@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from sana_edge.errors import InvalidInput
-from sana_edge.kernels import reference_conv, reference_fused
 from sana_edge.kernels.cuda import launch
 from sana_edge.kernels.cuda.operations import OPERATIONS, Pointer, Size
 
@@ -137,6 +136,38 @@ def multiscale_linear_attention(
     return {"qkv": qkv, **weights, "height": height, "width": width}
 
 
+def quantize_digits(images: int, tokens: int, columns: int) -> Arguments:
+    return {"x": torch.randn(images, tokens, 2 * columns), "gated": True}
+
+
+def add_norm_digits(images: int, tokens: int, columns: int) -> Arguments:
+    x, y = torch.randn(2, images, tokens, columns).unbind(0)
+    post, weight = torch.randn(2, columns).unbind(0)
+    return {"x": x, "y": y, "post_weight": post, "weight": weight, "eps": 1e-6}
+
+
+def w8a16_linear(images: int, tokens: int, columns: int, depth: int = 80) -> Arguments:
+    given = product(images, tokens, depth=depth, columns=columns)
+    digits, steps = given.pop("values").unsqueeze(2).repeat(1, 1, 2, 1), given.pop("scales")
+    del given["dtype"]
+    rotation = torch.randn(max(tokens, 1), 4, 2)
+    return {**given, "digits": digits, "steps": steps, "rotation": rotation, "rotated": columns // 16 * 8}
+
+
+def soft_capped_attention(texts: int, tokens: int, heads: int, head_dim: int = 32) -> Arguments:
+    keys, values = torch.randn(2, heads, 21, head_dim).to(HALF).unbind(0)
+    return {
+        "qkv": torch.randn(texts, tokens, 4 * heads * head_dim),
+        "prefix_keys": keys,
+        "prefix_values": values,
+        "known": torch.tensor(17, dtype=torch.int32),
+        "heads": 2 * heads,
+        "scale": 0.2,
+        "cap": 5.0,
+        "window": 19,
+    }
+
+
 # an example, and sizes with tails of all kinds: images, then what may be nothing, too
 EXAMPLES: list[tuple[Callable[..., Arguments], list[tuple[int, ...]]]] = [
     (quantize_rows, [(2, 5, 48), (1, 1, 16)]),
@@ -155,6 +186,10 @@ EXAMPLES: list[tuple[Callable[..., Arguments], list[tuple[int, ...]]]] = [
     (norm_add_quantize, [(2, 5, 1296), (1, 3, 512), (1, 1, 16)]),
     (tensor_scale, [(2, 70, 64), (1, 1, 16)]),
     (multiscale_linear_attention, [(2, 5, 2), (1, 19, 1, 3), (1, 1, 1, 1, False)]),
+    (quantize_digits, [(2, 3, 48), (1, 1, 16), (1, 2, 3088)]),
+    (add_norm_digits, [(2, 3, 48), (1, 1, 16), (1, 2, 3088)]),
+    (w8a16_linear, [(2, 35, 136), (1, 1, 8, 16)]),
+    (soft_capped_attention, [(2, 9, 2), (1, 1, 1, 8), (1, 3, 1, 256)]),
 ]
 each_operation = pytest.mark.parametrize(
     ("make", "size"), [(make, sizes[0]) for make, sizes in EXAMPLES], ids=[m.__name__ for m, _ in EXAMPLES]
@@ -214,8 +249,7 @@ def test_order_of_threads_changes_nothing(
 @each_operation
 def test_nothing_to_do(make: Callable[..., Arguments], size: tuple[int, ...]) -> None:
     """No images, or no tokens: sums of nothing are 0, and there is nothing else."""
-    definition = getattr(reference_conv, make.__name__, None) or getattr(reference_fused, make.__name__)
-    expected = definition(**make(0, *size[1:]))
+    expected = launch.definition(make.__name__)(**make(0, *size[1:]))
     expected = [expected] if isinstance(expected, Tensor) else expected
     assert [t.shape for t in run(make, make(0, *size[1:]))] == [t.shape for t in expected]
     assert not any(t.any() for t in run(make, make(size[0], 0, *size[2:])))
@@ -310,6 +344,15 @@ REFUSED: list[tuple[Callable[..., Arguments], tuple[int, ...], Arguments, str]] 
     (tensor_scale, (1, 4, 32), {"workspace": torch.zeros(16, dtype=torch.uint8)}, "too small"),
     (multiscale_linear_attention, (1, 4, 1), {"pointwise": None}, "pointwise"),
     (multiscale_linear_attention, (1, 4, 1), {"height": 3}, "qkv of"),
+    (quantize_digits, (1, 3, 24), {}, "size"),
+    (quantize_digits, (1, 1, 16400), {}, "size"),
+    (add_norm_digits, (1, 3, 48), {"y": None}, "y and post_weight"),
+    (add_norm_digits, (1, 3, 8208), {}, "size"),
+    (w8a16_linear, (2, 3, 8), {"rotation": torch.zeros(4, 4, 2)}, "rotation of"),
+    (w8a16_linear, (2, 3, 8), {"rotated": 16}, "size"),
+    (soft_capped_attention, (1, 3, 2), {"heads": 3}, "qkv of"),
+    (soft_capped_attention, (1, 3, 2, 24), {}, "size"),
+    (soft_capped_attention, (1, 3, 2), {"prefix_values": torch.zeros(2, 21, 32)}, "prefix_values of"),
 ]
 
 

@@ -6,9 +6,8 @@ for bit.
 
 from __future__ import annotations
 
-import ctypes
-import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +35,14 @@ def _garbage() -> Iterator[None]:
 
 
 @pytest.fixture
-def force(emulated: Any) -> Iterator[Callable[[str], None]]:
+def force(emulated: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Makes every product of a test use a tile of TILES."""
     emulated.count()  # skips where this is not the emulator
-    library = ctypes.CDLL(os.environ[cuda_library.VARIABLE])
-    yield lambda name: library.sana_edge_emulator_tile([*TILES, *TURING_TILES].index(name))
-    library.sana_edge_emulator_tile(-1)
+    return lambda name: monkeypatch.setitem(globals(), "w8a8_linear", partial(w8a8_linear, tile=number(name)))
+
+
+def number(tile: str) -> int:
+    return [*TILES, *TURING_TILES].index(tile) + 1
 
 
 def operands(*lead: int, N: int, K: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -190,15 +191,14 @@ def test_writes_nothing_around(M: int, N: int) -> None:
 
 
 @pytest.mark.parametrize("tile", [*TURING_TILES, None])
-def test_turing(emulated_turing: Any, tile: str | None) -> None:
+def test_turing(emulated_turing: Any, tile: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     emulated_turing.pretend(75, 40, 64 << 10)
-    library = ctypes.CDLL(os.environ[cuda_library.VARIABLE])
-    library.sana_edge_emulator_tile(-1 if tile is None else [*TILES, *TURING_TILES].index(tile))
+    if tile is not None:
+        monkeypatch.setitem(globals(), "w8a8_linear", partial(w8a8_linear, tile=number(tile)))
     for M, N, K in [(1, 8, 16), (63, 24, 176), (140, 136, 208)]:
         gate, residual = torch.randn(N), torch.randn(M, N).half()
         check(operands(M, N=N, K=K), torch.randn(N), torch.float16, gate=gate, residual=residual)
     assert emulated_turing.count()["bank_conflicts"] == 0
-    library.sana_edge_emulator_tile(-1)
 
 
 def test_too_little_shared_memory(emulated: Any, emulated_library: Path) -> None:
@@ -242,6 +242,8 @@ def test_refused_by_the_library(emulated: Any) -> None:
         ("size", {"tokens": 0, "gate": columns}),
         ("size", {"limit": -1.0}),
         ("size", {"limit": float("nan")}),
+        ("size", {"tile": 5}),
+        ("size", {"tile": -1}),
     ]
     for match, fields in wrong:
         with pytest.raises(SanaError, match=match):
