@@ -4,7 +4,7 @@
 #include "checks.h"
 #include "digits.h"
 #include "gemm.h"
-#include "gemm_tiles.h"
+#include "tile_times.h"
 
 namespace {
 
@@ -95,9 +95,12 @@ extern "C" SANA_EDGE_API sana_edge_status sana_edge_w8a16_linear(const sana_edge
   sana_edge_device_info device;
   const sana_edge_status status = current_device(&device);
   SANA_EDGE_CHECK(status == SANA_EDGE_OK, status);
-  const TileFacts* tile = pick_tile(2 * a->rows, a->columns, device);
+  // as of so many rows with one digit: a sum of two is 4 bytes, too
+  sana_edge_w8a8_linear_args product{};
+  product.rows = 2 * a->rows, product.columns = a->columns, product.depth = a->depth;
+  const int tile = pick_tile(product, device);
   SANA_EDGE_CHECK(tile, SANA_EDGE_UNSUPPORTED_DEVICE);
-  switch (tile->name) {
+  switch (TileName(tile - 1)) {
     case LARGE:
       return start<TileLarge>(*a, stream);
     case MIDDLE:

@@ -125,3 +125,24 @@ def engines_quality(data: Numbers) -> Table:
     note += f"{decibels(bf16['median'])} dB, 5 % below {decibels(bf16['p5'])} dB"
     table.notes = [f"{note}, of {data['yardstick']['prompts']} prompts.", circumstances(data)]
     return table
+
+
+def text_graph(data: Numbers) -> Table:
+    """One row for each contender; of each work its seconds, and their ratio to transformers in fp32."""
+    behind = [
+        f"behind {work['instruction']} that were read" if work["instruction"] else "alone"
+        for work in data["works"]
+    ]
+    table = Table(["", *(title for work in behind for title in (work, "to the first", "off by"))])
+    names = dict.fromkeys(row["name"] for work in data["works"] for row in work["rows"])
+    for name in names:
+        rows = [next(row for row in work["rows"] if row["name"] == name) for work in data["works"]]
+        cells = ((seconds(r["seconds"]), f"{r['ratio']:.2f}", f"{r['difference']:.1e}") for r in rows)
+        table.add(name, *(cell for row in cells for cell in row))
+    tokens = data["works"][0]["tokens"]
+    layers = f"{data['layers']} of the {data['all_layers']} layers of {data['shapes']}"
+    said = f"{tokens} tokens, {layers} with random weights, {data['threads']} threads; ratios are medians"
+    said += f" over turns. {data['load_before']} processes were running before."
+    reasons = [f"{name}: {reason}." for name, reason in data["left_out"].items()]
+    table.notes = [said, *reasons, circumstances(data)]
+    return table

@@ -21,6 +21,8 @@ OURS = "sana-edge"
 INT8 = "sana-edge int8"
 BASELINE = "diffusers"
 HALF = "diffusers bf16"
+# of the text encoder
+BASELINE_TEXT = "transformers"
 # its network under torch.compile, on a GPU
 COMPILED = "diffusers compiled"
 NAIVE_INT8 = "naive openvino int8"

@@ -8,7 +8,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.engine_tables import cold, engines_quality, engines_speed, pictures, verification
+from harness.engine_tables import (
+    cold,
+    engines_quality,
+    engines_speed,
+    pictures,
+    text_graph,
+    verification,
+)
 from harness.gpu_tables import ROOFLINE, tile_choices
 from harness.results import BASELINE, FASTEST, HALF, INT8, OURS
 from harness.study_tables import launches, peers, savings, solver, text_features, tokens
@@ -60,6 +67,7 @@ def sections(results: Path) -> Iterator[tuple[str, str]]:
         ),
         "tiles": (tile_choices, files(results, "tiles")),
         "cold": (cold, files(results, "bench_engines-cold")),
+        "text-graph": (text_graph, files(results, "bench_text_graph")),
         "engines-quality": (engines_quality, files(results, "quality_engines")),
         "peers": (peers, files(results, "bench_peers-*")),
         "solver": (solver, files(results, "bench_solver")),

@@ -167,6 +167,7 @@ def _conv(launch: Launch, gpu: Gpu, instructions: Instructions, library: Library
     rows, width, down, across, stages = shape
     count = -(-pixels // rows) * -(-columns // width) * corners
     moved = (1 if "out_scale" in launch.given else 2) + 2 * bool({"residual", "shortcut"} & launch.given)
+    moved += "next_scale" in launch.given
     code = _epilogue(instructions, f"conv2d_kernel.*Li{rows}ELi{width}", rows * width // (32 * down * across))
     depth = n["kernel"] ** 2 * n["depth"]
     tile = Tile(count, rows, width, depth, down, across, stages, code, moved)

@@ -6,8 +6,8 @@ Networks of the public models' shapes on the meta device, INT8 as a calibrated p
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import Any
-from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,8 @@ from torch import Tensor
 from sana_edge.bench.shapes import AUTOENCODERS, DENOISERS
 from sana_edge.config import LATENT_CELL, DenoiserConfig
 from sana_edge.fused.decoder import fuse_decoder
-from sana_edge.int8 import ops, text_linear
+from sana_edge.fused.gemma import FusedGemma
+from sana_edge.int8 import ops
 from sana_edge.int8.linear import W8A8Linear
 from sana_edge.int8.text_linear import WeightOnlyLinear
 from sana_edge.nets.autoencoder import Autoencoder
@@ -34,7 +35,9 @@ from works.schedules import Launch, recorded, recording
 META = torch.device("meta")
 DTYPE = torch.bfloat16
 # of a prompt, and of the instruction before it
-TOKENS, INSTRUCTION = 60, 257
+TOKENS, INSTRUCTION = 60, 272
+# of the recorded text pass
+_LENGTH = 64
 _SLOTS = 300
 _GUIDANCE, _STEPS = 4.5, 8
 
@@ -126,27 +129,22 @@ def _caption(denoiser: Denoiser, x: Tensor) -> Tensor:
 
 
 def text() -> list[Launch]:
-    """A pass of the text encoder over a prompt behind the instruction, whose keys and values are kept."""
-    from transformers import DynamicCache, Gemma2Config, Gemma2Model
+    """A prompt behind the instruction, whose keys and values are kept, at a length that is recorded."""
+    from transformers import Gemma2Config, Gemma2Model
 
     with META:
-        model = Gemma2Model(Gemma2Config(**GEMMA_2_2B)).to(DTYPE).eval()
+        model = Gemma2Model(Gemma2Config(**GEMMA_2_2B)).to(DTYPE).requires_grad_(False).eval()
         for name in text_targets(model.config.num_hidden_layers):
             weight = model.get_submodule(name).weight
             layer = WeightOnlyLinear(torch.empty(weight.shape, dtype=torch.int8), torch.empty(len(weight)))
             model.set_submodule(name, layer)
         heads, width = model.config.num_key_value_heads, model.config.head_dim
         kept = torch.empty(1, heads, INSTRUCTION, width, dtype=DTYPE)
-        ids = torch.zeros(1, TOKENS, dtype=torch.long)
-
-    def run() -> object:
-        cache = DynamicCache()
-        for layer in range(model.config.num_hidden_layers):
-            cache.update(kept, kept, layer)
-        return model(ids, past_key_values=cache, use_cache=True)
-
-    with mock.patch.object(text_linear, "choose_product", lambda _: text_linear.Product("digits", "")):
-        return recorded(run)
+        rows = torch.empty(1, _LENGTH, model.config.hidden_size, dtype=DTYPE)
+        known = torch.empty((), dtype=torch.int32)
+        gemma = FusedGemma(model, "cuda")
+    past = [(kept, kept)] * model.config.num_hidden_layers
+    return recorded(lambda: gemma.hidden_states(rows, past, known))
 
 
 def decode(shapes: str, side: int) -> list[Launch]:
@@ -170,8 +168,11 @@ def schedules(shapes: str, side: int, steps: int) -> dict[str, Schedule]:
     """All of a picture's stages in their order, of a prompt that is new, the first picture aside."""
     graph, around = step(shapes, side)
     return {
-        "text": Schedule(text()),
+        "text": Schedule(text(), graph=True),
         "context": Schedule(context(shapes, steps)),
         "step": Schedule(graph, around, graph=True, queued=True, times=steps),
-        "decode": Schedule(decode(shapes, side)),
+        # a graph where the runtime records decodes
+        "decode": Schedule(
+            decode(shapes, side), graph=find_spec("sana_edge.torch_runtime.decode_graphs") is not None
+        ),
     }

@@ -108,8 +108,8 @@ def add_load_options(parser: argparse.ArgumentParser, *, int8: str = _INT8) -> N
 
 def add_prompt_cache(parser: argparse.ArgumentParser) -> None:
     """Add ``--no-prompt-cache``."""
-    text = "read every prompt anew, and keep nothing (default: what the text encoder makes of a prompt is"
-    text += " kept in the user's cache, and the encoder is loaded for new prompts only)"
+    text = "read every prompt anew, and keep nothing; what the text encoder makes of one is else kept in the"
+    text += " user's cache, and the encoder loaded for new prompts alone"
     parser.add_argument("--no-prompt-cache", dest="prompt_cache", action="store_false", help=text)
 
 

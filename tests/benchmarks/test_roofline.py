@@ -113,13 +113,13 @@ def test_a_picture_by_hand(library: Library) -> None:
         predictor,
         {
             "text": Schedule([small] * 10, times=2),
-            "step": Schedule([large] * 3, [small], graph=True, queued=True, times=20),
+            "step": Schedule([large] * 6, [small], graph=True, queued=True, times=20),
             "decode": Schedule([large], graph=True),
         },
     )
     slow, fast = (limits.price(one, LAPTOP, {}, library).total for one in (large, small))
     assert found["text"] == pytest.approx(2 * 10 * HOST)
-    assert found["step"] == pytest.approx(20 * (3 * slow + fast))
+    assert found["step"] == pytest.approx(20 * (6 * slow + fast))
     assert found["decode"] == pytest.approx(max(slow, GRAPH))
     assert found["waits"] == pytest.approx(3 * SYNCHRONISATION)
     assert found["picture"] == pytest.approx(sum(found[name] for name in ("text", "step", "decode", "waits")))
