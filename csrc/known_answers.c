@@ -441,6 +441,99 @@ static void check_w8a8_conv2d(void) {
   free(wanted);
 }
 
+static void check_norm_add_quantize(void) {
+  enum { N = ROWS * WIDTH };
+  float *y = numbers(N, 60, 0.25f), *x = numbers(N + 1, 50, 0.25f) + 1, *weight = numbers(WIDTH, 8, 0.25f);
+  float *bias = numbers(WIDTH, 5, 0.5f);
+  NEW(double, wanted, N);
+  sana_edge_norm_add_quantize_args a = {0};
+  int row, n;
+  for (row = 0; row < ROWS; row++) {
+    double squares = 0;
+    for (n = 0; n < WIDTH; n++) squares += (double)y[row * WIDTH + n] * y[row * WIDTH + n];
+    for (n = 0; n < WIDTH; n++)
+      wanted[row * WIDTH + n] =
+          y[row * WIDTH + n] / sqrt(squares / WIDTH + 1e-5) * weight[n] + bias[n] + x[row * WIDTH + n];
+  }
+  a.y = sent_bf16(y, N), a.x = sent_bf16(x, N), a.weight = sent(weight, sizeof(float) * WIDTH);
+  a.bias = sent(bias, sizeof(float) * WIDTH), a.out = (void *)a.x, a.values = out_values(N);
+  a.scales = out_floats(ROWS), a.rows = ROWS, a.columns = WIDTH, a.eps = 1e-5f, a.type = SANA_EDGE_BF16;
+  RUN(norm_add_quantize, a);
+  compare_bf16("norm_add_quantize", a.out, wanted, N, BF16, 1e-4);
+  compare_rows("norm_add_quantize, INT8", a.values, a.scales, wanted, ROWS, WIDTH, BF16);
+  free(wanted);
+}
+
+static void check_tensor_scale(void) {
+  float *x = numbers(ROWS * WIDTH, 60, 0.25f);
+  double wanted = 0;
+  sana_edge_tensor_scale_args a = {0};
+  int i;
+  for (i = 0; i < ROWS * WIDTH; i++)
+    if (fabs(x[i]) / 127 > wanted) wanted = fabs(x[i]) / 127;
+  a.x = sent_bf16(x, ROWS * WIDTH), a.scale = out_floats(1);
+  a.workspace_bytes = sana_edge_qkv_linear_attention_workspace(1, 1, 1);
+  a.workspace = zeros(a.workspace_bytes), a.rows = ROWS, a.columns = WIDTH, a.type = SANA_EDGE_BF16;
+  /* twice: the workspace is left as it must be */
+  for (i = 0; i < 2; i++) RUN(tensor_scale, a);
+  compare_fp32("tensor_scale", a.scale, &wanted, 1, 1e-6);
+}
+
+/* depthwise 5x5 of all channels of a map (TOKENS, columns) */
+static void mix_depthwise(const float *map, const float *taps, double *out, int columns) {
+  int t, c, i, j;
+  for (t = 0; t < TOKENS; t++)
+    for (c = 0; c < columns; c++) {
+      double sum = 0;
+      for (i = -2; i <= 2; i++)
+        for (j = -2; j <= 2; j++) {
+          const int y = t / ACROSS + i, x = t % ACROSS + j;
+          if (y < 0 || y >= HEIGHT || x < 0 || x >= ACROSS) continue;
+          sum += (double)map[(y * ACROSS + x) * columns + c] * taps[((i + 2) * 5 + j + 2) * columns + c];
+        }
+      out[t * columns + c] = sum;
+    }
+}
+
+static void check_multiscale_linear_attention(void) {
+  enum { COLUMNS = 3 * WIDTH, STATE = IMAGES * 2 * HEADS * 33 * 32, N = ROWS * 2 * WIDTH };
+  float *qkv = numbers(ROWS * COLUMNS, 16, 0.25f), *taps = numbers(25 * COLUMNS, 6, 0.03125f);
+  float *weight = numbers(COLUMNS * 32, 6, 0.03125f);
+  NEW(double, deep, TOKENS * COLUMNS);
+  NEW(double, q, N);
+  NEW(double, state, STATE);
+  sana_edge_multiscale_linear_attention_args a = {0};
+  int image, t, scale, h, d, e, i;
+  for (image = 0; image < IMAGES; image++) {
+    mix_depthwise(qkv + image * TOKENS * COLUMNS, taps, deep, COLUMNS);
+    for (t = 0; t < TOKENS; t++)
+      for (scale = 0; scale < 2; scale++)
+        for (h = 0; h < HEADS; h++) {
+          double group[96], *sums = state + ((image * 2 + scale) * HEADS + h) * 33 * 32;
+          for (d = 0; d < 96; d++) {
+            group[d] = scale ? 0 : qkv[(image * TOKENS + t) * COLUMNS + h * 96 + d];
+            for (i = 0; scale && i < 32; i++)
+              group[d] += deep[t * COLUMNS + h * 96 + d / 32 * 32 + i] * weight[(h * 96 + d) * 32 + i];
+          }
+          for (d = 0; d < 32; d++) {
+            const double key = group[32 + d] > 0 ? group[32 + d] : 0;
+            q[((image * TOKENS + t) * 2 + scale) * WIDTH + h * 32 + d] = group[d];
+            for (e = 0; e < 32; e++) sums[d * 32 + e] += key * group[64 + e];
+            sums[32 * 32 + d] += key;
+          }
+        }
+  }
+  a.qkv = sent_bf16(qkv, ROWS * COLUMNS), a.depthwise = sent(taps, sizeof(float) * 25 * COLUMNS);
+  a.pointwise = sent(weight, sizeof(float) * COLUMNS * 32), a.q = out_values(N * 2), a.state = out_floats(STATE);
+  a.workspace_bytes = sana_edge_qkv_linear_attention_workspace(IMAGES, TOKENS, 2 * HEADS);
+  a.workspace = zeros(a.workspace_bytes), a.images = IMAGES, a.height = HEIGHT, a.width = ACROSS, a.heads = HEADS;
+  a.type = SANA_EDGE_BF16;
+  for (i = 0; i < 2; i++) RUN(multiscale_linear_attention, a);
+  compare_bf16("multiscale q", a.q, q, N, BF16, 1e-4);
+  compare_fp32("multiscale state", a.state, state, STATE, 1e-2);
+  free(deep), free(q), free(state);
+}
+
 /* rows in two digits give the numbers to half a step of the low one, and to sums in fp32 before it */
 static void compare_digits(const char *what, const void *there, const void *gpu_steps, const double *wanted,
                            int rows, int columns) {
@@ -597,6 +690,9 @@ int main(void) {
   check_patch_embed();
   check_velocity_head();
   check_w8a8_conv2d();
+  check_norm_add_quantize();
+  check_tensor_scale();
+  check_multiscale_linear_attention();
   check_quantize_digits();
   check_add_norm_digits();
   check_w8a16_linear();

@@ -366,7 +366,8 @@ typedef enum { SANA_EDGE_IDENTITY = 0, SANA_EDGE_RELU = 1, SANA_EDGE_SILU = 2 } 
 
 /* convolution of stride 1 with zero padding: y = activation(sums * scale * weight_scales + bias);
  * with norm_weight y is RMS-normalised over its channels, * norm_weight + norm_bias, then + residual;
- * upsampled, y gets shortcut channel (4 c + n) / repeats of the pixel that it came from */
+ * upsampled, y gets shortcut channel (4 c + n) / repeats of the pixel that it came from; with out_norm_weight the
+ * sum is RMS-normalised as well, out_activation(* out_norm_weight + out_norm_bias) */
 typedef struct {
   const int8_t *values;       /* (images, height, width, depth) */
   const float *scale;         /* one number in device memory, of the whole map */
@@ -375,10 +376,15 @@ typedef struct {
   const float *bias;          /* (columns), of SHUFFLE (4 * columns); may be NULL */
   const float *norm_weight;   /* (columns), at most 256 of them; may be NULL */
   const float *norm_bias;     /* (columns); may be NULL */
+  const float *out_norm_weight; /* (columns), at most 256 of them; may be NULL */
+  const float *out_norm_bias; /* (columns); may be NULL */
   const void *residual;       /* of out's shape and of type, may be out; where it does not upsample; may be NULL */
   const void *shortcut;       /* (images, height, width, 4 * columns / repeats), where it upsamples; may be NULL */
   const float *out_scale;     /* one number: out is INT8 of this scale; may be NULL */
+  const float *next_scale;    /* one number, of next_values, where out is not INT8; may be NULL */
+  float *finite;              /* one number, becomes NaN where an output is not finite; may be NULL */
   void *out;                  /* (images, height, width, columns), twice as high and wide where it upsamples */
+  int8_t *next_values;        /* of out's shape: out as it is rounded, in INT8; NULL where next_scale is */
   int32_t images;
   int32_t height;
   int32_t width;
@@ -387,11 +393,62 @@ typedef struct {
   int32_t kernel;  /* 1 or 3; 2 with PHASES */
   int32_t upsample;
   int32_t activation;
+  int32_t out_activation; /* used with out_norm_weight */
   int32_t repeats;
   float norm_eps;
   int32_t type; /* of residual, shortcut and out: fp16, bf16 */
 } sana_edge_w8a8_conv2d_args;
 SANA_EDGE_API sana_edge_status sana_edge_w8a8_conv2d(const sana_edge_w8a8_conv2d_args *, void *stream);
+
+/* ---- the rest of the decoder ---- */
+
+/* y RMS-normalised over its columns, * weight + bias, + x, rounded to the type; that in INT8 rows too */
+typedef struct {
+  const void *y;       /* (rows, columns) */
+  const void *x;       /* (rows, columns) */
+  const float *weight; /* (columns) */
+  const float *bias;   /* (columns) */
+  const float *static_scale; /* may be NULL */
+  void *out;      /* (rows, columns), may be x */
+  int8_t *values; /* (rows, columns) */
+  float *scales;  /* (rows) */
+  int64_t rows;
+  int32_t columns; /* a multiple of 16, at most 2560 */
+  float eps;
+  int32_t type; /* fp16, bf16 */
+} sana_edge_norm_add_quantize_args;
+SANA_EDGE_API sana_edge_status sana_edge_norm_add_quantize(const sana_edge_norm_add_quantize_args *, void *stream);
+
+/* one scale for all of x: absmax / 127, NaN where x is not finite */
+typedef struct {
+  const void *x;   /* (rows, columns) */
+  float *scale;    /* one number */
+  void *workspace; /* of qkv_linear_attention for one image, token and head */
+  int64_t workspace_bytes;
+  int64_t rows;
+  int32_t columns; /* a multiple of 16 */
+  int32_t type;    /* fp32, fp16, bf16 */
+} sana_edge_tensor_scale_args;
+SANA_EDGE_API sana_edge_status sana_edge_tensor_scale(const sana_edge_tensor_scale_args *, void *stream);
+
+/* q and the sums of ReLU linear attention, heads of 32, of a map and of its second scale: depthwise 5x5 with zero
+ * padding, then 32x32 within each head's q, k and v, fp32 in between; of its q, k, v only q is rounded to the type */
+typedef struct {
+  const void *qkv;        /* (images, height, width, 3 * heads * 32): q, k and v of each head side by side */
+  const float *depthwise; /* (5, 5, 3 * heads * 32); may be NULL: there is no second scale */
+  const float *pointwise; /* (3 * heads * 32, 32): output, input channel of its 32; NULL where depthwise is */
+  void *q;                /* out: (images, height, width, scales * heads * 32), without ReLU */
+  float *state;           /* out: (images, scales * heads, 33, 32), as of qkv_linear_attention */
+  void *workspace;        /* as of qkv_linear_attention, for scales * heads and at most 2048 tokens */
+  int64_t workspace_bytes;
+  int32_t images;
+  int32_t height;
+  int32_t width;
+  int32_t heads; /* at most 128 */
+  int32_t type;  /* fp16, bf16 */
+} sana_edge_multiscale_linear_attention_args;
+SANA_EDGE_API sana_edge_status
+sana_edge_multiscale_linear_attention(const sana_edge_multiscale_linear_attention_args *, void *stream);
 
 /* ---- Gemma-2, activations in fp32 and, where they are multiplied, in two INT8 digits ---- */
 

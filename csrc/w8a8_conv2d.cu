@@ -125,7 +125,8 @@ struct Results {
   }
 
   // RMS over the columns, which are all in the tile; uses partial (M, WARPS_N) of shared memory
-  __device__ __forceinline__ void normalise(const Convolution& c, float* partial) {
+  __device__ __forceinline__ void normalise(const Convolution& c, const float* weights, const float* biases,
+                                            float* partial) {
     const int warp = warp_column<T>(threadIdx.x) / (T::NT * 8);
 #pragma unroll
     for (int m = 0; m < T::MT; m++) {
@@ -163,14 +164,25 @@ struct Results {
       for (int j = 0; j < 2; j++) {
         const int column = tile_column<T>(threadIdx.x, n, j);
         const bool there = column < c.map.columns;
-        const float weight = there ? c.a.norm_weight[column] : 0.0f;
-        const float bias = there && c.a.norm_bias ? c.a.norm_bias[column] : 0.0f;
+        const float weight = there ? weights[column] : 0.0f;
+        const float bias = there && biases ? biases[column] : 0.0f;
 #pragma unroll
         for (int m = 0; m < T::MT; m++)
           for (int i = j; i < 4; i += 2) y[m][n][i] = add(multiply(y[m][n][i], weight), bias);
       }
     }
     synchronize_block();
+  }
+
+  template <class Function>
+  __device__ __forceinline__ void each(const Function& function) {
+#pragma unroll
+    for (int m = 0; m < T::MT; m++)
+#pragma unroll
+      for (int n = 0; n < T::NT; n++)
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+          function(y[m][n][i], tile_row<T>(threadIdx.x, m, i), tile_column<T>(threadIdx.x, n, i));
   }
 };
 
@@ -224,11 +236,12 @@ __device__ __forceinline__ void add_map(Results<T>& results, const Convolution& 
     for (int n = 0; n < T::NT; n++) {
 #pragma unroll
       for (int i = 0; i < 4; i += 2) {
-        // beyond the map this reads anything, and adds it to what is not stored
+        // beyond the map this reads anything
         const int row = tile_row<T>(threadIdx.x, m, i), column = tile_column<T>(threadIdx.x, n, i);
         const auto pair = load_vector<Pair<Number>>(memory + result_offset(row, column, T::N, sizeof(Number)));
-        results.y[m][n][i] = add(results.y[m][n][i], to_float(pair.first));
-        results.y[m][n][i + 1] = add(results.y[m][n][i + 1], to_float(pair.second));
+        const int there = c.map.columns - at.first_column - column;
+        if (there > 0) results.y[m][n][i] = add(results.y[m][n][i], to_float(pair.first));
+        if (there > 1) results.y[m][n][i + 1] = add(results.y[m][n][i + 1], to_float(pair.second));
       }
     }
   }
@@ -237,7 +250,7 @@ __device__ __forceinline__ void add_map(Results<T>& results, const Convolution& 
 
 // copies a tile of results (M, N) of Element from shared memory to its pixels
 template <class T, class Element>
-__device__ __forceinline__ void store_tile(const Convolution& c, const Place& at, const char* memory) {
+__device__ __forceinline__ void store_tile(const Convolution& c, const Place& at, const char* memory, void* out) {
   constexpr int EACH = 16 / sizeof(Element), GROUPS = T::N / EACH;
   const int columns = c.map.columns;
   for (int item = threadIdx.x; item < T::M * GROUPS; item += T::THREADS) {
@@ -245,7 +258,7 @@ __device__ __forceinline__ void store_tile(const Convolution& c, const Place& at
     const int column = at.first_column + first;
     if (pixel >= c.pixels || column >= columns) continue;
     const int64_t target = c.corners == 1 ? pixel : upsampled_pixel(c.map, pixel, at.corner);
-    Element* to = static_cast<Element*>(c.a.out) + target * columns + column;
+    Element* to = static_cast<Element*>(out) + target * columns + column;
     const char* from = memory + result_offset(row, first, T::N, sizeof(Element));
     if (columns % EACH == 0) {
       store_vector(to, load_vector<Bytes16>(from));
@@ -253,6 +266,40 @@ __device__ __forceinline__ void store_tile(const Convolution& c, const Place& at
       for (int i = 0; i < EACH && column + i < columns; i++) to[i] = reinterpret_cast<const Element*>(from)[i];
     }
   }
+}
+
+// results to their place in shared memory, as numbers of 16 bits
+template <class T, class Number>
+__device__ __forceinline__ void stage_numbers(const Results<T>& results, char* memory) {
+#pragma unroll
+  for (int m = 0; m < T::MT; m++)
+#pragma unroll
+    for (int n = 0; n < T::NT; n++)
+#pragma unroll
+      for (int i = 0; i < 4; i += 2) {
+        const int row = tile_row<T>(threadIdx.x, m, i), column = tile_column<T>(threadIdx.x, n, i);
+        store_vector(memory + result_offset(row, column, T::N, sizeof(Number)),
+                     Pair<Number>{from_float<Number>(results.y[m][n][i]), from_float<Number>(results.y[m][n][i + 1])});
+      }
+}
+
+// the same as INT8 of a scale; of what was rounded to 16 bits where that is written too
+template <class T, class Number>
+__device__ __forceinline__ void stage_levels(const Results<T>& results, const float* scale, bool rounded,
+                                             char* memory) {
+  const RowScale levels = row_scale(0, scale);
+#pragma unroll
+  for (int m = 0; m < T::MT; m++)
+#pragma unroll
+    for (int n = 0; n < T::NT; n++)
+#pragma unroll
+      for (int i = 0; i < 4; i += 2) {
+        const int row = tile_row<T>(threadIdx.x, m, i), column = tile_column<T>(threadIdx.x, n, i);
+        float first = results.y[m][n][i], second = results.y[m][n][i + 1];
+        if (rounded) first = to_float(from_float<Number>(first)), second = to_float(from_float<Number>(second));
+        store_vector(memory + result_offset(row, column, T::N, 1),
+                     Levels{quantize(first, levels), quantize(second, levels)});
+      }
 }
 
 // results of 16 bits and sums of squares take the place of the operands
@@ -273,31 +320,35 @@ __global__ void __launch_bounds__(S::THREADS) conv2d_kernel(const Convolution c)
   Results<T> results;
   results.take(sums, c, at);
   char* const memory = shared_memory();
-  if (c.a.norm_weight) results.normalise(c, reinterpret_cast<float*>(memory));
+  float* const partial = reinterpret_cast<float*>(memory);
+  if (c.a.norm_weight) results.normalise(c, c.a.norm_weight, c.a.norm_bias, partial);
   if (c.a.residual || c.a.shortcut) add_map<T, Number>(results, c, at, memory);
-  const RowScale scale = row_scale(0, c.a.out_scale);
-#pragma unroll
-  for (int m = 0; m < T::MT; m++) {
-#pragma unroll
-    for (int n = 0; n < T::NT; n++) {
-#pragma unroll
-      for (int i = 0; i < 4; i += 2) {
-        const int row = tile_row<T>(threadIdx.x, m, i), column = tile_column<T>(threadIdx.x, n, i);
-        const float first = results.y[m][n][i], second = results.y[m][n][i + 1];
-        if (c.a.out_scale)
-          store_vector(memory + result_offset(row, column, T::N, 1),
-                       Levels{quantize(first, scale), quantize(second, scale)});
-        else
-          store_vector(memory + result_offset(row, column, T::N, sizeof(Number)),
-                       Pair<Number>{from_float<Number>(first), from_float<Number>(second)});
-      }
-    }
+  if (c.a.out_norm_weight) {
+    results.normalise(c, c.a.out_norm_weight, c.a.out_norm_bias, partial);
+    results.each([&](float& y, int, int) { y = activate(y, c.a.out_activation); });
   }
+  if (c.a.finite) {
+    results.each([&](float& y, int row, int column) {
+      const bool there = at.first_pixel + row < c.pixels && at.first_column + column < c.map.columns;
+      // all that write write the same
+      if (there && !(larger_or_nan(0.0f, y) <= 3.402823466e38f)) *c.a.finite = not_a_number();
+    });
+  }
+  if (c.a.out_scale) {
+    stage_levels<T, Number>(results, c.a.out_scale, false, memory);
+    synchronize_block();
+    store_tile<T, int8_t>(c, at, memory, c.a.out);
+    return;
+  }
+  stage_numbers<T, Number>(results, memory);
   synchronize_block();
-  if (c.a.out_scale)
-    store_tile<T, int8_t>(c, at, memory);
-  else
-    store_tile<T, Number>(c, at, memory);
+  store_tile<T, Number>(c, at, memory, c.a.out);
+  if (!c.a.next_scale) return;
+  // all have read what these take the place of
+  synchronize_block();
+  stage_levels<T, Number>(results, c.a.next_scale, true, memory);
+  synchronize_block();
+  store_tile<T, int8_t>(c, at, memory, c.a.next_values);
 }
 
 template <class S>
@@ -319,9 +370,10 @@ sana_edge_status choose(Convolution& c, const sana_edge_device_info& device, voi
   const int columns = c.map.columns;
   if (columns <= 32) return start<Few, Number>(c, device, stream);
   if (columns <= 64) return start<Narrow, Number>(c, device, stream);
-  if (c.a.norm_weight && columns > 128) return start<Normed, Number>(c, device, stream);
+  const bool normed = c.a.norm_weight || c.a.out_norm_weight;
+  if (normed && columns > 128) return start<Normed, Number>(c, device, stream);
   // a small map has too few wide tiles for all SMs
-  const bool small = !c.a.norm_weight && block_count<Wide>(c) <= device.processors;
+  const bool small = !normed && block_count<Wide>(c) <= device.processors;
   return small ? start<Narrow, Number>(c, device, stream) : start<Wide, Number>(c, device, stream);
 }
 
@@ -329,6 +381,7 @@ bool sizes_fit(const sana_edge_w8a8_conv2d_args& a) {
   const bool phases = a.upsample == SANA_EDGE_UPSAMPLE_PHASES;
   if (a.upsample < SANA_EDGE_UPSAMPLE_NONE || a.upsample > SANA_EDGE_UPSAMPLE_SHUFFLE) return false;
   if (a.activation < SANA_EDGE_IDENTITY || a.activation > SANA_EDGE_SILU) return false;
+  if (a.out_activation < SANA_EDGE_IDENTITY || a.out_activation > SANA_EDGE_SILU) return false;
   if (phases ? a.kernel != 2 : a.kernel != 1 && a.kernel != 3) return false;
   if (a.images < 0 || a.height < 0 || a.width < 0 || a.depth <= 0 || a.depth % 16 || a.columns <= 0) return false;
   // sums of 127^2 stay within 32 bits
@@ -336,7 +389,8 @@ bool sizes_fit(const sana_edge_w8a8_conv2d_args& a) {
   // pixels are counted in 32 bits, up to the end of the last tile
   const int64_t most = LARGEST - 1024;
   if (a.height && a.width && int64_t(a.images) * a.height > most / a.width) return false;
-  if (a.norm_weight && a.columns > 256) return false;
+  if ((a.norm_weight || a.out_norm_weight) && a.columns > 256) return false;
+  if (a.next_scale && a.out_scale) return false;
   if (a.upsample == SANA_EDGE_UPSAMPLE_NONE) return !a.shortcut;
   if (a.shortcut && (a.repeats <= 0 || a.columns * 4 % a.repeats)) return false;
   return !a.residual;
@@ -350,9 +404,12 @@ extern "C" SANA_EDGE_API sana_edge_status sana_edge_w8a8_conv2d(const sana_edge_
   SANA_EDGE_CHECK(is_16_bit(a->type), SANA_EDGE_BAD_TYPE);
   SANA_EDGE_CHECK(sizes_fit(*a), SANA_EDGE_BAD_SHAPE);
   if (a->images == 0 || a->height == 0 || a->width == 0) return SANA_EDGE_OK;
-  SANA_EDGE_CHECK(given({a->values, a->scale, a->weight, a->weight_scales, a->out}), SANA_EDGE_NULL_POINTER);
-  SANA_EDGE_CHECK(aligned({a->values, a->weight, a->residual, a->shortcut, a->out}), SANA_EDGE_BAD_ALIGNMENT);
-  SANA_EDGE_CHECK(aligned({a->scale, a->weight_scales, a->bias, a->norm_weight, a->norm_bias, a->out_scale}, 4),
+  SANA_EDGE_CHECK(given({a->values, a->scale, a->weight, a->weight_scales, a->out}) && !a->next_scale == !a->next_values,
+                  SANA_EDGE_NULL_POINTER);
+  SANA_EDGE_CHECK(aligned({a->values, a->weight, a->residual, a->shortcut, a->out, a->next_values}),
+                  SANA_EDGE_BAD_ALIGNMENT);
+  SANA_EDGE_CHECK(aligned({a->scale, a->weight_scales, a->bias, a->norm_weight, a->norm_bias, a->out_norm_weight,
+                           a->out_norm_bias, a->out_scale, a->next_scale, a->finite}, 4),
                   SANA_EDGE_BAD_ALIGNMENT);
   Convolution c{*a,
                 conv_map(a->height, a->width, a->depth, a->kernel, a->columns),

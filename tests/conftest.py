@@ -190,7 +190,7 @@ def guarded_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def guarded_empty(*args: Any, **options: Any) -> torch.Tensor:
         found = guard(empty(*args, **options))
-        found.view(torch.uint8).fill_(0xFF)
+        found.flatten().view(torch.uint8).fill_(0xFF)
         return found
 
     monkeypatch.setattr(torch, "empty", guarded_empty)

@@ -139,7 +139,7 @@ class Maker:
         return values, scale, self.int8(*outer, depth), self.uniform(columns) / (73 * taps**0.5), bias
 
     def calls(self) -> dict[str, partial[Any]]:
-        """Every operation with its arguments, two of them also in place; only the backend is missing."""
+        """Every operation with its arguments, some of them twice; only the backend is missing."""
         config = DENOISERS[self.shapes]
         C, heads, hidden = config.dim, config.num_attention_heads, config.ffn_dim
         height, width = self.size
@@ -203,6 +203,25 @@ class Maker:
                 norm_bias=self.randn(128),
                 residual=image,
                 out=image,
+            ),
+            "w8a8_conv2d with both": partial(
+                *(ops.w8a8_conv2d, *self.convolution(128, 128, 3, 3), self.dtype),
+                out_norm_weight=self.uniform(128),
+                out_norm_bias=self.randn(128),
+                next_scale=scale,
+            ),
+            "norm_add_quantize": partial(
+                *(
+                    ops.norm_add_quantize,
+                    self.half(B, height, width, 1024),
+                    self.half(B, height, width, 1024),
+                ),
+                *(self.uniform(1024), self.randn(1024), 1e-5, scale),
+            ),
+            "tensor_scale": partial(ops.tensor_scale, x),
+            "multiscale_linear_attention": partial(
+                *(ops.multiscale_linear_attention, self.half(B, N, 96 * 4)),
+                *(self.randn(5, 5, 96 * 4) / 5, self.randn(96 * 4, 32) / 6, height, width),
             ),
             **self._gemma(),
         }

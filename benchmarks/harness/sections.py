@@ -18,7 +18,7 @@ from harness.engine_tables import (
 )
 from harness.gpu_tables import ROOFLINE, tile_choices
 from harness.results import BASELINE, FASTEST, HALF, INT8, OURS
-from harness.study_tables import peers, savings, solver, text_features, tokens
+from harness.study_tables import launches, peers, savings, solver, text_features, tokens
 from sana_edge.bench.table import Table, circumstances, gigabytes, interval, median, most
 
 Numbers = Mapping[str, Any]
@@ -73,6 +73,7 @@ def sections(results: Path) -> Iterator[tuple[str, str]]:
         "solver": (solver, files(results, "bench_solver")),
         "tokens": (tokens, files(results, "bench_tokens-*")),
         "savings": (savings, files(results, "bench_tokens-*")),
+        "launches": (launches, files(results, "bench_launches")),
         "text": (text_features, files(results, "bench_text")),
         "sidecar": (sidecar, files(results, "bench_sidecar")),
         "serving": (serving, files(results, "bench_serve")),

@@ -98,6 +98,42 @@ def savings(data: Numbers) -> Table:
     return table
 
 
+def launches(data: Numbers) -> Table:
+    """One row for each network and way to quantize it, at the largest size; before and now."""
+    earlier = {_decoder(row): row for row in data.get("before", {}).get("rows", [])}
+    table = Table(("network", "scales", "launches before", "launches", "of the library", "of torch"), named=2)
+    for row in data["rows"]:
+        if row["size"] != max(each["size"] for each in data["rows"]):
+            continue
+        ours = sum(count for name, count in row["by_name"].items() if name.startswith("sana_edge"))
+        before = earlier.get(_decoder(row))
+        scales = "calibrated" if row["calibrated"] else "found for each picture"
+        was = before["launches"] if before else ""
+        table.add(row["decoder"], scales, was, row["launches"], ours, row["launches"] - ours)
+    text = f"Of a picture at {row['size']}x{row['size']}, INT8, counted on torch's meta device."
+    table.notes = [text, *_fused_errors(data), circumstances(data)]
+    return table
+
+
+def _fused_errors(data: Numbers) -> list[str]:
+    """How far fused decoders are from float ones, before and now."""
+    was = {
+        (r["decoder"], r["calibrated"]): r["psnr"]["fused"] for r in data.get("before", {}).get("errors", [])
+    }
+    found = []
+    for row in data.get("errors", []):
+        before = was.get((row["decoder"], row["calibrated"]))
+        how = "" if row["calibrated"] else ", not calibrated"
+        near = f"{row['psnr']['fused']:.2f} dB"
+        text = f"{row['decoder']}{how}: PSNR of fused INT8 to float {near}"
+        found.append(text + (f", before {before:.2f} dB." if before else "."))
+    return found
+
+
+def _decoder(row: Numbers) -> tuple[Any, ...]:
+    return row["decoder"], row["size"], row["calibrated"]
+
+
 def text_features(data: Numbers) -> Table:
     """How far the features of each way to multiply are off, and the pictures from them."""
     table = Table(

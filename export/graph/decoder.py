@@ -22,7 +22,7 @@ from sana_edge.export.graph.conv import (
 from sana_edge.export.graph.layers import silu
 from sana_edge.nets.autoencoder import Autoencoder, LatentDecoder
 from sana_edge.nets.autoencoder_blocks import ResBlock, Upsample
-from sana_edge.nets.efficient_vit import _EPS, EfficientViTBlock, GatedConv, LinearAttention
+from sana_edge.nets.efficient_vit import ATTENTION_EPS, EfficientViTBlock, GatedConv, LinearAttention
 from sana_edge.nets.tiny_autoencoder import CLAMP, TinyAutoencoder, TinyBlock
 
 # height and width of a latent
@@ -182,7 +182,7 @@ def _attend(g: GraphBuilder, qkv: Value, width: int, like: Value) -> Value:
     # (B, heads, d, d) and (B, heads, 1, d)
     state = g.op("MatMul", v, g.transpose(k, 0, 1, 3, 2), name="state")
     total = g.transpose(g.op("ReduceSum", k, g.ints(3), keepdims=1), 0, 1, 3, 2)
-    divisor = g.op("Add", g.op("MatMul", total, q, name="divisor"), _EPS)
+    divisor = g.op("Add", g.op("MatMul", total, q, name="divisor"), ATTENTION_EPS)
     out = g.cast(g.op("Div", g.op("MatMul", state, q, name="read"), divisor), like.dtype)
     return g.reshape(out, 0, -1, g.side(like, 2), g.side(like, 3))
 

@@ -36,6 +36,8 @@ _KINDS = {
 _DTYPES = {"w8a8_linear": torch.float16, "w8a8_linear_quantize": torch.float16, "w8a8_conv2d": torch.bfloat16}
 _UPSAMPLINGS = {"none": 0, "phases": 1, "shuffle": 2}
 _ACTIVATIONS = {"identity": 0, "relu": 1, "silu": 2}
+# what a result belongs to that is made only with it
+_SCALE_OF = {"next_values": "next_scale"}
 
 
 class Form(NamedTuple):
@@ -61,6 +63,8 @@ class Plan:
     results: Mapping[str, tuple[tuple[int, ...], torch.dtype]]
     # sums of no tokens are zeros, and the kernels do nothing then
     make: Callable[..., Tensor]
+    # images, tokens and heads whose sums need a workspace
+    sums: tuple[int, int, int]
 
 
 # arguments as forms, sizes and dtypes of one launch, by their names
@@ -102,8 +106,7 @@ def _launch(name: str, *arguments: Any, **named: Any) -> Any:
     if "workspace" in fields:
         space = fields["workspace"]
         if space is None:
-            images, tokens, heads = (plan.numbers.get(size, 1) for size in ("images", "tokens", "heads"))
-            space = workspace(images, tokens, heads, device)
+            space = workspace(*plan.sums, device)
         fields |= {"workspace": space, "workspace_bytes": space.numel()}
     numbers = tuning.tuned(name, device, fields, plan.numbers) if name in tuning.TUNED else plan.numbers
     library.load().call(name, device, **fields, **numbers)
@@ -130,9 +133,12 @@ def _plan(name: str, *forms: Any) -> Plan:
     results = {
         pointer.name: (pointer.dimensions(values), _dtypes(pointer, values)[0])
         for pointer in operation.pointers
-        if pointer.written
+        if pointer.written and (not pointer.optional or values[_SCALE_OF[pointer.name]] is not None)
     }
-    return Plan(numbers, results, torch.zeros if values.get("tokens") == 0 else torch.empty)
+    nothing = 0 in (values.get("tokens"), values.get("rows"))
+    images, heads = results["state"][0][:2] if "state" in results else (1, 1)
+    sums = (images, values.get("tokens", 1), heads)
+    return Plan(numbers, results, torch.zeros if nothing else torch.empty, sums)
 
 
 @functools.cache
@@ -268,6 +274,14 @@ def _prepare_head(values: Values) -> None:
     values["guided"] = 1 if values["guidance"] is None else 2
 
 
+def _prepare_multiscale(values: Values) -> None:
+    if (values["depthwise"] is None) != (values["pointwise"] is None):
+        raise InvalidInput("depthwise and pointwise: one of them without the other", "give both or neither")
+    values["copies"] = 1 if values["depthwise"] is None else 2
+    # its workspace grows no further
+    values["tokens"] = min(values["height"] * values["width"], 2048)
+
+
 def _prepare_conv(values: Values) -> None:
     upsample, weight, scales = values["upsample"], values["weight"], values["weight_scales"]
     shuffled = 4 if upsample == "shuffle" else 1
@@ -284,6 +298,7 @@ def _prepare_conv(values: Values) -> None:
         "weight_scales": flat if scales.contiguous else scales,
         "upsample": _UPSAMPLINGS[upsample],
         "activation": _ACTIVATIONS[values["activation"]],
+        "out_activation": _ACTIVATIONS[values["out_activation"]],
     }
 
 
@@ -316,6 +331,7 @@ _PREPARE: dict[str, Callable[[Values], None]] = {
     "linear_attention_finish": _prepare_finish,
     "velocity_head": _prepare_head,
     "w8a8_conv2d": _prepare_conv,
+    "multiscale_linear_attention": _prepare_multiscale,
     "quantize_digits": _prepare_digits,
     "add_norm_digits": _prepare_add_norm,
     "w8a16_linear": _prepare_digits_linear,
@@ -335,6 +351,9 @@ patch_embed = functools.partial(_launch, "patch_embed")
 sampler_step = functools.partial(_launch, "sampler_step")
 velocity_head = functools.partial(_launch, "velocity_head")
 w8a8_conv2d = functools.partial(_launch, "w8a8_conv2d")
+norm_add_quantize = functools.partial(_launch, "norm_add_quantize")
+tensor_scale = functools.partial(_launch, "tensor_scale")
+multiscale_linear_attention = functools.partial(_launch, "multiscale_linear_attention")
 quantize_digits = functools.partial(_launch, "quantize_digits")
 add_norm_digits = functools.partial(_launch, "add_norm_digits")
 w8a16_linear = functools.partial(_launch, "w8a16_linear")

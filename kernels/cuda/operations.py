@@ -13,7 +13,8 @@ from typing import Any
 #
 # Kinds: int8, int32, fp32; "half" is the operation's one 16-bit type, "any" may be fp32; "vector" is fp32,
 # (C,) for all images or (B, 1, C) with any stride along B; "result" is what the launch says; "bytes" is a
-# workspace. With "?" it may be left out, with ">" it is written, with "~" its rows are evenly spaced.
+# workspace. With "?" it may be left out, with ">" it is written ("?>": where its scale is given), with "~"
+# its rows are evenly spaced.
 # "*rows" are leading dimensions; a number "rows=images*tokens" is a product of sizes. Names of tensors and
 # numbers are those of the reference's arguments.
 _TABLE = """
@@ -138,12 +139,40 @@ w8a8_conv2d
   bias           fp32?   shuffled*columns
   norm_weight    fp32?   columns
   norm_bias      fp32?   columns
+  out_norm_weight fp32?  columns
+  out_norm_bias  fp32?   columns
   residual       half?   images factor*height factor*width columns
   shortcut       half?   images height width wide
   out_scale      fp32?
+  next_scale     fp32?
+  finite         fp32?
   out            result> images factor*height factor*width columns
-  | i images, i height, i width, i depth, i columns, i kernel, i upsample, i activation, i repeats
-  | f norm_eps, i type
+  next_values    int8?>  images factor*height factor*width columns
+  | i images, i height, i width, i depth, i columns, i kernel, i upsample, i activation
+  | i out_activation, i repeats, f norm_eps, i type
+norm_add_quantize
+  y              half    *rows columns
+  x              half    *rows columns
+  weight         fp32    columns
+  bias           fp32    columns
+  static_scale   fp32?
+  out            half>   *rows columns
+  values         int8>   *rows columns
+  scales         fp32>   *rows
+  | q rows, i columns, f eps, i type
+tensor_scale
+  x              any     *rows columns
+  scale          fp32>
+  workspace      bytes?
+  | q workspace_bytes, q rows, i columns, i type
+multiscale_linear_attention
+  qkv            half    images height*width 3*heads*32
+  depthwise      fp32?   5 5 3*heads*32
+  pointwise      fp32?   3*heads*32 32
+  q              half>   images height*width copies*heads*32
+  state          fp32>   images copies*heads 33 32
+  workspace      bytes?
+  | q workspace_bytes, i images, i height, i width, i heads, i type
 quantize_digits
   x              fp32    *rows wide
   digits         int8>   *rows 2 columns

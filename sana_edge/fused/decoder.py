@@ -1,37 +1,37 @@
-"""An INT8 decoder on the fused operations: a block keeps its maps in INT8 between its convolutions.
+"""An INT8 autoencoder on the fused operations: a map is in INT8 between convolutions, and between blocks.
 
-What a convolution is followed by is part of it, so that of a residual block's maps only its input, both INT8
-inputs of its convolutions and its output are ever written. Layers that are not INT8, or whose shapes the
-operations do not have, stay the modules that they are.
+Layers that are not INT8, or whose shapes the operations do not have, stay the modules that they are.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import pairwise
 from typing import Any, TypeVar, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sana_edge.errors import InvalidInput
-from sana_edge.fused import ops as fused_ops
-from sana_edge.int8 import ops
-from sana_edge.int8.conv import W8A8Conv2d, W8A8PhaseConv2d
-from sana_edge.int8.feature_maps import NORM_EPS, add, nchw, nhwc
-from sana_edge.int8.linear import Quantized, W8A8Linear
-from sana_edge.kernels.reference_conv import Activation, Upsampling
-from sana_edge.nets.autoencoder import Autoencoder
+from sana_edge.fused.decoder_attention import FusedAttention, FusedGatedConv, attention_fits, gate_fits
+from sana_edge.fused.decoder_blocks import (
+    ACTIVATIONS,
+    FusedConv2d,
+    FusedResBlock,
+    FusedUpsample,
+    convolution_fits,
+    res_block_fits,
+)
+from sana_edge.fused.decoder_maps import Following, Map, Workspaces, norm_vectors
+from sana_edge.int8.conv import W8A8Conv2d
+from sana_edge.int8.feature_maps import add
+from sana_edge.nets.autoencoder import Autoencoder, Decoder, Encoder
 from sana_edge.nets.autoencoder_blocks import ResBlock, Upsample
-from sana_edge.nets.efficient_vit import GatedConv, LinearAttention
+from sana_edge.nets.efficient_vit import EfficientViTBlock, GatedConv, LinearAttention
 
-# csrc/w8a8_conv2d.cu has all columns of this many channels in one tile
-NORM_CHANNELS = 256
-# of one sum, in kernel · kernel · channels
-_LARGEST_DEPTH = 131071
 M = TypeVar("M", bound=nn.Module)
-_ACTIVATIONS: Mapping[Any, Activation] = {F.silu: "silu", F.relu: "relu"}
+_LAYERS = (FusedAttention, FusedConv2d, FusedGatedConv, FusedResBlock, FusedUpsample)
 
 
 def fuse_decoder(autoencoder: Autoencoder, backend: str = "cuda") -> Autoencoder:
@@ -43,29 +43,108 @@ def fuse_decoder(autoencoder: Autoencoder, backend: str = "cuda") -> Autoencoder
     Raises:
         InvalidInput: the dtype has not 16 bits.
     """
-    dtype = autoencoder.decoder.norm_out.weight.dtype
-    if dtype not in (torch.float16, torch.bfloat16):
-        raise InvalidInput(f"a fused decoder in {dtype}", "convert the decoder to float16 or bfloat16")
-    fused = _with_children(autoencoder, {"decoder": _fused(autoencoder.decoder, backend)})
-    fused.encoder = None
-    fused.whole_maps = True
+    decoder = autoencoder.decoder
+    _check_dtype(decoder.norm_out.weight.dtype)
+    fused = _fused(decoder, backend, Workspaces(backend, _heads(decoder)))
+    if any(isinstance(layer, _LAYERS) for layer in fused.modules()):
+        fused = FusedDecoder(cast(Decoder, fused))
+    found = _with_children(autoencoder, {"decoder": fused})
+    found.encoder = None
+    found.whole_maps = True
+    return found
+
+
+def fuse_encoder(encoder: Encoder, backend: str = "cuda") -> Encoder:
+    """An encoder that computes the same on ``backend``, as `fuse_decoder`; what halves stays float.
+
+    Raises:
+        InvalidInput: the dtype has not 16 bits.
+    """
+    _check_dtype(encoder.conv_out.weight.dtype)
+    fused: Encoder = _fused(encoder, backend, Workspaces(backend, _heads(encoder)))
+    # a stage begins with what is no fused layer
+    for stage in fused.down_blocks:
+        link(_in_order(stage.children()))
     return fused
 
 
-def _fused(module: nn.Module, backend: str) -> nn.Module:
-    if isinstance(module, ResBlock) and _fits(module.conv1) and _fits(module.conv2):
-        return FusedResBlock(module, backend)
-    if isinstance(module, Upsample) and _fits(module.conv):
-        return FusedUpsample(module, backend)
-    if isinstance(module, LinearAttention) and _rows_fit(
-        module.to_q, module.to_k, module.to_v, module.to_out
-    ):
-        return FusedAttention(module, backend)
-    if isinstance(module, GatedConv) and _gate_fits(module):
-        return FusedGatedConv(module, backend)
-    if isinstance(module, W8A8Conv2d) and _fits(module):
-        return FusedConv2d(module, backend)
-    children = {name: _fused(child, backend) for name, child in module.named_children()}
+def _check_dtype(dtype: torch.dtype) -> None:
+    if dtype not in (torch.float16, torch.bfloat16):
+        raise InvalidInput(f"a fused autoencoder in {dtype}", "convert it to float16 or bfloat16")
+
+
+class FusedDecoder(nn.Module):
+    """`Decoder` with fused layers, which hand on INT8 where they follow each other."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        super().__init__()
+        self.conv_in, self.repeats = decoder.conv_in, decoder.repeats
+        self.up_blocks = decoder.up_blocks
+        self.norm_out, self.activation, self.conv_out = decoder.norm_out, decoder.activation, decoder.conv_out
+        first: list[nn.Module] = [self.conv_in] if isinstance(self.conv_in, FusedConv2d) else []
+        layers = [*first, *_in_order(self._blocks())]
+        link(layers)
+        last = layers[-1]
+        if isinstance(last, FusedResBlock) and last.narrow and isinstance(self.conv_out, _LAYERS):
+            norm, activation = norm_vectors(self.norm_out), ACTIVATIONS[self.activation]
+            last.following = Following(self.conv_out.takes.scale, norm=norm, activation=activation)
+
+    def _enter(self, x: Tensor) -> Tensor | Map:
+        if isinstance(self.conv_in, FusedConv2d):
+            entered: Tensor | Map = self.conv_in(x, self.repeats)
+            return entered
+        hidden: Tensor = self.conv_in(x)
+        return add(hidden, x.repeat_interleave(self.repeats, dim=1)) if self.repeats else hidden
+
+    def _blocks(self) -> Iterator[nn.Module]:
+        for stage in reversed(self.up_blocks):
+            yield from stage.children()
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self._enter(x)
+        for block in self._blocks():
+            hidden = block(hidden)
+        if isinstance(hidden, Tensor):
+            hidden = self.activation(self.norm_out(hidden), inplace=True)
+        out: Tensor = self.conv_out(hidden)
+        return out
+
+
+def link(layers: Iterable[nn.Module]) -> None:
+    """Tell fused layers, in the order of their use, what the layer behind each of them takes."""
+    for layer, behind in pairwise(layers):
+        if isinstance(layer, _LAYERS) and isinstance(behind, _LAYERS):
+            layer.following = behind.takes
+
+
+def _in_order(blocks: Iterable[nn.Module]) -> Iterator[nn.Module]:
+    """Blocks, of EfficientViT's the two halves."""
+    for block in blocks:
+        if isinstance(block, EfficientViTBlock):
+            yield from (block.attn, block.conv_out)
+        else:
+            yield block
+
+
+def _heads(network: nn.Module) -> int:
+    """The most heads of an attention in it, those of all scales."""
+    attentions = [module for module in network.modules() if isinstance(module, LinearAttention)]
+    counts = (a.to_out.in_features // a.head_dim for a in attentions)
+    return max(counts, default=1)
+
+
+def _fused(module: M, backend: str, spaces: Workspaces) -> Any:
+    if isinstance(module, ResBlock) and res_block_fits(module):
+        return FusedResBlock(module, backend, spaces)
+    if isinstance(module, Upsample) and convolution_fits(module.conv):
+        return FusedUpsample(module, backend, spaces)
+    if isinstance(module, LinearAttention) and attention_fits(module):
+        return FusedAttention(module, backend, spaces)
+    if isinstance(module, GatedConv) and gate_fits(module):
+        return FusedGatedConv(module, backend, spaces)
+    if isinstance(module, W8A8Conv2d) and convolution_fits(module):
+        return FusedConv2d(module, backend, spaces)
+    children = {name: _fused(child, backend, spaces) for name, child in module.named_children()}
     return _with_children(module, children) if children else module
 
 
@@ -74,221 +153,3 @@ def _with_children(module: M, children: Mapping[str, nn.Module]) -> M:
     clone = copy.copy(module)
     clone._modules = {**module._modules, **children}
     return clone
-
-
-def _fits(layer: nn.Module) -> bool:
-    """Whether `_Convolution` has a layer; a 1x1 kernel whose scales are per pixel is a linear layer."""
-    if not isinstance(layer, W8A8Conv2d | W8A8PhaseConv2d) or layer.in_channels % 16:
-        return False
-    kernel = 2 if isinstance(layer, W8A8PhaseConv2d) else 2 * layer.padding + 1
-    scaled = kernel > 1 or layer.input_scale is not None
-    return kernel <= 3 and scaled and kernel * kernel * layer.in_channels <= _LARGEST_DEPTH
-
-
-def _rows_fit(*layers: nn.Module) -> bool:
-    """Whether `_Product` has layers."""
-    return all(
-        isinstance(layer, W8A8Linear | W8A8Conv2d)
-        and layer.weight_scale.shape[0] % 8 == 0
-        and (layer.in_features if isinstance(layer, W8A8Linear) else layer.in_channels) % 16 == 0
-        for layer in layers
-    )
-
-
-def _gate_fits(block: GatedConv) -> bool:
-    return _rows_fit(block.conv_inverted, block.conv_point) and block.conv_depth.bias is not None
-
-
-def _vector(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.detach().float().contiguous()
-
-
-class _Convolution:
-    """An INT8 convolution of the fused kind, on maps (B, H, W, C)."""
-
-    def __init__(
-        self, layer: W8A8Conv2d | W8A8PhaseConv2d, backend: str, upsample: Upsampling = "none"
-    ) -> None:
-        layer.unpack()
-        # (..., in, k, k) to (..., k, k, in)
-        self.weight = layer.weight.movedim(-3, -1).contiguous()
-        self.weight_scales = layer.weight_scale.flatten().contiguous()
-        self.bias = _vector(layer.bias)
-        self.input_scale = layer.input_scale
-        self.upsample, self.backend = upsample, backend
-
-    def quantize(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """INT8 values of a map and its scale () fp32, NaN where the map is not finite."""
-        if self.input_scale is None:
-            values, scale = ops.quantize_map(nchw(x))
-            return nhwc(values).contiguous(), scale
-        values, scales = fused_ops.quantize_rows(x.contiguous(), self.input_scale, backend=self.backend)
-        return values, scales.amax()
-
-    @property
-    def product(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """What all convolutions take of it."""
-        return self.weight, self.weight_scales, self.bias
-
-    def __call__(
-        self,
-        values: Tensor,
-        scale: Tensor,
-        dtype: torch.dtype,
-        *,
-        activation: Activation = "identity",
-        shortcut: Tensor | None = None,
-        repeats: int = 1,
-        out_scale: Tensor | None = None,
-    ) -> Tensor:
-        out: Tensor = fused_ops.w8a8_conv2d(
-            *(values, scale, *self.product, dtype),
-            backend=self.backend,
-            upsample=self.upsample,
-            activation=activation,
-            shortcut=shortcut,
-            repeats=repeats,
-            out_scale=out_scale,
-        )
-        return out
-
-
-class FusedConv2d(nn.Module):
-    """A convolution that nothing was fused with; the interface of `W8A8Conv2d`."""
-
-    def __init__(self, layer: W8A8Conv2d, backend: str) -> None:
-        super().__init__()
-        self.product = _Convolution(layer, backend)
-
-    def prepare(self, x: Tensor) -> Quantized:
-        """As `W8A8Conv2d.prepare`, with one scale also for 1x1 kernels."""
-        values, scale = self.product.quantize(nhwc(x))
-        return Quantized(nchw(values), scale, x.dtype)
-
-    def convolve(self, prepared: Quantized) -> Tensor:
-        """As `W8A8Conv2d.convolve`."""
-        return nchw(self.product(nhwc(prepared.values).contiguous(), prepared.scales, prepared.dtype))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.convolve(self.prepare(x))
-
-
-class FusedResBlock(nn.Module):
-    """`ResBlock`: the first convolution ends in the INT8 input of the second, that in the block's output."""
-
-    def __init__(self, block: ResBlock, backend: str) -> None:
-        super().__init__()
-        conv1, conv2 = cast(W8A8Conv2d, block.conv1), cast(W8A8Conv2d, block.conv2)
-        self.conv1, self.conv2 = _Convolution(conv1, backend), _Convolution(conv2, backend)
-        self.activation = _ACTIVATIONS[block.activation]
-        self.norm = block.norm
-        self.weight, self.bias = _vector(block.norm.weight), _vector(block.norm.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        rows = nhwc(x).contiguous()
-        values, scale = self.conv1.quantize(rows)
-        next_scale = self.conv2.input_scale
-        hidden = self.conv1(values, scale, x.dtype, activation=self.activation, out_scale=next_scale)
-        del values
-        if next_scale is None:
-            hidden, next_scale = self.conv2.quantize(hidden)
-        if x.shape[1] > NORM_CHANNELS:
-            return add(nchw(rows), self.norm(nchw(self.conv2(hidden, next_scale, x.dtype))))
-        fused_ops.w8a8_conv2d(
-            *(hidden, next_scale, *self.conv2.product, rows.dtype),
-            backend=self.conv2.backend,
-            norm_weight=self.weight,
-            norm_bias=self.bias,
-            norm_eps=NORM_EPS,
-            residual=rows,
-            out=rows,
-        )
-        return nchw(rows)
-
-
-class FusedUpsample(nn.Module):
-    """`Upsample`: all four corners and the shortcut in one launch."""
-
-    def __init__(self, block: Upsample, backend: str) -> None:
-        super().__init__()
-        conv = cast(W8A8Conv2d | W8A8PhaseConv2d, block.conv)
-        upsample: Upsampling = "phases" if isinstance(conv, W8A8PhaseConv2d) else "shuffle"
-        self.conv = _Convolution(conv, backend, upsample)
-        self.repeats = block.repeats
-
-    def forward(self, x: Tensor) -> Tensor:
-        rows = nhwc(x).contiguous()
-        values, scale = self.conv.quantize(rows)
-        shortcut = rows if self.repeats else None
-        return nchw(self.conv(values, scale, x.dtype, shortcut=shortcut, repeats=self.repeats or 1))
-
-
-class _Product(nn.Module):
-    """INT8 linear layers of one input, side by side, on rows (..., C)."""
-
-    def __init__(self, layers: tuple[nn.Module, ...], backend: str) -> None:
-        super().__init__()
-        known = [cast(W8A8Linear | W8A8Conv2d, layer) for layer in layers]
-        weights = []
-        for layer in known:
-            if isinstance(layer, W8A8Conv2d):
-                layer.unpack()
-            weights.append(layer.weight.flatten(1))
-        self.weight = torch.cat(weights).contiguous()
-        self.weight_scales = torch.cat([layer.weight_scale for layer in known])
-        biases = [layer.bias for layer in known if layer.bias is not None]
-        self.bias = _vector(torch.cat(biases)) if biases else None
-        first = known[0]
-        static = first.static if isinstance(first, W8A8Linear) else True
-        self.static_scale = first.input_scale if static else None
-        self.backend = backend
-
-    def forward(self, x: Tensor, *, silu: bool = False) -> Tensor:
-        values, scales = fused_ops.quantize_rows(x.contiguous(), self.static_scale, backend=self.backend)
-        return self.multiply(values, scales, x.dtype, silu=silu)
-
-    def multiply(self, values: Tensor, scales: Tensor, dtype: torch.dtype, *, silu: bool = False) -> Tensor:
-        """Of rows that are INT8 already."""
-        rows = (values.flatten(0, -2), scales.flatten())
-        operands = (*rows, self.weight, self.weight_scales, self.bias)
-        out: Tensor = fused_ops.w8a8_linear(*operands, dtype, backend=self.backend, silu=silu)
-        return out.view(*values.shape[:-1], len(self.weight))
-
-
-class FusedAttention(LinearAttention):
-    """`LinearAttention` whose projections are `_Product`s."""
-
-    def __init__(self, block: LinearAttention, backend: str) -> None:
-        nn.Module.__init__(self)
-        self.head_dim = block.head_dim
-        self.project = _Product((block.to_q, block.to_k, block.to_v), backend)
-        self.to_out = _Product((block.to_out,), backend)  # type: ignore[assignment]
-        self.to_qkv_multiscale = block.to_qkv_multiscale
-        self.norm_out = block.norm_out
-
-    def _qkv(self, x: Tensor) -> Tensor:
-        projected: Tensor = self.project(x)
-        return projected
-
-
-class FusedGatedConv(nn.Module):
-    """`GatedConv`: SiLU belongs to the first product, the middle ends in the INT8 input of the second."""
-
-    def __init__(self, block: GatedConv, backend: str) -> None:
-        super().__init__()
-        self.expand = _Product((block.conv_inverted,), backend)
-        self.shrink = _Product((block.conv_point,), backend)
-        # (channels, 1, 3, 3) to (3, 3, channels)
-        self.weight = block.conv_depth.weight.detach().float().squeeze(1).permute(1, 2, 0).contiguous()
-        self.bias = cast(Tensor, _vector(block.conv_depth.bias))
-        self.norm, self.backend = block.norm, backend
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = self.expand(nhwc(x), silu=True)
-        height, width = hidden.shape[1:3]
-        static = self.shrink.static_scale
-        values, scales = fused_ops.dwconv_glu_quantize(
-            hidden.flatten(1, 2), self.weight, self.bias, height, width, static, backend=self.backend
-        )
-        out = self.shrink.multiply(values, scales, x.dtype).view(-1, height, width, x.shape[1])
-        return add(x, self.norm(nchw(out)))

@@ -3,8 +3,8 @@
 Every operation takes besides:
 
     backend: what computes it, "cuda", "triton" or "torch", whose module is imported when it is first used.
-    out: of `w8a8_linear` and `w8a8_conv2d`, what is written and returned; it may be their ``residual``, since
-        a kernel writes each number where it read it.
+    out: of `w8a8_linear`, `w8a8_conv2d` and `norm_add_quantize`, what is written and returned; it may be
+        their ``residual`` or ``x``, since a kernel writes each number where it read it.
     workspace: of the operations that need a `workspace` on CUDA.
 
 None has a gradient.
@@ -38,6 +38,9 @@ _TRITON = {
 # what Triton has none of, and its definition: torch's where the CUDA library is not there
 _DEFINITIONS = {
     "w8a8_conv2d": "reference_conv",
+    "norm_add_quantize": "reference_conv",
+    "tensor_scale": "reference_conv",
+    "multiscale_linear_attention": "reference_conv",
     "sampler_step": "reference_fused",
     "w8a8_linear_quantize": "reference_fused",
     "quantize_digits": "reference_gemma",
@@ -76,7 +79,8 @@ def _run(
         memory = {"out": out, "workspace": workspace}
         given = {key: tensor for key, tensor in memory.items() if tensor is not None}
         return function(*arguments, **options, **given)
-    return out.copy_(function(*arguments, **options))
+    found = function(*arguments, **options)
+    return (out.copy_(found[0]), *found[1:]) if isinstance(found, tuple) else out.copy_(found)
 
 
 quantize_rows = functools.partial(_run, "quantize_rows")
@@ -92,6 +96,9 @@ patch_embed = functools.partial(_run, "patch_embed")
 velocity_head = functools.partial(_run, "velocity_head")
 sampler_step = functools.partial(_run, "sampler_step")
 w8a8_conv2d = functools.partial(_run, "w8a8_conv2d")
+norm_add_quantize = functools.partial(_run, "norm_add_quantize")
+tensor_scale = functools.partial(_run, "tensor_scale")
+multiscale_linear_attention = functools.partial(_run, "multiscale_linear_attention")
 quantize_digits = functools.partial(_run, "quantize_digits")
 add_norm_digits = functools.partial(_run, "add_norm_digits")
 w8a16_linear = functools.partial(_run, "w8a16_linear")

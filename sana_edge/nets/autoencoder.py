@@ -79,7 +79,7 @@ class Encoder(nn.Module):
         return add(out, average_groups(x, self.group)) if self.group else out
 
 
-class _Decoder(nn.Module):
+class Decoder(nn.Module):
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
         channels, layers = config.decoder_block_out_channels, config.decoder_layers_per_block
@@ -177,13 +177,13 @@ class Autoencoder(LatentDecoder):
     """
 
     config: AutoencoderConfig
-    decoder: _Decoder
+    decoder: Decoder
 
     def __init__(self, config: AutoencoderConfig, *, encoder: bool = True) -> None:
         super().__init__()
         self.config = config
         self.encoder = Encoder(config) if encoder else None
-        self.decoder = _Decoder(config)
+        self.decoder = Decoder(config)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
 
     def encode(self, pixels: Tensor) -> Tensor:

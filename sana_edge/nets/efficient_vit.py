@@ -15,7 +15,7 @@ from sana_edge.int8.conv import Conv2d
 from sana_edge.int8.feature_maps import ChannelNorm, add, nchw, nhwc, strips
 from sana_edge.int8.linear import Linear, W8A8Linear
 
-_EPS = 1e-15
+ATTENTION_EPS = 1e-15
 
 
 class _MultiscaleProjection(nn.Module):
@@ -40,9 +40,9 @@ def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if q.shape[-2] > q.shape[-1]:
         sums = torch.cat([k.transpose(-1, -2) @ v, k.sum(dim=-2).unsqueeze(-1)], dim=-1)
         out = q @ sums
-        return out[..., :-1] / (out[..., -1:] + _EPS)
+        return out[..., :-1] / (out[..., -1:] + ATTENTION_EPS)
     weights = q @ k.transpose(-1, -2)
-    return (weights / (weights.sum(dim=-1, keepdim=True) + _EPS)) @ v
+    return (weights / (weights.sum(dim=-1, keepdim=True) + ATTENTION_EPS)) @ v
 
 
 class LinearAttention(nn.Module):

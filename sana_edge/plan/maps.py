@@ -83,7 +83,9 @@ def _layer_bytes(
             continue
         if stage + 1 < len(channels):
             inner = channels[stage + 1]
-            yield _upsample_bytes(height, width, inner, channels[stage], item, interpolate, int8)
+            # and what it reads and hands on in INT8
+            held = height * width * (inner + 4 * channels[stage]) if whole_maps else 0
+            yield _upsample_bytes(height, width, inner, channels[stage], item, interpolate, int8) + held
             height, width = 2 * height, 2 * width
         if config.decoder_block_types[stage] == "ResBlock":
             yield _residual_bytes(height, width, channels[stage], item, whole_maps)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sana_edge.errors import OutOfMemory
+from sana_edge.fused.decoder_blocks import FusedResBlock
 from sana_edge.nets.autoencoder import Encoder
 from sana_edge.nets.autoencoder_blocks import Downsample, ResBlock
 from sana_edge.nets.efficient_vit import EfficientViTBlock
@@ -89,7 +90,7 @@ def _reach(front: Sequence[nn.Module]) -> tuple[int, int]:
     """
     scale, halo = 1, 0
     for block in front:
-        halo += scale * (2 if isinstance(block, Downsample | ResBlock) else 1)
+        halo += scale * (2 if isinstance(block, Downsample | ResBlock | FusedResBlock) else 1)
         scale *= 2 if isinstance(block, Downsample) else 1
     return scale, -(-halo // scale) * scale
 

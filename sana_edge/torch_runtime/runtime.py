@@ -20,8 +20,8 @@ from sana_edge.decoding import PREVIEW_CELLS, check_finite
 from sana_edge.errors import OutOfMemory
 from sana_edge.fused import backends
 from sana_edge.fused.backends import Backend
-from sana_edge.fused.decoder import fuse_decoder
-from sana_edge.nets.autoencoder import Autoencoder, LatentDecoder
+from sana_edge.fused.decoder import fuse_decoder, fuse_encoder
+from sana_edge.nets.autoencoder import Autoencoder, Encoder, LatentDecoder
 from sana_edge.nets.denoiser import Denoiser, Modulation, TextContext, join_texts
 from sana_edge.nets.text_encoder import EncodedTexts, TextEncoder
 from sana_edge.plan.memory import Stage, Work, check_smallest, fit_hint, in_turn, together, torch_stages
@@ -128,10 +128,15 @@ class TorchRuntime:
         others = DTYPES[dtype] if dtype != "fp16" else without_fp16(device)
         sampler, sampler_notes = read_sampler(model.path, config)
 
+        fusible = chosen.name == "cuda" and others.itemsize == 2
+
         def decoder() -> LatentDecoder:
             found = load_decoder(model, device=device, dtype=others, int8=quantize, description=vae)
-            fusible = chosen.name == "cuda" and others.itemsize == 2 and isinstance(found, Autoencoder)
             return fuse_decoder(found, chosen.name) if fusible and isinstance(found, Autoencoder) else found
+
+        def encoder() -> Encoder:
+            found = load_encoder(model, device=device, dtype=others, int8=quantize)
+            return fuse_encoder(found, chosen.name) if fusible else found
 
         networks = Stages(
             Loaded(
@@ -155,7 +160,7 @@ class TorchRuntime:
                 )[0]
             ),
             Loaded(decoder),
-            Loaded(partial(load_encoder, model, device=device, dtype=others, int8=quantize)),
+            Loaded(encoder),
             backend=chosen,
         )
         texts = None
@@ -494,6 +499,7 @@ class TorchRuntime:
             on_block=on_block,
             on_tiled=on_tiled,
             memory_limit=None if self.memory is None else self._free(),
+            graphs=self.networks.decodes,
         )
         pixels = self._decode_or_none(decode)
         if pixels is None:

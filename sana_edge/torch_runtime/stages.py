@@ -10,6 +10,8 @@ from sana_edge.nets.autoencoder import Encoder, LatentDecoder
 from sana_edge.nets.denoiser import Denoiser
 from sana_edge.nets.text_encoder import EncodedTexts, TextEncoder
 from sana_edge.system.memory import give_back
+from sana_edge.torch_runtime.cuda_graph import CudaGraphs
+from sana_edge.torch_runtime.decode_graphs import DecodeGraphs
 from sana_edge.torch_runtime.steps import Predictor, Velocity, make_predictor
 
 Network = TypeVar("Network")
@@ -66,6 +68,7 @@ class Stages:
         self._text, self._denoiser, self._decoder, self._encoder = text, denoiser, decoder, encoder
         self._backend = backend
         self._predictor: Predictor | None = None
+        self._decodes: DecodeGraphs | None = None
 
     @property
     def text(self) -> TextEncoder | EncodedTexts:
@@ -81,6 +84,15 @@ class Stages:
     def decoder(self) -> LatentDecoder:
         self._alone(self._decoder)
         return self._decoder.get()
+
+    @property
+    def decodes(self) -> DecodeGraphs | None:
+        """Graphs of the decoder in memory, where it runs without waiting for its device."""
+        decoder = self.decoder
+        device = next(decoder.parameters()).device
+        if self._decodes is None and decoder.whole_maps and device.type == "cuda":
+            self._decodes = DecodeGraphs(decoder, CudaGraphs(device))
+        return self._decodes
 
     @property
     def encoder(self) -> Encoder:
@@ -104,11 +116,12 @@ class Stages:
         return tuple(name for name, network in self._all().items() if network)
 
     def release(self) -> None:
-        """Let go of what was recorded for steps and texts."""
+        """Let go of what was recorded."""
         if self._text:
             self._text.get().release()
-        if self._predictor is not None:
-            self._predictor.release()
+        for recorded in (self._predictor, self._decodes):
+            if recorded is not None:
+                recorded.release()
 
     def _all(self) -> dict[str, Loaded[Any]]:
         found: dict[str, Loaded[Any]] = {
@@ -125,5 +138,7 @@ class Stages:
         freed = [network.free() for network in self._all().values()]
         if freed[1]:
             self._predictor = self.velocity = None
+        if freed[2]:
+            self._decodes = None
         if any(freed):
             give_back()

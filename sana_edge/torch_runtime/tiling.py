@@ -8,16 +8,17 @@ from functools import partial
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sana_edge.decoding import DEFAULT_TILE as DEFAULT_TILE
 from sana_edge.decoding import tile_cells
 from sana_edge.errors import OutOfMemory
 from sana_edge.int8.conv import is_int8
-from sana_edge.nets.autoencoder import LatentDecoder
+from sana_edge.nets.autoencoder import LatentConfig, LatentDecoder
 from sana_edge.plan.maps import decode_bytes
 from sana_edge.store.tiny_autoencoder import DecoderConfig
 from sana_edge.system.memory import available_memory
+from sana_edge.torch_runtime.decode_graphs import DecodeGraphs
 
 # what a laptop can be expected to have free, to choose between tiles and a whole picture where it is unknown
 _ASSUMED_MEMORY = 4 << 30
@@ -34,6 +35,7 @@ def decode(
     on_tile: Callable[[int, int], None] | None = None,
     on_block: Callable[[int, int], None] | None = None,
     on_tiled: Callable[[int], None] | None = None,
+    graphs: DecodeGraphs | None = None,
 ) -> Tensor:
     """Decode a latent, one picture and one tile at a time.
 
@@ -52,6 +54,7 @@ def decode(
         on_block: called with (blocks done, all blocks) before each block of the decoder, for each tile; what
             it raises ends the decode.
         on_tiled: called with the side of the tiles in pixels, if there are several, before the first.
+        graphs: of the autoencoder; where one is replayed ``on_block`` is called before its first block only.
 
     Returns:
         Pixels (B, 3, f h, f w), about [-1, 1].
@@ -73,11 +76,12 @@ def decode(
         int8=is_int8(autoencoder),
         whole_maps=autoencoder.whole_maps,
     )
-    if tile is None and pixels + peak(height, width) > expected:
+    held = graphs is not None and graphs.recorded(latent[:1])
+    if tile is None and not held and pixels + peak(height, width) > expected:
         tile = DEFAULT_TILE
     side, step = tile_cells(max(height, width), cell, tile, stride)
     needed = pixels + peak(min(side, height), min(side, width))
-    if free is not None and needed > free:
+    if free is not None and needed > free and not held:
         raise OutOfMemory(
             f"decoding {width * cell}x{height * cell} pixels needs {needed} bytes, {free} are free",
             "choose a smaller size or tile, or close other programs",
@@ -86,41 +90,67 @@ def decode(
         )
     if on_tiled is not None and side < max(height, width):
         on_tiled(side * cell)
-    if on_block is None:
-        return _decode_tiles(autoencoder, latent, side, step, on_tile)
+    # twice what is needed: a graph keeps its memory while others want theirs
+    room = memory_limit is None and (free is None or 2 * needed <= free)
     tiles = batch * len(range(0, height, step)) * len(range(0, width, step))
-    with _blocks_told(autoencoder, tiles, on_block):
-        return _decode_tiles(autoencoder, latent, side, step, on_tile)
+    run = _Tiles(autoencoder, graphs, tiles, on_block, room=room)
+    return _decode_tiles(run, config, latent, side, step, on_tile)
 
 
-@contextmanager
-def _blocks_told(
-    autoencoder: LatentDecoder, tiles: int, on_block: Callable[[int, int], None]
-) -> Iterator[None]:
-    blocks, done = autoencoder.blocks(), 0
+class _Tiles:
+    """Decodes one tile after the other, eagerly or as a graph, and tells of the blocks."""
 
-    def tell(module: nn.Module, args: object) -> None:
-        nonlocal done
-        on_block(done, tiles * len(blocks))
-        done += 1
+    def __init__(
+        self,
+        autoencoder: LatentDecoder,
+        graphs: DecodeGraphs | None,
+        tiles: int,
+        on_block: Callable[[int, int], None] | None,
+        *,
+        room: bool,
+    ) -> None:
+        self._autoencoder, self._graphs, self._on_block, self._room = autoencoder, graphs, on_block, room
+        self._blocks = autoencoder.blocks()
+        self._done, self._total = 0, tiles * len(self._blocks)
 
-    hooks = [block.register_forward_pre_hook(tell) for block in blocks]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+    def __call__(self, latent: Tensor) -> Tensor:
+        start = self._done
+        if self._graphs is not None and self._graphs.takes(latent, room=self._room):
+            # a recording's runs are no progress
+            self._tell()
+            pixels = self._graphs(latent)
+        elif self._on_block is None:
+            pixels = self._autoencoder.decode(latent)
+        else:
+            with self._hooks():
+                pixels = self._autoencoder.decode(latent)
+        self._done = start + len(self._blocks)
+        return pixels
+
+    def _tell(self, *_: object) -> None:
+        if self._on_block is not None:
+            self._on_block(self._done, self._total)
+            self._done += 1
+
+    @contextmanager
+    def _hooks(self) -> Iterator[None]:
+        hooks = [block.register_forward_pre_hook(self._tell) for block in self._blocks]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
 
 def _decode_tiles(
-    autoencoder: LatentDecoder,
+    run: Callable[[Tensor], Tensor],
+    config: LatentConfig,
     latent: Tensor,
     side: int,
     step: int,
     on_tile: Callable[[int, int], None] | None,
 ) -> Tensor:
     """Decode tiles of ``side`` latent cells that start every ``step`` cells."""
-    config = autoencoder.config
     cell = config.spatial_compression
     batch, _, height, width = latent.shape
     pixels = latent.new_empty((batch, config.in_channels, height * cell, width * cell))
@@ -134,7 +164,7 @@ def _decode_tiles(
             above, bottoms = bottoms, []
             right: Tensor | None = None
             for column, left in enumerate(lefts):
-                piece = autoencoder.decode(latent[index : index + 1, :, top : top + side, left : left + side])
+                piece = run(latent[index : index + 1, :, top : top + side, left : left + side])
                 if above:
                     _cross_fade(above[column], piece, 2)
                 if right is not None:

@@ -13,14 +13,10 @@ from torch import Tensor
 
 from sana_edge.config import AutoencoderConfig
 from sana_edge.errors import InvalidInput
-from sana_edge.fused.decoder import (
-    FusedAttention,
-    FusedConv2d,
-    FusedGatedConv,
-    FusedResBlock,
-    FusedUpsample,
-    fuse_decoder,
-)
+from sana_edge.fused.decoder import FusedDecoder, fuse_decoder
+from sana_edge.fused.decoder_attention import FusedAttention, FusedGatedConv
+from sana_edge.fused.decoder_blocks import FusedConv2d, FusedResBlock, FusedUpsample
+from sana_edge.fused.decoder_maps import Map, Workspaces
 from sana_edge.int8 import quant
 from sana_edge.int8.conv import Conv2d, W8A8Conv2d
 from sana_edge.nets.autoencoder import Autoencoder
@@ -44,9 +40,14 @@ SANA = AutoencoderConfig(
     downsample_block_type="Conv",
     decoder_in_shortcut=True,
     latent_channels=16,
-    attention_head_dim=8,
+    attention_head_dim=32,
 )
-SHUFFLED = replace(SANA, upsample_block_type="pixel_shuffle", decoder_layers_per_block=(0, 1, 1))
+SHUFFLED = replace(
+    SANA,
+    upsample_block_type="pixel_shuffle",
+    decoder_layers_per_block=(0, 1, 1),
+    decoder_conv_act_fn="silu",
+)
 CONFIGS = {"interpolate": SANA, "shuffled": SHUFFLED}
 each_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 
@@ -111,6 +112,7 @@ def test_what_is_fused() -> None:
     assert isinstance(mixed.get_submodule("decoder.up_blocks.0.1.conv2"), FusedConv2d)
     assert isinstance(mixed.get_submodule("decoder.up_blocks.1.0"), Upsample)
     assert isinstance(mixed.get_submodule("decoder.conv_out"), Conv2d)
+    assert type(mixed.decoder) is FusedDecoder
     # the decoder that was given is as it was
     assert not kinds(model) & {*blocks, FusedConv2d}
     assert kinds(fuse_decoder(decoder(SANA).half())) == kinds(decoder(SANA))
@@ -195,10 +197,41 @@ def test_more_channels_than_a_tile_normalises() -> None:
     block = block.bfloat16()
     x = torch.randn(1, 272, 3, 5).bfloat16().contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
-        expected = FusedResBlock(block, "torch")(x.clone())
-        actual = FusedResBlock(block, "cuda")(x.clone())
-    # both normalise with torch what differs by roundings to bf16
+        expected = FusedResBlock(block, "torch", Workspaces("torch", 1))(x.clone())
+        actual = FusedResBlock(block, "cuda", Workspaces("cuda", 1))(x.clone())
+    # a neighbour of bf16 before the norm, and one behind it
     torch.testing.assert_close(actual, expected, rtol=2**-7, atol=2**-7)
+
+
+@pytest.mark.usefixtures("emulated")
+@each_config
+def test_handing_on_changes_nothing(config: AutoencoderConfig) -> None:
+    """A block's INT8 for the next is what that would make of its 16 bits, but for the last norm's."""
+    latent = torch.randn(2, 16, 3, 2)
+    model = int8(config, latent)
+    fused, apart = fuse_decoder(model), fuse_decoder(model)
+    handed: list[bool] = []
+    for block in apart.blocks()[:-1]:
+        for layer in block.modules():
+            if hasattr(layer, "following"):
+                layer.following = None
+    for block in fused.blocks():
+        block.register_forward_hook(lambda _, __, out: handed.append(isinstance(out, Map)))
+    found = decode(fused, latent)
+    assert handed == [True] * len(fused.blocks())
+    assert torch.equal(found, decode(apart, latent))
+
+
+@pytest.mark.usefixtures("emulated")
+@pytest.mark.parametrize("kernels", [(), (3,), (5, 5)], ids=str)
+def test_other_scales_of_attention(kernels: tuple[int, ...]) -> None:
+    config = replace(SANA, decoder_qkv_multiscales=((), (), kernels))
+    latent = torch.randn(1, 16, 3, 3)
+    model = int8(config, latent)
+    fused = fuse_decoder(model)
+    assert (FusedAttention in kinds(fused)) is (kernels == ())
+    # another draw of INT8's noise, as above
+    assert quant.relative_error(decode(fused, latent), decode(model, latent)) < 2**0.5 * 0.05
 
 
 @pytest.mark.usefixtures("emulated")

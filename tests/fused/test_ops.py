@@ -101,6 +101,20 @@ def calls() -> dict[str, partial[Any]]:
             residual=image,
             out=image,
         ),
+        "w8a8_conv2d with both": partial(
+            *(ops.w8a8_conv2d, *convolution(C, 32, phases=False), HALF),
+            out_norm_weight=torch.rand(32),
+            out_norm_bias=torch.randn(32),
+            next_scale=scale,
+        ),
+        "norm_add_quantize": partial(
+            *(ops.norm_add_quantize, x.flip(1).contiguous(), x, torch.rand(C), torch.randn(C), 1e-5, scale)
+        ),
+        "tensor_scale": partial(ops.tensor_scale, x),
+        "multiscale_linear_attention": partial(
+            *(ops.multiscale_linear_attention, torch.randn(B, N, 96).to(HALF)),
+            *(torch.randn(5, 5, 96) / 5, torch.randn(96, 32) / 6, H, W),
+        ),
         "quantize_digits": partial(ops.quantize_digits, torch.randn(B, N, 2 * C), True),
         "add_norm_digits": partial(
             *(ops.add_norm_digits, torch.randn(B, N, C), torch.randn(B, N, C), vector, torch.rand(C), 1e-6)

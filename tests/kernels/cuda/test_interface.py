@@ -39,6 +39,9 @@ dwconv_glu_quantize: images=1 height=3 width=2 hidden=16
 patch_embed: images=1 copies=2 channels=4 height=3 width=2 columns=16
 velocity_head: images=1 tokens=4 columns=32 channels=4 stride=32 eps=1e-6f
 w8a8_conv2d: images=1 height=3 width=2 depth=16 columns=16 kernel=3 repeats=1 norm_eps=1e-6f
+norm_add_quantize: rows=4 columns=32 eps=1e-5f
+tensor_scale: rows=3 columns=32 workspace_bytes=1048576
+multiscale_linear_attention: images=1 height=3 width=2 heads=2 workspace_bytes=1048576
 quantize_digits: rows=3 columns=32
 add_norm_digits: rows=3 columns=32 eps=1e-6f
 w8a16_linear: rows=4 columns=16 depth=32 tokens=2 pairs=4 rotated=8
@@ -55,7 +58,11 @@ SIZES |= {"channels", "copies", "kernel", "kv_heads"}
 # what may be NULL, and is in a problem that has none of what belongs to it
 LEFT_OUT = {
     "w8a8_linear_quantize": {"scale", "shift"},
-    "w8a8_conv2d": {"norm_weight", "norm_bias", "shortcut", "out_scale", "residual"},
+    "w8a8_conv2d": {
+        *("norm_weight", "norm_bias", "out_norm_weight", "out_norm_bias", "shortcut", "residual"),
+        *("out_scale", "next_scale", "next_values"),
+    },
+    "multiscale_linear_attention": {"depthwise", "pointwise"},
     "linear_attention_finish": {"roots", "norm_q"},
     "add_norm_digits": {"y", "post_weight"},
 }
@@ -192,8 +199,9 @@ def cases(operation: str) -> Iterator[tuple[str, str]]:
                 yield f"{name} = 0; {nothing}", "OK"
             yield from ((f"{name} = {size};", "BAD_SHAPE") for size in wrong_sizes(operation, field))
     if operation == "w8a8_conv2d":
-        for change in ("upsample = 3", "upsample = -1", "activation = 3", "activation = -1", "kernel = 5"):
-            yield f"a.{change};", "BAD_SHAPE"
+        for number in ("upsample", "activation", "out_activation"):
+            yield from ((f"a.{number} = {n};", "BAD_SHAPE") for n in (3, -1))
+        yield "a.kernel = 5;", "BAD_SHAPE"
 
 
 def wrong_sizes(operation: str, field: Field) -> Iterator[int]:

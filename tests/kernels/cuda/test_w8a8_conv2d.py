@@ -19,7 +19,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sana_edge.kernels import reference_conv
+from sana_edge.kernels import reference, reference_conv
 from sana_edge.kernels.cuda import launch, operations
 
 CSRC = Path(__file__).parents[3] / "csrc"
@@ -57,7 +57,8 @@ def check(arguments: Problem, dtype: torch.dtype, **options: Any) -> Tensor:
     expected = reference_conv.w8a8_conv2d(*arguments, dtype, **options)
     assert actual.shape == expected.shape
     assert actual.dtype == expected.dtype
-    exact = options.get("activation") != "silu" and options.get("norm_weight") is None
+    normed = {"norm_weight", "out_norm_weight"} & options.keys()
+    exact = options.get("activation") != "silu" and not normed
     if exact:
         assert torch.equal(actual, expected)
     elif actual.dtype == torch.int8:
@@ -152,6 +153,54 @@ def test_int8_for_the_next_convolution(columns: int) -> None:
     assert check(arguments, torch.float16, out_scale=scale).abs().max() == 127
     check(arguments, torch.float16, out_scale=scale, activation="silu")
     check(arguments, torch.float16, out_scale=scale, residual=torch.randn(2, 5, 7, columns).half())
+
+
+@pytest.mark.usefixtures("emulated")
+@each_dtype
+@pytest.mark.parametrize("columns", [16, 21, 104, 128, 144, 256])
+def test_the_last_norm(columns: int, dtype: torch.dtype) -> None:
+    """Of the sum with the residual; columns that are not there take no part in it."""
+    arguments = problem((1, 5, 7), 32, columns, bias=False)
+    norm = {"norm_weight": torch.randn(columns), "norm_bias": torch.randn(columns)}
+    last = {"out_norm_weight": torch.randn(columns), "out_norm_bias": torch.randn(columns)}
+    x = torch.randn(1, 5, 7, columns).to(dtype)
+    assert check(arguments, dtype, residual=x, **norm, **last).min() == 0
+    check(arguments, dtype, residual=x, **last, out_activation="silu", out_scale=torch.tensor(0.02))
+
+
+@pytest.mark.usefixtures("emulated")
+@each_dtype
+@pytest.mark.parametrize("upsample", ["none", "phases", "shuffle"])
+@pytest.mark.parametrize("columns", [16, 21, 144])
+def test_16_bit_and_int8(columns: int, upsample: str, dtype: torch.dtype) -> None:
+    """INT8 of what was rounded: what the next layer would make of it."""
+    arguments = problem((2, 5, 3), 32, columns, upsample=upsample)
+    options: dict[str, Any] = {"upsample": upsample}
+    if upsample == "none":
+        options["residual"] = torch.randn(2, 5, 3, columns).to(dtype)
+    else:
+        options |= {"shortcut": torch.randn(2, 5, 3, columns).to(dtype), "repeats": 4}
+    scale = torch.tensor(0.02)
+    expected = launch.w8a8_conv2d(*arguments, dtype, **options)
+    rows, levels = launch.w8a8_conv2d(*arguments, dtype, **options, next_scale=scale)
+    assert torch.equal(rows, expected)
+    assert torch.equal(levels, reference.quantize_tensor(expected, scale))
+    wanted = reference_conv.w8a8_conv2d(*arguments, dtype, **options, next_scale=scale)
+    assert torch.equal(rows, wanted[0]) and torch.equal(levels, wanted[1])
+
+
+@pytest.mark.usefixtures("emulated")
+@pytest.mark.parametrize("bad", [None, torch.nan, torch.inf])
+def test_says_what_is_not_finite(bad: float | None) -> None:
+    arguments = problem((1, 5, 7), 16, 24)
+    residual = torch.randn(1, 5, 7, 24).half()
+    if bad is not None:
+        residual[0, 4, 6, 23] = bad
+    weight, scale, finite = torch.ones(24), torch.tensor(0.02), torch.tensor(3.0)
+    options = {"residual": residual, "out_norm_weight": weight, "out_scale": scale}
+    launch.w8a8_conv2d(*arguments, torch.float16, **options, finite=finite)
+    assert finite == 3 if bad is None else finite.isnan()
+    assert scale == torch.tensor(0.02)
 
 
 @pytest.mark.usefixtures("emulated")
@@ -277,6 +326,9 @@ GOOD: dict[str, int | float] = {
         (2, {"kernel": 3, "upsample": 1}),
         (2, {"height": 1 << 16, "width": 1 << 15}),
         (2, {"columns": 264, "norm_weight": 4096}),
+        (2, {"columns": 264, "out_norm_weight": 4096}),
+        (2, {"next_scale": 4096, "next_values": 4096, "out_scale": 4096}),
+        (1, {"next_scale": 4096}),
         (2, {"shortcut": 4096}),
         (2, {"upsample": 2, "residual": 4096}),
         (2, {"upsample": 2, "shortcut": 4096, "repeats": 0}),
