@@ -47,7 +47,7 @@ from sana_edge.torch_runtime.load import describe, load_decoder, load_denoiser, 
 from sana_edge.torch_runtime.stages import Loaded, Stages
 from sana_edge.torch_runtime.steps import Predictor, Velocity
 from sana_edge.torch_runtime.text import load_text_encoder
-from sana_edge.torch_runtime.texts import KnownTexts, text_identity
+from sana_edge.torch_runtime.texts import KnownTexts, check_files, text_identity
 
 IN_TURN = "memory is short: text encoder, denoiser and decoder are loaded in turn, for each picture"
 WHILE_LOADING = "quantized while loading, without calibration; `sana-edge quantize` makes a package"
@@ -165,6 +165,7 @@ class TorchRuntime:
         )
         texts = None
         if prompt_cache:
+            check_files(model)
             texts = KnownTexts(
                 networks,
                 text_identity(model, device=device, int8=quantize, backend=chosen.name, threads=threads),

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sana_edge.errors import torch_extra
+from sana_edge.errors import CheckpointError, torch_extra
 from sana_edge.nets.denoiser import Denoiser, TextContext, beside
 from sana_edge.nets.text_encoder import TextFeatures
 from sana_edge.prompt import CHI, Text
 from sana_edge.store.cache import known_digest
 from sana_edge.store.hub import ResolvedModel
+from sana_edge.store.identify import explain
 from sana_edge.store.prompt_cache import Entry, LastTexts, PromptCache
 from sana_edge.store.weights import weight_files
+from sana_edge.system.regular import open_regular
 from sana_edge.system.threads import processor
 from sana_edge.torch_runtime.device import thread_count
 from sana_edge.torch_runtime.stages import Stages
@@ -94,6 +97,33 @@ class KnownTexts:
             return Entry(_STORED[features.dtype], (1, length, channels), _bytes(features), excess)
 
         return self._cache.get(text, encode)
+
+
+def check_files(model: ResolvedModel) -> None:
+    """See that a text encoder's files are what their names say, long before the first prompt needs them.
+
+    Of JSON only how it begins: a tokenizer's has tens of megabytes.
+
+    Raises:
+        CheckpointError: weights are missing or cut off, or something else lies in a file's place.
+    """
+    text, tokenizer = model.path / "text_encoder", model.path / "tokenizer"
+    weights = weight_files(text, variant=model.component_variant("text_encoder"))
+    for path in (*weights, tokenizer / "tokenizer.json", tokenizer / "tokenizer_config.json"):
+        if path.suffix == ".json" and not _is_other_text(path):
+            continue
+        known, hint = explain(path, "download the model again")
+        if known:
+            raise CheckpointError(f"cannot read {path}{known}", hint)
+
+
+def _is_other_text(path: Path) -> bool:
+    try:
+        with open_regular(path) as file:
+            begin = file.read(64).lstrip()
+    except OSError:
+        return False
+    return (begin[:1].isascii() and begin[:1].isalnum()) or begin[:1] == b"<"
 
 
 def text_identity(
