@@ -192,7 +192,7 @@ def test_refusals(op: ModuleType) -> None:
 
 
 def test_tables(tiles: ModuleType) -> None:
-    for capability, (shared, _, candidates) in tiles.TABLES.items():
+    for capability, (shared, *_, candidates) in tiles.TABLES.items():
         for tile in candidates:
             stages = tile.stages - (capability != 90)
             assert stages * (tile.m + tile.n) * tile.k <= shared << 10
