@@ -169,7 +169,9 @@ def _layer(layer: nn.Module, head_dim: int) -> _Layer:
 
 def _product(layer: WeightOnlyLinear) -> Product:
     bias = None if layer.bias is None else layer.bias.float()
-    return layer.weight, layer.weight_scale, bias
+    # a mapped file's may begin anywhere, and kernels read 16 bytes at once
+    weight = layer.weight.clone() if layer.weight.data_ptr() % 16 else layer.weight
+    return weight, layer.weight_scale, bias
 
 
 def _paired(product: Product, head_dim: int) -> Product:

@@ -49,7 +49,7 @@ def test_the_checks(packages: Path, emulated_library: Path, tmp_path: Path) -> N
     assert {step["status"] for step in steps} == {"passed"}
     figures = {step["name"]: step["figure"] for step in steps}
     assert figures["answers"] == "2 of 2 clean"
-    assert figures["operations"] == "19 of 19 right"
+    assert figures["operations"] == "23 of 23 right"
     assert figures["triton"] == "11 of 11 right"
     assert figures["recorded"].startswith("2 of 2 replays equal")
     assert figures["kernels"].startswith("13 kernels")

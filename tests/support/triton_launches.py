@@ -169,7 +169,8 @@ def steps(
     network = FusedNetwork(
         denoiser.to_empty(device="cpu").to_compute("cpu", getattr(torch, form["dtype"])), "triton"
     )
-    tables = Modulation(torch.empty(1, 6, config.dim), torch.empty(2, config.dim))
+    # of one step
+    tables = network.tables(Modulation(torch.empty(1, 1, 6, config.dim), torch.empty(1, 2, config.dim)))
     for images in pictures:
         context = texts(config, form["text"], images, getattr(torch, form["dtype"]))
         guided = len(form["text"]) == 2
@@ -179,7 +180,7 @@ def steps(
         for size in sizes:
             latent = torch.empty(images, config.in_channels, *size)
             function = network.function(structure, latent, guided)
-            yield partial(function, [latent, tables.blocks, tables.final], prompt)
+            yield partial(function, [latent, *(table[0] for table in tables)], prompt)
 
 
 def texts(config: DenoiserConfig, kinds: list[str], images: int, dtype: torch.dtype) -> TextContext:

@@ -198,7 +198,7 @@ def test_exports_the_header_and_nothing_else(library: Path) -> None:
 
 def declared() -> set[str]:
     text = (CSRC / "sana_edge.h").read_text()
-    return set(re.findall(r"^SANA_EDGE_API [\w *]+?(sana_edge_\w+)\(", text, re.MULTILINE))
+    return set(re.findall(r"^SANA_EDGE_API [\w\s*]+?(sana_edge_\w+)\(", text, re.MULTILINE))
 
 
 def test_header_declares_every_operation() -> None:
