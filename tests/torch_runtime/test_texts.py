@@ -220,17 +220,26 @@ def test_a_known_prompt_needs_no_room_for_the_text_encoder(
                 sana.generate("a fish", **OPTIONS)
 
 
-def test_a_damaged_text_encoder_shows_with_the_first_new_prompt(
+def test_a_text_encoder_that_is_cut_off_shows_at_once(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    (path,) = (folder / "text_encoder").glob("*.safetensors")
+    path.write_bytes(path.read_bytes()[:-9])
+    for cached in (True, False):
+        with pytest.raises(CheckpointError, match="cannot read"):
+            Sana.load(folder, prompt_cache=cached)
+
+
+def test_damaged_values_show_with_the_first_new_prompt(
     tiny_folder: Path, tmp_path: Path, cache: Path
 ) -> None:
     folder = tmp_path / "model"
     shutil.copytree(tiny_folder, folder)
     (path,) = (folder / "text_encoder").glob("*.safetensors")
-    path.write_bytes(path.read_bytes()[:-9])
-    with Sana.load(folder) as sana, pytest.raises(CheckpointError, match="cannot read"):
+    # NaN in every format
+    path.write_bytes(path.read_bytes()[:-4] + b"\xff" * 4)
+    with Sana.load(folder) as sana, pytest.raises(CheckpointError, match="NaN"):
         sana.generate(PROMPT, **OPTIONS)
-    with pytest.raises(CheckpointError, match="cannot read"):
-        Sana.load(folder, prompt_cache=False)
     assert not (cache / "prompts").exists()
 
 
