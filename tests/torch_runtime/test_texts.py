@@ -120,7 +120,8 @@ def test_a_cut_prompt_is_noted_again(tiny_folder: Path, cache: Path, spy: Spy) -
 def test_another_process_loads_no_text_encoder(tiny_folder: Path, cache: Path, tmp_path: Path) -> None:
     output = tmp_path / "a.png"
     words = ["generate", PROMPT, "--model", str(tiny_folder), "--seed", "3", "--steps", "1", "--force"]
-    words += ["--size", "64x64", "--exact-size", "--output", str(output), "--quiet"]
+    # of which the values depend, too
+    words += ["--size", "64x64", "--exact-size", "--output", str(output), "--quiet", "--threads", "1"]
     assert main([*words, "--no-prompt-cache"]) == 0
     expected = output.read_bytes()
     assert not (cache / "prompts").exists() and main(words) == 0
