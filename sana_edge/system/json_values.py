@@ -66,7 +66,7 @@ class Reader:
 
     Args:
         where: the file, for messages.
-        hint: what to do about one that is wrong.
+        hint: what to do about one that is wrong; left out, what the error says of itself.
         defaults: whether keys may be missing that have a default.
         error: what is raised.
     """
@@ -75,14 +75,14 @@ class Reader:
         self, where: str, hint: str = "", *, defaults: bool = False, error: type[SanaError] = CheckpointError
     ) -> None:
         self._where = where
-        self._hint = hint
+        self._hint = (hint,) if hint else ()
         self._defaults = defaults
         self._error = error
 
     def require(self, condition: bool, key: str, value: object, expected: str) -> None:
         """Raise the error unless ``condition`` holds."""
         if not condition:
-            raise self._error(f"{self._where}: {key} is {shown(value)}, expected {expected}", self._hint)
+            raise self._error(f"{self._where}: {key} is {shown(value)}, expected {expected}", *self._hint)
 
     def convert(self, value: Any, kind: Any, key: str = "") -> Any:
         """``value`` as ``kind``: a dataclass, a dict, a tuple, a union, a literal or a plain type.
@@ -137,7 +137,7 @@ class Reader:
         kinds = _hints(kind)
         for field in dataclasses.fields(kind):
             if field.name not in value and not (self._defaults and _has_default(field)):
-                raise self._error(f"{self._where} lacks {_below(key, field.name)}", self._hint)
+                raise self._error(f"{self._where} lacks {_below(key, field.name)}", *self._hint)
         names = [name for name in kinds if name in value]
         return kind(**{name: self.convert(value[name], kinds[name], _below(key, name)) for name in names})
 
