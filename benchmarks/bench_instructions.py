@@ -11,9 +11,7 @@ launch). Counts are of the code, not of what runs: a loop counts once.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -26,7 +24,7 @@ needs("torch")
 
 from harness.results import ended
 from sana_edge.bench.results import header, write_json
-from sana_edge.errors import MissingDependency
+from works.machine_code import cuobjdump, functions
 
 TENSOR = re.compile(r"\b(?:IMMA|HMMA)\.")
 # names of SASS instructions: how many of them are counted
@@ -68,8 +66,7 @@ def kernels(text: str) -> Iterator[dict[str, Any]]:
     """The counts of every kernel in what cuobjdump says of an object."""
     for part in re.split(r"^Fatbin elf code:$", text, flags=re.MULTILINE)[1:]:
         (architecture,) = re.findall(r"^arch = sm_(\d+)\w?$", part, re.MULTILINE)
-        functions = re.split(r"^\s*Function : (\S+)$", part, flags=re.MULTILINE)
-        for name, code in zip(functions[1::2], functions[2::2], strict=True):
+        for name, code in functions(part):
             lines = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(.+?);", code, re.MULTILINE)
             lines = [line for line in lines if line != "NOP"]
             products = [n for n, line in enumerate(lines) if TENSOR.search(line)]
@@ -84,14 +81,8 @@ def kernels(text: str) -> Iterator[dict[str, Any]]:
 
 
 def _disassembled(path: Path) -> str:
-    command = shutil.which("cuobjdump")
-    triton = importlib.util.find_spec("triton")
-    if command is None and triton is not None and triton.origin is not None:
-        command = str(Path(triton.origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump")
-    if command is None:
-        hint = "put the CUDA toolkit's programs on PATH, or install triton, which has it"
-        raise MissingDependency("there is no cuobjdump", hint)
-    return subprocess.run([command, "-sass", str(path)], check=True, capture_output=True, text=True).stdout
+    command = [cuobjdump(), "-sass", str(path)]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 if __name__ == "__main__":

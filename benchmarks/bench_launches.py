@@ -4,7 +4,7 @@
     python benchmarks/bench_launches.py --errors --before old.json
 
 INT8 networks of the public models' shapes, with calibrated scales and without, as the runtime loads them
-where the CUDA library is: see works/launches.py. ``--before`` takes the rows of another run, such as that of
+where the CUDA library is: see works/schedules.py. ``--before`` takes the rows of another run, such as that of
 an older commit, into the file as well.
 """
 
@@ -26,19 +26,12 @@ import torch
 from harness.results import ended, output_for, sizes
 from harness.study_tables import launches as table
 from sana_edge.bench.results import header, write_json
-from sana_edge.config import LATENT_CELL, AutoencoderConfig
+from sana_edge.config import LATENT_CELL
 from sana_edge.fused.decoder import fuse_decoder, fuse_encoder
-from sana_edge.nets.autoencoder import Autoencoder, Encoder
-from sana_edge.nets.quantize import (
-    decoder_targets,
-    encoder_targets,
-    prepare_decoder,
-    prepare_encoder,
-    stacked,
-)
 from sana_edge.store.architectures import DC_AE, DC_AE_LITE
 from works.decoder_errors import errors
-from works.launches import META, launches
+from works.schedules import launches
+from works.stages import DTYPE, META, int8_decoder, int8_encoder
 
 DECODERS = {"DC-AE": DC_AE, "DC-AE-Lite": DC_AE_LITE}
 # which is never calibrated
@@ -70,12 +63,12 @@ def counted(name: str, calibrated: bool, size: int) -> dict[str, Any]:
     """One network's launches for a picture with sides of ``size`` pixels."""
     if name == ENCODER:
         encoder = fuse_encoder(int8_encoder(DC_AE))
-        pixels = torch.empty(1, 3, size, size, dtype=torch.bfloat16, device=META)
+        pixels = torch.empty(1, 3, size, size, dtype=DTYPE, device=META)
         found = launches(lambda: encoder(pixels.contiguous(memory_format=torch.channels_last)))
     else:
         model = fuse_decoder(int8_decoder(DECODERS[name], calibrated))
         shape = (1, model.config.latent_channels, size // LATENT_CELL, size // LATENT_CELL)
-        latent = torch.empty(shape, dtype=torch.bfloat16, device=META)
+        latent = torch.empty(shape, dtype=DTYPE, device=META)
         found = launches(lambda: model.decode(latent))
     return {
         "decoder": name,
@@ -84,28 +77,6 @@ def counted(name: str, calibrated: bool, size: int) -> dict[str, Any]:
         "launches": sum(found.values()),
         "by_name": found,
     }
-
-
-def int8_decoder(config: AutoencoderConfig, calibrated: bool) -> Autoencoder:
-    """A decoder without values, all of whose layers are INT8."""
-    with META:
-        model = Autoencoder(config, encoder=False)
-    targets = decoder_targets(model)
-    scales = [f"{name}.weight_scale" for target in targets for name in stacked(target)]
-    scales += [f"{target}.input_scale" for target in targets if calibrated]
-    prepare_decoder(model, dict.fromkeys(scales, torch.empty(0, device=META)))
-    model.to(torch.bfloat16, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return model.requires_grad_(False).eval()
-
-
-def int8_encoder(config: AutoencoderConfig) -> Encoder:
-    """The encoder, as `int8_decoder`."""
-    with META:
-        model = Encoder(config)
-    scales = [f"{name}.weight_scale" for target in encoder_targets(model) for name in stacked(target)]
-    prepare_encoder(model, dict.fromkeys(scales, torch.empty(0, device=META)))
-    model.to(torch.bfloat16, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return model.requires_grad_(False).eval()
 
 
 def _options(given: Sequence[str]) -> argparse.Namespace:

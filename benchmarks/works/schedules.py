@@ -7,6 +7,7 @@ torch's own where they are dispatched.
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -168,6 +169,19 @@ def recorded(run: Callable[[], object]) -> list[Launch]:
         first = len(found.launches)
         run()
     return found.launches[first:]
+
+
+def launches(run: Callable[[], object]) -> dict[str, int]:
+    """How many kernels the second call starts, by operation, most frequent first.
+
+    Names of the library's begin with "sana_edge ", torch's with "torch "; those of torch that start several
+    kernels count once.
+    """
+    found: Counter[str] = Counter()
+    for one in recorded(run):
+        name = f"sana_edge {one.kernel}" if one.recordable else one.kernel.replace(".", " ", 1)
+        found[name] += one.kernels
+    return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
 
 
 def _storage(tensor: Tensor) -> int:

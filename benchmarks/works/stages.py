@@ -6,7 +6,6 @@ Networks of the public models' shapes on the meta device, INT8 as a calibrated p
 from __future__ import annotations
 
 from dataclasses import replace
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -14,16 +13,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sana_edge.bench.shapes import AUTOENCODERS, DENOISERS
-from sana_edge.config import LATENT_CELL, DenoiserConfig
+from sana_edge.config import LATENT_CELL, AutoencoderConfig, DenoiserConfig
 from sana_edge.fused.decoder import fuse_decoder
 from sana_edge.fused.gemma import FusedGemma
 from sana_edge.int8 import ops
 from sana_edge.int8.linear import W8A8Linear
 from sana_edge.int8.text_linear import WeightOnlyLinear
-from sana_edge.nets.autoencoder import Autoencoder
+from sana_edge.nets.autoencoder import Autoencoder, Encoder
 from sana_edge.nets.block import RMS_EPS, Constant, KeysValues
 from sana_edge.nets.denoiser import Denoiser, Modulation, TextContext
-from sana_edge.nets.quantize import decoder_targets, denoiser_targets, prepare_decoder, stacked
+from sana_edge.nets.quantize import (
+    decoder_targets,
+    denoiser_targets,
+    encoder_targets,
+    prepare_decoder,
+    prepare_encoder,
+    stacked,
+)
 from sana_edge.nets.text_weights import text_targets
 from sana_edge.sampler import make_sampler
 from sana_edge.store.architectures import GEMMA_2_2B
@@ -149,30 +155,41 @@ def text() -> list[Launch]:
 
 def decode(shapes: str, side: int) -> list[Launch]:
     """The decoder for one picture, with calibrated scales."""
-    with META:
-        autoencoder = Autoencoder(AUTOENCODERS[shapes], encoder=False).requires_grad_(False).eval()
-    state = {
-        f"{name}.{end}": torch.empty((), device=META)
-        for target in decoder_targets(autoencoder)
-        for name in stacked(target)
-        for end in ("weight_scale", "input_scale")
-    }
-    prepare_decoder(autoencoder, state)
-    fused = fuse_decoder(autoencoder.to(DTYPE))
+    fused = fuse_decoder(int8_decoder(AUTOENCODERS[shapes]))
     cells = side // LATENT_CELL
     latent = torch.empty(1, DENOISERS[shapes].in_channels, cells, cells, dtype=DTYPE, device=META)
     return recorded(lambda: fused.decode(latent))
 
 
+def int8_decoder(config: AutoencoderConfig, calibrated: bool = True) -> Autoencoder:
+    """A decoder without values, all of whose layers are INT8."""
+    with META:
+        model = Autoencoder(config, encoder=False)
+    targets = decoder_targets(model)
+    scales = [f"{name}.weight_scale" for target in targets for name in stacked(target)]
+    scales += [f"{target}.input_scale" for target in targets if calibrated]
+    prepare_decoder(model, dict.fromkeys(scales, torch.empty(0, device=META)))
+    model.to(DTYPE, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model.requires_grad_(False).eval()
+
+
+def int8_encoder(config: AutoencoderConfig) -> Encoder:
+    """The encoder, as `int8_decoder`, uncalibrated as it always is."""
+    with META:
+        model = Encoder(config)
+    scales = [f"{name}.weight_scale" for target in encoder_targets(model) for name in stacked(target)]
+    prepare_encoder(model, dict.fromkeys(scales, torch.empty(0, device=META)))
+    model.to(DTYPE, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model.requires_grad_(False).eval()
+
+
 def schedules(shapes: str, side: int, steps: int) -> dict[str, Schedule]:
-    """All of a picture's stages in their order, of a prompt that is new, the first picture aside."""
+    """All of a picture's stages in their order, of a prompt that is new, the first pictures aside."""
     graph, around = step(shapes, side)
     return {
         "text": Schedule(text(), graph=True),
         "context": Schedule(context(shapes, steps)),
         "step": Schedule(graph, around, graph=True, queued=True, times=steps),
-        # a graph where the runtime records decodes
-        "decode": Schedule(
-            decode(shapes, side), graph=find_spec("sana_edge.torch_runtime.decode_graphs") is not None
-        ),
+        # recorded when a size comes for the second time (`sana_edge.torch_runtime.decode_graphs`)
+        "decode": Schedule(decode(shapes, side), graph=True),
     }

@@ -16,7 +16,7 @@ from sana_edge.fused.decoder import fuse_decoder
 from sana_edge.kernels.cuda import library
 from sana_edge.nets.autoencoder import Autoencoder
 from sana_edge.nets.quantize import decoder_targets, quantize_decoder
-from works.launches import launches
+from works.schedules import launches
 
 IN_ORDER = pytest.mark.parametrize("emulated", [0], indirect=True, ids=["in order"])
 CONFIG = replace(
