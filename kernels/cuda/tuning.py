@@ -22,8 +22,9 @@ import torch
 from sana_edge.errors import SanaError
 from sana_edge.kernels.cuda import library
 from sana_edge.kernels.cuda.operations import OPERATIONS
-from sana_edge.kernels.cuda.tiles import linear_tiles
+from sana_edge.kernels.cuda.tiles import NAMES, linear_tiles
 from sana_edge.system.atomic import write_bytes
+from sana_edge.system.json_values import read_json
 
 VARIABLE = "SANA_EDGE_TUNE"
 # operations whose tiles can be chosen
@@ -145,8 +146,8 @@ def gpu_seconds(run: Run, tiles: Sequence[int]) -> dict[int, float]:
 def _read(path: Path | None) -> dict[str, int]:
     """What a file has; nothing where it is damaged."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path is not None else {}
+        found = read_json(path) if path is not None else {}
     except (OSError, ValueError):
         return {}
     pairs = found.items() if isinstance(found, dict) else ()
-    return {key: tile for key, tile in pairs if type(tile) is int and 0 <= tile <= 6}
+    return {key: tile for key, tile in pairs if type(tile) is int and (tile == 0 or tile in NAMES)}
