@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_denoiser import CONFIG
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -23,18 +24,6 @@ from sana_edge.nets.quantize import denoiser_targets, quantize_denoiser
 from sana_edge.nets.text_encoder import TextFeatures
 
 CPU = torch.device("cpu")
-CONFIG = DenoiserConfig(
-    in_channels=8,
-    out_channels=8,
-    num_layers=2,
-    num_attention_heads=2,
-    attention_head_dim=32,
-    num_cross_attention_heads=2,
-    cross_attention_head_dim=32,
-    cross_attention_dim=64,
-    caption_channels=40,
-    sample_size=8,
-)
 FORMS = {
     "sana-1.0": CONFIG,
     "sana-1.5": replace(CONFIG, qk_norm="rms_norm_across_heads"),

@@ -11,29 +11,16 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
+from small_denoiser import random_denoiser
 from torch import Tensor
 
-from sana_edge.config import DenoiserConfig
 from sana_edge.errors import SanaError
 from sana_edge.nets.denoiser import Denoiser, Modulation, TextContext
-from sana_edge.nets.quantize import quantize_denoiser
 from sana_edge.nets.text_encoder import TextFeatures
 from sana_edge.torch_runtime import cuda_graph
 from sana_edge.torch_runtime.cuda_graph import Run, StepGraph
 from sana_edge.torch_runtime.steps import FusedNetwork, Network, PlainNetwork, Predictor
 
-CONFIG = DenoiserConfig(
-    in_channels=8,
-    out_channels=8,
-    num_layers=2,
-    num_attention_heads=2,
-    attention_head_dim=32,
-    num_cross_attention_heads=2,
-    cross_attention_head_dim=32,
-    cross_attention_dim=64,
-    caption_channels=40,
-    sample_size=8,
-)
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
@@ -242,15 +229,6 @@ def test_an_error_of_triton_in_a_step() -> None:
     graph = StepGraph(lambda step, prompt: run(), [torch.ones(1)], [], cuda_graph.eager)
     with pytest.raises(SanaError, match=r"Triton kernel cannot run: CompilationError: at 3:4"):
         graph([torch.ones(1)])
-
-
-def random_denoiser() -> Denoiser:
-    denoiser = Denoiser(CONFIG).requires_grad_(False).eval()
-    for name, parameter in denoiser.named_parameters():
-        fan_in = parameter[0].numel() if parameter.ndim > 1 else 4
-        parameter.normal_(std=0.5 if "table" in name else fan_in**-0.5)
-    quantize_denoiser(denoiser)
-    return denoiser
 
 
 def context(denoiser: Denoiser, *lengths: int) -> TextContext:

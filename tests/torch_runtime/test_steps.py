@@ -10,30 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_denoiser import CONFIG, random_denoiser
 from torch import Tensor
 
 from sana_edge import generation
-from sana_edge.config import DenoiserConfig
 from sana_edge.errors import Cancelled, InvalidInput
 from sana_edge.nets.denoiser import Denoiser, Modulation, TextContext
-from sana_edge.nets.quantize import quantize_denoiser
 from sana_edge.nets.text_encoder import TextFeatures
 from sana_edge.sampler import Denoised, Origin, Sampler, denoise, make_sampler
 from sana_edge.torch_runtime import cuda_graph
 from sana_edge.torch_runtime.steps import FusedNetwork, Network, PlainNetwork, Predictor, RecordedSteps
 
-CONFIG = DenoiserConfig(
-    in_channels=8,
-    out_channels=8,
-    num_layers=2,
-    num_attention_heads=2,
-    attention_head_dim=32,
-    num_cross_attention_heads=2,
-    cross_attention_head_dim=32,
-    cross_attention_dim=64,
-    caption_channels=40,
-    sample_size=8,
-)
 SHAPE = (1, 8, 3, 5)
 
 
@@ -48,15 +35,6 @@ SAMPLERS = [("flow-dpm", 5, 0), ("flow-dpm", 6, 2), ("flow-euler", 3, 0), ("scm"
 def _inference() -> Iterator[None]:
     with torch.inference_mode():
         yield
-
-
-def random_denoiser() -> Denoiser:
-    denoiser = Denoiser(CONFIG).requires_grad_(False).eval()
-    for name, parameter in denoiser.named_parameters():
-        fan_in = parameter[0].numel() if parameter.ndim > 1 else 4
-        parameter.normal_(std=0.5 if "table" in name else fan_in**-0.5)
-    quantize_denoiser(denoiser)
-    return denoiser
 
 
 def prepared(
