@@ -197,6 +197,9 @@ template <class Number>
 struct alignas(16) Eight {
   Number element[8];
 };
+struct alignas(8) EightLevels {
+  int8_t element[8];
+};
 
 // what is added, of 8 columns of a pixel: the residual, or repeated channels of the shortcut
 template <class Number>
@@ -283,10 +286,9 @@ __device__ __forceinline__ void stage_numbers(const Results<T>& results, char* m
       }
 }
 
-// the same as INT8 of a scale; of what was rounded to 16 bits where that is written too
-template <class T, class Number>
-__device__ __forceinline__ void stage_levels(const Results<T>& results, const float* scale, bool rounded,
-                                             char* memory) {
+// the same as INT8 of a scale
+template <class T>
+__device__ __forceinline__ void stage_levels(const Results<T>& results, const float* scale, char* memory) {
   const RowScale levels = row_scale(0, scale);
 #pragma unroll
   for (int m = 0; m < T::MT; m++)
@@ -295,11 +297,34 @@ __device__ __forceinline__ void stage_levels(const Results<T>& results, const fl
 #pragma unroll
       for (int i = 0; i < 4; i += 2) {
         const int row = tile_row<T>(threadIdx.x, m, i), column = tile_column<T>(threadIdx.x, n, i);
-        float first = results.y[m][n][i], second = results.y[m][n][i + 1];
-        if (rounded) first = to_float(from_float<Number>(first)), second = to_float(from_float<Number>(second));
         store_vector(memory + result_offset(row, column, T::N, 1),
-                     Levels{quantize(first, levels), quantize(second, levels)});
+                     Levels{quantize(results.y[m][n][i], levels), quantize(results.y[m][n][i + 1], levels)});
       }
+}
+
+// numbers of 16 bits in shared memory (M, N) to their pixels, as INT8 of a scale
+template <class T, class Number>
+__device__ __forceinline__ void store_levels(const Convolution& c, const Place& at, const char* memory,
+                                             const float* scale, int8_t* out) {
+  constexpr int EACH = 8, GROUPS = T::N / EACH;
+  const RowScale levels = row_scale(0, scale);
+  const int columns = c.map.columns;
+  for (int item = threadIdx.x; item < T::M * GROUPS; item += T::THREADS) {
+    const int row = item / GROUPS, pixel = at.first_pixel + row, first = item % GROUPS * EACH;
+    const int column = at.first_column + first;
+    if (pixel >= c.pixels || column >= columns) continue;
+    const int64_t target = c.corners == 1 ? pixel : upsampled_pixel(c.map, pixel, at.corner);
+    const auto from = load_vector<Eight<Number>>(memory + result_offset(row, first, T::N, sizeof(Number)));
+    EightLevels found;
+#pragma unroll
+    for (int i = 0; i < EACH; i++) found.element[i] = quantize(to_float(from.element[i]), levels);
+    int8_t* to = out + target * columns + column;
+    if (columns % EACH == 0) {
+      store_vector(to, found);
+    } else {
+      for (int i = 0; i < EACH && column + i < columns; i++) to[i] = found.element[i];
+    }
+  }
 }
 
 // results of 16 bits and sums of squares take the place of the operands
@@ -335,7 +360,7 @@ __global__ void __launch_bounds__(S::THREADS) conv2d_kernel(const Convolution c)
     });
   }
   if (c.a.out_scale) {
-    stage_levels<T, Number>(results, c.a.out_scale, false, memory);
+    stage_levels<T>(results, c.a.out_scale, memory);
     synchronize_block();
     store_tile<T, int8_t>(c, at, memory, c.a.out);
     return;
@@ -343,12 +368,7 @@ __global__ void __launch_bounds__(S::THREADS) conv2d_kernel(const Convolution c)
   stage_numbers<T, Number>(results, memory);
   synchronize_block();
   store_tile<T, Number>(c, at, memory, c.a.out);
-  if (!c.a.next_scale) return;
-  // all have read what these take the place of
-  synchronize_block();
-  stage_levels<T, Number>(results, c.a.next_scale, true, memory);
-  synchronize_block();
-  store_tile<T, int8_t>(c, at, memory, c.a.next_values);
+  if (c.a.next_scale) store_levels<T, Number>(c, at, memory, c.a.next_scale, c.a.next_values);
 }
 
 template <class S>

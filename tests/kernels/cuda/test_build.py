@@ -32,6 +32,9 @@ FEW = 512
 # behind the product a lane of w8a8_linear_quantize has 72 numbers of a row: one kernel of six, with 128 x 128
 # on 9.0, keeps 6 words in memory, written and read once
 TAIL_SPILLS = 48
+# w8a8_conv2d in bf16 with 128 x 128 on 7.5, which has no instructions for bf16: rounding takes registers that
+# the sums leave none of; bytes written or read, behind the product
+TURING_CONVOLUTION_SPILLS = 384
 # dwconv_glu_quantize has 512 threads, hence 128 registers: one kernel of six, in fp16 with four columns on
 # 9.0, keeps up to 10 words in memory, written and read once a channel pair; bytes of both
 DWCONV_SPILLS = {"75": 64, "86": 24, "89": 24, "90": 72, "120": 76}
@@ -121,8 +124,15 @@ def test_no_kernel_spills(folder: Path, architectures: tuple[str, ...], operatio
     """Neither spills nor arrays in memory: what a kernel indexes is unrolled."""
     kernels = usage((folder / f"{operation}.log").read_text())
     assert {kernel.architecture for kernel in kernels} == set(architectures)
-    allowed = TAIL_SPILLS if operation == "w8a8_linear_quantize" else 0 if operation in PRODUCTS else FEW
-    assert not [kernel for kernel in kernels if max(kernel.spilled, kernel.stack) > allowed]
+
+    def allowed(kernel: Usage) -> int:
+        if operation == "w8a8_linear_quantize":
+            return TAIL_SPILLS
+        if operation == "w8a8_conv2d" and kernel.architecture == "75" and "BFloat16" in kernel.kernel:
+            return TURING_CONVOLUTION_SPILLS
+        return 0 if operation in PRODUCTS else FEW
+
+    assert not [kernel for kernel in kernels if max(kernel.spilled, kernel.stack) > allowed(kernel)]
 
 
 def test_what_the_depthwise_kernel_spills(folder: Path) -> None:
