@@ -183,6 +183,8 @@ def test_a_full_disk(
         (["--steps", "0"], "steps is 0"),
         (["--repeat", "0"], "repeat is 0"),
         (["--threads", "0"], "threads is 0"),
+        (["--json", "."], "cannot write .: Is a directory"),
+        (["sana-tiny", "./nowhere"], "no folder ./nowhere"),
     ],
 )
 def test_refusals(arguments: list[str], message: str, tmp_path: Path, capsys: Capture) -> None:
@@ -191,7 +193,16 @@ def test_refusals(arguments: list[str], message: str, tmp_path: Path, capsys: Ca
     assert message in capsys.readouterr().err and not list(tmp_path.glob("a*"))
 
 
-@pytest.mark.parametrize("arguments", [["--size", "sana-tiny"], ["--size", "wide"], ["--against", "comfy"]])
+def test_one_file_for_two(tmp_path: Path, capsys: Capture) -> None:
+    name = str(tmp_path / "a")
+    assert main(["bench", "--json", name, "--html", name]) == 1
+    assert "--json and --html are one file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--size", "sana-tiny"], ["--size", "wide"], ["--against", "comfy"], ["--json", "-"], ["--html", ""]],
+)
 def test_usage(arguments: list[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["bench", *arguments])
