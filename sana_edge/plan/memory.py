@@ -14,6 +14,7 @@ from sana_edge.plan import layers, maps
 from sana_edge.plan.model import Facts
 from sana_edge.store.manifest import DecoderPart, Manifest
 from sana_edge.store.tiny_autoencoder import DecoderConfig
+from sana_edge.system.instructions import lacks_int8
 from sana_edge.system.memory import HINT, shown
 
 ITEMS = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -27,6 +28,8 @@ BASE = {"torch": 440_000_000, "onnxruntime": 75_000_000, "openvino": 150_000_000
 RUNNING = {"torch": 50_000_000, "onnxruntime": 32_000_000, "openvino": 175_000_000, "tensorrt": 100_000_000}
 # an engine's memory for a byte of its graph's file: OpenVINO keeps the file's weights and its own layout
 _HELD = {"onnxruntime": 1.2, "openvino": 2.2, "tensorrt": 1.2}
+# the same of INT8 graphs where the CPU has no INT8 products: OpenVINO's own are in fp32 then
+_HELD_WIDE = 3.8
 
 # the least that maps of an engine's strips take
 _STRIP_BYTES = 256 << 20
@@ -142,6 +145,7 @@ def engine_stages(described: Manifest, work: Work, engine: str, precision: str) 
         dim=int(heads) * int(channels),
         cell=described.cell,
         parts=described.decoder_parts,
+        int8=described.quantization is not None,
     )
 
 
@@ -151,7 +155,7 @@ def exported_stages(facts: Facts, work: Work, engine: str, *, int8: bool) -> lis
     sizes = {"text_encoder" if name == "text" else name: size for name, size in found.items()}
     cell, width = facts.decoder.spatial_compression, facts.text["hidden_size"]
     return _engine_stages(
-        sizes, work, engine, "fp32", text=width, dim=facts.denoiser.dim, cell=cell, parts=()
+        sizes, work, engine, "fp32", text=width, dim=facts.denoiser.dim, cell=cell, parts=(), int8=int8
     )
 
 
@@ -165,13 +169,15 @@ def _engine_stages(
     dim: int,
     cell: int,
     parts: Sequence[DecoderPart],
+    int8: bool,
 ) -> list[Stage]:
     """Of graphs of so many bytes by name."""
     values = 4 if precision == "fp32" else 3
+    wide = engine == "openvino" and int8 and lacks_int8()
     cells, pixels = work.height * work.width, work.height * work.width * cell**2
 
     def stage(name: str, working: int, least: int | None = None) -> Stage:
-        held = int(sizes[name] * _HELD[engine])
+        held = int(sizes[name] * (_HELD_WIDE if wide else _HELD[engine]))
         return Stage(name.partition("_")[0], held, 0, working, working if least is None else least)
 
     steps = cells * (2 if work.guided else 1) * dim * _TOKEN_COPIES[4] * 4
