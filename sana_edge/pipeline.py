@@ -323,7 +323,7 @@ class Sana:
         if len(alike) != 1 or any(p.images != 1 or p.init is not None for p in plans):
             found = "a batch is of requests for one picture each that differ in prompts and seeds alone"
             raise InvalidInput(found, "leave out images, and draw the others in another batch")
-        runtime.check_plan(plans[0])
+        runtime.check_plan(plans[0], len(plans))
         cancel = cancel or threading.Event()
         steps = batch_generation(runtime, plans, on_progress or unseen, cancel)
         with closing(_inside(runtime.computing, self._alone(runtime, cancel, steps))) as taken:

@@ -65,7 +65,7 @@ class Stage:
 class Work:
     """What of a picture decides its memory: sides in latent cells, a second prediction, an image.
 
-    ``tile`` is that of `sana_edge.request.Plan`.
+    ``tile`` is that of `sana_edge.request.Plan`, ``count`` how many go through the denoiser together.
     """
 
     height: int
@@ -73,6 +73,7 @@ class Work:
     guided: bool
     tile: int | None = None
     image: bool = False
+    count: int = 1
 
 
 def torch_stages(facts: Facts, work: Work, *, dtype: str, int8: bool, host: bool = True) -> list[Stage]:
@@ -107,7 +108,8 @@ def denoising_bytes(config: DenoiserConfig, work: Work, item: int) -> int:
     """Of a step, and the text that it reads."""
     inner = config.num_cross_attention_heads * config.cross_attention_head_dim
     tokens = work.height * work.width * (2 if work.guided else 1)
-    return (tokens * config.dim * _TOKEN_COPIES[item] + 2 * config.num_layers * inner * TEXT_TOKENS) * item
+    each = tokens * config.dim * _TOKEN_COPIES[item] + 2 * config.num_layers * inner * TEXT_TOKENS
+    return work.count * each * item
 
 
 def decoding_bytes(

@@ -318,14 +318,18 @@ class TorchRuntime:
         wait: Callable[[], None] = event.synchronize
         return wait
 
-    def check_plan(self, plan: Plan) -> None:
+    def check_plan(self, plan: Plan, count: int = 1) -> None:
         """Compare an estimate of the largest stage with what is free, where that is known; computes nothing.
+
+        Args:
+            count: pictures that go through the denoiser together.
 
         Raises:
             OutOfMemory: it does not fit, even decoded in tiles, where these are not turned off.
         """
         cell = self.facts.decoder.spatial_compression
-        work = Work(plan.height // cell, plan.width // cell, plan.guided, plan.tile, plan.init is not None)
+        sides = (plan.height // cell, plan.width // cell)
+        work = Work(*sides, plan.guided, plan.tile, plan.init is not None, count)
         stages, there, free = self._stages(work), self.networks.loaded, self._free()
         if free is None:
             return
@@ -341,8 +345,10 @@ class TorchRuntime:
                 # what a graph was recorded with stays its own while a picture is decoded
                 needed = max(needed, works["denoiser"] + works["decoder"])
         if needed > free:
+            size = f"{plan.width}x{plan.height}"
+            pictures = f"{size} needs" if count == 1 else f"{count} pictures of {size} at once need"
             raise OutOfMemory(
-                f"{plan.width}x{plan.height} needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free",
+                f"{pictures} about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free",
                 fit_hint(free + (used_memory(self.device) or 0)),
                 needed=needed,
                 free=free,
