@@ -76,18 +76,22 @@ class Work:
     count: int = 1
 
 
-def torch_stages(facts: Facts, work: Work, *, dtype: str, int8: bool, host: bool = True) -> list[Stage]:
+def torch_stages(
+    facts: Facts, work: Work, dtype: str, text_dtype: str | None = None, *, int8: bool, host: bool = True
+) -> list[Stage]:
     """The stages of a model that torch runs, in the order of their work.
 
     Args:
         dtype: short name of the denoiser's, never "auto".
+        text_dtype: of the text encoder, where it is another than the decoder's.
         int8: a package, or made INT8 while it is loaded.
         host: on a CPU, where weights can stay mapped from their files.
     """
     item, other = ITEMS[dtype], 4 if dtype == "fp32" else 2
     packed = {name: stored.int8 for name, stored in facts.stored.items()}
     # a package's other parts may be float
-    found = [_network(facts, "text", other, int8 or packed["text"], host)]
+    read = other if text_dtype is None else ITEMS[text_dtype]
+    found = [_network(facts, "text", read, int8 or packed["text"], host)]
     # activations of the widest layer for all tokens, three of them, beside the token stream
     text = TEXT_TOKENS * (3 * facts.text["intermediate_size"] + 8 * facts.text["hidden_size"]) * 4
     found[0] = dataclasses.replace(found[0], working=text, least=text)
@@ -239,19 +243,19 @@ def order(stages: Sequence[Stage], free: int | None) -> tuple[Order, int] | None
     return next((way for way in ways if free is None or way[1] <= free), None)
 
 
-def fitting_dtype(facts: Facts, dtype: str, *, int8: bool, free: int | None) -> str:
-    """What a CPU computes in: ``dtype``, or bf16 where a usual picture of bf16 weights fits in nothing else.
+def fitting_dtypes(facts: Facts, dtype: str, *, int8: bool, free: int | None) -> tuple[str, str]:
+    """What a CPU computes in, and what its text encoder does: ``dtype``, or bf16 where that has no room.
 
-    Without instructions for it that is slow.
+    Of bf16 weights, for a usual picture. Without instructions for bf16 that is slow: so the text encoder
+    alone, which is the largest and works once a picture, and all only where that is not enough.
     """
     if dtype != "fp32" or facts.stored["denoiser"].dtype != "bf16":
-        return dtype
+        return dtype, dtype
     cells = facts.denoiser.sample_size
     work = Work(cells, cells, facts.sampler != "scm")
-    wide, narrow = (
-        order(torch_stages(facts, work, dtype=name, int8=int8), free) for name in ("fp32", "bf16")
-    )
-    return "bf16" if wide is None and narrow is not None else dtype
+    ways = (("fp32", "fp32"), ("fp32", "bf16"), ("bf16", "bf16"))
+    fitting = (way for way in ways if order(torch_stages(facts, work, way[0], way[1], int8=int8), free))
+    return next(fitting, ways[0])
 
 
 def fit_hint(free: int) -> str:

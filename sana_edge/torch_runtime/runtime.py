@@ -29,7 +29,7 @@ from sana_edge.plan.memory import (
     Work,
     check_smallest,
     fit_hint,
-    fitting_dtype,
+    fitting_dtypes,
     in_turn,
     together,
     torch_stages,
@@ -59,7 +59,6 @@ from sana_edge.torch_runtime.text import load_text_encoder
 from sana_edge.torch_runtime.texts import KnownTexts, check_files, text_identity
 
 IN_TURN = "memory is short: text encoder, denoiser and decoder are loaded in turn, for each picture"
-SLOW_BF16 = "computed in bf16, which this CPU has no instructions for and is slow in: fp32 has no room"
 WHILE_LOADING = "quantized while loading, without calibration; `sana-edge quantize` makes a package"
 
 
@@ -67,11 +66,12 @@ WHILE_LOADING = "quantized while loading, without calibration; `sana-edge quanti
 class TorchRuntime:
     """What turns a prompt into a picture, one method for each part of the way.
 
-    ``dtype`` is the denoiser's, by its short name, ``backend`` what its steps run on, ``quantization`` an
-    INT8 model's scheme, ``decoder`` one that was chosen in place of the model's; ``notes`` say what happened
-    while loading, ``domain`` what a small model knows, ``threads`` is None for torch's own number, ``memory``
-    bytes that may be taken, None for what is free, ``texts`` those that need no text encoder, None without a
-    cache. Latents are (1, C, h, w) fp32 on ``device``.
+    ``dtype`` is the denoiser's, by its short name, ``text_dtype`` the text encoder's where it is another,
+    ``backend`` what the steps run on, ``quantization`` an INT8 model's scheme, ``decoder`` one that was
+    chosen in place of the model's; ``notes`` say what happened while loading, ``domain`` what a small model
+    knows, ``threads`` is None for torch's own number, ``memory`` bytes that may be taken, None for what is
+    free, ``texts`` those that need no text encoder, None without a cache. Latents are (1, C, h, w) fp32 on
+    ``device``.
     """
 
     name: str
@@ -89,6 +89,7 @@ class TorchRuntime:
     memory: int | None = None
     preview_map: PreviewMap | None = None
     texts: KnownTexts | None = None
+    text_dtype: str | None = None
 
     @classmethod
     def load(
@@ -134,13 +135,18 @@ class TorchRuntime:
         loading(0, 2 if prompt_cache else 3)
         facts = folder_facts(model)
         notes: tuple[str, ...] = (WHILE_LOADING,) if quantize else ()
+        text_dtype = None
         if dtype == "auto":
             dtype = load_dtype(facts.stored["denoiser"].dtype, device, fused=chosen.fused)
             if device.type == "cpu":
                 free = within(available_memory(device), memory, device)
-                fast, dtype = dtype, fitting_dtype(facts, dtype, int8=quantize, free=free)
-                notes += (SLOW_BF16,) if dtype != fast else ()
+                fast = dtype
+                dtype, text_dtype = fitting_dtypes(facts, dtype, int8=quantize, free=free)
+                if text_dtype != fast:
+                    part = "the text encoder" if dtype == fast else "all"
+                    notes += (f"memory is short: {part} is in bf16, which this CPU has no instructions for",)
         others = DTYPES[dtype] if dtype != "fp16" else without_fp16(device)
+        texts_in = others if text_dtype is None else DTYPES[text_dtype]
         sampler, sampler_notes = read_sampler(model.path, config)
 
         fusible = chosen.name == "cuda" and others.itemsize == 2
@@ -157,7 +163,7 @@ class TorchRuntime:
             Loaded(
                 lambda: load_text_encoder(
                     model.path,
-                    dtype=others,
+                    dtype=texts_in,
                     device=device,
                     backend=chosen.name,
                     variant=model.component_variant("text_encoder"),
@@ -184,7 +190,7 @@ class TorchRuntime:
             texts = KnownTexts(
                 networks,
                 text_identity(model, device=device, int8=quantize, backend=chosen.name, threads=threads),
-                dtype=others,
+                dtype=texts_in,
                 channels=facts.text["hidden_size"],
                 device=device,
             )
@@ -204,6 +210,7 @@ class TorchRuntime:
             memory=memory,
             preview_map=read_map(model.path, config.in_channels),
             texts=texts,
+            text_dtype=text_dtype,
         )
         loaded._load(loading)
         return loaded
@@ -360,7 +367,7 @@ class TorchRuntime:
             # a file's is known when it is read
             config = cast("DecoderConfig", self.networks.decoder.config)
             facts = facts if config == facts.decoder else dataclasses.replace(facts, decoder=config)
-        return torch_stages(facts, work, dtype=self.dtype, int8=int8, host=host)
+        return torch_stages(facts, work, self.dtype, self.text_dtype, int8=int8, host=host)
 
     def _free(self) -> int | None:
         return within(available_memory(self.device), self.memory, self.device)
