@@ -113,11 +113,11 @@ def prepare(
         except SanaError as error:
             left_out[name] = error
     # where nothing can be measured, the first is raised
-    for name, error in list(left_out.items())[0 if ready else 1 :]:
-        say(f"{name} is left out: {error.message}{f' ({error.hint})' if error.hint else ''}")
+    for name, why in list(left_out.items())[0 if ready else 1 :]:
+        say(f"{name} is left out: {why.message}{f' ({why.hint})' if why.hint else ''}")
     if left_out and not ready:
         raise next(iter(left_out.values()))
-    return ready, {name: error.message for name, error in left_out.items()}
+    return ready, {name: why.message for name, why in left_out.items()}
 
 
 def _clip(options: MetricOptions) -> Measure:
