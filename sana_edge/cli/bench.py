@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -114,7 +115,7 @@ def _check(arguments: argparse.Namespace) -> None:
         if path is not None:
             # folders above are made with the first of it that is written
             there = next(folder for folder in path.absolute().parents if folder.exists())
-            check_writable(path if path.is_dir() else there / path.name)
+            check_writable(path if os.path.isdir(path) else there / path.name)
     if not _words(arguments.backends):
         raise InvalidInput("no backends", "leave out --backends for all that run here")
 
