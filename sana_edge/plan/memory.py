@@ -231,6 +231,21 @@ def order(stages: Sequence[Stage], free: int | None) -> tuple[Order, int] | None
     return next((way for way in ways if free is None or way[1] <= free), None)
 
 
+def fitting_dtype(facts: Facts, dtype: str, *, int8: bool, free: int | None) -> str:
+    """What a CPU computes in: ``dtype``, or bf16 where a usual picture of bf16 weights fits in nothing else.
+
+    Without instructions for it that is slow.
+    """
+    if dtype != "fp32" or facts.stored["denoiser"].dtype != "bf16":
+        return dtype
+    cells = facts.denoiser.sample_size
+    work = Work(cells, cells, facts.sampler != "scm")
+    wide, narrow = (
+        order(torch_stages(facts, work, dtype=name, int8=int8), free) for name in ("fp32", "bf16")
+    )
+    return "bf16" if wide is None and narrow is not None else dtype
+
+
 def fit_hint(free: int) -> str:
     """What to do where a picture does not fit."""
     return f"{HINT}; `sana-edge plan MODEL --memory {max(free // 1_000_000, 1)}MB` says what would fit"

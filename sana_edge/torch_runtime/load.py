@@ -49,7 +49,7 @@ from sana_edge.store.weights import (
     needs_clamp,
     values_named,
 )
-from sana_edge.torch_runtime.device import DTYPES
+from sana_edge.torch_runtime.device import DTYPES, computes_bf16
 
 
 def describe(model: ResolvedModel) -> tuple[Description, Description | None]:
@@ -71,7 +71,7 @@ def load_denoiser(
     """Read ``transformer/``; returns the denoiser and the short name of the dtype it computes in.
 
     Args:
-        dtype: a name of `DTYPES`, or "auto": the weights' own, fp32 in place of fp16 on the CPU.
+        dtype: a name of `DTYPES`, or "auto": the weights' own, fp32 in place of what a CPU lacks.
         int8: quantize float weights; a package is INT8 anyway.
         fused: it runs the fused operations, for which "auto" is 16 bit.
         description: of the folder, where it has been read.
@@ -238,8 +238,9 @@ def _stored_dtype(state: Mapping[str, Tensor]) -> str:
 
 
 def load_dtype(stored: str, device: torch.device, *, fused: bool = False) -> str:
-    """What "auto" is for weights of a dtype: the same, fp32 in place of fp16 on the CPU, 16 bit if fused."""
-    name = "fp32" if stored == "fp16" and device.type == "cpu" else stored
+    """What "auto" is for weights of a dtype: the same, fp32 in place of what a CPU lacks, 16 bit if fused."""
+    lacks = device.type == "cpu" and (stored == "fp16" or (stored == "bf16" and not computes_bf16()))
+    name = "fp32" if lacks else stored
     return half_dtype(device) if fused and name != "fp16" else name
 
 

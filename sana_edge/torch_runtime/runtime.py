@@ -25,7 +25,16 @@ from sana_edge.nets.autoencoder import Autoencoder, Encoder, LatentDecoder
 from sana_edge.nets.denoiser import Denoiser, Modulation
 from sana_edge.nets.text_context import TextContext, join_texts
 from sana_edge.nets.text_encoder import EncodedTexts, TextEncoder
-from sana_edge.plan.memory import Stage, Work, check_smallest, fit_hint, in_turn, together, torch_stages
+from sana_edge.plan.memory import (
+    Stage,
+    Work,
+    check_smallest,
+    fit_hint,
+    fitting_dtype,
+    in_turn,
+    together,
+    torch_stages,
+)
 from sana_edge.plan.model import Facts, folder_facts
 from sana_edge.progress import Progress, unseen
 from sana_edge.prompt import reading_notes, texts_of
@@ -51,6 +60,7 @@ from sana_edge.torch_runtime.text import load_text_encoder
 from sana_edge.torch_runtime.texts import KnownTexts, check_files, text_identity
 
 IN_TURN = "memory is short: text encoder, denoiser and decoder are loaded in turn, for each picture"
+SLOW_BF16 = "computed in bf16, which this CPU has no instructions for and is slow in: fp32 has no room"
 WHILE_LOADING = "quantized while loading, without calibration; `sana-edge quantize` makes a package"
 
 
@@ -124,8 +134,13 @@ class TorchRuntime:
         loading = partial(on_progress, f"loading {model.name}")
         loading(0, 2 if prompt_cache else 3)
         facts = folder_facts(model)
+        notes: tuple[str, ...] = (WHILE_LOADING,) if quantize else ()
         if dtype == "auto":
             dtype = load_dtype(facts.stored["denoiser"].dtype, device, fused=chosen.fused)
+            if device.type == "cpu":
+                free = within(available_memory(device), memory, device)
+                fast, dtype = dtype, fitting_dtype(facts, dtype, int8=quantize, free=free)
+                notes += (SLOW_BF16,) if dtype != fast else ()
         others = DTYPES[dtype] if dtype != "fp16" else without_fp16(device)
         sampler, sampler_notes = read_sampler(model.path, config)
 
@@ -183,7 +198,7 @@ class TorchRuntime:
             sampler=sampler,
             backend=chosen,
             quantization=quantization.summary if quantization else None,
-            notes=(*((WHILE_LOADING,) if quantize else ()), *sampler_notes, *foreign_parts(model.path)),
+            notes=(*notes, *sampler_notes, *foreign_parts(model.path)),
             decoder=model.decoder_name,
             domain=read_domain(model.path),
             threads=threads,

@@ -1,11 +1,78 @@
-"""The process's TF32 flag: off while anyone is inside, then as the caller had it."""
+"""The dtype that is chosen for a device; the process's TF32 flag, off while anyone is inside."""
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from sana_edge.torch_runtime.device import full_precision
+from sana_edge import Sana
+from sana_edge.plan.memory import fitting_dtype
+from sana_edge.plan.model import facts_of
+from sana_edge.torch_runtime import device, runtime
+from sana_edge.torch_runtime.device import computes_bf16, full_precision
+from sana_edge.torch_runtime.load import load_dtype
+
+
+def has(monkeypatch: pytest.MonkeyPatch, *instructions: str) -> None:
+    """A CPU with these."""
+    monkeypatch.setattr(device, "instructions", lambda: set(instructions))
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+
+
+@pytest.mark.parametrize(
+    ("stored", "instruction", "place", "chosen"),
+    [
+        ("bf16", "avx2", "cpu", "fp32"),
+        ("bf16", "avx512_bf16", "cpu", "bf16"),
+        ("bf16", "avx2", "cuda", "bf16"),
+        ("fp16", "avx512_bf16", "cpu", "fp32"),
+        ("fp16", "avx2", "cuda", "fp16"),
+        ("fp32", "avx512_bf16", "cpu", "fp32"),
+    ],
+)
+def test_auto_is_what_a_device_computes_in(
+    stored: str, instruction: str, place: str, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has(monkeypatch, instruction)
+    assert load_dtype(stored, torch.device(place)) == chosen
+
+
+def test_a_torch_that_does_not_use_them_or_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    has(monkeypatch, "bf16")
+    assert computes_bf16()
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    assert not computes_bf16()
+    has(monkeypatch, "bf16")
+    monkeypatch.setattr(device, "instructions", lambda: None)
+    assert not computes_bf16()
+
+
+def test_bf16_where_fp32_has_no_room() -> None:
+    facts = facts_of("sana-1.6b-1024-bf16")
+    # its text encoder alone: 5.2 GB in bf16, 10.5 GB in fp32
+    for free, chosen in ((8 << 30, "bf16"), (16 << 30, "fp32"), (1 << 30, "fp32"), (None, "fp32")):
+        assert fitting_dtype(facts, "fp32", int8=False, free=free) == chosen
+    assert fitting_dtype(facts_of("sana-1.6b-1024"), "fp32", int8=False, free=8 << 30) == "fp32"
+
+
+def test_a_picture_of_bf16_weights(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = shutil.copytree(tiny_folder, tmp_path / "half")
+    file = source / "transformer" / "diffusion_pytorch_model.safetensors"
+    save_file({name: tensor.bfloat16() for name, tensor in load_file(file).items()}, file)
+    has(monkeypatch, "avx2")
+    with Sana.load(str(source), device="cpu") as sana:
+        made = sana.generate("a red house", steps=1)
+    assert made.metadata["dtype"] == "fp32" and not made.notes
+    monkeypatch.setattr(runtime, "fitting_dtype", lambda *_, **__: "bf16")
+    with Sana.load(str(source), device="cpu") as sana:
+        made = sana.generate("a red house", steps=1)
+    assert made.metadata["dtype"] == "bf16" and "fp32 has no room" in " ".join(made.notes)
 
 
 @pytest.mark.parametrize("allowed", [True, False])
