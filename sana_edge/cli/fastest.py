@@ -18,7 +18,7 @@ from sana_edge.store import hub, package
 from sana_edge.store.cache import user_cache
 from sana_edge.store.hub import ResolvedModel
 from sana_edge.store.manifest import is_exported
-from sana_edge.system.instructions import INT8_PRODUCTS, instructions
+from sana_edge.system.instructions import lacks_int8
 
 _COMPONENTS = ("transformer", "vae", "text_encoder")
 
@@ -82,8 +82,7 @@ def _openvino_suits(options: LoadOptions) -> bool:
     """
     from sana_edge.engines.openvino.backend import sums_are_exact
 
-    known = instructions()
-    if known is not None and known.isdisjoint(INT8_PRODUCTS):
+    if lacks_int8():
         return False
     try:
         if not sums_are_exact():

@@ -19,7 +19,7 @@ from sana_edge.plan.memory import (
     Order,
     Stage,
     engine_stages,
-    fitting_dtype,
+    fitting_dtypes,
     in_turn,
     order,
     torch_stages,
@@ -129,10 +129,11 @@ def _of_torch(model: str, request: Request, options: LoadOptions, image: bool, p
     on_host = device.type == "cpu"
     base, free = _base("torch"), available_memory(device)
     limit = _limit(base if on_host else 0, free, options)
+    text_dtype = None
     if options.dtype == "auto" and on_host and limit is not None:
-        dtype = fitting_dtype(facts, dtype, int8=int8, free=max(limit - base, 0))
+        dtype, text_dtype = fitting_dtypes(facts, dtype, int8=int8, free=max(limit - base, 0))
     work = work_of(plan, image)
-    stages = torch_stages(facts, work, dtype=dtype, int8=int8, host=on_host)
+    stages = torch_stages(facts, work, dtype, text_dtype, int8=int8, host=on_host)
     spent: dict[str, float] = {}
     if probe:
         with torch_threads(options.threads):

@@ -27,6 +27,12 @@ def instructions() -> set[str] | None:
     return words & set(INSTRUCTIONS) if words else None
 
 
+def lacks_int8() -> bool:
+    """Whether the CPU is known to have no INT8 products."""
+    known = instructions()
+    return known is not None and known.isdisjoint(INT8_PRODUCTS)
+
+
 def _apple() -> set[str]:
     said = ""
     with suppress(OSError, subprocess.SubprocessError):

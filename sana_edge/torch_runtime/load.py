@@ -103,7 +103,7 @@ def load_denoiser(
         if quantization is not None:
             set_activations(denoiser, quantization.activations)
         elif int8:
-            quantize_denoiser(denoiser)
+            quantize_denoiser(denoiser, values_first=False)
             store_in_16_bit(denoiser)
     return denoiser.to_compute(device, DTYPES[dtype]).requires_grad_(False).eval(), dtype
 
@@ -142,7 +142,7 @@ def load_decoder(
             check_values(state, where=str(folder))
         del state
         if int8 and quantization is None:
-            quantize_decoder(autoencoder)
+            quantize_decoder(autoencoder, values_first=False)
             store_in_16_bit(autoencoder)
     autoencoder.to(device, dtype)
     autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
@@ -180,7 +180,7 @@ def load_encoder(
             check_values(state, where=str(folder))
         del state
         if int8 and quantization is None:
-            quantize_encoder(encoder)
+            quantize_encoder(encoder, values_first=False)
             store_in_16_bit(encoder)
     encoder.to(device, dtype)
     encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sana_edge import Sana
-from sana_edge.plan.memory import fitting_dtype
+from sana_edge.plan.memory import fitting_dtypes
 from sana_edge.plan.model import facts_of
 from sana_edge.torch_runtime import device, runtime
 from sana_edge.torch_runtime.device import computes_bf16, full_precision
@@ -53,10 +53,16 @@ def test_a_torch_that_does_not_use_them_or_tell(monkeypatch: pytest.MonkeyPatch)
 
 def test_bf16_where_fp32_has_no_room() -> None:
     facts = facts_of("sana-1.6b-1024-bf16")
-    # its text encoder alone: 5.2 GB in bf16, 10.5 GB in fp32
-    for free, chosen in ((8 << 30, "bf16"), (16 << 30, "fp32"), (1 << 30, "fp32"), (None, "fp32")):
-        assert fitting_dtype(facts, "fp32", int8=False, free=free) == chosen
-    assert fitting_dtype(facts_of("sana-1.6b-1024"), "fp32", int8=False, free=8 << 30) == "fp32"
+    # loading its text encoder takes 12 GB in fp32, 4 GB in bf16, its denoiser 9 GB in fp32
+    for gib, *chosen in (
+        (16, "fp32", "fp32"),
+        (10, "fp32", "bf16"),
+        (6, "bf16", "bf16"),
+        (1, "fp32", "fp32"),
+    ):
+        assert fitting_dtypes(facts, "fp32", int8=False, free=gib << 30) == tuple(chosen)
+    assert fitting_dtypes(facts, "fp32", int8=False, free=None) == ("fp32", "fp32")
+    assert fitting_dtypes(facts_of("sana-1.6b-1024"), "fp32", int8=False, free=8 << 30) == ("fp32", "fp32")
 
 
 def test_a_picture_of_bf16_weights(
@@ -69,10 +75,14 @@ def test_a_picture_of_bf16_weights(
     with Sana.load(str(source), device="cpu") as sana:
         made = sana.generate("a red house", steps=1)
     assert made.metadata["dtype"] == "fp32" and not made.notes
-    monkeypatch.setattr(runtime, "fitting_dtype", lambda *_, **__: "bf16")
-    with Sana.load(str(source), device="cpu") as sana:
-        made = sana.generate("a red house", steps=1)
-    assert made.metadata["dtype"] == "bf16" and "fp32 has no room" in " ".join(made.notes)
+    for dtype, part in (("fp32", "the text encoder"), ("bf16", "all")):
+        monkeypatch.setattr(runtime, "fitting_dtypes", lambda *_, dtype=dtype, **__: (dtype, "bf16"))
+        with Sana.load(str(source), device="cpu") as sana:
+            made = sana.generate("a red house", steps=1)
+            assert isinstance(sana._runtime, runtime.TorchRuntime)
+            assert sana._runtime.text_encoder.model.dtype == torch.bfloat16
+        assert made.metadata["dtype"] == dtype
+        assert f"memory is short: {part} is in bf16" in " ".join(made.notes)
 
 
 @pytest.mark.parametrize("allowed", [True, False])
