@@ -329,6 +329,7 @@ def test_finish_keeps_more_of_the_state_than_16_bits(dtype: torch.dtype) -> None
     state[:, :, 0] += torch.arange(32) * 2.0**-14
     values, scales = launch.linear_attention_finish(torch.ones(1, 5, 32).to(dtype), state, EPS)
     wanted = torch.arange(32) * 2.0**-14 / 32
+    torch.testing.assert_close(scales, (wanted[31] / 127).expand(1, 5), rtol=2 * ROUNDING[dtype], atol=0)
     assert ((values * scales[..., None] - wanted).abs() <= wanted * ROUNDING[dtype] + scales.max() / 2).all()
 
 
