@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from sana_edge.errors import InvalidInput
+from sana_edge.errors import InvalidInput, reason
 from sana_edge.system.json_values import read_bounded
 
 BUNDLED = Path(__file__).parent / "prompts"
@@ -53,11 +54,7 @@ class PromptSet:
         if not unique:
             raise InvalidInput(f"the prompt set {name} has no prompts", _FORMAT)
         for number, prompt in enumerate(unique, start=1):
-            if len(prompt) > MAX_CHARACTERS:
-                raise InvalidInput(
-                    f"prompt {number} of {name} has {len(prompt)} characters ({prompt[:40]}...)",
-                    f"choose prompts of at most {MAX_CHARACTERS}, one per line; 300 tokens of each are read",
-                )
+            _check_length(prompt, f"prompt {number} of {name}")
         dropped = len(lines) - len(unique)
         notes = (f"{name}: {dropped} repeated prompts were dropped",) if dropped else ()
         text = "\n".join(unique).encode(errors="surrogatepass")
@@ -80,8 +77,11 @@ def load_prompts(source: str | Path) -> PromptSet:
         path, name = BUNDLED / f"{source}.txt", str(source)
     else:
         path, name = Path(source).expanduser(), Path(source).stem
-    lines = (line.strip() for line in _text(path).splitlines())
-    prompts = [line for line in lines if line and not line.startswith("#")]
+    prompts = []
+    for number, line in enumerate(re.split("\r\n|\r|\n", _text(path)), start=1):
+        if (prompt := " ".join(line.split())) and not prompt.startswith("#"):
+            _check_length(prompt, f"line {number} of {path}")
+            prompts.append(prompt)
     if not prompts:
         raise InvalidInput(f"{path} has no prompts: it is empty or has only comments", _FORMAT)
     return PromptSet.of(prompts, name)
@@ -92,6 +92,14 @@ def default_set(model: str, folder: Path | None = None) -> PromptSet:
     if folder is not None and (folder / OWN_SET).is_file():
         return load_prompts(folder / OWN_SET)
     return load_prompts("scenes-v1" if model in ("sana-tiny", "sana-tiny-int8") else "general-v1")
+
+
+def _check_length(prompt: str, where: str) -> None:
+    if len(prompt) > MAX_CHARACTERS:
+        raise InvalidInput(
+            f"{where} has {len(prompt)} characters ({prompt[:40]}...)",
+            f"choose prompts of at most {MAX_CHARACTERS}, one per line; 300 tokens of each are read",
+        )
 
 
 def _text(path: Path) -> str:
@@ -105,7 +113,7 @@ def _text(path: Path) -> str:
         content = read_bounded(path, _MAX_BYTES)
     except (OSError, ValueError) as error:
         # ValueError: a NUL in the name
-        raise InvalidInput(f"cannot read the prompts in {path}: {error}", _FORMAT) from error
+        raise InvalidInput(f"cannot read the prompts in {path}: {reason(error)}", _FORMAT) from error
     if b"\0" in content:
         raise InvalidInput(f"{path} is not a text file: it has NUL bytes", _FORMAT)
     try:

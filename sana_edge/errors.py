@@ -72,6 +72,11 @@ class Cancelled(SanaError):
     """The caller cancelled: between two steps, parts of a decode, or parts of a model being loaded."""
 
 
+def reason(error: BaseException) -> str:
+    """Why something failed, for a message that names the file: an OSError's words alone."""
+    return str(getattr(error, "strerror", None) or error) or type(error).__name__
+
+
 def one_line(text: str) -> str:
     """A text of strangers for a terminal: without line ends, escapes and marks of direction, not too long."""
     text = _FORBIDDEN.sub(" ", text[: 2 * _LONGEST])

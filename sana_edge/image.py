@@ -16,10 +16,11 @@ import PIL.Image
 from numpy.typing import NDArray
 from PIL.PngImagePlugin import PngInfo
 
-from sana_edge.errors import InvalidInput, SanaError
+from sana_edge.errors import InvalidInput, SanaError, reason
 from sana_edge.request import plain
 from sana_edge.system import atomic
 from sana_edge.system.json_values import parse
+from sana_edge.system.regular import open_regular
 
 logger = logging.getLogger("sana_edge")
 
@@ -35,6 +36,8 @@ _DESCRIPTION, _SOFTWARE, _EXIF_IFD, _COMMENT = 0x010E, 0x0131, 0x8769, 0x9286
 _ASCII = b"ASCII\0\0\0"
 # of metadata, what would read a file that a stranger names, or draw more than one picture
 _FOREIGN = ("image", "mask", "images", "variations", "variation_strength", "variation_seed")
+# of a PNG, which its last chunk ends
+_PNG, _PNG_END = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB`\x82"
 # a JPEG segment holds 64 KB, and the rest of the EXIF needs some of it
 _MOST_EXIF = 60_000
 
@@ -165,12 +168,36 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
             # of damaged tags; what is left of them is no metadata
             warnings.simplefilter("ignore")
             metadata = metadata_of(image)
+    except PIL.UnidentifiedImageError as error:
+        raise InvalidInput(f"cannot read {path}: it is no PNG, JPEG or WebP, or is cut off", hint) from error
     # decoders of several formats, with errors of their own
     except Exception as error:
-        raise InvalidInput(f"cannot read {path}: {error}", hint) from error
+        raise InvalidInput(f"cannot read {path}: {reason(error)}", hint) from error
     if metadata is None:
         raise InvalidInput(f"{path} has no sana-edge metadata", hint)
     return metadata
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a picture can be read: one that ends as its format does, which is quick, or is read."""
+    try:
+        with open_regular(path) as file:
+            head = file.read(12)
+            file.seek(-min(12, os.fstat(file.fileno()).st_size), os.SEEK_END)
+            tail = file.read()
+            size = file.tell()
+        if head.startswith(_PNG) and tail == _PNG_END:
+            return True
+        if head.startswith(b"\xff\xd8") and tail.endswith(b"\xff\xd9"):
+            return True
+        if head.startswith(b"RIFF") and int.from_bytes(head[4:8], "little") + 8 == size:
+            return True
+        with PIL.Image.open(path, formats=[*FORMATS.values()]) as image:
+            image.load()
+    # decoders of several formats, with errors of their own
+    except Exception:
+        return False
+    return True
 
 
 def metadata_of(image: PIL.Image.Image) -> dict[str, Any] | None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 from typing import Protocol
 
+from sana_edge.errors import InvalidInput
 from sana_edge.request import Plan
 
 logger = logging.getLogger("sana_edge")
@@ -29,25 +30,28 @@ CHI: tuple[str, ...] = (
 
 # tokens that the denoiser was trained with, padding included (arXiv 2410.10629)
 MAX_TOKENS = 300
+# of an instruction, of which SANA's has 246 in Gemma's vocabulary: attention takes their square
+MAX_INSTRUCTION_TOKENS = 2048
 
 # a prompt, and the lines of the instruction before it
 Text = tuple[str, Sequence[str] | None]
 
 
 def tokenized_text(prompt: str, instruction: Sequence[str] | None) -> str:
-    """What the tokenizer gets: a prompt behind its instruction, as diffusers' SanaPipeline writes it.
+    """What the tokenizer gets: a prompt behind its instruction, as diffusers' SanaPipeline writes it."""
+    return ("\n".join(instruction) if instruction else "") + _well_formed(prompt).lower().strip()
 
-    Lone surrogates, which undecodable command-line arguments bring and tokenizers refuse, are replaced.
-    """
-    well_formed = prompt.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return ("\n".join(instruction) if instruction else "") + well_formed.lower().strip()
+
+def _well_formed(text: str) -> str:
+    """Without lone surrogates, which undecodable command-line arguments bring and tokenizers refuse."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def instruction_of(plan: Plan) -> Sequence[str] | None:
     """The lines before a plan's prompt: SANA's own, those asked for, or None for an empty text."""
     if plan.instruction is None:
         return CHI
-    return (plan.instruction,) if plan.instruction else None
+    return (_well_formed(plan.instruction),) if plan.instruction else None
 
 
 def texts_of(plan: Plan) -> list[Text]:
@@ -60,7 +64,13 @@ def token_limit(instruction_tokens: int) -> int:
     """How many tokens are read; ``instruction_tokens`` is 0 without an instruction.
 
     The first token and the instruction's last one count among the 300.
+
+    Raises:
+        InvalidInput: the instruction has more than `MAX_INSTRUCTION_TOKENS`.
     """
+    if instruction_tokens > MAX_INSTRUCTION_TOKENS:
+        found = f"the instruction has {instruction_tokens} tokens"
+        raise InvalidInput(found, f"give at most {MAX_INSTRUCTION_TOKENS}")
     return instruction_tokens + MAX_TOKENS - 2 if instruction_tokens else MAX_TOKENS
 
 

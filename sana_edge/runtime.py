@@ -19,7 +19,7 @@ from sana_edge.sampler import Origin, Sampler
 from sana_edge.store import hub
 from sana_edge.system.budget import parse_memory
 from sana_edge.system.memory import memory_errors
-from sana_edge.system.threads import MAX_THREADS, PROCESS
+from sana_edge.system.threads import PROCESS, check_threads
 
 # a latent (1, C, h, w) fp32: a tensor, or a numpy array
 Latent = Any
@@ -100,6 +100,23 @@ def load_runtime(model: str, options: LoadOptions, on_progress: Progress = unsee
 
     Tells ``on_progress`` what is downloaded (bytes) and loaded (parts); what that raises ends both.
     """
+    options = dataclasses.replace(options, threads=plain(options.threads))
+    # which says what is wrong before anything is looked for
+    _limit(options)
+    exported = exported_for(model, options)
+    PROCESS.enter()
+    if exported is not None:
+        return _load_engines(exported, options, on_progress), exported
+    return _load_torch(model, options, on_progress)
+
+
+def exported_for(model: str, options: LoadOptions) -> Path | None:
+    """The exported folder that a model's name means with these options; None: torch runs it.
+
+    Raises:
+        InvalidInput: options that there are not, or that do not go together or with the model.
+        SanaError: as `sana_edge.store.hub.exported`.
+    """
     backend, device, engines = options.backend, options.device, options.engines
     for value, what, known in ((backend, "backend", BACKENDS), (device, "device", DEVICES)):
         if value not in known:
@@ -107,20 +124,14 @@ def load_runtime(model: str, options: LoadOptions, on_progress: Progress = unsee
     if engines is not None and backend not in ("auto", "tensorrt"):
         hint = "leave out the folder of engines, or choose backend tensorrt"
         raise InvalidInput(f"backend {backend} does not run the engines in {engines}", hint)
-    options = dataclasses.replace(options, threads=plain(options.threads))
-    # which says what is wrong before anything is looked for
-    _limit(options)
-    threads = options.threads
-    if threads is not None and (type(threads) is not int or not 1 <= threads <= MAX_THREADS):
-        raise InvalidInput(f"threads is {threads!r}", f"choose a whole number from 1 to {MAX_THREADS}")
-    PROCESS.enter()
+    check_threads(options.threads)
     exported = hub.exported(model)
     if exported is not None:
-        return _load_engines(exported, options, on_progress), exported
+        return exported
     engine = backend not in TORCH_BACKENDS or engines is not None
     graphs = hub.bundled_graphs(model, int8=options.int8)
     if graphs is not None and (engine or device not in TORCH_DEVICES):
-        return _load_engines(graphs, options, on_progress), graphs
+        return graphs
     if engine:
         build = ", `sana-edge build onnx`" if backend == "tensorrt" or engines is not None else ""
         made = f"`sana-edge export {model}{' --int8' if options.int8 else ''} --output onnx`{build}"
@@ -131,7 +142,20 @@ def load_runtime(model: str, options: LoadOptions, on_progress: Progress = unsee
         hint = f"choose {', '.join(TORCH_DEVICES)}; `sana-edge export {model} --output onnx` makes a folder"
         hint += " for the others"
         raise InvalidInput(f"device {device} is for exported folders, {model} is none", hint)
-    return _load_torch(model, options, on_progress)
+    return None
+
+
+def check_exported(folder: Path, options: LoadOptions) -> None:
+    """Raise `InvalidInput` where options are of models that torch runs, and not of an exported folder."""
+    if options.backend in TORCH_BACKENDS and options.backend != "auto":
+        hint = f"choose {', '.join(name for name in BACKENDS if name not in TORCH_BACKENDS)} or auto"
+        raise InvalidInput(f"backend {options.backend} runs models, {folder} is an exported folder", hint)
+    if options.decoder is not None:
+        hint = "`sana-edge convert DECODER --output NEW --base MODEL`, then export NEW"
+        raise InvalidInput(f"{folder} is an exported folder, which has its decoder in it", hint)
+    if options.revision is not None:
+        found = f"revision {options.revision!r} is of a repository, {folder} is none"
+        raise InvalidInput(found, "leave out the revision")
 
 
 def _load_torch(model: str, options: LoadOptions, on_progress: Progress) -> tuple[Runtime, Path]:
@@ -183,16 +207,7 @@ def _load_engines(
 ) -> Runtime:
     from sana_edge.engines.runtime import EngineRuntime
 
-    backend = options.backend
-    if backend != "auto" and backend in TORCH_BACKENDS:
-        hint = f"choose {', '.join(name for name in BACKENDS if name not in TORCH_BACKENDS)} or auto"
-        raise InvalidInput(f"backend {backend} runs models, {folder} is an exported folder", hint)
-    if options.decoder is not None:
-        hint = "`sana-edge convert DECODER --output NEW --base MODEL`, then export NEW"
-        raise InvalidInput(f"{folder} is an exported folder, which has its decoder in it", hint)
-    if options.revision is not None:
-        found = f"revision {options.revision!r} is of a repository, {folder} is none"
-        raise InvalidInput(found, "leave out the revision")
+    check_exported(folder, options)
     with memory_errors(str(folder)), bar(not options.progress, "part") as shown:
         return EngineRuntime.load(
             folder,
@@ -200,7 +215,7 @@ def _load_engines(
             dtype=options.dtype,
             int8=options.int8,
             # who names engines wants them, or to know why not
-            backend=backend if options.engines is None else "tensorrt",
+            backend=options.backend if options.engines is None else "tensorrt",
             engine_folder=options.engines,
             trust_engine=options.trust_engine,
             threads=options.threads,

@@ -22,7 +22,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SanaPipeline, SanaSprintPipeline
 from numpy.typing import NDArray
 
-from sana_edge import Cancelled, Image, OutOfMemory, Sana, SanaError, Step, UnsupportedDevice
+from sana_edge import Cancelled, Image, InvalidInput, OutOfMemory, Sana, SanaError, Step, UnsupportedDevice
 from sana_edge.request import Request
 from sana_edge.store.hub import ResolvedModel
 from sana_edge.store.known_models import BUNDLED, KNOWN
@@ -422,6 +422,13 @@ def test_long_and_odd_prompts_work_and_truncation_is_said(
     assert "the prompt is too long: its last" in note and note in caplog.text
     for prompt in ("日本の家 🏠", "e\u0301\u202e\u200d", "nul \0", "lone \udcff surrogate", "\ufeff?"):
         assert sana.generate(prompt, seed=1, steps=1).notes == ()
+
+
+def test_odd_instructions(sana: Sana) -> None:
+    assert sana.generate("a house", seed=1, steps=1, instruction="lone \udcff surrogate").notes == ()
+    with pytest.raises(InvalidInput, match=r"the instruction has \d+ tokens") as caught:
+        sana.generate("a house", steps=1, instruction="日本" * 1000)
+    assert caught.value.hint == "give at most 2048"
 
 
 def test_nothing_is_printed(sana: Sana, capfd: pytest.CaptureFixture[str]) -> None:

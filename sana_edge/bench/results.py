@@ -41,7 +41,8 @@ def write_json(path: Path, data: Any) -> None:
     """Writes the whole file or nothing; an object or a list without others inside takes one line."""
     text = json.dumps(data, indent=1, ensure_ascii=False)
     flat = re.sub(r"[\[{][^\[\]{}]*[\]}]", lambda match: re.sub(r"\n *", " ", match[0]), text)
-    write_bytes(path, (flat + "\n").encode())
+    # folders may have names that are no text
+    write_bytes(path, (flat + "\n").encode(errors="backslashreplace"))
 
 
 def _without_folder(argument: str) -> str:

@@ -104,7 +104,7 @@ class Session:
         if json is not None:
             write_json(json, self.data)
         if html is not None:
-            write_bytes(html, page(self.data).encode())
+            write_bytes(html, page(self.data).encode(errors="replace"))
 
     def sentences(self) -> list[str]:
         """`summary.sentence` of each work; of several models with their names."""

@@ -127,8 +127,11 @@ def _absent(work: Facts, kind: str) -> str:
 
 
 def _failures(work: Facts, kind: str | None = None) -> str:
-    rows = [row for row in work["rows"] if row["failure"] and kind in (None, row["kind"])]
-    return "; ".join(f"{row['name']}: {row['failure']}" for row in rows)
+    found: dict[str, list[str]] = {}
+    for row in work["rows"]:
+        if row["failure"] and kind in (None, row["kind"]):
+            found.setdefault(row["failure"], []).append(row["name"])
+    return "; ".join(f"{', '.join(names)}: {failure}" for failure, names in found.items())
 
 
 def system(data: Facts) -> dict[str, str]:

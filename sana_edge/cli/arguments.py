@@ -15,7 +15,7 @@ from sana_edge.request import BACKENDS, DEVICES
 from sana_edge.system.budget import parse_memory
 
 _CHOICE = re.compile(r"invalid choice: '(.*)' \(choose from (.*)\)")
-SIZE = re.compile(r"(-?\d+)x(-?\d+)")
+SIZE = re.compile(r"(-?\d{1,9})(?:[xX\u00d7*](-?\d{1,9}))?")
 # what is read of stdin, in bytes: far more than the 300 tokens that a model reads
 _MOST_PROMPT = 1 << 20
 
@@ -54,11 +54,25 @@ def _meant(word: str, known: Iterable[str]) -> str:
 
 
 def size(text: str) -> tuple[int, int]:
-    """Read WIDTHxHEIGHT in pixels."""
-    match = SIZE.fullmatch(text)
+    """Read WIDTHxHEIGHT in pixels, or the side of a square."""
+    match = SIZE.fullmatch(text.strip())
     if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT, such as 512x512")
-    return int(match.group(1)), int(match.group(2))
+        raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT, such as 512x512, nor a side")
+    return int(match[1]), int(match[2] or match[1])
+
+
+def new_file(text: str) -> Path:
+    """Read the name of a file that is written beside what stdout has."""
+    if text in ("", "-"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no file's name, and stdout has the tables")
+    return Path(text)
+
+
+def tile(text: str) -> int:
+    """Read the side of a tile in pixels, or off, which is 0."""
+    if text != "off" and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of pixels, nor off")
+    return 0 if text == "off" else int(text)
 
 
 def memory(text: str) -> int:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import re
+import os
 import sys
 import tempfile
 from pathlib import Path
 
+from sana_edge.cli.arguments import new_file, size
 from sana_edge.errors import InvalidInput, SanaError
 from sana_edge.progress import bar
 from sana_edge.system.atomic import check_writable
@@ -30,8 +31,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--against", choices=("diffusers",), help="also diffusers, on the same weights and noise")
     shapes = "instead of a model, or beside it: 0.6b, 1.6b, sprint, sprint-1.6b; several with commas"
     add("--random-weights", metavar="SHAPES", help=f"{shapes}. Nothing is downloaded")
-    add("--json", type=Path, metavar="FILE", help="write all numbers")
-    add("--html", type=Path, metavar="FILE", help="write a page with plots, in one file")
+    add("--json", type=new_file, metavar="FILE", help="write all numbers")
+    add("--html", type=new_file, metavar="FILE", help="write a page with plots, in one file")
     add("--repeat", type=int, default=3, metavar="N", help="turns of all contenders (default: %(default)s)")
     counted = "that compute on a CPU (default: OMP_NUM_THREADS or the cores, within a container's quota)"
     add("--threads", type=int, metavar="N", help=counted)
@@ -41,11 +42,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def side(text: str) -> tuple[int, int]:
-    """Read WxH, or the side of a square."""
-    match = re.fullmatch(r"(-?\d+)(?:x(-?\d+))?", text)
-    if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT, nor a side; models stand before it")
-    return int(match[1]), int(match[2] or match[1])
+    """`size` of several, after which a model would be taken for one."""
+    try:
+        return size(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}; models stand before it") from None
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -103,17 +104,18 @@ def _words(text: str) -> list[str]:
 
 def _check(arguments: argparse.Namespace) -> None:
     """See what is wrong before anything is loaded."""
-    from sana_edge.system.threads import MAX_THREADS
+    from sana_edge.system.threads import check_threads
 
-    for name, most in (("repeat", 1000), ("threads", MAX_THREADS)):
-        value = getattr(arguments, name)
-        if value is not None and not 1 <= value <= most:
-            raise InvalidInput(f"{name} is {value}", f"choose a whole number from 1 to {most}")
+    check_threads(arguments.threads)
+    if not 1 <= arguments.repeat <= 1000:
+        raise InvalidInput(f"repeat is {arguments.repeat}", "choose a whole number from 1 to 1000")
+    if arguments.json is not None and arguments.json == arguments.html:
+        raise InvalidInput(f"--json and --html are one file, {arguments.json}", "give each its own")
     for path in (arguments.json, arguments.html):
         if path is not None:
             # folders above are made with the first of it that is written
             there = next(folder for folder in path.absolute().parents if folder.exists())
-            check_writable(there / path.name)
+            check_writable(path if os.path.isdir(path) else there / path.name)
     if not _words(arguments.backends):
         raise InvalidInput("no backends", "leave out --backends for all that run here")
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sana_edge
-from sana_edge.cli.arguments import add_load_options, add_revision, size
+from sana_edge.cli.arguments import add_load_options, add_revision, new_file, size
 from sana_edge.cli.fastest import fastest
 from sana_edge.errors import InvalidInput
 from sana_edge.progress import Progress, bar
 from sana_edge.request import SAMPLERS, LoadOptions, Request
+from sana_edge.system.threads import check_threads
 
 if TYPE_CHECKING:
     from sana_edge.evaluate.metrics import MetricOptions
@@ -56,7 +59,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_load_options(parser, int8="draw every prompt in INT8 too, from the same seed, and compare")
     place = "the folder of the pictures and results; what is there is not drawn again"
     add("--output", type=Path, metavar="DIR", help=f"{place} (default: MODEL-evaluation)")
-    add("--json", type=Path, metavar="FILE", help="write the results there as well")
+    add("--json", type=new_file, metavar="FILE", help="write the results there as well")
     add("--force", action="store_true", help="draw anew what an evaluation left in DIR")
     add("--offline", action="store_true", help="never use the network")
     add_revision(parser)
@@ -82,6 +85,7 @@ def run(arguments: argparse.Namespace) -> None:
     # what is wrong shows here, before anything is loaded
     prompts = _prompts(arguments)
     _check(options, len(prompts.texts), arguments.limit)
+    check_threads(arguments.threads)
     chosen = _metric_options(arguments)
 
     from sana_edge.evaluate.draw import sources
@@ -109,30 +113,37 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.force,
     )
     say = _say(arguments.quiet)
+    for note in prompts.notes:
+        say(note)
     try:
         with bar(arguments.quiet, "picture") as progress:
             report = evaluation.run(_loader(arguments, say, progress), tell=progress, say=say)
     except KeyboardInterrupt:
         say("what is drawn is kept: the same command goes on from there")
         raise
+    print(report.text())
     if arguments.json is not None:
         write_json(arguments.json, evaluation.facts(report))
-    print(report.text())
     say(f"pictures and results: {evaluation.folder}")
 
 
 def _prompts(arguments: argparse.Namespace) -> PromptSet:
     from sana_edge.evaluate.prompts import SETS, PromptSet, named
 
-    if arguments.prompts in SETS:
-        return named(arguments.prompts)
-    from sana_edge.calib.prompts import load_prompts
+    given: str = arguments.prompts
+    if given.lower() in SETS:
+        return named(given.lower())
+    from sana_edge.calib.prompts import bundled_sets, load_prompts
     from sana_edge.evaluate import prompt_files
 
-    if arguments.prompts.lower().endswith(prompt_files.KINDS):
-        return prompt_files.read(Path(arguments.prompts).expanduser())
-    found = load_prompts(arguments.prompts)
-    return PromptSet(found.name, found.prompts)
+    if given.lower().endswith(prompt_files.KINDS):
+        return prompt_files.read(Path(given).expanduser())
+    if given not in bundled_sets() and not os.path.lexists(os.path.expanduser(given)):
+        close = difflib.get_close_matches(given.lower(), SETS, n=1)
+        meant = f"did you mean {close[0]}? " if close else ""
+        raise InvalidInput(f"no prompt file {given}", f"{meant}give a file of prompts, {' or '.join(SETS)}")
+    found = load_prompts(given)
+    return PromptSet(found.name, found.prompts, notes=found.notes)
 
 
 def _check(options: dict[str, Any], count: int, limit: int | None) -> None:

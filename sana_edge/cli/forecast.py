@@ -27,6 +27,7 @@ from sana_edge.plan.memory import (
 from sana_edge.plan.model import Facts, facts_of
 from sana_edge.prompt import CHI
 from sana_edge.request import LoadOptions, Plan, Request
+from sana_edge.runtime import check_exported, exported_for
 from sana_edge.store import hub, manifest
 from sana_edge.store.manifest import is_exported
 from sana_edge.store.tokenizer import PromptTokenizer
@@ -90,9 +91,7 @@ def forecast(model: str, request: Request, options: LoadOptions, *, image: bool,
     Raises:
         SanaError: as `sana_edge.Sana.load`, but that nothing is downloaded or loaded.
     """
-    exported = hub.exported(model)
-    if exported is None and options.backend in ("onnxruntime", "openvino", "tensorrt"):
-        exported = hub.bundled_graphs(model, int8=options.int8)
+    exported = exported_for(model, options)
     if exported is not None:
         return _of_engine(exported, request, options, image, probe)
     try:
@@ -163,9 +162,11 @@ def _of_engine(folder: Path, request: Request, options: LoadOptions, image: bool
     from sana_edge.engines import choose
     from sana_edge.engines.engine import Settings
 
+    check_exported(folder, options)
     described = manifest.read(folder)
     settings = Settings(threads=options.threads, precision=options.dtype, engine_folder=options.engines)
-    kind = choose.choose(options.backend, options.device, folder, settings)
+    backend = options.backend if options.engines is None else "tensorrt"
+    kind = choose.choose(backend, options.device, folder, settings)
     plan = request.plan(described.native_size, described.sampler.kind, described.size)
     base, work = _base(kind.name), work_of(plan, image)
     limit = _limit(base, available_memory(), options)

@@ -18,6 +18,7 @@ from sana_edge.cli.arguments import (
     add_revision,
     prompt_from_stdin,
     size,
+    tile,
 )
 from sana_edge.cli.fastest import fastest
 from sana_edge.cli.output import NAME, Output
@@ -74,7 +75,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--force", action="store_true", help="replace existing files")
     add("--offline", action="store_true", help="never use the network")
     tiles = "decode in tiles of so many pixels, or never in tiles (default: in tiles of 1024 where memory is"
-    add("--tile", type=_tile, metavar="N|off", help=f"{tiles} short, which the metadata says)")
+    add("--tile", type=tile, metavar="N|off", help=f"{tiles} short, which the metadata says)")
     _add_image_options(parser)
     _add_model_options(parser)
     many.add_options(parser)
@@ -101,12 +102,6 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     add("--flow-shift", type=float, metavar="F", help=shift)
     instruction = "right before the prompt, as it is, or none (default: SANA's own)"
     add("--instruction", type=_instruction, metavar="TEXT|none", help=instruction)
-
-
-def _tile(text: str) -> int:
-    if text != "off" and not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of pixels, nor off")
-    return 0 if text == "off" else int(text)
 
 
 def _instruction(text: str) -> str:

@@ -120,7 +120,8 @@ def _joined(argv: Sequence[str]) -> list[str]:
     """Write ``--size -64x64`` as one argument, or argparse would take its value for an option."""
     joined: list[str] = []
     for argument in argv:
-        if joined[-1:] == ["--size"] and SIZE.fullmatch(argument):
+        # of several, as `bench` takes them, the others would be no sizes then
+        if joined[-1:] == ["--size"] and argument.startswith("-") and SIZE.fullmatch(argument):
             argument = f"{joined.pop()}={argument}"
         joined.append(argument)
     return joined

@@ -190,6 +190,9 @@ class _Shown:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._bar is not None:
             self._bar.close()
+        if kind is not None and not self._seen and not issubclass(kind, KeyboardInterrupt):
+            # it never began, and the error says why
+            return
         series, failed = self._series, len(self._series.failed)
         counts = {"drawn": len(self._seen) - failed, "kept": series.kept, "failed": failed}
         counts["left"] = len(series.pictures) - series.kept - len(self._seen)

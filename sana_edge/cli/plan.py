@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from sana_edge.cli.arguments import add_load_options, add_revision, size
+from sana_edge.cli.arguments import add_load_options, add_revision, size, tile
 from sana_edge.cli.forecast import Forecast, forecast
 from sana_edge.plan.memory import Order
 from sana_edge.request import LoadOptions, Request
@@ -30,7 +30,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--exact-size", action="store_true", help="draw at just this size, multiples of 32")
     add("--steps", type=int, metavar="N", help="denoising steps (default: 20, or 2 for Sprint models)")
     add("--guidance", type=float, metavar="F", help="1 halves the work of a step (default: 4.5)")
-    add("--tile", type=int, metavar="N", help="decode in tiles of so many pixels, 0 for never")
+    add("--tile", type=tile, metavar="N|off", help="decode in tiles of so many pixels, or never in tiles")
     add("--image", action="store_true", help="a picture to start from is encoded, too")
     add_load_options(parser)
     add_revision(parser)

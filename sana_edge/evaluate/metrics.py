@@ -106,18 +106,18 @@ def prepare(
         SanaError: none can be measured; it is the first one's.
     """
     ready: dict[str, Measure] = {}
-    left_out: dict[str, str] = {}
-    first: SanaError | None = None
+    left_out: dict[str, SanaError] = {}
     for name in names:
         try:
             ready[name] = _PREPARE[name](options)
         except SanaError as error:
-            first = first or error
-            left_out[name] = error.message
-            say(f"{name} is left out: {error.message}{f' ({error.hint})' if error.hint else ''}")
-    if first is not None and not ready:
-        raise first
-    return ready, left_out
+            left_out[name] = error
+    # where nothing can be measured, the first is raised
+    for name, why in list(left_out.items())[0 if ready else 1 :]:
+        say(f"{name} is left out: {why.message}{f' ({why.hint})' if why.hint else ''}")
+    if left_out and not ready:
+        raise next(iter(left_out.values()))
+    return ready, {name: why.message for name, why in left_out.items()}
 
 
 def _clip(options: MetricOptions) -> Measure:

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sana_edge.errors import CheckpointError, InvalidInput, SanaError
+from sana_edge.errors import CheckpointError, InvalidInput, SanaError, reason
 from sana_edge.evaluate.prompts import PromptSet
 from sana_edge.image import Image, read_metadata
 from sana_edge.init_image import read_image
@@ -111,7 +111,8 @@ class Pictures:
                 f"{self.folder} is not empty and no evaluation", "choose another --output for the pictures"
             )
         known: dict[str, Any] = {}
-        if there and force:
+        # a record alone is of a run that drew nothing: nobody misses it
+        if there and (force or not any(self.folder.glob("*/*.png"))):
             self._remove()
         elif there:
             known = self._check(record, sources)
@@ -127,15 +128,14 @@ class Pictures:
         try:
             found = read_json(record)
         except (OSError, ValueError) as error:
-            raise InvalidInput(f"cannot read {record}: {error}", _ANEW) from error
+            raise InvalidInput(f"cannot read {record}: {reason(error)}", _ANEW) from error
         if not isinstance(found, dict) or found.get("format") != FORMAT:
             raise InvalidInput(f"{record} is not of this version", _ANEW)
         for part, now in self._about.items():
             then = _object(found.get(part))
             for name, value in now.items():
-                _refuse_other(
-                    self.folder, f"{part} {name}" if part == "prompts" else name, then.get(name), value
-                )
+                what = {"sha256": part, "name": "the name of the prompts"}.get(name, name)
+                _refuse_other(self.folder, what, then.get(name), value)
         known = _object(found.get("sources"))
         for source in sources:
             if source.label in known:
@@ -195,7 +195,8 @@ def _object(value: Any) -> dict[str, Any]:
 
 def _refuse_other(folder: Path, name: str, then: Any, now: Any) -> None:
     if then != now:
-        told = f"was {shown(then)}, and is {shown(now)}"
+        was, today = ("not given" if value is None else shown(value) for value in (then, now))
+        told = f"was {was}, and is {today}"
         if isinstance(now, str) and len(now) == 64:
             told = "are others"
         raise InvalidInput(f"{folder} has another evaluation: {name} {told}", _ANEW)

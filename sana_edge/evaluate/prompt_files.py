@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sana_edge.errors import InvalidInput
+from sana_edge.errors import InvalidInput, reason
 from sana_edge.evaluate.prompts import PromptSet
 from sana_edge.request import MAX_PROMPT
 from sana_edge.system.json_values import parse, read_bounded, shown
@@ -31,13 +31,16 @@ def read(path: Path) -> PromptSet:
             names the line or the place.
     """
     found: dict[str, str] = {}
+    dropped = 0
     for place, entry in _entries(path):
         text, category = _prompt(entry, f"{path}, {place}")
+        dropped += text in found
         found.setdefault(text, category)
     if not found:
         raise InvalidInput(f"{path} has no prompts", _HINT)
     whole = all(found.values())
-    return PromptSet(path.stem, tuple(found), tuple(found.values()) if whole else ())
+    notes = (f"{path.stem}: {dropped} repeated prompts were dropped",) if dropped else ()
+    return PromptSet(path.stem, tuple(found), tuple(found.values()) if whole else (), notes=notes)
 
 
 def _entries(path: Path) -> Iterator[tuple[str, Any]]:
@@ -46,7 +49,7 @@ def _entries(path: Path) -> Iterator[tuple[str, Any]]:
     except UnicodeDecodeError as error:
         raise InvalidInput(f"{path} is not UTF-8 text: byte {error.start} does not fit", _HINT) from error
     except (OSError, ValueError) as error:
-        raise InvalidInput(f"cannot read the prompts in {path}: {_reason(error)}", _HINT) from error
+        raise InvalidInput(f"cannot read the prompts in {path}: {reason(error)}", _HINT) from error
     if path.suffix.lower() == ".json":
         return _document(_parsed(text, str(path)), path)
     if path.suffix.lower() in (".csv", ".tsv"):
@@ -54,10 +57,6 @@ def _entries(path: Path) -> Iterator[tuple[str, Any]]:
     # not by splitlines: strings of JSON may have other ends of lines in them
     lines = ((f"line {i}", line) for i, line in enumerate(text.split("\n"), start=1) if line.strip())
     return ((place, _parsed(line, f"{path}, {place}")) for place, line in lines)
-
-
-def _reason(error: Exception) -> object:
-    return (error.strerror if isinstance(error, OSError) else None) or error
 
 
 def _parsed(text: str, what: str) -> Any:
@@ -77,14 +76,24 @@ def _document(content: Any, path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _table(text: str, path: Path) -> Iterator[tuple[str, Any]]:
-    rows = csv.DictReader(
-        io.StringIO(text, newline=""), delimiter="\t" if path.suffix.lower() == ".tsv" else ","
-    )
+    # what spreadsheets write depends on their language
+    tabs = path.suffix.lower() == ".tsv"
+    delimiter = max("\t" if tabs else ",;\t", key=text.partition("\n")[0].count)
+    # published ones with tabs have quotes as they come
+    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=not tabs)
     try:
+        columns = [str(name).strip().lower() for name in rows.fieldnames or ()]
+        if not set(PROMPT) & set(columns):
+            found = f"line 1 of {path} is no header with a column {PROMPT[0]}: {shown(', '.join(columns))}"
+            raise InvalidInput(found, "begin with a line such as prompt,category")
         for row in rows:
+            if None in row:
+                where = f"{path}, line {rows.line_num} has more cells than line 1"
+                raise InvalidInput(where, f"put a prompt with {delimiter!r} in it in double quotes")
             yield f"line {rows.line_num}", row
     except csv.Error as error:
-        raise InvalidInput(f"{path}, line {rows.line_num}: {error}", _HINT) from error
+        # that of the row before
+        raise InvalidInput(f"{path}, line {rows.line_num + 1}: {error}", _HINT) from error
 
 
 def _prompt(entry: Any, where: str) -> tuple[str, str]:
@@ -95,6 +104,8 @@ def _prompt(entry: Any, where: str) -> tuple[str, str]:
         raise InvalidInput(f"{where} is {shown(entry)}, no prompt", _HINT)
     values = {str(name).strip().lower(): value for name, value in entry.items()}
     text, category = _first(values, PROMPT), _first(values, CATEGORY)
+    if text is None:
+        raise InvalidInput(f"{where} has no prompt", _HINT)
     if not isinstance(text, str) or not text.split():
         raise InvalidInput(f"{where}: the prompt is {shown(text)}", _HINT)
     text = " ".join(text.split())

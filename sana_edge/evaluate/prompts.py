@@ -22,12 +22,14 @@ class PromptSet:
         texts: at least one.
         categories: one for each text; empty where the set has none.
         facts: what sana-tiny's judge looks for in each picture; empty for other sets.
+        notes: what was left out of a file, for the user.
     """
 
     name: str
     texts: tuple[str, ...]
     categories: tuple[str, ...] = ()
     facts: tuple[Prompt, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def checksum(self) -> str:

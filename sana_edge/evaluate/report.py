@@ -45,6 +45,11 @@ class Report:
     def names(self) -> list[str]:
         return [source.label for source in self.sources]
 
+    @property
+    def count(self) -> str:
+        """How many prompts, in words."""
+        return f"{len(self.numbers)} prompt{'s' * (len(self.numbers) != 1)}"
+
     def text(self) -> str:
         """All that is printed: tables and, last, the sentence."""
         parts = [self.table()]
@@ -62,7 +67,7 @@ class Report:
     def table(self) -> str:
         """A row a metric."""
         rows = [row for measured in self.measured.values() for row in measured.rows()]
-        heads = [f"{len(self.numbers)} prompts", *self.names]
+        heads = [self.count, *self.names]
         pair = len(self.sources) == 2
         heads += ["difference", "95 % interval", "p"] if pair else ["95 % interval"]
         cells = [
@@ -94,12 +99,11 @@ class Report:
     def sentence(self) -> str:
         """What INT8, or the second model, cost, in plain words."""
         words = "; ".join(measured.words() for measured in self.measured.values())
-        count = f"{len(self.numbers)} prompts"
         if len(self.sources) == 1:
-            return f"{self.names[0]} over {count}: {words}."
+            return f"{self.names[0]} over {self.count}: {words}."
         first, second = self.sources
         what = "INT8" if second.int8 else f"{second.label} in place of {first.label}"
-        return f"What {what} cost, over {count}: {words}."
+        return f"What {what} cost, over {self.count}: {words}."
 
     def facts(self) -> dict[str, Any]:
         """As JSON values."""
@@ -127,7 +131,7 @@ class Report:
         if not rows:
             return None
         title = f"{' and '.join(self.names)}, and the difference x {AMPLIFIED}"
-        return pair_sheet(title, f"{len(self.numbers)} prompts of {self.prompts}, same seeds", rows)
+        return pair_sheet(title, f"{self.count} of {self.prompts}, same seeds", rows)
 
     def _pair(self, measured: Measured, place: int) -> Pair:
         first, second = (read_image(paths[place]) for paths in self.drawn.paths)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,4 +99,5 @@ class Evaluation:
             atomic.write_bytes(self.folder / SHEET, sheet)
         else:
             # of an earlier run
-            (self.folder / SHEET).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                (self.folder / SHEET).unlink()

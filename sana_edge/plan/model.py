@@ -20,6 +20,7 @@ from sana_edge.store.architectures import DC_AE, DC_AE_LITE, DENOISERS, GEMMA_2_
 from sana_edge.store.folder import choose_entry, component_variant, read_json, shard_names
 from sana_edge.store.headers import safetensors_header
 from sana_edge.store.hub import ResolvedModel
+from sana_edge.store.identify import identify
 from sana_edge.store.known_models import DECODERS, KNOWN, KnownModel
 from sana_edge.store.snapshots import cached
 from sana_edge.store.tiny_autoencoder import DecoderConfig, config_of, decoder_config, renamed
@@ -94,7 +95,7 @@ def facts_of(
 
     Raises:
         ModelNotFound: nothing has this name, or only a repository that is not on this machine.
-        CheckpointError: a config is missing or damaged.
+        CheckpointError: a config is missing or damaged, or weights are: a pointer of Git LFS, a part.
     """
     info = KNOWN.get(model.lower()) or next((k for k in KNOWN.values() if k.repository == model), None)
     here = info is None or os.path.isdir(model) or cached(info.repository, info.variant, revision) is not None
@@ -104,9 +105,11 @@ def facts_of(
         own, missing = None, known.download
     if here:
         resolved = hub.resolve(model, int8=int8, offline=True, progress=False, revision=revision, decoder=own)
+        _check_weights(resolved)
         found = folder_facts(resolved)
     else:
         assert info is not None
+        hub.check_revision(revision)
         found = known_facts(info)
         if own is not None:
             found = _with_decoder(found, hub.resolve_decoder(own, offline=True, progress=False))
@@ -179,6 +182,29 @@ def known_facts(info: KnownModel) -> Facts:
     )
 
 
+def _check_weights(model: ResolvedModel) -> None:
+    """See that files are what they seem to be, by how they begin: a plan of what cannot be loaded is none."""
+    for name in ("transformer", "text_encoder", "vae"):
+        for path in _files(model.component(name), model.variant):
+            _check_whole(path)
+    _check_whole(model.path / "tokenizer" / "tokenizer.json")
+
+
+def _check_whole(path: Path) -> None:
+    found = identify(path)
+    if not found.whole:
+        raise CheckpointError(f"cannot read {path}: it is {found.words}", found.hint)
+
+
+def _files(folder: Path, variant: str | None) -> list[Path]:
+    """The files of a component's weights; a decoder may be one itself."""
+    if folder.is_file():
+        return [folder]
+    names = [path.name for path in folder.iterdir()]
+    entry = folder / choose_entry(names, component_variant(names, variant), str(folder))
+    return [entry] if entry.suffix != ".json" else [folder / name for name in shard_names(entry)]
+
+
 def _with_decoder(found: Facts, place: Path) -> Facts:
     if place.is_file():
         header: dict[str, object] = {}
@@ -210,10 +236,7 @@ def _stored(folder: Path, variant: str | None, prefix: str = "") -> Stored:
     """
     header: dict[str, object] = {}
     try:
-        names = [path.name for path in folder.iterdir()]
-        entry = folder / choose_entry(names, component_variant(names, variant), str(folder))
-        files = [entry] if entry.suffix != ".json" else [folder / name for name in shard_names(entry)]
-        for path in files:
+        for path in _files(folder, variant):
             with open_regular(path) as file:
                 header |= safetensors_header(file, path.stat().st_size) or {}
     except (OSError, ValueError, CheckpointError):

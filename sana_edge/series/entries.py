@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sana_edge.errors import InvalidInput, SanaError
+from sana_edge.errors import InvalidInput, SanaError, reason
 from sana_edge.system.json_values import Reader, parse, read_bounded, shown
 
 # bytes of a file, and of a line, of whose prompt 300 tokens are read
 MOST = 256 << 20
 MOST_LINE = 1 << 20
-_FORMATS = {".txt": "text", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv"}
+_FORMATS = {".txt": "text", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv"}
 _HINT = "give a .txt file of prompts, .jsonl of objects or .csv with a header line, in UTF-8"
 # the server's names for the same
 _ALIASES = {
@@ -108,26 +108,25 @@ def read_file(path: Path) -> Iterator[Line | Bad]:
         InvalidInput: it cannot be read, is no text or of another kind, or is a table without its header.
     """
     kind = _FORMATS.get(path.suffix.lower())
-    if kind is None:
-        raise InvalidInput(f"{path} does not end in .txt, .jsonl or .csv", _HINT)
     try:
         if path.is_dir():
             raise InvalidInput(f"{path} is a folder, not a file of prompts", _HINT)
+        if kind is None:
+            raise InvalidInput(f"{path} does not end in .txt, .jsonl or .csv", _HINT)
         content = read_bounded(path, MOST)
     except (OSError, ValueError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or error
         hint = "of a pipe: --prompts -" if "regular" in str(error) else _HINT
-        raise InvalidInput(f"cannot read the prompts in {path}: {reason}", hint) from error
+        raise InvalidInput(f"cannot read the prompts in {path}: {reason(error)}", hint) from error
     yield from read_content(content, kind, str(path))
 
 
 def read_content(content: bytes, kind: str | None = None, name: str = "stdin") -> Iterator[Line | Bad]:
-    """The lines of "text", "jsonl" or "csv"; left out, JSON lines where the first one is, and text else."""
+    """The lines of "text", "jsonl" or "csv"; left out, what the first is: an object, a header, or text."""
     if b"\0" in content:
         raise InvalidInput(f"{name} is not UTF-8 text: it has NUL bytes", _HINT)
     lines = re.split(rb"\r\n|\r|\n", content.removeprefix(b"\xef\xbb\xbf"))
     if kind is None:
-        kind = "jsonl" if _is_object(next((line for line in lines if line.strip()), b"")) else "text"
+        kind = _kind_of(next((line for line in lines if line.strip()), b""))
     if kind == "csv":
         yield from _table(lines, name)
         return
@@ -174,11 +173,15 @@ def _decoded(raw: bytes, number: int) -> str | Bad:
         return Bad(number, f"is not UTF-8: byte {error.start} does not fit")
 
 
-def _is_object(line: bytes) -> bool:
+def _kind_of(line: bytes) -> str:
+    """What a file is that begins so: a header names columns that there are, two at least."""
     try:
-        return isinstance(parse(line[:MOST_LINE]), dict)
+        if isinstance(parse(line[:MOST_LINE]), dict | list):
+            return "jsonl"
     except ValueError:
-        return False
+        pass
+    cells = {cell.strip().lower() for cell in re.split("[,;\t]", line[:MOST_LINE].decode(errors="replace"))}
+    return "csv" if "prompt" in cells and len(cells) > 1 and cells <= {*NAMES, *_ALIASES} else "text"
 
 
 def _object(text: str, number: int) -> Line | Bad:
@@ -203,11 +206,15 @@ def _table(raw: list[bytes], name: str) -> Iterator[Line | Bad]:
     delimiter = max(",;\t", key=header.count)
     rows = csv.reader(lines, delimiter=delimiter, strict=True)
     first = next(_rows(rows))[1] if header.strip() else []
-    columns = [] if isinstance(first, Bad) else [cell.strip() for cell in first]
+    columns = [] if isinstance(first, Bad) else [cell.strip().lower() for cell in first]
     if "prompt" not in columns:
         found = f"line 1 of {name} is no header with a column prompt: {shown(header.strip())}"
         raise InvalidInput(found, "begin with a line such as prompt,seed,size")
-    for column in columns:
+    named = [_ALIASES.get(column, column) for column in columns if column]
+    if twice := next((name for name in named if named.count(name) > 1), None):
+        raise InvalidInput(f"line 1 of {name} has two columns {twice}", "leave one of them out")
+    # what spreadsheets leave at the end has no name
+    for column in filter(None, columns):
         if _ALIASES.get(column, column) not in NAMES:
             found = f"line 1 of {name} has an unknown column {shown(column)}{_meant(column)}"
             raise InvalidInput(found, f"known are {', '.join(NAMES)}")
@@ -237,7 +244,7 @@ def _rows(rows: Any) -> Iterator[tuple[int, Any]]:
 
 def _plain(column: str, cell: str) -> Any:
     """A cell as the number or list that its column has."""
-    kind = _KINDS[_ALIASES.get(column, column)]
+    kind = _KINDS.get(_ALIASES.get(column, column), str)
     if str in typing.get_args(kind) or kind is str:
         return cell
     if column == "seeds" and _SEVERAL.fullmatch(cell.strip()):
@@ -246,6 +253,9 @@ def _plain(column: str, cell: str) -> Any:
         value = parse(cell.lower() if bool in typing.get_args(kind) else cell)
     except ValueError:
         return cell
+    if isinstance(value, float) and value.is_integer() and int in typing.get_args(kind):
+        # as tables with empty cells have whole numbers
+        value = int(value)
     return [value] if column == "seeds" and not isinstance(value, list) else value
 
 

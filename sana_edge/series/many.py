@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sana_edge.errors import InvalidInput, SanaError
-from sana_edge.image import read_metadata
+from sana_edge.image import is_whole, read_metadata
 from sana_edge.progress import Progress
 from sana_edge.request import MAX_SEED, random_seed
 from sana_edge.series.draw import MOST_BATCH, BatchSize, Outcome, chunks, draw
@@ -224,9 +224,14 @@ class Series:
                 left.append(picture)
                 if not _is_own(path, picture):
                     foreign.append(picture.name)
+            elif not path.is_file():
+                left.append(picture)
+                foreign.append(picture.name)
             elif difference := _difference(entry, picture, model):
                 left.append(picture)
                 changed.append(f"{picture.name} ({difference})")
+            elif not is_whole(path):
+                left.append(picture)
         if foreign and not force:
             found = f"{len(foreign)} files in {self.folder} are in the way: {_list(foreign, len(foreign))}"
             raise InvalidInput(found, "choose another --output, or replace them with --force")
@@ -251,7 +256,8 @@ def _difference(entry: Mapping[str, Any], picture: Picture, model: Mapping[str, 
     now = {**model, **picture.options}
     for name in sorted(before.keys() | now.keys()):
         if before.get(name) != now.get(name):
-            return f"{name} was {shown(before.get(name))}, is {shown(now.get(name))}"
+            was, today = (shown(of[name]) if name in of else "not given" for of in (before, now))
+            return f"{name} was {was}, is {today}"
     return ""
 
 

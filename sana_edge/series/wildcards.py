@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sana_edge.errors import InvalidInput
+from sana_edge.errors import InvalidInput, reason
 from sana_edge.system.json_values import read_bounded, shown
 
 MOST_NESTED = 32
@@ -144,8 +144,9 @@ class Wildcards:
         try:
             lines = read_bounded(path).decode("utf-8-sig").splitlines()
         except (OSError, ValueError) as error:
-            reason = (error.strerror if isinstance(error, OSError) else None) or error
-            raise InvalidInput(f"cannot read {path}: {reason}", "give a UTF-8 file of lines") from error
+            raise InvalidInput(
+                f"cannot read {path}: {reason(error)}", "give a UTF-8 file of lines"
+            ) from error
         texts = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
         if not texts:
             raise InvalidInput(f"{path} has no lines", "write one alternative into each line")

@@ -56,7 +56,7 @@ def fetch(
     )
 
     if offline or constants.HF_HUB_OFFLINE:
-        raise _not_here(repository, revision)
+        raise _not_here(repository, revision, component)
     # the HTTP client under huggingface_hub depends on its version: the base of its error is that client's;
     # hf_xet, its other way to download, raises RuntimeError
     network_errors = cast(tuple[type[Exception], ...], (OSError, RuntimeError, *HfHubHTTPError.__bases__))
@@ -179,13 +179,14 @@ def _told(on_bytes: Callable[[int, int], None]) -> type:
     return _Told
 
 
-def _not_here(repository: str, revision: str | None) -> ModelNotFound:
+def _not_here(repository: str, revision: str | None, component: bool) -> ModelNotFound:
     what = repository if revision is None else f"{repository} at revision {revision}"
     message = f"{what} is not on this machine, or not whole, and offline mode is on"
     others = [path.name for path in snapshots.snapshots(repository, None)]
     if revision is None and len(others) > 1:
         return ModelNotFound(message, f"choose a revision that is here: {', '.join(others)}")
-    if revision is not None:
+    # what `models pull` takes are whole models, and decoders that have a name
+    if revision is not None or component:
         return ModelNotFound(message, "with a network, run it once without offline mode")
     return ModelNotFound(message, f"with a network, run `sana-edge models pull {repository}`")
 

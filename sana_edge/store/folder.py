@@ -102,6 +102,12 @@ def choose_entry(names: Iterable[str], variant: str | None, where: str) -> str:
             "use safetensors; `sana-edge convert` translates an NVlabs .pth",
         )
     others = sorted(name for name in names if name.endswith(".safetensors") and not is_lora_file(name))
+    if others and all(map(_SHARD.fullmatch, others)):
+        whole = others[0].partition("-00")[0]
+        raise CheckpointError(
+            f"{where} has {len(others)} shards, but not their index {whole}.safetensors.index.json",
+            "download the model again",
+        )
     if others:
         stem = "model" if Path(where).name == "text_encoder" else "diffusion_pytorch_model"
         raise CheckpointError(

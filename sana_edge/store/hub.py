@@ -13,7 +13,7 @@ from sana_edge.progress import Progress, unseen
 from sana_edge.store import downloads, pairing
 from sana_edge.store.catalogue import GRAPHS, bundled_exports, bundled_models, is_repository
 from sana_edge.store.folder import check_component, check_folder, component_variant
-from sana_edge.store.identify import identify
+from sana_edge.store.identify import AGAIN, identify
 from sana_edge.store.known_models import DECODERS, KNOWN, KnownModel, close_model
 from sana_edge.store.manifest import FILE as MANIFEST
 from sana_edge.store.manifest import REMAKE, is_exported
@@ -126,10 +126,10 @@ def resolve_decoder(
             # in its authors' names
             return resolve_decoder(str(weights[0]), revision=revision)
         check_component(place)
-        _check_revision(revision, decoder)
+        check_revision(revision, decoder)
         return place
     if info is None and folder.suffix in CHECKPOINTS and os.path.isfile(folder):
-        _check_revision(revision, decoder)
+        check_revision(revision, decoder)
         if not identify(folder).convertible:
             _refuse_file(decoder, "decoder")
         return folder
@@ -137,7 +137,7 @@ def resolve_decoder(
         _refuse_file(decoder, "decoder")
     if info is None and not is_repository(decoder):
         raise ModelNotFound(f"unknown decoder {decoder!r}", _DECODER_HINT)
-    _check_revision(revision)
+    check_revision(revision)
     repository = info.repository if info else decoder
     path = None if refresh and not offline else cached(repository, None, revision, component=True)
     if path is None:
@@ -168,21 +168,21 @@ def _find(
     if int8 and f"{model}{_PACKAGE}" in bundled:
         model = f"{model}{_PACKAGE}"
     if model in bundled:
-        _check_revision(revision, model)
+        check_revision(revision, model)
         check_folder(bundled[model])
         return ResolvedModel(bundled[model], model)
     info = KNOWN.get(model.lower())
     folder = Path(os.path.expanduser(model))
     # os.path.isdir, unlike Path.is_dir, answers for names that no file system accepts
     if info is None and model and os.path.isdir(folder):
-        _check_revision(revision, model)
+        check_revision(revision, model)
         check_folder(folder)
         return ResolvedModel(folder, folder.resolve().name)
     if info is None:
         _refuse_file(model)
     if info is None and not is_repository(model):
         raise _unknown(model)
-    _check_revision(revision)
+    check_revision(revision)
     repository = info.repository if info else model
     info = info or next((known for known in KNOWN.values() if known.repository == model), None)
     name, variant = (info.name, info.variant) if info else (model, None)
@@ -254,14 +254,17 @@ def _refuse_file(model: str, what: str = "whole model") -> None:
         return
     if os.path.exists(path):
         found = identify(path)
-        hint = found.hint or (_DECODER_HINT if what == "decoder" else _MODEL_HINT)
+        hint = _DECODER_HINT if what == "decoder" else _MODEL_HINT
+        # what is called as weights are may have been downloaded
+        if found.hint and (found.hint != AGAIN or path.suffix.lower() in _WEIGHTS):
+            hint = found.hint
         raise ModelNotFound(f"{model} is no {what}: it is {found.words}", hint)
     if path.suffix.lower() in _WEIGHTS:
         hint = _DECODER_HINT if what == "decoder" else f"{_MODEL_HINT}; convert makes one of a file"
         raise ModelNotFound(f"no file {model}", hint)
 
 
-def _check_revision(revision: str | None, model: str | None = None) -> None:
+def check_revision(revision: str | None, model: str | None = None) -> None:
     """Raise where a revision is none, or ``model`` is what has none."""
     if revision is not None and (model is not None or not _REVISION.fullmatch(revision)):
         what = "is no branch, tag or commit" if model is None else f"is of a repository, {model} is none"

@@ -27,7 +27,7 @@ from sana_edge.store.headers import (
 from sana_edge.system.json_values import parse
 from sana_edge.system.regular import open_regular
 
-_AGAIN = "download it again"
+AGAIN = "download it again"
 _HEAD = 512
 SAFETENSORS = "a safetensors file"
 # before the first letter of a text, a byte order mark among it
@@ -47,9 +47,9 @@ _BEGINNINGS: tuple[tuple[tuple[bytes, ...], str, str], ...] = (
     (
         (b"<!doctype html", b"<html", b"<head", b"<body"),
         "a web page, such as the login of a network or a message of the server, not the file",
-        f"open a browser to see whether the network asks for a login, then {_AGAIN}",
+        f"open a browser to see whether the network asks for a login, then {AGAIN}",
     ),
-    ((b"<?xml",), "an XML message of a server, not the file", _AGAIN),
+    ((b"<?xml",), "an XML message of a server, not the file", AGAIN),
     (
         (b"GGUF",),
         "a GGUF file, which sana-edge does not read",
@@ -83,7 +83,7 @@ def identify(path: Path) -> Identified:
         if path.is_dir():
             return _folder(path)
         if not path.exists():
-            return Identified("missing", _AGAIN)
+            return Identified("missing", AGAIN)
         if not path.is_file():
             return Identified("no regular file", "give a file or a folder")
         with open_regular(path) as file:
@@ -92,7 +92,7 @@ def identify(path: Path) -> Identified:
         return Identified(f"unreadable ({error.strerror or error})", "see who may read it")
     # damaged bytes make the readers of zip, pickle and JSON raise what they happen to meet
     except Exception:
-        return Identified("damaged", _AGAIN)
+        return Identified("damaged", AGAIN)
 
 
 def explain(path: Path, otherwise: str) -> tuple[str, str]:
@@ -105,7 +105,7 @@ def explain(path: Path, otherwise: str) -> tuple[str, str]:
     renamed = path.suffix == ".safetensors" and "safetensors" not in found.words
     if found.words == "missing" or (found.whole and not renamed):
         return "", otherwise
-    return f": it is {found.words}", otherwise if found.hint in ("", _AGAIN) else found.hint
+    return f": it is {found.words}", otherwise if found.hint in ("", AGAIN) else found.hint
 
 
 def lora_files(folder: Path) -> list[Path]:
@@ -120,15 +120,15 @@ def lora_files(folder: Path) -> list[Path]:
 def _file(path: Path, file: IO[bytes]) -> Identified:
     head, size = file.read(_HEAD), os.fstat(file.fileno()).st_size
     if not size:
-        return Identified("an empty file", _AGAIN)
+        return Identified("an empty file", AGAIN)
     if path.suffix in _PARTIAL:
-        return Identified("an unfinished download", _AGAIN)
+        return Identified("an unfinished download", AGAIN)
     begin = head.lstrip(_BLANK).lower()
     for beginnings, words, hint in _BEGINNINGS:
         if any(begin.startswith(text.lower()) or head.startswith(text) for text in beginnings):
             return Identified(words, hint)
     if not head.strip(b"\0"):
-        return Identified("zeros, as of a download that broke off", _AGAIN)
+        return Identified("zeros, as of a download that broke off", AGAIN)
     if path.suffix == ".onnx":
         hint = "give a folder that `sana-edge export MODEL --output DIR` made"
         return Identified("an ONNX graph", hint, True)
@@ -146,7 +146,7 @@ def _file(path: Path, file: IO[bytes]) -> Identified:
 
 def _zip(path: Path, file: IO[bytes]) -> Identified:
     if not zipfile.is_zipfile(path):
-        return Identified("a .pth or zip file that is cut off", _AGAIN)
+        return Identified("a .pth or zip file that is cut off", AGAIN)
     with zipfile.ZipFile(file) as archive:
         if not pickle_in(archive):
             return Identified("a zip archive", "unpack it first")
@@ -157,14 +157,14 @@ def _zip(path: Path, file: IO[bytes]) -> Identified:
 def _safetensors(path: Path, file: IO[bytes], size: int) -> Identified:
     header = safetensors_header(file, size)
     if header is None:
-        return Identified(f"a damaged safetensors file of {size} bytes, or none", _AGAIN)
+        return Identified(f"a damaged safetensors file of {size} bytes, or none", AGAIN)
     entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
     offsets = (entry.get("data_offsets") for entry in entries.values() if isinstance(entry, dict))
     ends = [pair[1] for pair in offsets if isinstance(pair, list) and len(pair) == 2]
     file.seek(0)
     expected = 8 + struct.unpack("<Q", file.read(8))[0] + max(ends, default=0)
     if size < expected:
-        return Identified(f"a safetensors file that is cut off at {size} of {expected} bytes", _AGAIN)
+        return Identified(f"a safetensors file that is cut off at {size} of {expected} bytes", AGAIN)
     return _weights(path, SAFETENSORS, list(entries))
 
 
@@ -208,10 +208,10 @@ def _text(path: Path, file: IO[bytes], head: bytes) -> Identified:
         try:
             content = parse(file.read(MOST))
         except ValueError:
-            return Identified("a JSON file that is damaged or cut off", _AGAIN)
+            return Identified("a JSON file that is damaged or cut off", AGAIN)
         if isinstance(content, dict) and {"error", "message"} & set(content):
             message = str(content.get("error") or content.get("message"))
-            return Identified(f"a server's message ({_short(message)}), not the file", _AGAIN)
+            return Identified(f"a server's message ({_short(message)}), not the file", AGAIN)
         if isinstance(content, dict) and "_class_name" in content:
             return Identified("a JSON description of a model", f"give its folder: {path.parent}", True)
         return Identified("a JSON file", "", True)
@@ -221,7 +221,7 @@ def _text(path: Path, file: IO[bytes], head: bytes) -> Identified:
         return Identified("a file of an unknown kind", "")
     if not all(c.isprintable() or c.isspace() for c in text):
         return Identified("a file of an unknown kind", "")
-    return Identified(f"a text file ({_short(text)})", _AGAIN)
+    return Identified(f"a text file ({_short(text)})", AGAIN)
 
 
 def _short(text: str) -> str:
@@ -252,7 +252,7 @@ def _folder(folder: Path) -> Identified:
         hint += " SANA of the same family, such as sana-1.6b-1024"
         return Identified(f"{here[0]}/ alone, as `sana-edge convert` writes it without --base", hint)
     if here:
-        return Identified(f"a part of a model ({', '.join(f'{name}/' for name in here)})", f"{_AGAIN}, whole")
+        return Identified(f"a part of a model ({', '.join(f'{name}/' for name in here)})", f"{AGAIN}, whole")
     if "refs" in names or "snapshots" in names:
         hint = "give the repository's name, or a folder in its snapshots/"
         return Identified("a repository of the download cache", hint)

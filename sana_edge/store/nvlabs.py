@@ -209,7 +209,8 @@ def _denoiser_config(state: Mapping[str, Tensor], size: int | None, heads: int |
     if heads is None or dim % heads:
         raise InvalidInput(
             f"a denoiser of width {dim} with {heads or 'an unknown number of'} cross-attention heads",
-            f"only the widths {' and '.join(map(str, CROSS_ATTENTION_HEADS))} are published; give the heads",
+            f"only the widths {' and '.join(map(str, CROSS_ATTENTION_HEADS))} are published: give"
+            " --cross-attention-heads",
         )
     if size not in SIZES:
         raise InvalidInput(

@@ -22,6 +22,8 @@ from sana_edge.system import atomic
 from sana_edge.system.memory import is_memory
 
 _DAMAGED = "the file is damaged or its download was interrupted; download it again"
+# of scaled FP8 files; a package's own are called weight_scale
+_FP8_SCALE = ".scale_weight"
 _VALUES = "the weights are damaged; download the model again"
 
 
@@ -41,7 +43,9 @@ def load_state(folder: Path, *, variant: str | None = None) -> dict[str, Tensor]
     """
     state: dict[str, Tensor] = {}
     for path in weight_files(folder, variant=variant):
-        state.update((name, _widened(tensor)) for name, tensor in load_file(path).items())
+        tensors = load_file(path)
+        _refuse_twice(path, state, tensors)
+        state.update((name, _widened(tensor)) for name, tensor in tensors.items())
     return {name: state[stored] for stored, name in _own_names(folder, state).items()}
 
 
@@ -80,7 +84,9 @@ class StoredState(Mapping[str, Tensor]):
         paths: dict[str, Path] = {}
         for path in weight_files(folder, variant=variant):
             with _damage_named(path), safe_open(path, framework="pt") as file:
-                paths |= dict.fromkeys(file.keys(), path)
+                names = list(file.keys())
+            _refuse_twice(path, paths, names)
+            paths |= dict.fromkeys(names, path)
         found = ((name(own), (paths[stored], stored)) for stored, own in _own_names(folder, paths).items())
         # the file and the stored name
         self._places = {known: place for known, place in found if known is not None}
@@ -237,12 +243,26 @@ def _own_names(folder: Path, stored: Iterable[str]) -> dict[str, str]:
     """
     names = tensor_names.own_names(stored)
     found = tensor_names.networks(names.values())
+    convert = f"`sana-edge convert {folder} --output DIR --base MODEL` makes a model folder"
+    if len(found) > 1 and found[0].prefix:
+        among = ", ".join(network.prefix.rstrip(".") or "one without a prefix" for network in found)
+        raise CheckpointError(f"{folder} holds several networks ({among})", f"{convert} of one")
+    if any(name.endswith(_FP8_SCALE) for name in names.values()):
+        raise CheckpointError(f"{folder} holds FP8 weights with scales beside them", f"{convert} of them")
     if found and not found[0].published:
         raise CheckpointError(
             f"{folder} holds a SANA {found[0].network} in its authors' names",
-            f"`sana-edge convert {folder} --output DIR --base MODEL` makes a model folder of it",
+            f"{convert} of it",
         )
     return names
+
+
+def _refuse_twice(path: Path, before: Iterable[str], names: Iterable[str]) -> None:
+    """See that no shard has what one before it has: which was meant is not known."""
+    twice = next(iter(set(before) & set(names)), None)
+    if twice is not None:
+        what = f"{path} has {twice}, which another shard of {path.parent} has, too"
+        raise CheckpointError(what, "remove the shard that is of another model, or download the model again")
 
 
 def _widened(tensor: Tensor) -> Tensor:

@@ -35,6 +35,7 @@ _HINTS = {
     errno.EEXIST: "it was taken meanwhile, or a file is in the way: choose another folder",
     errno.ENOTEMPTY: "it was taken meanwhile, or a file is in the way: choose another folder",
     errno.ENOTDIR: "a part of the path is a file: choose another folder",
+    errno.EISDIR: "it is a folder: give the name of a file",
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.EFBIG: "the file system, or a limit of this process (ulimit -f), has no room for so large a file",
     errno.EBUSY: "it is a mount point: mount the folder above, or choose another one",
@@ -113,6 +114,8 @@ def check_writable(path: Path) -> None:
     """Raise `SanaError` where no file can be made at ``path``; found out by making one beside it."""
     target = Path(os.path.realpath(path))
     try:
+        if target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         with scratch_folder(target, target.parent) as scratch:
             (scratch / target.name).touch()
             _refuse_mounted(target)

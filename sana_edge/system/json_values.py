@@ -54,6 +54,11 @@ def parse(content: bytes | str) -> Any:
         return json.loads(content)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise
+    except ValueError:
+        # Python's own limit, and its advice
+        raise ValueError("it has a number of thousands of digits") from None
 
 
 def read_json(path: Path, most: int = MOST) -> Any:

@@ -13,7 +13,8 @@ from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 from types import FrameType
 
-from sana_edge.errors import SanaError
+from sana_edge.errors import InvalidInput, SanaError
+from sana_edge.system.json_values import shown
 
 MAX_THREADS = 1024
 
@@ -47,6 +48,12 @@ def processor() -> str:
     except OSError:
         names = []
     return str(names[0]) if names else platform.processor() or platform.machine()
+
+
+def check_threads(count: object) -> None:
+    """Raise `InvalidInput` where it is no number of threads; None is one."""
+    if count is not None and (type(count) is not int or not 1 <= count <= MAX_THREADS):
+        raise InvalidInput(f"threads is {shown(count)}", f"choose a whole number from 1 to {MAX_THREADS}")
 
 
 def shown_threads(threads: int | None) -> str:

@@ -17,6 +17,7 @@ from sana_edge.bench import measure, process, worker
 from sana_edge.bench.measure import Asked
 from sana_edge.bench.models import subjects
 from sana_edge.bench.order import Order
+from sana_edge.cli import main as cli
 from sana_edge.cli.main import main
 from sana_edge.errors import OutOfMemory, SanaError
 from sana_edge.store.known_models import BUNDLED
@@ -183,6 +184,9 @@ def test_a_full_disk(
         (["--steps", "0"], "steps is 0"),
         (["--repeat", "0"], "repeat is 0"),
         (["--threads", "0"], "threads is 0"),
+        (["--json", "."], "cannot write .: Is a directory"),
+        (["--json", "x" * 300], "File name too long"),
+        (["sana-tiny", "./nowhere"], "no folder ./nowhere"),
     ],
 )
 def test_refusals(arguments: list[str], message: str, tmp_path: Path, capsys: Capture) -> None:
@@ -191,7 +195,21 @@ def test_refusals(arguments: list[str], message: str, tmp_path: Path, capsys: Ca
     assert message in capsys.readouterr().err and not list(tmp_path.glob("a*"))
 
 
-@pytest.mark.parametrize("arguments", [["--size", "sana-tiny"], ["--size", "wide"], ["--against", "comfy"]])
+def test_several_sizes() -> None:
+    words = cli._joined(["bench", "--size", "64", "96x32", "--size", "-1"])
+    assert cli._parser().parse_args(words).size == [(64, 64), (96, 32), (-1, -1)]
+
+
+def test_one_file_for_two(tmp_path: Path, capsys: Capture) -> None:
+    name = str(tmp_path / "a")
+    assert main(["bench", "--json", name, "--html", name]) == 1
+    assert "--json and --html are one file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--size", "sana-tiny"], ["--size", "wide"], ["--against", "comfy"], ["--json", "-"], ["--html", ""]],
+)
 def test_usage(arguments: list[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["bench", *arguments])

@@ -79,6 +79,8 @@ def test_the_bundled_model_against_another(cwd: Path, capsys: Capture) -> None:
         (["--against", "sana-tny"], "unknown model 'sana-tny'"),
         (["--metrics", "clip", "--clip", "none"], "'none' is no folder"),
         (["--json", "none/x.json"], "cannot write none/x.json"),
+        (["--json", "."], "cannot write .: Is a directory"),
+        (["--threads", "0"], "threads is 0"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_drawn(
@@ -97,6 +99,7 @@ def test_bad_input_is_refused_before_anything_is_drawn(
         ("sana-tny", "sana-tiny", "unknown model 'sana-tny'"),
         (MODEL, "empty.txt", "empty.txt has no prompts"),
         (MODEL, "none.txt", "no prompt file none.txt"),
+        (MODEL, "genEval2", "did you mean geneval? give a file of prompts, geneval or sana-tiny"),
         (MODEL, "numbers.bin", "is not a text file"),
         (MODEL, "prompts.jsonl", "cannot read the prompts in prompts.jsonl: No such file"),
     ],

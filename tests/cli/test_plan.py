@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from contextlib import AbstractContextManager
@@ -127,6 +128,13 @@ def test_the_first_picture_of_an_engine_and_further_ones(monkeypatch: pytest.Mon
         (["--backend", "triton"], "backend triton cannot be used"),
         (["--decoder", "dc-ae-heavy"], "unknown decoder"),
         (["--tile", "7"], "tile is 7"),
+        (["--threads", "0"], "threads is 0"),
+        (["--device", "npu"], "device npu is for exported folders"),
+        (["sana-0.6b-1024", "--backend", "openvino"], "backend openvino runs exported folders"),
+        (["sana-0.6b-1024", "--revision", "../../x"], "is no branch, tag or commit"),
+        (["sana-0.6b-1024", "--engines", "x"], "engines are of exported folders"),
+        (["sana-tiny-int8-onnx", "--backend", "torch"], "backend torch runs models"),
+        (["sana-tiny-int8-onnx", "--decoder", "dc-ae-lite"], "has its decoder in it"),
     ],
 )
 def test_bad_input(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -155,6 +163,22 @@ def test_an_unreadable_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     (tmp_path / "model_index.json").write_text("none")
     assert main(["plan", str(tmp_path), "--no-probe"]) == 1
     assert "error: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "transformer/diffusion_pytorch_model.safetensors",
+        "vae/diffusion_pytorch_model.safetensors",
+        "text_encoder/model.safetensors",
+        "tokenizer/tokenizer.json",
+    ],
+)
+def test_what_cannot_be_loaded_has_no_plan(tiny_folder: Path, tmp_path: Path, name: str, capsys: Any) -> None:
+    shutil.copytree(tiny_folder, tmp_path / "model")
+    (tmp_path / "model" / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    assert main(["plan", str(tmp_path / "model"), "--no-probe"]) == 1
+    assert f"{name}: it is a Git LFS pointer" in capsys.readouterr().err
 
 
 def test_generate_refuses_before_it_loads(tiny_folder: Path, tmp_path: Path, capsys: Any) -> None:

@@ -28,6 +28,7 @@ DRAWBENCH = '\ufeffPrompts,Category\r\n"a red car, parked",Colors\r\n"a red car,
         ("half.jsonl", GENEVAL + '{"caption": "a bus"}', ("two buses", "a bus"), ()),
         ("PartiPrompts.TSV", PARTI, ("bond",), ("Abstract",)),
         ("drawbench.csv", DRAWBENCH, ("a red car, parked",), ("Colors",)),
+        ("semicolons.csv", "prompt;category\na, b;x\n", ("a, b",), ("x",)),
     ],
 )
 def test_published_files(
@@ -36,6 +37,8 @@ def test_published_files(
     (tmp_path / name).write_text(content, newline="")
     found = read(tmp_path / name)
     assert (found.name, found.texts, found.categories) == (Path(name).stem, texts, categories)
+    # two files have one twice
+    assert bool(found.notes) == (name in ("list.json", "drawbench.csv"))
 
 
 @pytest.mark.parametrize(
@@ -48,9 +51,17 @@ def test_published_files(
         ("a.json", b'{"k": {"prompt": " "}}', "the prompt is ' '"),
         ("a.jsonl", b'{"prompt": "x"}\n{"prompt": 3}', "line 2: the prompt is 3"),
         ("a.jsonl", b'{"prompt": "x"}\n{', "line 2 is no JSON"),
+        ("a.jsonl", b'{"prompt": null}', "line 1 has no prompt"),
         ("a.jsonl", b"\xff", "is not UTF-8"),
-        ("a.csv", b"name,category\nx,y\n", "line 2: the prompt is None"),
-        ("a.csv", b'prompt\n"' + b"x" * 200_000, "line 1: field larger than"),
+        (
+            "a.csv",
+            b"name,category\nx,y\n",
+            "line 1 of .* is no header with a column prompt: 'name, category'",
+        ),
+        ("a.csv", b"prompt,category\nx\n,y\n", "line 3: the prompt is ''"),
+        ("a.csv", b"prompt\na red, old house\n", "line 2 has more cells than line 1"),
+        ("a.csv", b'prompt\n"a house\na boat\n', "line 2: unexpected end of data"),
+        ("a.csv", b'prompt\n"' + b"x" * 200_000, "line 2: field larger than"),
         ("a.json", json.dumps(["x" * 100_001]).encode(), "has 100001 characters"),
     ],
 )

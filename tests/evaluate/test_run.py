@@ -135,9 +135,9 @@ def test_a_broken_picture_is_drawn_again(tmp_path: Path, spoil: Callable[[Path],
     [
         ({"options": {"seed": 0, "steps": 5}}, "steps was 4, and is 5"),
         ({"options": {"seed": 1, "steps": 4}}, "seed was 0, and is 1"),
-        ({"loading": {"dtype": "bf16"}}, "dtype was None, and is 'bf16'"),
+        ({"loading": {"dtype": "bf16"}}, "dtype was not given, and is 'bf16'"),
         ({"sources": [replace(FLOAT, files="b" * 64), INT8]}, "the files of tiny are others"),
-        ({"prompts": PromptSet("own", ("a red house",) * 2)}, "prompts sha256 are others"),
+        ({"prompts": PromptSet("own", ("a red house",) * 2)}, "prompts are others"),
     ],
 )
 def test_another_evaluation_is_refused(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
@@ -164,6 +164,20 @@ def test_a_strangers_folder_is_left_alone(tmp_path: Path) -> None:
     file.touch()
     with pytest.raises(InvalidInput, match="not a folder"):
         run(replace(evaluation(tmp_path), folder=file))
+
+
+def test_what_drew_nothing_is_in_nobodys_way(tmp_path: Path) -> None:
+    """A model that was not whole, and is mended before the next run."""
+    first = evaluation(tmp_path)
+    with pytest.raises(SanaError, match="damaged"):
+        first.run(_damaged, tell=unseen, say=print)
+    assert (tmp_path / "out" / "evaluation.json").exists()
+    mended = tuple(replace(source, files="of others") for source in first.sources)
+    run(replace(first, sources=mended))
+
+
+def _damaged(source: Source) -> Any:
+    raise SanaError("damaged")
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,21 @@ def test_json_lines() -> None:
     assert read(content) == read(content, "jsonl")
 
 
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ("prompt,seed\na house,3\n", [(2, Entry("a house", seed=3))]),
+        ("Prompt\tn\na house\t2\n", [(2, Entry("a house", images=2))]),
+        ("prompt, a good one\n", [(1, Entry("prompt, a good one"))]),
+        ("prompt\n", [(1, Entry("prompt"))]),
+        ('["a house"]\n', [Bad(1, "is ['a house'], expected an object")]),
+        ("[a house\n", [(1, Entry("[a house"))]),
+    ],
+)
+def test_what_stdin_is(content: str, found: list[Any]) -> None:
+    assert read(content) == found
+
+
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 def test_a_table(delimiter: str) -> None:
     rows = [
@@ -82,6 +97,9 @@ def test_a_table(delimiter: str) -> None:
         ("[" * 100_000, "jsonl", 1, "is no JSON: it is nested too deeply"),
         ("prompt,seed\na,1\nb,x\n", "csv", 3, "seed is 'x', expected a whole number"),
         ("prompt,seed\na\n", "csv", 2, "has 1 cells, the header 2"),
+        ("prompt,seed,\na,1,x\n", "csv", 2, "unknown option ''"),
+        ("prompt,seed\na,1.5\n", "csv", 2, "seed is 1.5, expected a whole number"),
+        ('{"prompt": "a", "seed": ' + "9" * 5000 + "}", "jsonl", 1, "a number of thousands of digits"),
         ('prompt,seed\na,1\n"b,2\n', "csv", 3, "is no CSV: unexpected end of data"),
         (b"prompt\na\n\xff\n", "csv", 3, "is not UTF-8"),
     ],
@@ -96,17 +114,24 @@ def test_a_bad_line_has_its_number(content: str | bytes, kind: str, line: int, p
     [
         ("a red house,1\nb,2", "no header with a column prompt: 'a red house,1'"),
         ("prompt,sede\na,1", "unknown column 'sede' (did you mean seed?)"),
+        ("prompt,seed,Seed\na,1,2", "has two columns seed"),
+        ("prompt,n,count\na,1,2", "has two columns images"),
         ("", "no header"),
         ('""prompt,seed\na,1', "no header"),
         ("a\0b", "NUL bytes"),
         ("\ufeffa".encode("utf-16"), "NUL bytes"),
     ],
-    ids=["header", "column", "empty", "quotes", "nul", "utf-16"],
+    ids=["header", "column", "twice", "alias", "empty", "quotes", "nul", "utf-16"],
 )
 def test_a_table_that_is_none(content: str | bytes, problem: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         read(content, "csv")
     assert problem in caught.value.message
+
+
+def test_a_table_of_a_spreadsheet(tmp_path: Path) -> None:
+    (tmp_path / "a.tsv").write_text("Prompt\tSEED\t\t\na red, old house\t3.0\t\t\n")
+    assert list(read_file(tmp_path / "a.tsv")) == [(2, Entry("a red, old house", seed=3))]
 
 
 @pytest.mark.parametrize("name", ["missing.txt", "folder.txt", "pipe.txt", "prompts.md", "endless.txt"])

@@ -70,8 +70,8 @@ def test_a_random_seed_is_kept(tmp_path: Path) -> None:
     ("changed", "said"),
     [
         ({"lines": ["a house", "a cat", "a star"]}, r"2 pictures .*prompt was 'a boat', is 'a cat'"),
-        ({"steps": 5}, r"4 pictures .*steps was None, is 5"),
-        ({"painter": StandIn(quantization="w8a8")}, "quantization was None, is 'w8a8'"),
+        ({"steps": 5}, r"4 pictures .*steps was not given, is 5"),
+        ({"painter": StandIn(quantization="w8a8")}, "quantization was not given, is 'w8a8'"),
     ],
     ids=["line", "option", "model"],
 )
@@ -97,6 +97,26 @@ def test_foreign_files_are_in_the_way(tmp_path: Path) -> None:
         draw(tmp_path)
     assert (tmp_path / NAMES[1]).read_bytes() == b"a photograph"
     assert len(draw(tmp_path, force=True)) == 4
+
+
+@pytest.mark.parametrize(
+    "spoil", [lambda content: content[:-30], lambda content: b"", len], ids=["cut", "empty", "zeros"]
+)
+def test_damaged_pictures_are_drawn_again(tmp_path: Path, spoil: Any) -> None:
+    """Cut off, empty, zeros; what somebody changed and can be read stays."""
+    draw(tmp_path)
+    path = tmp_path / NAMES[1]
+    whole = path.read_bytes()
+    path.write_bytes(bytes(spoil(whole)))
+    painter = StandIn()
+    draw(tmp_path, painter)
+    assert painter.drawn == [NAMES[1]] and path.read_bytes() == whole
+    path.write_bytes(whole + b"more")
+    assert draw(tmp_path) == []
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(InvalidInput, match="in the way"):
+        draw(tmp_path)
 
 
 class Killed(BaseException):

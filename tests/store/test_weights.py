@@ -132,6 +132,35 @@ def test_missing_shard(sharded: Path, tmp_path: Path) -> None:
         load_state(folder)
 
 
+def test_shards_that_do_not_fit_together(sharded: Path, tmp_path: Path) -> None:
+    """What two of them have; and without their index."""
+    folder = shutil.copytree(sharded, tmp_path / "model")
+    first, second, *_ = sorted(folder.glob("*-of-*.safetensors"))
+    name, tensor = next(iter(load_file(first).items()))
+    save_file({**load_file(second), name: tensor * 0}, second)
+    for read in (load_state, StoredState):
+        with pytest.raises(CheckpointError, match=f"{second.name} has {name}, which another shard"):
+            read(folder)
+    next(folder.glob("*.index.json")).unlink()
+    with pytest.raises(CheckpointError, match="shards, but not their index"):
+        load_state(folder)
+
+
+def test_what_has_to_be_converted_first(tmp_path: Path) -> None:
+    """Weights and their average in one file; FP8 with scales."""
+    state = {name: tensor.contiguous() for name, tensor in denoiser().state_dict().items()}
+    both = {f"{prefix}.{name}": tensor + 0 for prefix in ("model", "ema") for name, tensor in state.items()}
+    save_file(both, tmp_path / f"{STEM}.safetensors")
+    with pytest.raises(CheckpointError, match="holds several networks") as caught:
+        load_state(tmp_path)
+    assert "sana-edge convert" in caught.value.hint
+    name = next(name for name in state if name.endswith("to_q.weight"))
+    scale = {name.replace("weight", "scale_weight"): torch.ones(1)}
+    save_file({**state, name: state[name].to(torch.float8_e4m3fn), **scale}, tmp_path / f"{STEM}.safetensors")
+    with pytest.raises(CheckpointError, match="FP8 weights with scales"):
+        load_state(tmp_path)
+
+
 @pytest.mark.parametrize(
     "content", ["{", "[]", "{}", '{"weight_map": {}}', '{"weight_map": {"a": "../a.safetensors"}}']
 )
