@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -130,7 +131,7 @@ def _prompts(arguments: argparse.Namespace) -> PromptSet:
     from sana_edge.evaluate import prompt_files
 
     if arguments.prompts.lower().endswith(prompt_files.KINDS):
-        return prompt_files.read(Path(arguments.prompts).expanduser())
+        return prompt_files.read(Path(os.path.expanduser(arguments.prompts)))
     found = load_prompts(arguments.prompts)
     return PromptSet(found.name, found.prompts)
 

@@ -124,7 +124,10 @@ def _loaded(
         package.verify(folder, quantization)
         check_tensors(state, quantization, [(name,) for name in targets], where=where)
         targets = [name for name in targets if name not in quantization.kept]
-        expected.update((f"{name}.weight_scale", expected[f"{name}.weight"][:, 0]) for name in targets)
+        for name in targets:
+            weight = expected[f"{name}.weight"]
+            expected[f"{name}.weight"] = weight.to(torch.int8)
+            expected[f"{name}.weight_scale"] = weight[:, 0]
     elif not int8:
         targets = []
     check_state(expected, state, where=where)

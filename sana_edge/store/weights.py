@@ -130,20 +130,24 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], *, where: str) -> 
 
 
 def check_state(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], *, where: str) -> None:
-    """Compare keys and shapes with those ``expected``, whose tensors may be on the meta device.
+    """Compare keys, shapes and kinds of numbers with those ``expected``, which may be on the meta device.
 
     Raises:
-        CheckpointError: missing keys, unexpected keys or other shapes; names the first of them.
+        CheckpointError: missing keys, unexpected keys, other shapes, or floats that are none, or the other
+            way round; names the first of them.
     """
     missing = [key for key in expected if key not in state]
     unexpected = [key for key in state if key not in expected]
-    shapes = [
-        f"{key} is {tuple(state[key].shape)}, expected {tuple(tensor.shape)}"
-        for key, tensor in expected.items()
-        if key in state and state[key].shape != tensor.shape
-    ]
-    found = (("missing keys", missing), ("unexpected keys", unexpected), ("wrong shapes", shapes))
-    problems = [f"{len(items)} {name} ({_first(items)})" for name, items in found if items]
+    shapes, kinds = list[str](), list[str]()
+    for key, tensor in expected.items():
+        found = state.get(key, tensor)
+        if found.shape != tensor.shape:
+            shapes.append(f"{key} is {tuple(found.shape)}, expected {tuple(tensor.shape)}")
+        if found.is_floating_point() != tensor.is_floating_point():
+            kinds.append(f"{key} is {str(found.dtype).removeprefix('torch.')}")
+    lists = {"missing keys": missing, "unexpected keys": unexpected}
+    lists |= {"wrong shapes": shapes, "wrong dtypes": kinds}
+    problems = [f"{len(items)} {name} ({_first(items)})" for name, items in lists.items() if items]
     if problems:
         raise CheckpointError(
             f"{where} does not fit its config: {'; '.join(problems)}",
