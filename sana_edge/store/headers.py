@@ -6,6 +6,7 @@ import contextlib
 import copy
 import io
 import itertools
+import os
 import pickletools
 import re
 import struct
@@ -24,6 +25,12 @@ _BLOCK = 1 << 20
 _PICKLES = 4
 # of a pickle, which has some twenty for a tensor; and values of a header, which has seven
 _STEPS, _VALUES = 1 << 20, 1 << 20
+# bytes of a zip archive's directory that are looked at, and parts in it
+_DIRECTORY, _PARTS = 8 << 20, 50_000
+
+
+class TooMuch(ValueError):
+    """A file has more of something than any checkpoint, and its reader would take for ever."""
 
 
 def stored_names(path: Path) -> list[str]:
@@ -65,7 +72,7 @@ def pickled_objects(path: Path) -> list[str]:
         if not zipfile.is_zipfile(path):
             found = _asked(file)
         else:
-            with zipfile.ZipFile(file) as archive, open_pickle(archive) as content:
+            with open_archive(file) as archive, open_pickle(archive) as content:
                 found = _asked(content)
     # Python 2's name, which the oldest protocols have
     return sorted({re.sub("^__builtin__", "builtins", name) for name in found})
@@ -84,7 +91,7 @@ def check_archive(path: Path) -> None:
     """
     if not zipfile.is_zipfile(path):
         return
-    with zipfile.ZipFile(path) as archive:
+    with open_regular(path) as file, open_archive(file) as archive:
         if sum(part.compress_size for part in archive.infolist()) > path.stat().st_size:
             raise ValueError("it has parts that lie in one another")
         for part in archive.infolist():
@@ -99,6 +106,20 @@ def check_archive(path: Path) -> None:
                         pass
             except zipfile.BadZipFile as error:
                 raise ValueError(f"its part {part.filename} is damaged: {error}") from error
+
+
+def open_archive(file: IO[bytes]) -> zipfile.ZipFile:
+    """A zip archive, whose directory is at its end and takes ten times as much in memory.
+
+    Raises:
+        TooMuch: it has more parts than any checkpoint.
+        zipfile.BadZipFile: it is none.
+    """
+    file.seek(max(file.seek(0, os.SEEK_END) - _DIRECTORY, 0))
+    # how each entry begins
+    if file.read(_DIRECTORY).count(b"PK\1\2") > _PARTS:
+        raise TooMuch(f"it has more than {_PARTS} parts")
+    return zipfile.ZipFile(file)
 
 
 def pickle_in(archive: zipfile.ZipFile) -> str:
@@ -127,7 +148,7 @@ def _opcodes(file: IO[bytes]) -> Iterator[tuple[str, str]]:
     """The opcodes of a pickle that have text, and the text; nothing is run.
 
     Raises:
-        ValueError: there are more than any network has.
+        TooMuch: there are more than any network has.
     """
     # a length that a pickle lies about is then of no more than this
     content = io.BytesIO(file.read(MOST))
@@ -140,4 +161,4 @@ def _opcodes(file: IO[bytes]) -> Iterator[tuple[str, str]]:
                 if isinstance(argument, str):
                     yield opcode.name, argument
     if steps > _STEPS:
-        raise ValueError(f"its pickle has more than {_STEPS} steps")
+        raise TooMuch(f"its pickle has more than {_STEPS} steps")

@@ -314,4 +314,11 @@ def test_a_pickle_of_a_million_steps(tmp_path: Path, step: bytes) -> None:
     path.write_bytes(b"\x80\x04" + step * (1 << 20) + b"N.")
     with pytest.raises(CheckpointError) as caught:
         read_checkpoint(path)
-    assert "damaged" in caught.value.message or "steps" in caught.value.message
+    assert "more than 1048576 steps" in caught.value.message
+
+
+def test_an_archive_of_too_many_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sana_edge.store.headers._PARTS", 10)
+    path = write(tmp_path, {f"x.{number}": torch.zeros(1) for number in range(20)})
+    with pytest.raises(CheckpointError, match="more than 10 parts"):
+        read_checkpoint(path)
