@@ -265,7 +265,8 @@ def _key(name: str) -> str:
 
 def _folders(name: str) -> list[str]:
     """Those that a name lies in."""
-    return [str(folder) for folder in PurePosixPath(name).parents][:-1]
+    parts = name.split("/")
+    return ["/".join(parts[:count]) for count in range(1, len(parts))]
 
 
 def _check_names(

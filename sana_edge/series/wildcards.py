@@ -165,15 +165,17 @@ class Wildcards:
         if name in self._open or len(self._open) > MOST_NESTED:
             raise InvalidInput(f"wildcards lead to themselves: {' > '.join([*self._open, name])}", "break it")
         try:
-            lines = read_bounded(path).decode("utf-8-sig").splitlines()
+            content = read_bounded(path)
+            text = content.decode("utf-8-sig")
         except (OSError, ValueError) as error:
             reason = (error.strerror if isinstance(error, OSError) else None) or error
             raise InvalidInput(f"cannot read {path}: {reason}", "give a UTF-8 file of lines") from error
-        self._options += len(lines) + sum(line.count("|") + line.count("__") for line in lines)
+        self._options += sum(map(content.count, (b"\n", b"\r", b"|", b"__")))
         if self._options > MOST_OPTIONS:
             found = f"the wildcards up to {path} have more than {MOST_OPTIONS} lines and alternatives"
             raise InvalidInput(found, "name fewer or smaller files")
-        texts = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+        lines = (line.strip() for line in re.split(r"\r\n|\r|\n", text))
+        texts = [line for line in lines if line and not line.startswith("#")]
         if not texts:
             raise InvalidInput(f"{path} has no lines", "write one alternative into each line")
         self._open.append(name)

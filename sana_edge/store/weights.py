@@ -23,6 +23,8 @@ from sana_edge.system.memory import is_memory
 
 _DAMAGED = "the file is damaged or its download was interrupted; download it again"
 _VALUES = "the weights are damaged; download the model again"
+# two values in a byte, which torch cannot convert
+_PACKED = getattr(torch, "float4_e2m1fn_x2", None)
 
 
 def load_state(folder: Path, *, variant: str | None = None) -> dict[str, Tensor]:
@@ -222,10 +224,11 @@ def load_file(path: Path) -> dict[str, Tensor]:
     """The tensors of one safetensors file, mapped, in their stored dtypes.
 
     Raises:
-        CheckpointError: it cannot be read; says what it is, if that is another thing.
+        CheckpointError: it cannot be read, and what it is, if that is another thing; or a dtype is not read.
     """
     with _damage_named(path):
-        return _load_safetensors(path)
+        tensors = _load_safetensors(path)
+    return {name: _unpacked(tensor) for name, tensor in tensors.items()}
 
 
 def is_float8(tensor: Tensor) -> bool:
@@ -250,7 +253,15 @@ def _own_names(folder: Path, stored: Iterable[str]) -> dict[str, str]:
 
 
 def _widened(tensor: Tensor) -> Tensor:
-    return tensor.float() if is_float8(tensor) else tensor
+    return _unpacked(tensor).float() if is_float8(tensor) else tensor
+
+
+def _unpacked(tensor: Tensor) -> Tensor:
+    if tensor.dtype == _PACKED:
+        raise CheckpointError(
+            f"a weight is {tensor.dtype}, which is not read", "give the model in 16 bit or FP8"
+        )
+    return tensor
 
 
 @contextmanager
