@@ -133,6 +133,10 @@ def _words(error: Exception) -> tuple[str, str]:
     """What to say of an error that is no `SanaError`, and a hint."""
     if isinstance(error, OSError) and error.filename is not None:
         return one_line(f"cannot use {error.filename}: {error.strerror}"), hint_of(error)
+    if isinstance(error, FileNotFoundError):
+        # the current folder has gone, or there is none for temporary files
+        hint = "go to a folder that is there, and let TMPDIR be one that can be written"
+        return one_line(error.strerror or str(error)), hint
     message = one_line(" ".join(f"{type(error).__name__}: {error}".split()))
     return message, "run it again with -v to see where this comes from"
 

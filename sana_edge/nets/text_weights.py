@@ -38,7 +38,8 @@ _CONFIG = (
 )
 # what they may be at most: the library makes a layer, and a list, of each number
 _MOST = {
-    **dict.fromkeys(("num_hidden_layers", "num_attention_heads", "num_key_value_heads"), 1024),
+    "num_hidden_layers": 256,
+    **dict.fromkeys(("num_attention_heads", "num_key_value_heads"), 1024),
     **dict.fromkeys(("hidden_size", "intermediate_size", "head_dim"), 1 << 20),
     **dict.fromkeys(("vocab_size", "max_position_embeddings", "sliding_window"), 1 << 26),
 }

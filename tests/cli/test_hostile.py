@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from sana_edge.calib.prompts import load_prompts
+from sana_edge.cli.main import main
 from sana_edge.errors import InvalidInput, SanaError
 from sana_edge.image import read_metadata
 from sana_edge.init_image import read_image
@@ -158,3 +159,14 @@ def test_the_current_folder_is_gone(tmp_path: Path) -> None:
     command = f"cd {tmp_path}/here; rmdir ../here; {sys.executable} -m sana_edge generate a --steps 1"
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.startswith("error: cannot write sana-"), done.stderr
+
+
+def test_no_folder_for_temporary_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr("sana_edge.cli.plan.run", refuse)
+    assert main(["plan"]) == 1
+    assert re.search("error: No usable .*\nhint:  .*TMPDIR", capsys.readouterr().err)
