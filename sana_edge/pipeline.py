@@ -72,8 +72,8 @@ class Sana:
             device: "auto", "cpu" or "cuda"; for exported folders also "gpu" and "npu", which are Intel's
                 (without one "gpu" is NVIDIA's), and "tensorrt", which is onnxruntime's own TensorRT.
             dtype: of the denoiser, "auto", "fp32", "bf16" or "fp16"; auto is the checkpoint's own,
-                fp32 instead of fp16 on the CPU, and what an engine computes in. In an INT8 model, of what
-                is not INT8.
+                fp32 instead of fp16 on the CPU, and of bf16 where it has no instructions for that, and what
+                an engine computes in. In an INT8 model, of what is not INT8.
             int8: a bundled model's INT8 package, or else INT8 layers made while loading, without
                 calibration. A package is INT8 also without it.
             backend: what the denoiser's steps run on, "auto", "torch", "triton" or "cuda"; the last two are
@@ -323,7 +323,7 @@ class Sana:
         if len(alike) != 1 or any(p.images != 1 or p.init is not None for p in plans):
             found = "a batch is of requests for one picture each that differ in prompts and seeds alone"
             raise InvalidInput(found, "leave out images, and draw the others in another batch")
-        runtime.check_plan(plans[0])
+        runtime.check_plan(plans[0], len(plans))
         cancel = cancel or threading.Event()
         steps = batch_generation(runtime, plans, on_progress or unseen, cancel)
         with closing(_inside(runtime.computing, self._alone(runtime, cancel, steps))) as taken:

@@ -27,7 +27,7 @@ from sana_edge.store.hub import ResolvedModel
 from sana_edge.store.known_models import BUNDLED
 from sana_edge.store.package import KEY, Quantization
 from sana_edge.store.package_tensors import is_scale, to_16_bit
-from sana_edge.torch_runtime import runtime
+from sana_edge.torch_runtime import load, runtime
 from sana_edge.torch_runtime.device import DTYPES
 from sana_edge.torch_runtime.load import load_decoder, load_denoiser
 
@@ -117,7 +117,10 @@ def test_a_package_is_int8_with_or_without_asking(tiny_package: Path, tiny_folde
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_packages_of_16_bit_models(tiny_folder: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+def test_packages_of_16_bit_models(
+    tiny_folder: Path, tmp_path: Path, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load, "computes_bf16", lambda: True)
     source = shutil.copytree(tiny_folder, tmp_path / "half")
     for name in ("transformer", "vae"):
         file = source / name / WEIGHTS

@@ -23,6 +23,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, SanaPipeline, SanaSprintP
 from numpy.typing import NDArray
 
 from sana_edge import Cancelled, Image, OutOfMemory, Sana, SanaError, Step, UnsupportedDevice
+from sana_edge.request import Request
 from sana_edge.store.hub import ResolvedModel
 from sana_edge.store.known_models import BUNDLED, KNOWN
 from sana_edge.system.memory import memory_errors
@@ -463,6 +464,15 @@ def test_a_size_that_cannot_fit_is_refused_before_any_work(
     assert sana.generate(PROMPT, steps=1)
     monkeypatch.setattr(runtime, "available_memory", lambda _: None)
     sana.stream(PROMPT, size=(8192, 8192)).close()
+
+
+def test_a_batch_that_cannot_fit_is_refused(sana: Sana, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = [Request(PROMPT, size=(128, 128), steps=1, seed=seed) for seed in range(64)]
+    # room for two of them
+    monkeypatch.setattr(runtime, "available_memory", lambda _: 20_000_000)
+    assert len(sana.batch(requests[:2])) == 2
+    with pytest.raises(OutOfMemory, match=r"64 pictures of 128x128 at once need about 0\.\d GB"):
+        sana.batch(requests)
 
 
 def test_other_runtime_errors_stay_what_they_are() -> None:

@@ -10,13 +10,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sana_edge.bench.machine import BF16_PRODUCTS, instructions
 from sana_edge.bench.order import Order
 from sana_edge.config import DenoiserConfig, SamplerConfig
 from sana_edge.errors import extra, torch_extra
 from sana_edge.request import Plan, Request
 from sana_edge.store import hub
 from sana_edge.store.folder import read_json
+from sana_edge.system.instructions import BF16_PRODUCTS, instructions
 from sana_edge.system.threads import cpu_threads
 
 _ENGINES = ("onnxruntime", "openvino", "tensorrt")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
-import re
 import shutil
 import subprocess
 import sys
@@ -16,17 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import sana_edge
+from sana_edge.system.instructions import instructions
 from sana_edge.system.threads import processor
 
 # the checkout, or the folder of an installation
 _ABOVE = Path(sana_edge.__file__).parents[1]
 PACKAGES = ("sana-edge", "numpy", "Pillow", "torch", "transformers", "diffusers")
 ASKED = ("driver_version", "power.limit", "clocks.max.sm", "clocks.max.mem", "clocks.sm", "temperature.gpu")
-# the products of INT8 and of bf16: on x86, then on ARM
-INT8_PRODUCTS = ("avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
-BF16_PRODUCTS = ("avx512_bf16", "amx_bf16", "bf16")
-INSTRUCTIONS = ("avx2", "avx512f", *INT8_PRODUCTS, *BF16_PRODUCTS)
-_APPLE = {"FEAT_DotProd": "asimddp", "FEAT_I8MM": "i8mm", "FEAT_BF16": "bf16"}
 _POWERCAP = Path("/sys/class/powercap")
 MODULES = ("pytest", "xdist", "diffusers", "transformers", "tokenizers", "torch", "triton", "numpy", "PIL")
 
@@ -51,24 +46,6 @@ def machine() -> dict[str, Any]:
         "instructions": None if found is None else sorted(found),
         "power": power(),
     }
-
-
-def instructions() -> set[str] | None:
-    """Those of `INSTRUCTIONS` that the CPU has; None where nobody tells. Of torch too, where it is loaded."""
-    told = getattr(getattr(sys.modules.get("torch"), "cpu", None), "get_capabilities", dict[str, bool])()
-    words = {name for name, there in told.items() if there is True}
-    words |= _apple() if sys.platform == "darwin" else set()
-    with suppress(OSError):
-        text = Path("/proc/cpuinfo").read_text()
-        listed = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
-        words |= set(listed[1].split() if listed else ())
-    return words & set(INSTRUCTIONS) if words else None
-
-
-def _apple() -> set[str]:
-    lines = (_said("sysctl", "hw.optional.arm") or "").splitlines()
-    there = {line.partition(":")[0].rpartition(".")[2] for line in lines if line.endswith(": 1")}
-    return {"neon", *(word for name, word in _APPLE.items() if name in there)}
 
 
 def power() -> dict[str, Any]:

@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sana_edge.bench.machine import INT8_PRODUCTS
 from sana_edge.bench.table import Table, gigabytes
+from sana_edge.system.instructions import INT8_PRODUCTS
 
 Facts = Mapping[str, Any]
 

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from sana_edge.bench.drawers import Drawer, Tell, loaded
-from sana_edge.bench.machine import instructions, versions
+from sana_edge.bench.machine import versions
 from sana_edge.bench.meters import DeviceMemory, Energy, nvml
 from sana_edge.bench.order import Order
 from sana_edge.errors import export_extra, torch_extra
+from sana_edge.system.instructions import instructions
 from sana_edge.system.memory import memory_errors, peak_memory
 
 # near in length, so that only their words differ

@@ -85,7 +85,7 @@ def add_load_options(parser: argparse.ArgumentParser, *, int8: str = _INT8) -> N
         int8: the help of ``--int8``.
     """
     add = parser.add_argument
-    dtypes = "of the denoiser (default: auto, the checkpoint's own; on the CPU fp32 in place of fp16;"
+    dtypes = "of the denoiser (default: auto, the checkpoint's own; fp32 in place of what a CPU lacks;"
     dtypes += " what suits an engine)"
     add("--dtype", choices=("auto", "fp32", "bf16", "fp16"), help=dtypes)
     add("--int8", action="store_true", default=None, help=int8)

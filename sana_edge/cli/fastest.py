@@ -18,6 +18,7 @@ from sana_edge.store import hub, package
 from sana_edge.store.cache import user_cache
 from sana_edge.store.hub import ResolvedModel
 from sana_edge.store.manifest import is_exported
+from sana_edge.system.instructions import lacks_int8
 
 _COMPONENTS = ("transformer", "vae", "text_encoder")
 
@@ -75,9 +76,14 @@ def export_place(found: ResolvedModel) -> Path | None:
 
 
 def _openvino_suits(options: LoadOptions) -> bool:
-    """Whether OpenVINO is there, its INT8 sums are exact on this CPU, and no GPU would be taken."""
+    """Whether OpenVINO is there, its INT8 sums are exact and quick on this CPU, and no GPU would be taken.
+
+    Without INT8 products OpenVINO keeps all weights in fp32: more memory than torch takes, in no less time.
+    """
     from sana_edge.engines.openvino.backend import sums_are_exact
 
+    if lacks_int8():
+        return False
     try:
         if not sums_are_exact():
             return False

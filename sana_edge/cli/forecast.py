@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sana_edge.cli import engine_times
 from sana_edge.cli.fastest import export_place, suited
-from sana_edge.config import LATENT_CELL, AutoencoderConfig
+from sana_edge.cli.proposals import Ask, Proposal, least_of, proposals_of, smaller, work_of
 from sana_edge.errors import MissingDependency, SanaError, torch_extra
 from sana_edge.plan.memory import (
     BASE,
     RUNNING,
     Order,
     Stage,
-    Work,
     engine_stages,
-    exported_stages,
+    fitting_dtypes,
     in_turn,
     order,
     torch_stages,
@@ -28,25 +28,15 @@ from sana_edge.plan.model import Facts, facts_of
 from sana_edge.prompt import CHI
 from sana_edge.request import LoadOptions, Plan, Request
 from sana_edge.store import hub, manifest
-from sana_edge.store.manifest import Manifest, is_exported
+from sana_edge.store.manifest import is_exported
 from sana_edge.store.tokenizer import PromptTokenizer
 from sana_edge.system.memory import available_memory, shown, used_memory
 
 # tokens of SANA's instruction in Gemma's vocabulary
 _INSTRUCTION = 246
-# sides in pixels that are proposed in place of one that does not fit
-_SIDES = (1024, 768, 512, 256)
+# of the first picture's time, from which on a further one is worth a note
+_SHORTER = 0.9
 _EXPORTED = "the first `generate` exports it for OpenVINO, which then draws faster than what is said here"
-_PROMPT = "a red house left of a yellow star"
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """Options that make a picture fit, and the bytes that it then takes at its peak."""
-
-    options: str
-    why: str
-    peak: int
 
 
 @dataclass(frozen=True)
@@ -139,8 +129,11 @@ def _of_torch(model: str, request: Request, options: LoadOptions, image: bool, p
     on_host = device.type == "cpu"
     base, free = _base("torch"), available_memory(device)
     limit = _limit(base if on_host else 0, free, options)
-    work = _work(plan, image)
-    stages = torch_stages(facts, work, dtype=dtype, int8=int8, host=on_host)
+    text_dtype = None
+    if options.dtype == "auto" and on_host and limit is not None:
+        dtype, text_dtype = fitting_dtypes(facts, dtype, int8=int8, free=max(limit - base, 0))
+    work = work_of(plan, image)
+    stages = torch_stages(facts, work, dtype, text_dtype, int8=int8, host=on_host)
     spent: dict[str, float] = {}
     if probe:
         with torch_threads(options.threads):
@@ -148,7 +141,7 @@ def _of_torch(model: str, request: Request, options: LoadOptions, image: bool, p
                 facts, work, dtype=dtype, int8=int8, device=device, instruction=_instruction(facts)
             )
         spent = _spent(timed, plan)
-    ask = _Ask(facts, plan, dtype, int8, on_host, image, options)
+    ask = Ask(facts, plan, dtype, int8, on_host, image, options)
     return _forecast(
         name=facts.name,
         backend=f"torch ({backend.name})" if backend.fused else "torch",
@@ -161,7 +154,7 @@ def _of_torch(model: str, request: Request, options: LoadOptions, image: bool, p
         download=facts.download,
         disk=facts.disk,
         seconds=spent,
-        proposals=lambda room: tuple(_proposals(ask, room)),
+        proposals=lambda room: tuple(proposals_of(ask, room)),
         notes=(*_notes(facts, int8, on_host), *([_EXPORTED] if export is not None else [])),
     )
 
@@ -174,10 +167,16 @@ def _of_engine(folder: Path, request: Request, options: LoadOptions, image: bool
     settings = Settings(threads=options.threads, precision=options.dtype, engine_folder=options.engines)
     kind = choose.choose(options.backend, options.device, folder, settings)
     plan = request.plan(described.native_size, described.sampler.kind, described.size)
-    base, work = _base(kind.name), _work(plan, image)
+    base, work = _base(kind.name), work_of(plan, image)
     limit = _limit(base, available_memory(), options)
     stages = engine_stages(described, work, kind.name, kind.precision)
-    spent = _spent(_engine_seconds(folder, described, plan, options), plan) if probe else {}
+    spent: dict[str, float] = {}
+    notes: tuple[str, ...] = ()
+    if probe:
+        times = engine_times.measured(folder, described, plan, options)
+        spent, further = times.first, sum(times.further.values())
+        if further < _SHORTER * sum(spent.values()):
+            notes = (f"a further picture of the same process takes about {further:.2g} s",)
     return _forecast(
         name=described.name,
         backend=kind.name,
@@ -191,11 +190,11 @@ def _of_engine(folder: Path, request: Request, options: LoadOptions, image: bool
         disk=sum(file.bytes for file in described.files.values()),
         seconds=spent,
         proposals=lambda room: (
-            tuple(_smaller(plan, lambda p: _least_of(described, p, kind, image), room))
+            tuple(smaller(plan, lambda p: least_of(described, p, kind, image), room))
             if order(stages, room) is None
             else ()
         ),
-        notes=(),
+        notes=notes,
     )
 
 
@@ -226,116 +225,6 @@ def _forecast(
     )
 
 
-@dataclass(frozen=True)
-class _Ask:
-    """What was asked for, to be asked again with one thing changed."""
-
-    facts: Facts
-    plan: Plan
-    dtype: str
-    int8: bool
-    host: bool
-    image: bool
-    options: LoadOptions
-
-    def stages(self, **changed: Any) -> list[Stage]:
-        ask = dataclasses.replace(self, **changed)
-        work = _work(ask.plan, ask.image)
-        return torch_stages(ask.facts, work, dtype=ask.dtype, int8=ask.int8, host=ask.host)
-
-
-def _proposals(ask: _Ask, room: int) -> Iterator[Proposal]:
-    """Changes with which a picture fits, each computed; the ones that cost least quality first."""
-    changes: list[tuple[str, str, dict[str, Any]]] = []
-    if not ask.int8:
-        changes.append(("--int8", "INT8 weights and activations", {"int8": True}))
-    if ask.dtype == "fp32":
-        changes.append(("--dtype bf16", "16 bit, slow on CPUs without it", {"dtype": "bf16"}))
-    lite = _with_lite(ask)
-    if lite is not None:
-        changes.append(("--decoder dc-ae-lite", "a smaller decoder", {"facts": lite}))
-    if ask.plan.tile != 512:
-        tiled = dataclasses.replace(ask.plan, tile=512)
-        changes.append(("--tile 512", "decoded in tiles, which change pixels a little", {"plan": tiled}))
-    pairs = [
-        (f"{a} {b}", f"{x}; {y}", {**one, **two})
-        for n, (a, x, one) in enumerate(changes)
-        for b, y, two in changes[n + 1 :]
-    ]
-    found = list(_fitting(ask, changes, room)) or list(_fitting(ask, pairs, room))[:2]
-    yield from found
-    if ask.host:
-        for engine, int8 in (("openvino", True), ("onnxruntime", True)):
-            stages = exported_stages(ask.facts, _work(ask.plan, ask.image), engine, int8=int8)
-            way = order(stages, room)
-            if way is not None:
-                why = "an export, which needs no torch"
-                yield Proposal(f"export --int8, then --backend {engine}", why, way[1])
-                break
-    if not found and order(ask.stages(), room) is None:
-        yield from _smaller(
-            ask.plan, lambda plan: in_turn(ask.stages(plan=plan, int8=True), tiles=True), room
-        )
-
-
-def _fitting(ask: _Ask, changes: Sequence[tuple[str, str, dict[str, Any]]], room: int) -> Iterator[Proposal]:
-    before = order(ask.stages(), room)
-    for options, why, changed in changes:
-        way = order(ask.stages(**changed), room)
-        # where it fits already, only what lets it stay in memory
-        if way is not None and (before is None or (way[0] == "together" and before[0] != "together")):
-            yield Proposal(options, why, way[1])
-
-
-def _with_lite(ask: _Ask) -> Facts | None:
-    """The same model with the smaller decoder, where that decodes its latents."""
-    decoder = ask.facts.decoder
-    if ask.options.decoder is not None or not isinstance(decoder, AutoencoderConfig):
-        return None
-    if decoder.decoder_block_out_channels != AutoencoderConfig().decoder_block_out_channels:
-        return None
-    from sana_edge.plan.model import with_lite_decoder
-
-    return with_lite_decoder(ask.facts)
-
-
-def _smaller(plan: Plan, least: Any, room: int) -> Iterator[Proposal]:
-    """The largest of some usual sizes that fits."""
-    for side in _SIDES:
-        if side * side < plan.width * plan.height:
-            needed = least(dataclasses.replace(plan, width=side, height=side, size=(side, side)))
-            if needed <= room:
-                yield Proposal(f"--size {side}x{side} --exact-size", "a smaller picture", needed)
-                return
-
-
-def _least_of(described: Manifest, plan: Plan, kind: Any, image: bool) -> int:
-    return in_turn(engine_stages(described, _work(plan, image), kind.name, kind.precision), tiles=True)
-
-
-def _engine_seconds(folder: Path, described: Manifest, plan: Plan, options: LoadOptions) -> dict[str, float]:
-    """Of a picture that is small enough to be drawn now, scaled; it takes as long as loading the model."""
-    from sana_edge.engines.runtime import EngineRuntime
-    from sana_edge.pipeline import Sana
-
-    cell = described.cell
-    side = described.size or (min(plan.width, 8 * cell), min(plan.height, 8 * cell))
-    runtime = EngineRuntime.load(
-        folder, device=options.device, dtype=options.dtype, backend=options.backend, threads=options.threads
-    )
-    with Sana(runtime) as sana:
-        image = sana.generate(_PROMPT, size=side, exact_size=True, steps=4, seed=0, guidance=plan.guidance)
-        # the second one is ready
-        again = sana.generate(_PROMPT, size=side, exact_size=True, steps=4, seed=0, guidance=plan.guidance)
-    scale = plan.width * plan.height / (side[0] * side[1])
-    spent = again.timings
-    return {
-        "text": image.timings["text"],
-        "step": spent["denoise"] / 4 * scale,
-        "decode": spent["decode"] * scale,
-    }
-
-
 def _spent(found: dict[str, float], plan: Plan) -> dict[str, float]:
     steps = plan.steps - plan.skip
     return {"text": found["text"], "denoise": steps * found["step"], "decode": found["decode"]}
@@ -352,11 +241,6 @@ def _limit(base: int, free: int | None, options: LoadOptions) -> int | None:
     if options.memory is None:
         return there
     return int(options.memory) if there is None else min(there, int(options.memory))
-
-
-def _work(plan: Plan, image: bool) -> Work:
-    height, width = plan.height // LATENT_CELL, plan.width // LATENT_CELL
-    return Work(height, width, plan.guided, plan.tile, image or plan.init is not None)
 
 
 def _instruction(facts: Facts) -> int:

@@ -204,7 +204,7 @@ class EngineRuntime:
     def synchronize(self) -> None:
         """Engines return when they are done."""
 
-    def check_plan(self, plan: Plan) -> None:
+    def check_plan(self, plan: Plan, count: int = 1) -> None:
         """See that the graphs know the size, and that its pixels fit; computes nothing.
 
         What engines take besides is not known before they run: they map weights from files, hold them in

@@ -2,7 +2,9 @@
 
 `ops.w8a8_conv2d` puts them together. oneDNN is reached by operators that torch keeps for its own compiler:
 where they are missing, or a trial shows that their sums saturate (CPUs without VNNI add pairs of products in
-16 bit), and on other devices, maps are unfolded into the rows of a linear layer. The sums are the same.
+16 bit), a convolution in fp32 of parts of the channels, whose sums are exact there. On other devices, and
+where another trial shows that such a convolution is not exact (Winograd's is not), maps are unfolded into the
+rows of a linear layer. The sums are the same.
 """
 
 from __future__ import annotations
@@ -15,10 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sana_edge.int8 import quant
+from sana_edge.int8.matmul import exact_parts
 
 # of the unfolded map, alive at a time: within a CPU's cache, enough to fill a GPU
 _UNFOLDED_BYTES = 8 << 20
 _UNFOLDED_BYTES_ON_GPU = 64 << 20
+# input and output of a strip that is convolved in fp32
+_WIDE_BYTES = 16 << 20
 # of a piece that is quantized, in fp32, on a CPU
 _QUANTIZED_BYTES = 1 << 19
 
@@ -57,6 +62,8 @@ def pack_conv2d(weight: Tensor, padding: int) -> Tensor:
     if is_packed(weight):
         return weight
     if weight.device.type != "cpu":
+        return weight.contiguous(memory_format=torch.channels_last)
+    if not wide_refusal():
         return weight.contiguous(memory_format=torch.channels_last)
     if onednn_refusal():
         # (kh, kw, in, out) in memory
@@ -129,6 +136,63 @@ def onednn_conv2d(
         "",
     )
     return out.to(dtype)
+
+
+@functools.cache
+def wide_refusal() -> str:
+    """Why INT8 maps are not convolved in fp32 on this CPU; empty where they are."""
+    if not onednn_refusal():
+        return "oneDNN convolves INT8"
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randint(-127, 128, (1, 64, 24, 24), dtype=torch.int8, generator=generator)
+    weight = torch.randint(-127, 128, (64, 64, 3, 3), dtype=torch.int8, generator=generator)
+    # all of one sign reach what is still exact, nearly
+    values[:, :, :4], weight[:2] = 127, 127
+    one = torch.ones(())
+    found = wide_conv2d(_channels_last(values), one, weight, one.expand(64), None, 1, torch.float32)
+    exact = F.conv2d(values.double(), weight.double(), padding=1)
+    return "" if torch.equal(found.double(), exact) else "its sums are not exact on this CPU"
+
+
+def wide_conv2d(
+    values: Tensor,
+    scale: Tensor,
+    weight: Tensor,
+    weight_scales: Tensor,
+    bias: Tensor | None,
+    padding: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """`ops.w8a8_conv2d` in strips of rows, in fp32."""
+    image = F.pad(values, [padding] * 4)
+    height, width = (
+        side - kernel + 1 for side, kernel in zip(image.shape[2:], weight.shape[2:], strict=True)
+    )
+    wide = _channels_last(weight.float())
+    parts = exact_parts(wide)
+    out = torch.empty(len(values), height, width, len(weight), dtype=dtype, device=values.device)
+    out = out.permute(0, 3, 1, 2)
+    columns = weight_scales[:, None, None]
+    offsets = None if bias is None else bias.float()[:, None, None]
+    row_bytes = 4 * len(values) * (image.shape[1] * image.shape[3] + len(weight) * width)
+    step = max(_WIDE_BYTES // row_bytes, 1)
+    for start in range(0, height, step):
+        stop = min(start + step, height)
+        strip = image[:, :, start : stop + weight.shape[2] - 1]
+        products = (F.conv2d(_channels_last(strip[:, part].float()), wide[:, part]) for part in parts)
+        sums = next(products)
+        if len(parts) > 1:
+            whole = sums.to(torch.int32)
+            for product in products:
+                whole += product.to(torch.int32)
+            sums = whole.float()
+        sums = sums.mul_(scale).mul_(columns)
+        out[:, :, start:stop] = sums if offsets is None else sums.add_(offsets)
+    return out
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def unfold(values: Tensor, kernel: tuple[int, int], padding: int) -> Iterator[Tensor]:

@@ -17,7 +17,9 @@ from torch import Tensor
 _HELD_ROWS = 64
 # the uint8 that stands for 0
 _ZERO = 128
-# so many products of two int8 add up exactly in fp32: 1024 · 128 · 127 < 2^24
+# Products of int8 with a row of a weight add up exactly in fp32, in any order, where the row's absolute
+# values are at most so much together: 128 times that is 2^24. With 1024 in depth any are.
+_EXACT_ROW = 1 << 17
 _EXACT_DEPTH = 1024
 
 
@@ -39,6 +41,8 @@ def multiplier(weight: Tensor) -> Callable[[Tensor], Tensor]:
     """What multiplies int8 values (M, K) by an int8 weight (N, K) transposed: exact sums (M, N), as fp32."""
     if weight.device.type == "cpu" and _packs():
         return _packed(weight)
+    if weight.device.type == "cpu" and int8_refusal("cpu"):
+        return _wide(weight)
     return lambda values: int8_sums(values, weight).float()
 
 
@@ -58,11 +62,22 @@ def int8_sums(values: Tensor, weight: Tensor) -> Tensor:
     refused = int8_refusal(values.device.type) or _shape_refusal(values, weight)
     if not refused:
         return torch._int_mm(values, weight.t())
-    sums = torch.zeros(len(values), len(weight), dtype=torch.int32, device=values.device)
-    for start in range(0, values.shape[1], _EXACT_DEPTH):
-        depth = slice(start, start + _EXACT_DEPTH)
-        sums += (values[:, depth].float() @ weight[:, depth].float().T).to(torch.int32)
-    return sums
+    return _wide(weight)(values, torch.int32)
+
+
+def exact_parts(weight: Tensor) -> list[slice]:
+    """Parts of the depth of a weight (N, K, ...), integers in fp32, whose products with int8 are exact there.
+
+    All parts but the last are of the same depth; most weights need one.
+    """
+    depth, each = weight.shape[1], weight[0, :1].numel()
+    if depth * each <= _EXACT_DEPTH:
+        return [slice(0, depth)]
+    sizes = weight.abs().flatten(2).sum(2) if weight.ndim > 2 else weight.abs()
+    step = depth
+    while step > 1 and max(float(part.sum(1).max()) for part in torch.split(sizes, step, 1)) > _EXACT_ROW:
+        step = -(-step // 2)
+    return [slice(start, start + step) for start in range(0, depth, step)]
 
 
 def int8_refusal(device: str) -> str:
@@ -119,6 +134,22 @@ def _packed(weight: Tensor) -> Callable[[Tensor], Tensor]:
             shifted, 1.0, _ZERO, packed, scales, zeros, None, 1.0, 0, torch.float32, "none", [], ""
         )
         return sums
+
+    return multiply
+
+
+def _wide(weight: Tensor) -> Callable[..., Tensor]:
+    """Products in fp32, of parts of the depth whose sums are exact there."""
+    wide = weight.float()
+    parts = exact_parts(wide)
+
+    def multiply(values: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        if len(parts) == 1:
+            return (values.float() @ wide.T).to(dtype)
+        sums = torch.zeros(len(values), len(wide), dtype=torch.int32, device=values.device)
+        for depth in parts:
+            sums += (values[:, depth].float() @ wide[:, depth].T).to(torch.int32)
+        return sums.to(dtype)
 
     return multiply
 

@@ -272,6 +272,8 @@ def w8a8_conv2d(
     """
     if conv_product.is_packed(weight):
         return conv_product.onednn_conv2d(values, scale, weight, weight_scales, bias, padding, dtype)
+    if values.device.type == "cpu" and not conv_product.wide_refusal():
+        return conv_product.wide_conv2d(values, scale, weight, weight_scales, bias, padding, dtype)
     # (out, kh kw in)
     matrix = weight.permute(0, 2, 3, 1).flatten(1)
     kernel = (weight.shape[2], weight.shape[3])

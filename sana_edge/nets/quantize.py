@@ -5,7 +5,8 @@ The denoiser's layers are those of `sana_edge.int8.linear`, the decoder's also t
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,7 @@ def quantize_denoiser(
     keep: Collection[str] = (),
     input_scales: Mapping[str, float] | None = None,
     static: bool = False,
+    values_first: bool = True,
 ) -> None:
     """Make a float denoiser's layers INT8, in place.
 
@@ -38,14 +40,17 @@ def quantize_denoiser(
         keep: names of layers that stay as they are.
         input_scales: calibrated scales of inputs by layer, stored with it.
         static: use them, instead of one scale per token.
+        values_first: look at all weights before the first is changed. Where they are mapped from a file that
+            reads all of it into memory.
 
     Raises:
-        CheckpointError: a weight has NaN or infinite values; names its layer. Nothing is changed then.
+        CheckpointError: a weight has NaN or infinite values; names its layer. Nothing is changed then,
+            if ``values_first``.
         InvalidInput: an unknown name, or static without a scale for every layer.
         SanaError: it is quantized already.
     """
     targets = denoiser_targets(denoiser)
-    _check(denoiser, targets, keep, input_scales or {}, static)
+    _check(denoiser, targets, keep, input_scales, static=static, values=values_first)
     for name in targets:
         if name in keep:
             continue
@@ -53,7 +58,9 @@ def quantize_denoiser(
         assert isinstance(layer, Linear)
         scale = (input_scales or {}).get(name)
         given = None if scale is None else torch.tensor(scale, dtype=torch.float32)
-        denoiser.set_submodule(name, W8A8Linear.from_float(layer, input_scale=given, static=static))
+        with _naming(name):
+            layer = W8A8Linear.from_float(layer, input_scale=given, static=static)
+        denoiser.set_submodule(name, layer)
 
 
 def set_activations(model: nn.Module, activations: str) -> None:
@@ -122,6 +129,7 @@ def quantize_decoder(
     *,
     keep: Collection[str] = (),
     input_scales: Mapping[str, float] | None = None,
+    values_first: bool = True,
 ) -> None:
     """Make a float decoder's layers INT8, in place.
 
@@ -129,14 +137,16 @@ def quantize_decoder(
         keep: names of layers that stay as they are.
         input_scales: calibrated scales of inputs by layer. Without one, a convolution takes the absmax of the
             map that it is given, and a linear layer or 1x1 convolution that of each pixel.
+        values_first: as of `quantize_denoiser`.
 
     Raises:
-        CheckpointError: a weight has NaN or infinite values; names its layer. Nothing is changed then.
+        CheckpointError: a weight has NaN or infinite values; names its layer. Nothing is changed then,
+            if ``values_first``.
         InvalidInput: an unknown name.
         SanaError: it is quantized already.
     """
     targets, scales = decoder_targets(autoencoder), input_scales or {}
-    _check(autoencoder, targets, keep, scales, static=False)
+    _check(autoencoder, targets, keep, scales, values=values_first)
     for target in targets:
         if target in keep:
             continue
@@ -154,10 +164,10 @@ def encoder_targets(encoder: Encoder) -> list[str]:
     ]
 
 
-def quantize_encoder(encoder: Encoder) -> None:
+def quantize_encoder(encoder: Encoder, *, values_first: bool = True) -> None:
     """Make a float encoder's layers INT8, in place, as `quantize_decoder` does without scales."""
     targets = encoder_targets(encoder)
-    _check(encoder, targets, (), {}, static=False)
+    _check(encoder, targets, values=values_first)
     for target in targets:
         _quantize(encoder, target, None)
 
@@ -174,7 +184,8 @@ def prepare_encoder(encoder: Encoder, state: Mapping[str, Tensor]) -> None:
 
 def _quantize(network: nn.Module, target: str, scale: Tensor | None) -> None:
     for name in stacked(target):
-        layer = _w8a8(network.get_submodule(name), scale if name == target else None)
+        with _naming(name):
+            layer = _w8a8(network.get_submodule(name), scale if name == target else None)
         network.set_submodule(name, layer)
 
 
@@ -212,9 +223,16 @@ def _empty(layer: nn.Module, calibrated: bool) -> nn.Module:
 
 
 def _check(
-    model: nn.Module, targets: list[str], keep: Collection[str], scales: Mapping[str, float], static: bool
+    model: nn.Module,
+    targets: list[str],
+    keep: Collection[str] = (),
+    scales: Mapping[str, float] | None = None,
+    *,
+    static: bool = False,
+    values: bool = True,
 ) -> None:
-    """Everything that can be wrong, before the first layer is changed."""
+    """All that can be wrong, before the first layer is changed."""
+    scales = scales or {}
     unknown = sorted({*keep, *scales} - set(targets))
     if unknown:
         raise InvalidInput(f"{unknown[0]} is not a layer that can be quantized", f"such as {targets[0]}")
@@ -227,7 +245,19 @@ def _check(
                 raise SanaError(
                     f"the model is quantized already: {name} is INT8", "start from the float model"
                 )
-            if target not in keep and not quant.weight_scales(layer.weight.detach()).isfinite().all():
-                raise DamagedWeights(
-                    f"the weight of {name} has NaN or infinite values", "the checkpoint is damaged"
-                )
+            looked_at = values and target not in keep
+            if looked_at and not quant.weight_scales(layer.weight.detach()).isfinite().all():
+                raise _damaged(name)
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Let what is wrong with the weight of a layer say whose it is."""
+    try:
+        yield
+    except DamagedWeights:
+        raise _damaged(name) from None
+
+
+def _damaged(name: str) -> DamagedWeights:
+    return DamagedWeights(f"the weight of {name} has NaN or infinite values", "the checkpoint is damaged")

@@ -14,6 +14,7 @@ from sana_edge.plan import layers, maps
 from sana_edge.plan.model import Facts
 from sana_edge.store.manifest import DecoderPart, Manifest
 from sana_edge.store.tiny_autoencoder import DecoderConfig
+from sana_edge.system.instructions import lacks_int8
 from sana_edge.system.memory import HINT, shown
 
 ITEMS = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -27,6 +28,8 @@ BASE = {"torch": 440_000_000, "onnxruntime": 75_000_000, "openvino": 150_000_000
 RUNNING = {"torch": 50_000_000, "onnxruntime": 32_000_000, "openvino": 175_000_000, "tensorrt": 100_000_000}
 # an engine's memory for a byte of its graph's file: OpenVINO keeps the file's weights and its own layout
 _HELD = {"onnxruntime": 1.2, "openvino": 2.2, "tensorrt": 1.2}
+# the same of INT8 graphs where the CPU has no INT8 products: OpenVINO's own are in fp32 then
+_HELD_WIDE = 3.8
 
 # the least that maps of an engine's strips take
 _STRIP_BYTES = 256 << 20
@@ -62,7 +65,7 @@ class Stage:
 class Work:
     """What of a picture decides its memory: sides in latent cells, a second prediction, an image.
 
-    ``tile`` is that of `sana_edge.request.Plan`.
+    ``tile`` is that of `sana_edge.request.Plan`, ``count`` how many go through the denoiser together.
     """
 
     height: int
@@ -70,20 +73,25 @@ class Work:
     guided: bool
     tile: int | None = None
     image: bool = False
+    count: int = 1
 
 
-def torch_stages(facts: Facts, work: Work, *, dtype: str, int8: bool, host: bool = True) -> list[Stage]:
+def torch_stages(
+    facts: Facts, work: Work, dtype: str, text_dtype: str | None = None, *, int8: bool, host: bool = True
+) -> list[Stage]:
     """The stages of a model that torch runs, in the order of their work.
 
     Args:
         dtype: short name of the denoiser's, never "auto".
+        text_dtype: of the text encoder, where it is another than the decoder's.
         int8: a package, or made INT8 while it is loaded.
         host: on a CPU, where weights can stay mapped from their files.
     """
     item, other = ITEMS[dtype], 4 if dtype == "fp32" else 2
     packed = {name: stored.int8 for name, stored in facts.stored.items()}
     # a package's other parts may be float
-    found = [_network(facts, "text", other, int8 or packed["text"], host)]
+    read = other if text_dtype is None else ITEMS[text_dtype]
+    found = [_network(facts, "text", read, int8 or packed["text"], host)]
     # activations of the widest layer for all tokens, three of them, beside the token stream
     text = TEXT_TOKENS * (3 * facts.text["intermediate_size"] + 8 * facts.text["hidden_size"]) * 4
     found[0] = dataclasses.replace(found[0], working=text, least=text)
@@ -104,7 +112,8 @@ def denoising_bytes(config: DenoiserConfig, work: Work, item: int) -> int:
     """Of a step, and the text that it reads."""
     inner = config.num_cross_attention_heads * config.cross_attention_head_dim
     tokens = work.height * work.width * (2 if work.guided else 1)
-    return (tokens * config.dim * _TOKEN_COPIES[item] + 2 * config.num_layers * inner * TEXT_TOKENS) * item
+    each = tokens * config.dim * _TOKEN_COPIES[item] + 2 * config.num_layers * inner * TEXT_TOKENS
+    return work.count * each * item
 
 
 def decoding_bytes(
@@ -142,6 +151,7 @@ def engine_stages(described: Manifest, work: Work, engine: str, precision: str) 
         dim=int(heads) * int(channels),
         cell=described.cell,
         parts=described.decoder_parts,
+        int8=described.quantization is not None,
     )
 
 
@@ -151,7 +161,7 @@ def exported_stages(facts: Facts, work: Work, engine: str, *, int8: bool) -> lis
     sizes = {"text_encoder" if name == "text" else name: size for name, size in found.items()}
     cell, width = facts.decoder.spatial_compression, facts.text["hidden_size"]
     return _engine_stages(
-        sizes, work, engine, "fp32", text=width, dim=facts.denoiser.dim, cell=cell, parts=()
+        sizes, work, engine, "fp32", text=width, dim=facts.denoiser.dim, cell=cell, parts=(), int8=int8
     )
 
 
@@ -165,13 +175,15 @@ def _engine_stages(
     dim: int,
     cell: int,
     parts: Sequence[DecoderPart],
+    int8: bool,
 ) -> list[Stage]:
     """Of graphs of so many bytes by name."""
     values = 4 if precision == "fp32" else 3
+    wide = engine == "openvino" and int8 and lacks_int8()
     cells, pixels = work.height * work.width, work.height * work.width * cell**2
 
     def stage(name: str, working: int, least: int | None = None) -> Stage:
-        held = int(sizes[name] * _HELD[engine])
+        held = int(sizes[name] * (_HELD_WIDE if wide else _HELD[engine]))
         return Stage(name.partition("_")[0], held, 0, working, working if least is None else least)
 
     steps = cells * (2 if work.guided else 1) * dim * _TOKEN_COPIES[4] * 4
@@ -229,6 +241,21 @@ def order(stages: Sequence[Stage], free: int | None) -> tuple[Order, int] | None
         ("in turn, in tiles", in_turn(stages, tiles=True)),
     )
     return next((way for way in ways if free is None or way[1] <= free), None)
+
+
+def fitting_dtypes(facts: Facts, dtype: str, *, int8: bool, free: int | None) -> tuple[str, str]:
+    """What a CPU computes in, and what its text encoder does: ``dtype``, or bf16 where that has no room.
+
+    Of bf16 weights, for a usual picture. Without instructions for bf16 that is slow: so the text encoder
+    alone, which is the largest and works once a picture, and all only where that is not enough.
+    """
+    if dtype != "fp32" or facts.stored["denoiser"].dtype != "bf16":
+        return dtype, dtype
+    cells = facts.denoiser.sample_size
+    work = Work(cells, cells, facts.sampler != "scm")
+    ways = (("fp32", "fp32"), ("fp32", "bf16"), ("bf16", "bf16"))
+    fitting = (way for way in ways if order(torch_stages(facts, work, way[0], way[1], int8=int8), free))
+    return next(fitting, ways[0])
 
 
 def fit_hint(free: int) -> str:

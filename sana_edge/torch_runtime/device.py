@@ -10,6 +10,7 @@ import torch
 
 from sana_edge.errors import InvalidInput, UnsupportedDevice
 from sana_edge.fused import backends
+from sana_edge.system.instructions import BF16_PRODUCTS, instructions
 from sana_edge.system.threads import quota
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -56,6 +57,12 @@ def check_dtype(name: str, device: torch.device) -> None:
         raise InvalidInput(f"unknown dtype {name!r}", f"choose auto, {', '.join(DTYPES)}")
     if name == "fp16" and device.type == "cpu":
         raise UnsupportedDevice("fp16 is not supported on the CPU", "choose fp32 or bf16")
+
+
+def computes_bf16() -> bool:
+    """Whether this CPU has bf16 instructions that torch uses; without, bf16 takes many times fp32's time."""
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", bool)
+    return bool(supported()) and not (instructions() or set()).isdisjoint(BF16_PRODUCTS)
 
 
 def without_fp16(device: torch.device) -> torch.dtype:

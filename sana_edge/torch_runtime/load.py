@@ -49,7 +49,7 @@ from sana_edge.store.weights import (
     needs_clamp,
     values_named,
 )
-from sana_edge.torch_runtime.device import DTYPES
+from sana_edge.torch_runtime.device import DTYPES, computes_bf16
 
 
 def describe(model: ResolvedModel) -> tuple[Description, Description | None]:
@@ -71,7 +71,7 @@ def load_denoiser(
     """Read ``transformer/``; returns the denoiser and the short name of the dtype it computes in.
 
     Args:
-        dtype: a name of `DTYPES`, or "auto": the weights' own, fp32 in place of fp16 on the CPU.
+        dtype: a name of `DTYPES`, or "auto": the weights' own, fp32 in place of what a CPU lacks.
         int8: quantize float weights; a package is INT8 anyway.
         fused: it runs the fused operations, for which "auto" is 16 bit.
         description: of the folder, where it has been read.
@@ -103,7 +103,7 @@ def load_denoiser(
         if quantization is not None:
             set_activations(denoiser, quantization.activations)
         elif int8:
-            quantize_denoiser(denoiser)
+            quantize_denoiser(denoiser, values_first=False)
             store_in_16_bit(denoiser)
     return denoiser.to_compute(device, DTYPES[dtype]).requires_grad_(False).eval(), dtype
 
@@ -142,7 +142,7 @@ def load_decoder(
             check_values(state, where=str(folder))
         del state
         if int8 and quantization is None:
-            quantize_decoder(autoencoder)
+            quantize_decoder(autoencoder, values_first=False)
             store_in_16_bit(autoencoder)
     autoencoder.to(device, dtype)
     autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
@@ -180,7 +180,7 @@ def load_encoder(
             check_values(state, where=str(folder))
         del state
         if int8 and quantization is None:
-            quantize_encoder(encoder)
+            quantize_encoder(encoder, values_first=False)
             store_in_16_bit(encoder)
     encoder.to(device, dtype)
     encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
@@ -238,8 +238,9 @@ def _stored_dtype(state: Mapping[str, Tensor]) -> str:
 
 
 def load_dtype(stored: str, device: torch.device, *, fused: bool = False) -> str:
-    """What "auto" is for weights of a dtype: the same, fp32 in place of fp16 on the CPU, 16 bit if fused."""
-    name = "fp32" if stored == "fp16" and device.type == "cpu" else stored
+    """What "auto" is for weights of a dtype: the same, fp32 in place of what a CPU lacks, 16 bit if fused."""
+    lacks = device.type == "cpu" and (stored == "fp16" or (stored == "bf16" and not computes_bf16()))
+    name = "fp32" if lacks else stored
     return half_dtype(device) if fused and name != "fp16" else name
 
 

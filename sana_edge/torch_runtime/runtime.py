@@ -24,7 +24,16 @@ from sana_edge.fused.decoder import fuse_decoder, fuse_encoder
 from sana_edge.nets.autoencoder import Autoencoder, Encoder, LatentDecoder
 from sana_edge.nets.denoiser import Denoiser, Modulation, TextContext, join_texts
 from sana_edge.nets.text_encoder import EncodedTexts, TextEncoder
-from sana_edge.plan.memory import Stage, Work, check_smallest, fit_hint, in_turn, together, torch_stages
+from sana_edge.plan.memory import (
+    Stage,
+    Work,
+    check_smallest,
+    fit_hint,
+    fitting_dtypes,
+    in_turn,
+    together,
+    torch_stages,
+)
 from sana_edge.plan.model import Facts, folder_facts
 from sana_edge.progress import Progress, unseen
 from sana_edge.prompt import reading_notes, texts_of
@@ -57,11 +66,12 @@ WHILE_LOADING = "quantized while loading, without calibration; `sana-edge quanti
 class TorchRuntime:
     """What turns a prompt into a picture, one method for each part of the way.
 
-    ``dtype`` is the denoiser's, by its short name, ``backend`` what its steps run on, ``quantization`` an
-    INT8 model's scheme, ``decoder`` one that was chosen in place of the model's; ``notes`` say what happened
-    while loading, ``domain`` what a small model knows, ``threads`` is None for torch's own number, ``memory``
-    bytes that may be taken, None for what is free, ``texts`` those that need no text encoder, None without a
-    cache. Latents are (1, C, h, w) fp32 on ``device``.
+    ``dtype`` is the denoiser's, by its short name, ``text_dtype`` the text encoder's where it is another,
+    ``backend`` what the steps run on, ``quantization`` an INT8 model's scheme, ``decoder`` one that was
+    chosen in place of the model's; ``notes`` say what happened while loading, ``domain`` what a small model
+    knows, ``threads`` is None for torch's own number, ``memory`` bytes that may be taken, None for what is
+    free, ``texts`` those that need no text encoder, None without a cache. Latents are (1, C, h, w) fp32 on
+    ``device``.
     """
 
     name: str
@@ -79,6 +89,7 @@ class TorchRuntime:
     memory: int | None = None
     preview_map: PreviewMap | None = None
     texts: KnownTexts | None = None
+    text_dtype: str | None = None
 
     @classmethod
     def load(
@@ -123,9 +134,19 @@ class TorchRuntime:
         loading = partial(on_progress, f"loading {model.name}")
         loading(0, 2 if prompt_cache else 3)
         facts = folder_facts(model)
+        notes: tuple[str, ...] = (WHILE_LOADING,) if quantize else ()
+        text_dtype = None
         if dtype == "auto":
             dtype = load_dtype(facts.stored["denoiser"].dtype, device, fused=chosen.fused)
+            if device.type == "cpu":
+                free = within(available_memory(device), memory, device)
+                fast = dtype
+                dtype, text_dtype = fitting_dtypes(facts, dtype, int8=quantize, free=free)
+                if text_dtype != fast:
+                    part = "the text encoder" if dtype == fast else "all"
+                    notes += (f"memory is short: {part} is in bf16, which this CPU has no instructions for",)
         others = DTYPES[dtype] if dtype != "fp16" else without_fp16(device)
+        texts_in = others if text_dtype is None else DTYPES[text_dtype]
         sampler, sampler_notes = read_sampler(model.path, config)
 
         fusible = chosen.name == "cuda" and others.itemsize == 2
@@ -142,7 +163,7 @@ class TorchRuntime:
             Loaded(
                 lambda: load_text_encoder(
                     model.path,
-                    dtype=others,
+                    dtype=texts_in,
                     device=device,
                     backend=chosen.name,
                     variant=model.component_variant("text_encoder"),
@@ -169,7 +190,7 @@ class TorchRuntime:
             texts = KnownTexts(
                 networks,
                 text_identity(model, device=device, int8=quantize, backend=chosen.name, threads=threads),
-                dtype=others,
+                dtype=texts_in,
                 channels=facts.text["hidden_size"],
                 device=device,
             )
@@ -182,13 +203,14 @@ class TorchRuntime:
             sampler=sampler,
             backend=chosen,
             quantization=quantization.summary if quantization else None,
-            notes=(*((WHILE_LOADING,) if quantize else ()), *sampler_notes, *foreign_parts(model.path)),
+            notes=(*notes, *sampler_notes, *foreign_parts(model.path)),
             decoder=model.decoder_name,
             domain=read_domain(model.path),
             threads=threads,
             memory=memory,
             preview_map=read_map(model.path, config.in_channels),
             texts=texts,
+            text_dtype=text_dtype,
         )
         loaded._load(loading)
         return loaded
@@ -303,14 +325,18 @@ class TorchRuntime:
         wait: Callable[[], None] = event.synchronize
         return wait
 
-    def check_plan(self, plan: Plan) -> None:
+    def check_plan(self, plan: Plan, count: int = 1) -> None:
         """Compare an estimate of the largest stage with what is free, where that is known; computes nothing.
+
+        Args:
+            count: pictures that go through the denoiser together.
 
         Raises:
             OutOfMemory: it does not fit, even decoded in tiles, where these are not turned off.
         """
         cell = self.facts.decoder.spatial_compression
-        work = Work(plan.height // cell, plan.width // cell, plan.guided, plan.tile, plan.init is not None)
+        sides = (plan.height // cell, plan.width // cell)
+        work = Work(*sides, plan.guided, plan.tile, plan.init is not None, count)
         stages, there, free = self._stages(work), self.networks.loaded, self._free()
         if free is None:
             return
@@ -326,8 +352,10 @@ class TorchRuntime:
                 # what a graph was recorded with stays its own while a picture is decoded
                 needed = max(needed, works["denoiser"] + works["decoder"])
         if needed > free:
+            size = f"{plan.width}x{plan.height}"
+            pictures = f"{size} needs" if count == 1 else f"{count} pictures of {size} at once need"
             raise OutOfMemory(
-                f"{plan.width}x{plan.height} needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free",
+                f"{pictures} about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free",
                 fit_hint(free + (used_memory(self.device) or 0)),
                 needed=needed,
                 free=free,
@@ -339,7 +367,7 @@ class TorchRuntime:
             # a file's is known when it is read
             config = cast("DecoderConfig", self.networks.decoder.config)
             facts = facts if config == facts.decoder else dataclasses.replace(facts, decoder=config)
-        return torch_stages(facts, work, dtype=self.dtype, int8=int8, host=host)
+        return torch_stages(facts, work, self.dtype, self.text_dtype, int8=int8, host=host)
 
     def _free(self) -> int | None:
         return within(available_memory(self.device), self.memory, self.device)

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from sana_edge.errors import InvalidInput
+from sana_edge.torch_runtime.device import computes_bf16
 
 from .imagefolder import LeftOut
 from .recipe import Stage, Training
@@ -24,11 +25,8 @@ def make_accelerator(precision: str) -> Accelerator:
 
 
 def cpu_precision(wanted: str) -> str:
-    """bf16 where the CPU has instructions for it; without them it is more than ten times slower than fp32."""
-    # newer versions of torch tell
-    found = getattr(torch.cpu, "get_capabilities", dict[str, bool])()
-    fast = any(found.get(name) for name in ("amx_bf16", "avx512_bf16", "bf16"))
-    return wanted if wanted == "bf16" and fast else "no"
+    """bf16 where the CPU has instructions for it."""
+    return wanted if wanted == "bf16" and computes_bf16() else "no"
 
 
 def shard(model: TrainedDenoiser, accelerator: Accelerator, training: Training) -> None:

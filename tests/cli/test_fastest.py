@@ -29,6 +29,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SANA_EDGE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(room, "_small", lambda: 0)
     monkeypatch.setattr("sana_edge.engines.openvino.backend.sums_are_exact", lambda: True)
+    monkeypatch.setattr(room, "lacks_int8", lambda: False)
     return tmp_path / "cache"
 
 
@@ -112,6 +113,9 @@ def test_small_models_and_other_machines_stay_with_torch(monkeypatch: pytest.Mon
         assert chosen() == (PACKAGE, [])
     with monkeypatch.context() as patched:
         patched.setattr("sana_edge.engines.openvino.backend.sums_are_exact", lambda: False)
+        assert chosen() == (PACKAGE, [])
+    with monkeypatch.context() as patched:
+        patched.setattr(room, "lacks_int8", lambda: True)
         assert chosen() == (PACKAGE, [])
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     assert chosen(device="auto") == (PACKAGE, [])

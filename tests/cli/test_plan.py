@@ -5,13 +5,22 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from sana_edge.cli import forecast
+from sana_edge import pipeline
+from sana_edge.cli import engine_times, forecast
 from sana_edge.cli.main import main
+from sana_edge.engines import runtime
+from sana_edge.request import LoadOptions, Request
+from sana_edge.store import manifest
+from sana_edge.store.catalogue import bundled_exports
+
+PROMPT = "a red house"
 
 
 def planned(capsys: pytest.CaptureFixture[str], *arguments: str, probe: bool = False) -> dict[str, Any]:
@@ -80,6 +89,29 @@ def test_an_exported_folder(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["seconds"]["denoise"] > 0
     # the bundled graphs of a bundled model
     assert planned(capsys, "sana-tiny", "--int8", "--backend", "onnxruntime")["model"] == "sana-tiny-int8"
+
+
+def test_the_first_picture_of_an_engine_and_further_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an engine does once, before or at the first step, does not grow with the picture or its steps."""
+    folder = bundled_exports()["sana-tiny-int8-onnx"]
+    plan = Request(PROMPT, size=(512, 512), steps=20).plan(256, "flow-dpm")
+    drawn = iter([{"text": 0.5, "denoise": 9.0, "decode": 3.0}, {"text": 0.1, "denoise": 4.5, "decode": 1.0}])
+
+    class Drawing(AbstractContextManager[Any]):
+        def generate(self, *_: object, on_step: Any, steps: int, **__: object) -> Any:
+            for _step in range(steps):
+                on_step(None)
+            return SimpleNamespace(timings=next(drawn))
+
+        def __exit__(self, *_: object) -> None: ...
+
+    ends = iter(range(100))
+    monkeypatch.setattr(engine_times, "time", SimpleNamespace(perf_counter=lambda: float(next(ends))))
+    monkeypatch.setattr(runtime.EngineRuntime, "load", lambda *_, **__: None)
+    monkeypatch.setattr(pipeline, "Sana", lambda _: Drawing())
+    found = engine_times.measured(folder, manifest.read(folder), plan, LoadOptions())
+    assert found.first == {"text": 0.5, "denoise": 5 + 20 * 4, "decode": 2 + 4}
+    assert found.further == {"text": 0.1, "denoise": 0.5 + 20 * 4, "decode": 4}
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sana_edge.config import AutoencoderConfig
 from sana_edge.errors import CheckpointError, InvalidInput, SanaError
 from sana_edge.image_metrics import psnr
-from sana_edge.int8 import conv_product, ops, quant
+from sana_edge.int8 import conv_product, matmul, ops, quant
 from sana_edge.int8.conv import Conv2d, PhaseConv2d, W8A8Conv2d, W8A8PhaseConv2d
 from sana_edge.kernels import reference
 from sana_edge.nets import autoencoder_blocks
@@ -69,13 +70,16 @@ SHAPES = pytest.mark.parametrize(
 )
 
 
-@pytest.fixture(params=["onednn", "unfolded"])
+@pytest.fixture(params=["onednn", "wide", "unfolded"])
 def product(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both ways to convolve: what this CPU has, and what is used where it is refused."""
-    if request.param == "unfolded":
+    """All ways to convolve: what this CPU has, and what is used where it is refused."""
+    if request.param != "onednn":
+        refused = "not today" if request.param == "unfolded" else ""
         monkeypatch.setattr(conv_product, "onednn_refusal", lambda: "not today")
+        monkeypatch.setattr(conv_product, "wide_refusal", lambda: refused)
         # several pieces of a small map
         monkeypatch.setattr(conv_product, "_UNFOLDED_BYTES", 3000)
+        monkeypatch.setattr(conv_product, "_WIDE_BYTES", 12000)
     elif conv_product.onednn_refusal():
         pytest.skip(conv_product.onednn_refusal())
     return str(request.param)
@@ -184,6 +188,33 @@ def test_a_cpu_that_saturates_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "saturate" in conv_product.onednn_refusal.__wrapped__()
     monkeypatch.setattr(conv_product, "_prepack", lambda *_, **__: torch.ops.onednn.no_such_operator)
     assert "cannot" in conv_product.onednn_refusal.__wrapped__()
+
+
+def test_a_convolution_that_is_not_exact_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conv_product, "onednn_refusal", lambda: "not today")
+    assert conv_product.wide_refusal.__wrapped__() == ""
+    correct = F.conv2d
+
+    def transformed(x: Tensor, weight: Tensor, *rest: object, **named: object) -> Tensor:
+        out = correct(x, weight, *rest, **named)  # type: ignore[arg-type]
+        # as Winograd's: a rounding of what it makes in between
+        return out * (1 + 2**-20) if x.dtype == torch.float32 else out
+
+    monkeypatch.setattr(F, "conv2d", transformed)
+    assert "not exact" in conv_product.wide_refusal.__wrapped__()
+
+
+def test_channels_are_parted_where_sums_would_not_be_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conv_product, "onednn_refusal", lambda: "not today")
+    monkeypatch.setattr(conv_product, "wide_refusal", lambda: "")
+    # 600 · 9 · 127² is beyond 2^24
+    values, weight = integers(1, 600, 5, 4), integers(3, 600, 3, 3)
+    values[:], weight[0] = 127, 127
+    assert len(matmul.exact_parts(weight.float())) == 8
+    one = torch.ones(())
+    found = ops.w8a8_conv2d(values, one, weight, one.expand(3), None, 1)
+    exact = F.conv2d(values.double(), weight.double(), padding=1)
+    assert torch.equal(found, exact.float())
 
 
 # --- its layers

@@ -401,6 +401,8 @@ def test_what_cannot_be_quantized_is_refused_before_anything_changes() -> None:
         with pytest.raises(CheckpointError, match=r"blocks\.1\.cross_out has NaN or infinite"):
             quantize_denoiser(denoiser)
     assert all(isinstance(layer, Linear) for layer in layers(denoiser).values())
+    with pytest.raises(CheckpointError, match=r"blocks\.1\.cross_out has NaN or infinite"):
+        quantize_denoiser(copy.deepcopy(denoiser), values_first=False)
     quantize_denoiser(denoiser, keep=["blocks.1.cross_out"])
     with pytest.raises(SanaError, match="quantized already"):
         quantize_denoiser(denoiser)

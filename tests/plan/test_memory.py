@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from sana_edge.errors import OutOfMemory
@@ -76,13 +74,21 @@ def test_a_budget_that_no_picture_fits() -> None:
     memory.check_smallest("m", STAGES, None, 1)
 
 
-def test_engines(tmp_path: Path) -> None:
+def test_engines(monkeypatch: pytest.MonkeyPatch) -> None:
     described = manifest.read(bundled_exports()["sana-tiny-int8-onnx"])
     stages = memory.engine_stages(described, Work(8, 8, True, image=True), "onnxruntime", "fp32")
     assert [stage.name for stage in stages] == ["text", "encoder", "denoiser", "decoder"]
     assert all(stage.weights > 0 and stage.working >= stage.least > 0 for stage in stages)
     twice = memory.engine_stages(described, Work(8, 8, True), "openvino", "fp32")
     assert twice[1].weights > stages[2].weights
+    # where OpenVINO makes INT8 weights fp32
+    by_cpu = []
+    for lacks in (False, True):
+        monkeypatch.setattr(memory, "lacks_int8", lambda lacks=lacks: lacks)
+        by_cpu.append(memory.engine_stages(described, Work(8, 8, True), "openvino", "fp32")[0].weights)
+        float_model = memory.exported_stages(facts_of("sana-tiny"), Work(8, 8, True), "openvino", int8=False)
+        by_cpu.append(float_model[0].weights)
+    assert by_cpu[2] > 1.5 * by_cpu[0] and by_cpu[1] == by_cpu[3]
     # what an export would take, from configs alone
     guessed = memory.exported_stages(facts_of("sana-tiny"), Work(8, 8, True), "onnxruntime", int8=True)
     for real, guess in zip([stages[0], *stages[2:]], guessed, strict=True):
