@@ -33,7 +33,8 @@ from sana_edge import Sana
 from sana_edge.bench.results import header, load, write_json
 from sana_edge.bench.shapes import DENOISERS
 from sana_edge.config import LATENT_CELL
-from sana_edge.nets.denoiser import Denoiser, join_texts
+from sana_edge.nets.denoiser import Denoiser
+from sana_edge.nets.text_context import join_texts
 from sana_edge.nets.text_encoder import TextFeatures
 from sana_edge.request import Request
 from sana_edge.torch_runtime.steps import make_predictor

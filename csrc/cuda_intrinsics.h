@@ -6,6 +6,7 @@
 #include <cuda_runtime.h>
 
 #include <atomic>
+#include <type_traits>
 
 #include "sana_edge.h"
 
@@ -58,6 +59,21 @@ template <>
 __device__ __forceinline__ uint32_t pack_floats<BFloat16>(float low, float high) {
   const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
   return uint32_t(__bfloat16_as_ushort(pair.x)) | uint32_t(__bfloat16_as_ushort(pair.y)) << 16;
+}
+
+// max.NaN with 0 of two numbers in a word: what is negative becomes 0, NaN stays NaN
+template <class T>
+__device__ __forceinline__ uint32_t relu_pair(uint32_t word) {
+#if SANA_EDGE_ARCH >= 800
+  if constexpr (std::is_same_v<T, Half>)
+    asm("max.NaN.f16x2 %0, %0, %1;" : "+r"(word) : "r"(0));
+  else
+    asm("max.NaN.bf16x2 %0, %0, %1;" : "+r"(word) : "r"(0));
+#else
+  if (to_float(T{uint16_t(word)}) < 0) word &= 0xffff0000;
+  if (to_float(T{uint16_t(word >> 16)}) < 0) word &= 0xffff;
+#endif
+  return word;
 }
 
 // __fmul_rn, __fadd_rn: a product and a sum that are rounded one by one, never fused: what torch computes

@@ -1,176 +1,147 @@
 // Linear attention's read: a block has the q of some tokens of an image in shared memory, 16 bits a number, and
-// puts the outputs in their place, where they wait for their rows' absmax. A warp takes a head: a lane sums 4
-// channels of every fourth token, so that 16 bytes of q and 16 of the state serve 32 and 4 fused multiply-adds,
-// and the state is read from L2 once per block. 1 / rms and the norm's weight need no second form of q: weights
-// lose their signs to q and multiply the state, roots multiply the two sums.
+// puts the outputs in their place, where they wait for their rows' absmax. A warp takes a head, of which the state is
+// read from L2 once per block.
 #include "checks.h"
-#include "linear_attention_parts.h"
+#include "linear_attention_read.h"
 #include "row_quantizer.h"
 
 namespace {
 
-constexpr int THREADS = 256;
+constexpr int THREADS = 384;
 constexpr int WARPS = THREADS / WARP;
-// lanes with the 32 channels of a token, and tokens that a warp is at
-constexpr int LANES = 8;
-constexpr int GROUPS = WARP / LANES;
-
-template <class T>
-struct alignas(16) Eight {
-  T at[8];
-};
-template <class T>
-struct alignas(8) Four {
-  T at[4];
-};
 
 struct Finish {
   sana_edge_linear_attention_finish_args a;
   int tiles;  // of tokens in an image
 };
 
-// rows are 16 bytes longer than they need be: those of neighbouring tokens begin in other banks
-HOST_DEVICE int row_elements(int heads) { return heads * HEAD + 8; }
-
 // rows, each warp's absmax of each of them, and their scales
-constexpr size_t shared_bytes(int tokens, int heads) {
-  return size_t(tokens) * ((heads * HEAD + 8) * 2 + WARPS * sizeof(float) + sizeof(RowScale));
+size_t shared_bytes(int tokens, int heads) {
+  return size_t(tokens) * (row_elements(heads) * 2 + WARPS * sizeof(float) + sizeof(RowScale));
 }
 
-__device__ __forceinline__ float size_of(float weight) { return weight < 0 ? -weight : weight; }
-
-// ReLU(q), or of q with the signs of the norm's weights: to shared memory, zeros for tokens that are not there
-template <class T, bool NORM, int TOKENS>
-__device__ __forceinline__ void load_queries(const Finish& f, int64_t first_row, int tokens, T* shared) {
-  const auto& a = f.a;
-  const unsigned vectors = a.heads * HEAD / 8;
-#pragma unroll 6
-  for (unsigned n = threadIdx.x; n < TOKENS * vectors; n += THREADS) {
-    const int token = n / vectors, column = n % vectors * 8;
-    Eight<T> q{};
-    if (token < tokens)
-      q = load_vector<Eight<T>>(static_cast<const T*>(a.q) + (first_row + token) * a.q_stride + column);
-    float weight[8];
-    if (NORM) {
-      const Float4 low = load_vector<Float4>(a.norm_q + column), high = load_vector<Float4>(a.norm_q + column + 4);
-      for (int i = 0; i < 4; i++) weight[i] = low.at[i], weight[i + 4] = high.at[i];
-    }
-    for (int i = 0; i < 8; i++) {
-      if (NORM && weight[i] < 0) q.at[i].bits ^= 0x8000;
-      // NaN stays NaN
-      if (to_float(q.at[i]) < 0) q.at[i].bits = 0;
-    }
-    store_vector(shared + token * row_elements(a.heads) + column, q);
-  }
-}
-
-// 4 channels of 8 rows of a head's state
-struct StateRows {
-  Float4 at[8];
-  __device__ __forceinline__ void load(const float* from) {
-#pragma unroll
-    for (int i = 0; i < 8; i++) at[i] = load_vector<Float4>(from + i * HEAD);
-  }
-  __device__ __forceinline__ void scale(const float* norm) {
-    const Float4 low = load_vector<Float4>(norm), high = load_vector<Float4>(norm + 4);
-#pragma unroll
-    for (int i = 0; i < 8; i++)
-      for (int c = 0; c < 4; c++) at[i].at[c] *= size_of(i < 4 ? low.at[i] : high.at[i - 4]);
+// a block's rows in pieces, of which this thread has every THREADS-th
+struct Piece {
+  int token, piece, pieces, tokens_on, pieces_on;
+  __device__ __forceinline__ explicit Piece(int of_row)
+      : token(threadIdx.x / of_row),
+        piece(threadIdx.x % of_row),
+        pieces(of_row),
+        tokens_on(THREADS / of_row),
+        pieces_on(THREADS % of_row) {}
+  __device__ __forceinline__ void next() {
+    token += tokens_on, piece += pieces_on;
+    if (piece >= pieces) piece -= pieces, token++;
   }
 };
 
-// The heads of a warp: their outputs take the place of their q. most[j] becomes the absmax of the lane's j-th
-// token. The next rows of the state are on their way while the present ones are multiplied.
-template <class T, bool NORM, int MINE>
-__device__ __forceinline__ void read_heads(const Finish& f, int image, int64_t first_row, int tokens, T* shared,
-                                           float (&most)[MINE]) {
+// q as it is, on its way to shared memory; zeros for tokens that are not there
+template <class T, int TOKENS>
+__device__ __forceinline__ void load_queries(const Finish& f, int64_t first_row, int tokens, T* shared) {
   const auto& a = f.a;
-  const int lane = threadIdx.x % WARP, channel = lane % LANES * 4;
-  const float* image_state = a.state + int64_t(image) * a.heads * STATE;
-  float roots[MINE];
-  for (int j = 0; j < MINE; j++) {
-    const int token = lane / LANES + j * GROUPS;
-    roots[j] = NORM && token < tokens ? a.roots[2 * (first_row + token)] : 1;
+  const T* const q = static_cast<const T*>(a.q) + first_row * a.q_stride;
+#pragma unroll 4
+  for (Piece p(a.heads * HEAD / 8); p.token < TOKENS; p.next()) {
+    const bool there = p.token < tokens;
+    copy_async16(shared + p.token * row_elements(a.heads) + p.piece * 8,
+                 q + (there ? p.token : 0) * a.q_stride + p.piece * 8, there);
   }
-  const int next_token = GROUPS * row_elements(a.heads);
-  int head = threadIdx.x / WARP;
-  StateRows rows[2];
-  if (head < a.heads) rows[0].load(image_state + head * STATE + channel);
-  for (; head < a.heads; head += WARPS) {
-    const float* state = image_state + head * STATE + channel;
-    const float* norm = NORM ? a.norm_q + head * HEAD : nullptr;
-    T* const q = shared + lane / LANES * row_elements(a.heads) + head * HEAD;
-    Float4 keys = load_vector<Float4>(state + HEAD * HEAD);
-    float sums[MINE][4] = {};
+  copy_async_commit();
+}
+
+// Quotients to the place of q, which is the lane's in its first row. most[m][half] becomes the absmax of the lane's
+// channels of a token, not rounded.
+template <class T, int TOKENS, int TILES>
+__device__ __forceinline__ void store_outputs(const Sums<TILES>& sums, const float (&roots)[TILES][2], float down,
+                                              float eps, T* out_rows, int row, float (&most)[TILES][2]) {
+  const int lane = threadIdx.x % WARP;
 #pragma unroll
-    for (int eight = 0; eight < HEAD / 8; eight++) {
-      if (eight < HEAD / 8 - 1)
-        rows[(eight + 1) % 2].load(state + (eight + 1) * 8 * HEAD);
-      else if (head + WARPS < a.heads)
-        rows[0].load(state + WARPS * STATE);
-      if (NORM) rows[eight % 2].scale(norm + eight * 8);
-#pragma unroll
-      for (int j = 0; j < MINE; j++) {
-        const auto some = load_vector<Eight<T>>(q + j * next_token + eight * 8);
-        for (int i = 0; i < 8; i++) {
-          const float value = to_float(some.at[i]);
-          for (int c = 0; c < 4; c++)
-            sums[j][c] = fused_multiply_add(value, rows[eight % 2].at[i].at[c], sums[j][c]);
+  for (int m = 0; m < TILES; m++)
+    for (int half = 0; half < 2; half++) {
+      const int token = 16 * m + 8 * half;
+      const float root = multiply(roots[m][half], down);
+      const float divisor = add(sums.divisors[m][2 * half], sums.divisors[m][2 * half + 1]);
+      const float inverse = divide(root, fused_multiply_add(root, divisor, eps));
+      Bytes16 out;
+      for (int word = 0; word < 4; word++) {
+        float pair[2];
+        for (int i = 0; i < 2; i++) {
+          pair[i] = multiply(sums.read[m][word % 2 * 2 + i][2 * half + word / 2], inverse);
+          most[m][half] = larger_or_nan(most[m][half], pair[i]);
         }
+        out.word[word] = pack_floats<T>(pair[0], pair[1]);
       }
+      if (TOKENS >= 16 || sum_row(lane, 2 * half) < TOKENS) store_vector(out_rows + token * row, out);
     }
-    // divisors: a lane has 4 of the 32 terms
-    if (NORM) {
-      const Float4 weight = load_vector<Float4>(norm + channel);
-      for (int c = 0; c < 4; c++) keys.at[c] *= size_of(weight.at[c]);
+}
+
+// The heads of a warp, whose absmaxima go to ``warps``. The rows of the next state are on their way while the present
+// ones are multiplied.
+template <class T, bool NORM, int TOKENS>
+__device__ __forceinline__ void read_heads(const Finish& f, int image, int64_t first_row, int tokens, T* shared,
+                                           float* warps) {
+  constexpr int TILES = TOKENS < 16 ? 1 : TOKENS / 16;
+  const auto& a = f.a;
+  const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+  const int row = row_elements(a.heads);
+  const T* queries = shared + smaller(query_row(lane), TOKENS - 1) * row + query_column(lane) + warp * HEAD;
+  T* outputs = shared + sum_row(lane, 0) * row + output_column(lane) + warp * HEAD;
+  const float* state = a.state + (int64_t(image) * a.heads + warp) * STATE;
+  const float* keys = state + HEAD * HEAD + state_row(lane, 0);
+  const float* weights = NORM ? a.norm_q + warp * HEAD + state_row(lane, 0) : nullptr;
+  state += state_row(lane, 0) * HEAD + state_column(lane);
+  StateRows<NORM> steps[2];
+  if (warp < a.heads)
+    for (int n = 0; n < 2; n++) steps[n].load(state + n * 16 * HEAD, keys + n * 16, weights + n * 16);
+  float roots[TILES][2], most[TILES][2] = {};
+  for (int m = 0; m < TILES; m++)
+    for (int half = 0; half < 2; half++) {
+      const int token = 16 * m + sum_row(lane, 2 * half);
+      roots[m][half] = NORM && token < tokens ? a.roots[2 * (first_row + token)] : 1;
     }
-    float divisors[MINE];
+  copy_async_wait<0>();
+  synchronize_block();
+  for (int head = warp; head < a.heads; head += WARPS) {
+    state += WARPS * STATE, keys += WARPS * STATE, weights += NORM ? WARPS * HEAD : 0;
+    Sums<TILES> sums{};
+    if (NORM)
+      for (int n = 0; n < 2; n++) steps[n].multiply_by_weights();
+    const Power power = power_of<T>(steps);
 #pragma unroll
-    for (int j = 0; j < MINE; j++) {
-      const auto some = load_vector<Four<T>>(q + j * next_token + channel);
-      divisors[j] = 0;
-      for (int c = 0; c < 4; c++) divisors[j] = fused_multiply_add(to_float(some.at[c]), keys.at[c], divisors[j]);
-      for (int other = 1; other < LANES; other *= 2)
-        divisors[j] = add(divisors[j], shuffle_xor(divisors[j], other));
+    for (int n = 0; n < 2; n++) {
+      Operands<TILES> operands;
+      prepare<T>(operands, steps[n], power.up, queries + 16 * n, 16 * row);
+      if (head + WARPS < a.heads) steps[n].load(state + n * 16 * HEAD, keys + n * 16, weights + n * 16);
+      multiply_operands<T>(sums, operands);
     }
     // all lanes have read the q that outputs take the place of
     synchronize_warp();
-#pragma unroll
-    for (int j = 0; j < MINE; j++) {
-      const float inverse = divide(roots[j], fused_multiply_add(roots[j], divisors[j], a.eps));
-      Four<T> out;
-      for (int c = 0; c < 4; c++) {
-        out.at[c] = from_float<T>(multiply(sums[j][c], inverse));
-        most[j] = larger_or_nan(most[j], to_float(out.at[c]));
-      }
-      store_vector(q + j * next_token + channel, out);
-    }
+    store_outputs<T, TOKENS>(sums, roots, power.down, a.eps, outputs, row, most);
+    queries += WARPS * HEAD, outputs += WARPS * HEAD;
   }
+  for (int m = 0; m < TILES; m++)
+    for (int half = 0; half < 2; half++) {
+      const int token = 16 * m + sum_row(lane, 2 * half);
+      float& one = most[m][half];
+      for (int other = 1; other < 4; other *= 2) one = larger_or_nan(one, shuffle_xor(one, other));
+      // the largest of what was rounded is the largest, rounded
+      if (lane % 4 == 0 && token < TOKENS) warps[warp * TOKENS + token] = to_float(from_float<T>(one));
+    }
 }
 
-// registers for two blocks on an SM, of which one loads or stores while the other multiplies
 template <class T, bool NORM, int TOKENS>
-__global__ void __launch_bounds__(THREADS, TOKENS > 4 ? 2 : 1) linear_attention_finish_kernel(const Finish f) {
+__global__ void __launch_bounds__(THREADS) linear_attention_finish_kernel(const Finish f) {
   wait_for_kernels();
-  constexpr int MINE = TOKENS / GROUPS;
   const auto& a = f.a;
   const int image = blockIdx.x / f.tiles, first = blockIdx.x % f.tiles * TOKENS;
   const int tokens = smaller(TOKENS, a.tokens - first);
   const int64_t first_row = int64_t(image) * a.tokens + first;
-  const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
   T* const shared = reinterpret_cast<T*>(shared_memory());
   float* const warps = reinterpret_cast<float*>(shared + TOKENS * row_elements(a.heads));
   RowScale* const scales = reinterpret_cast<RowScale*>(warps + WARPS * TOKENS);
 
-  load_queries<T, NORM, TOKENS>(f, first_row, tokens, shared);
-  synchronize_block();
-  float most[MINE] = {};
-  read_heads<T, NORM, MINE>(f, image, first_row, tokens, shared, most);
-#pragma unroll
-  for (int j = 0; j < MINE; j++) {
-    for (int other = 1; other < LANES; other *= 2) most[j] = larger_or_nan(most[j], shuffle_xor(most[j], other));
-    if (lane % LANES == 0) warps[warp * TOKENS + lane / LANES + j * GROUPS] = most[j];
-  }
+  load_queries<T, TOKENS>(f, first_row, tokens, shared);
+  read_heads<T, NORM, TOKENS>(f, image, first_row, tokens, shared, warps);
   synchronize_block();
   if (int(threadIdx.x) < tokens) {
     float largest = warps[threadIdx.x];
@@ -179,12 +150,11 @@ __global__ void __launch_bounds__(THREADS, TOKENS > 4 ? 2 : 1) linear_attention_
     a.scales[first_row + threadIdx.x] = scales[threadIdx.x].stored;
   }
   synchronize_block();
-  const unsigned groups = a.heads * HEAD / 16;
-  for (unsigned n = threadIdx.x; n < tokens * groups; n += THREADS) {
-    const int token = n / groups, column = n % groups * 16;
+  for (Piece p(a.heads * HEAD / 16); p.token < tokens; p.next()) {
     float values[16];
-    load_group(values, shared + token * row_elements(a.heads) + column);
-    store_vector(a.values + (first_row + token) * a.heads * HEAD + column, quantize_group(values, scales[token]));
+    load_group(values, shared + p.token * row_elements(a.heads) + p.piece * 16);
+    store_vector(a.values + ((first_row + p.token) * a.heads * HEAD + p.piece * 16),
+                 quantize_group(values, scales[p.token]));
   }
 }
 
@@ -197,10 +167,19 @@ sana_edge_status start(Finish f, void* stream) {
   return launch(kernel, grid, THREADS, shared_bytes(TOKENS, f.a.heads), stream, f, BEGINS_EARLY);
 }
 
-// the most tokens that a block has shared memory for: each reads the whole state
+// What the processor that has most blocks of so many tokens reads and writes: each the whole state, which is as much
+// as q and outputs of 44 tokens.
+int64_t moved(const Finish& f, int tokens, int processors) {
+  constexpr int STATE_TOKENS = STATE * int(sizeof(float)) / (3 * HEAD);
+  return blocks_of(int64_t(f.a.images) * blocks_of(f.a.tokens, tokens), int64_t(processors)) * (STATE_TOKENS + tokens);
+}
+
 template <class T>
-sana_edge_status start(const Finish& f, void* stream) {
-  sana_edge_status status = start<T, 16>(f, stream);
+sana_edge_status start(const Finish& f, int processors, void* stream) {
+  sana_edge_status status = SANA_EDGE_UNSUPPORTED_DEVICE;
+  if (moved(f, 32, processors) <= moved(f, 16, processors)) status = start<T, 32>(f, stream);
+  // as many as a block has shared memory for
+  if (status == SANA_EDGE_UNSUPPORTED_DEVICE) status = start<T, 16>(f, stream);
   if (status == SANA_EDGE_UNSUPPORTED_DEVICE) status = start<T, 8>(f, stream);
   if (status == SANA_EDGE_UNSUPPORTED_DEVICE) status = start<T, 4>(f, stream);
   return status;
@@ -221,6 +200,10 @@ sana_edge_linear_attention_finish(const sana_edge_linear_attention_finish_args* 
   SANA_EDGE_CHECK(aligned({a->q, a->norm_q, a->state, a->values}) && a->q_stride % 8 == 0 &&
                       aligned({a->roots, a->static_scale, a->scales}, 4),
                   SANA_EDGE_BAD_ALIGNMENT);
+  sana_edge_device_info device;
+  const sana_edge_status status = current_device(&device);
+  SANA_EDGE_CHECK(status == SANA_EDGE_OK, status);
   const Finish f{*a, 0};
-  return a->type == SANA_EDGE_FP16 ? start<Half>(f, stream) : start<BFloat16>(f, stream);
+  return a->type == SANA_EDGE_FP16 ? start<Half>(f, device.processors, stream)
+                                   : start<BFloat16>(f, device.processors, stream);
 }

@@ -75,6 +75,18 @@ HOST_DEVICE int key_row(int lane) { return lane / 16 * 8 + lane % 8; }
 HOST_DEVICE int key_column(int lane) { return lane / 8 % 2 * 8; }
 HOST_DEVICE int value_row(int lane) { return lane / 8 % 2 * 8 + lane % 8; }
 HOST_DEVICE int value_column(int lane) { return lane / 16 * 8; }
+// The read of a head: q (16, 32) times its state in two steps of 16 channels. What a lane gives load_matrices for one
+// of them; rows are 16 bytes longer than they need be, so that those of 8 tokens begin in other banks.
+HOST_DEVICE int row_elements(int heads) { return heads * HEAD + 8; }
+HOST_DEVICE int query_row(int lane) { return lane % 16; }
+HOST_DEVICE int query_column(int lane) { return lane / 16 * 8; }
+// The i-th of 4 rows of the state that a lane has for a step, and the first of its 4 columns, of which each is of
+// another product (16, 8). So a lane's sums of all four are 8 columns beside each other, the n-th product's
+// sums[i] column output_column + 4 (i % 2) + n.
+HOST_DEVICE int state_row(int lane, int i) { return lane % 4 * 2 + i % 2 + i / 2 * 8; }
+HOST_DEVICE int state_column(int lane) { return lane / 4 * 4; }
+HOST_DEVICE int output_column(int lane) { return lane % 4 * 8; }
+
 // row and column of sums[i] of the n-th (16, 8) in a quarter
 HOST_DEVICE int sum_row(int lane, int i) { return lane / 4 + i / 2 * 8; }
 HOST_DEVICE int sum_column(int lane, int n, int i) { return n * 8 + lane % 4 * 2 + i % 2; }

@@ -7,6 +7,9 @@
 struct alignas(16) Float4 {
   float at[4];
 };
+struct alignas(8) Float2 {
+  float at[2];
+};
 
 // Whether the caller is the last of ``count`` that come to a counter, which is zero again then. What they all
 // wrote, before they called fence_device and met the one thread that calls this, may be read after fence_device.

@@ -14,9 +14,6 @@ struct Product {
   int row_tiles;  // of an image
 };
 
-struct alignas(8) Float2 {
-  float at[2];
-};
 template <class T>
 struct alignas(4) Two {
   T at[2];

@@ -43,8 +43,8 @@ class Grid:
     """Blocks of a kernel that is no product: warps of each, trips of their loop, and what follows from them.
 
     code: part of the kernel's mangled name; l2: bytes of all blocks where they are more than the tensors';
-    resident: blocks on an SM; half: multiply-adds in 16 bit on tensor cores, of all; run: the share of what
-    is outside of the loop that rows of this length have work for.
+    resident: blocks on an SM; half: multiply-adds in 16 bit on tensor cores, of all; run: how much of what
+    is outside of the loop rows of this length have work for, beyond 1 where that has loops as well.
     """
 
     code: str
@@ -63,7 +63,7 @@ def price(launch: Launch, gpu: Gpu, instructions: Instructions, library: Library
     if product is not None and library is not None:
         tail = _tail(launch, gpu, instructions) if launch.kernel == "w8a8_linear_quantize" else 0.0
         return _product(launch, product(launch, gpu, instructions, library), gpu, tail)
-    grid = GRIDS[launch.kernel](launch) if launch.kernel in GRIDS else None
+    grid = GRIDS[launch.kernel](launch, gpu) if launch.kernel in GRIDS else None
     return _other(launch, grid, gpu, instructions)
 
 
@@ -191,14 +191,14 @@ PRODUCTS: dict[str, Callable[[Launch, Gpu, Instructions, Library], TileTime]] = 
 # ---- the others ----
 
 
-def _norm(launch: Launch) -> Grid:
+def _norm(launch: Launch, gpu: Gpu) -> Grid:
     rows, columns = int(launch.numbers["rows"]), int(launch.numbers["columns"])
     # 8 warps; a row takes as many as have 1280 columns
     each = next(n for n in (1, 2, 4, 8) if columns <= n * 1280)
     return Grid(f"norm_modulate_quantize_kernelI8BFloat16Li{each}E", -(-rows * each // 8), 8, resident=4)
 
 
-def _rows(launch: Launch) -> Grid:
+def _rows(launch: Launch, gpu: Gpu) -> Grid:
     rows, columns = int(launch.numbers["rows"]), int(launch.numbers["columns"])
     # a lane has up to 4 groups of 16 numbers
     each = 1 if columns <= 2048 else 8
@@ -206,16 +206,30 @@ def _rows(launch: Launch) -> Grid:
     return Grid(f"quantize_rows_kernelI8BFloat16Li{32 * each}E", -(-rows * each // 8), 8, resident=4, run=run)
 
 
-def _finish(launch: Launch) -> Grid:
+def _finish(launch: Launch, gpu: Gpu) -> Grid:
+    """As csrc/linear_attention_finish.cu chooses: every block reads the state, as much as 44 tokens."""
     images, tokens, heads = (int(launch.numbers[name]) for name in ("images", "tokens", "heads"))
-    blocks = images * -(-tokens // 16)
-    state = heads * 33 * 32 * 4
-    kind = "Lb1ELi16E" if "roots" in launch.given else "Lb0ELi16E"
-    moved = launch.maps + blocks * state
-    return Grid(f"linear_attention_finish_kernelI8BFloat16{kind}", blocks, 8, heads / 8, moved)
+    warps, state = 12, heads * 33 * 32 * 4
+
+    def blocks(of: int) -> int:
+        return images * -(-tokens // of)
+
+    def moved(of: int) -> int:
+        return -(-blocks(of) // gpu.processors) * (44 + of)
+
+    large = 32 * ((heads * 32 + 8) * 2 + (warps + 2) * 4) <= gpu.shared << 10 and moved(32) <= moved(16)
+    each = 32 if large else 16
+    kind = f"Lb{int('roots' in launch.given)}ELi{each}E"
+    read = launch.maps + blocks(each) * state
+    # q times 8 columns for each of the state's, and of its sums of keys, in both halves
+    half = blocks(each) * each * heads * 32 * (2 * 32 + 8)
+    # q and outputs pass in smaller loops, which are a third of what is outside of the large one
+    run = max(1.0, heads * each / 576)
+    code = f"linear_attention_finish_kernelI8BFloat16{kind}"
+    return Grid(code, blocks(each), warps, heads / warps, read, 1, half, run)
 
 
-def _cross(launch: Launch) -> Grid:
+def _cross(launch: Launch, gpu: Gpu) -> Grid:
     """Keys and values of the prompt's tokens are read by every block of 16 tokens."""
     n = {key: int(launch.numbers[key]) for key in ("prompts", "tokens", "heads", "head_dim")}
     width, keys = n["heads"] * n["head_dim"], 60
@@ -227,7 +241,7 @@ def _cross(launch: Launch) -> Grid:
     return Grid(code, blocks, n["heads"] // each, trips, read, 1, half)
 
 
-def _depthwise(launch: Launch) -> Grid:
+def _depthwise(launch: Launch, gpu: Gpu) -> Grid:
     """Patches of 4 x 4 pixels, which read 6 x 6 and all taps."""
     n = {key: int(launch.numbers[key]) for key in ("images", "height", "width", "hidden")}
     blocks = n["images"] * -(-n["height"] // 4) * -(-n["width"] // 4)
@@ -238,7 +252,7 @@ def _depthwise(launch: Launch) -> Grid:
     return Grid(code, blocks, 16, n["hidden"] / 1024, read + written, 1)
 
 
-GRIDS: dict[str, Callable[[Launch], Grid]] = {
+GRIDS: dict[str, Callable[[Launch, Gpu], Grid]] = {
     "norm_modulate_quantize": _norm,
     "quantize_rows": _rows,
     "linear_attention_finish": _finish,

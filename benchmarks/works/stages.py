@@ -21,7 +21,7 @@ from sana_edge.int8.linear import W8A8Linear
 from sana_edge.int8.text_linear import WeightOnlyLinear
 from sana_edge.nets.autoencoder import Autoencoder, Encoder
 from sana_edge.nets.block import RMS_EPS, Constant, KeysValues
-from sana_edge.nets.denoiser import Denoiser, Modulation, TextContext
+from sana_edge.nets.denoiser import Denoiser, Modulation
 from sana_edge.nets.quantize import (
     decoder_targets,
     denoiser_targets,
@@ -30,6 +30,7 @@ from sana_edge.nets.quantize import (
     prepare_encoder,
     stacked,
 )
+from sana_edge.nets.text_context import TextContext
 from sana_edge.nets.text_weights import text_targets
 from sana_edge.sampler import make_sampler
 from sana_edge.store.architectures import GEMMA_2_2B
@@ -117,15 +118,11 @@ def context(shapes: str, steps: int) -> list[Launch]:
 
     def run() -> None:
         caption = _caption(denoiser, embeddings)
-        layers = tuple((kept, block.read(caption, None)) for block in _blocks(denoiser))
+        layers = tuple((kept, read) for read in denoiser.read(caption, None))
         network.tables(denoiser.modulation(torch.empty(steps, device=META)))
         network.pack(TextContext(layers), latent, True)
 
     return recorded(run)
-
-
-def _blocks(denoiser: Denoiser) -> list[Any]:
-    return list(denoiser.blocks)
 
 
 def _caption(denoiser: Denoiser, x: Tensor) -> Tensor:

@@ -84,6 +84,13 @@ uint32_t pack_floats(float low, float high) {
   return from_float<T>(low).bits | uint32_t(from_float<T>(high).bits) << 16;
 }
 
+template <class T>
+uint32_t relu_pair(uint32_t word) {
+  if (to_float(T{uint16_t(word)}) < 0) word &= 0xffff0000;
+  if (to_float(T{uint16_t(word >> 16)}) < 0) word &= 0xffff;
+  return word;
+}
+
 inline float multiply(float a, float b) { return a * b; }
 inline float add(float a, float b) { return a + b; }
 inline float fused_multiply_add(float a, float b, float c) { return fmaf(a, b, c); }

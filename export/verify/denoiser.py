@@ -14,8 +14,8 @@ from sana_edge.export.verify.float_activations import let_activations_be
 from sana_edge.export.verify.runner import Array, GraphRunner
 from sana_edge.export.verify.text import NEGATIVE, PROMPT, Text
 from sana_edge.nets.block import Constant, KeysValues
-from sana_edge.nets.denoiser import TextContext
 from sana_edge.nets.quantize import set_graph_activations
+from sana_edge.nets.text_context import TextContext
 from sana_edge.nets.text_encoder import TextFeatures
 from sana_edge.sampler import Sampler, denoise, guide, make_sampler
 from sana_edge.store.hub import ResolvedModel

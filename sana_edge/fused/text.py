@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sana_edge.errors import InvalidInput
 from sana_edge.nets.block import Constant, KeysValues
-from sana_edge.nets.denoiser import TextContext
+from sana_edge.nets.text_context import TextContext, stacked
 
 # slots for keys: 300 tokens, and a multiple of 16
 CAPACITY = 304
@@ -100,49 +99,65 @@ def fuse_text(context: TextContext, images: int, device: torch.device) -> FusedT
         raise InvalidInput("groups with keys have others between them", "put them next to each other")
     # as many rows in all groups, so that each serves the same number of images
     count = math.lcm(*(rows[i] for i in keyed))
-    layers = [_stacked(cast("Sequence[KeysValues]", layer[first:last]), count) for layer in context.layers]
-    keys, values = (torch.stack([layer[i] for layer in layers]) for i in range(2))
+    keys, values, lengths = _packed([_keys_values(context, i) for i in keyed], count)
     constants = _constants(context, share, device) if len(keyed) < len(groups) else None
-    return FusedText(keys, values, layers[0][2], constants, (first * share, last * share))
+    return FusedText(keys, values, lengths, constants, (first * share, last * share))
 
 
 def _constants(context: TextContext, share: int, device: torch.device) -> Tensor:
     """(layers, B, 1, dim) fp32, zeros where a group has keys."""
-
-    def images(group: KeysValues | Constant, dim: int) -> Tensor:
-        if isinstance(group, Constant):
-            return group.output.float().repeat_interleave(share // len(group.output), dim=0)
-        return torch.zeros(share, 1, dim, device=device)
-
     groups = context.layers[0]
     dim = next(group.output.shape[-1] for group in groups if isinstance(group, Constant))
-    return torch.stack([torch.cat([images(group, dim) for group in layer]) for layer in context.layers])
+    constants = torch.zeros(len(context.layers), share * len(groups), 1, dim, device=device)
+    for images, group in zip(
+        constants.chunk(len(groups), dim=1), zip(*context.layers, strict=True), strict=True
+    ):
+        if isinstance(group[0], Constant):
+            # (layers, rows, 1, dim)
+            outputs = stacked([cast("Constant", layer).output for layer in group])
+            torch.unflatten(images, 1, (outputs.shape[1], -1)).copy_(outputs.unsqueeze(2))
+    return constants
 
 
-def _stacked(groups: Sequence[KeysValues], rows: int) -> tuple[Tensor, Tensor, Tensor]:
-    """One layer's keys (R, heads, capacity, d), values (R, heads, d, capacity) and lengths (R,) int32."""
-    longest = max(group.keys.shape[2] for group in groups)
+def _keys_values(context: TextContext, group: int) -> KeysValues:
+    """A group's keys and values (layers, rows, heads, L, d), and the mask of each layer."""
+    layers = [cast("KeysValues", layer[group]) for layer in context.layers]
+    keys, values = stacked([layer.keys for layer in layers]), stacked([layer.values for layer in layers])
+    return KeysValues(keys, values, layers[0].mask)
+
+
+def _packed(groups: Sequence[KeysValues], rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys (layers, R, heads, capacity, d), values (layers, R, heads, d, capacity), lengths (R,) int32.
+
+    Args:
+        groups: of all layers, each of which gets as many rows.
+    """
+    layers, _, heads, _, d = groups[0].keys.shape
+    longest = max(group.keys.shape[3] for group in groups)
     capacity = max(CAPACITY, -(-longest // _MULTIPLE) * _MULTIPLE)
-    parts = [_compacted(group, rows, capacity) for group in groups]
-    keys, values, lengths = (torch.cat([part[i] for part in parts]) for i in range(3))
-    return keys, values.transpose(2, 3).contiguous(), lengths
+    keys = groups[0].keys.new_zeros(layers, len(groups) * rows, heads, capacity, d)
+    values = groups[0].keys.new_zeros(layers, len(groups) * rows, heads, d, capacity)
+    lengths = torch.empty(len(groups) * rows, dtype=torch.int32, device=keys.device)
+    for number, group in enumerate(groups):
+        own, length = (len(group.keys[0]), -1), group.keys.shape[3]
+        place = slice(number * rows, (number + 1) * rows)
+        found_keys, found_values, counts = _compacted(group)
+        # each of its rows as often as it must be there
+        torch.unflatten(keys[:, place, :, :length], 1, own).copy_(found_keys.unsqueeze(2))
+        torch.unflatten(values[:, place, :, :, :length], 1, own).copy_(found_values.unsqueeze(2).mT)
+        if counts is None:
+            lengths[place].fill_(length)
+        else:
+            torch.unflatten(lengths[place], 0, own).copy_(counts[:, None])
+    return keys, values, lengths
 
 
-def _compacted(group: KeysValues, rows: int, capacity: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Keys and values (rows, heads, capacity, d), valid tokens first, and how many are valid."""
-    keys, values = group.keys, group.values
-    lengths = keys.new_full((len(keys),), keys.shape[2], dtype=torch.int32)
-    if group.mask is not None:
-        mask = group.mask.flatten(1)
-        lengths = mask.sum(1, dtype=torch.int32)
-        order = mask.int().argsort(dim=1, descending=True, stable=True)[:, None, :, None]
-        keys, values = (torch.where(group.mask.transpose(2, 3), t, 0) for t in (keys, values))
-        keys, values = (t.gather(2, order.expand_as(t)) for t in (keys, values))
-    missing = capacity - keys.shape[2]
-    keys, values = (F.pad(t, (0, 0, 0, missing)) for t in (keys, values))
-    repeats = rows // len(keys)
-    return (
-        keys.repeat_interleave(repeats, dim=0),
-        values.repeat_interleave(repeats, dim=0),
-        lengths.repeat_interleave(repeats),
-    )
+def _compacted(group: KeysValues) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Keys and values (layers, rows, heads, L, d), valid tokens first, and how many, None where all are."""
+    if group.mask is None:
+        return group.keys, group.values, None
+    mask = group.mask.mT
+    order = mask.int().argsort(dim=2, descending=True, stable=True)
+    keys, values = (torch.where(mask, t, 0) for t in (group.keys, group.values))
+    keys, values = (t.gather(3, order.expand_as(t)) for t in (keys, values))
+    return keys, values, group.mask.sum((1, 2, 3), dtype=torch.int32)

@@ -62,10 +62,10 @@ class Block(nn.Module):
         self.cross_norm_q = nn.Parameter(torch.ones(inner)) if normed else None
         self.cross_norm_k = nn.Parameter(torch.ones(inner)) if normed else None
 
-    def read(self, caption: Tensor, mask: Tensor | None) -> KeysValues | Constant:
-        """Keys and values of projected captions (rows, L, dim) under a mask (rows, L); see `TextContext`."""
-        keys, values = self.cross_kv(caption).chunk(2, dim=-1)
-        if caption.shape[1] == 1:
+    def read(self, projected: Tensor, mask: Tensor | None) -> KeysValues | Constant:
+        """Keys and values of what `cross_kv` made of captions (rows, L, dim) under a mask (rows, L)."""
+        keys, values = projected.chunk(2, dim=-1)
+        if projected.shape[1] == 1:
             return Constant(self.cross_out(values))
         keys, values = self._heads(_normed(keys, self.cross_norm_k)), self._heads(values)
         return KeysValues(keys, values, None if mask is None else mask[:, None, None])

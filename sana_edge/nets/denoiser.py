@@ -21,6 +21,7 @@ from sana_edge.int8 import ops
 from sana_edge.int8.linear import Linear, Move, W8A8Linear, keeping_dtype
 from sana_edge.nets import parameter_names
 from sana_edge.nets.block import Block, Constant, KeysValues
+from sana_edge.nets.text_context import TextContext, lay_together, projected
 from sana_edge.nets.text_encoder import TextFeatures
 
 _FREQUENCIES = 128
@@ -53,55 +54,6 @@ class Modulation:
     def head(self) -> tuple[Tensor, ...]:
         """Shift and scale before the last linear layer, in the same shapes."""
         return _vectors(self.final)
-
-
-@dataclass(frozen=True)
-class TextContext:
-    """What the layers read of the text: per layer, one entry for each group of prompts."""
-
-    layers: tuple[tuple[KeysValues | Constant, ...], ...]
-
-
-def join_texts(contexts: Sequence[TextContext]) -> TextContext:
-    """One context of several: each group's rows one below the other, or a single one where all are equal.
-
-    Raises:
-        InvalidInput: in a group, some have one token and others several.
-    """
-    layers = zip(*(context.layers for context in contexts), strict=True)
-    return TextContext(tuple(tuple(map(_joined, zip(*layer, strict=True))) for layer in layers))
-
-
-def beside(contexts: Sequence[TextContext]) -> TextContext:
-    """One context with the groups of several, in their order: what `Denoiser.text_context` makes of all."""
-    layers = zip(*(context.layers for context in contexts), strict=True)
-    return TextContext(tuple(tuple(group for layer in each for group in layer) for each in layers))
-
-
-def _joined(parts: Sequence[KeysValues | Constant]) -> KeysValues | Constant:
-    constants = [part for part in parts if isinstance(part, Constant)]
-    keyed = [part for part in parts if isinstance(part, KeysValues)]
-    # the negative prompt of all
-    tensors = [p.output if isinstance(p, Constant) else torch.stack([p.keys, p.values]) for p in parts]
-    if all(torch.equal(tensors[0], tensor) for tensor in tensors[1:]):
-        return parts[0]
-    if not keyed:
-        return Constant(torch.cat([part.output for part in constants]))
-    if constants:
-        raise InvalidInput("texts of one token and of several are no batch", "draw them one by one")
-    longest = max(part.keys.shape[2] for part in keyed)
-    keys, values = (
-        torch.cat([F.pad(t, (0, 0, 0, longest - t.shape[2])) for t in tensors])
-        for tensors in ([part.keys for part in keyed], [part.values for part in keyed])
-    )
-    masks = [
-        torch.ones(len(p.keys), 1, 1, p.keys.shape[2], dtype=torch.bool, device=keys.device)
-        if p.mask is None
-        else p.mask
-        for p in keyed
-    ]
-    mask = torch.cat([F.pad(mask, (0, longest - mask.shape[3])) for mask in masks])
-    return KeysValues(keys, values, None if mask.all() else mask)
 
 
 class Embedder(nn.Module):
@@ -184,15 +136,24 @@ class Denoiser(nn.Module):
     def to_compute(self, device: torch.device | str, dtype: torch.dtype) -> Denoiser:
         """Move to a device and compute in ``dtype``.
 
-        Of a model with INT8 layers, what runs once for a prompt or a schedule keeps the dtype that it is
-        stored in and is cast when it is used: a sixth of the weights.
+        Of a model with INT8 layers, what runs once for a prompt or a schedule, a sixth of the weights, keeps
+        the dtype that it is stored in and is cast when it is used: on a CPU always, elsewhere where it would
+        take more memory. There all layers' keys and values are one product, too.
         """
+        once = _COLD if any(isinstance(module, W8A8Linear) for module in self.modules()) else ()
+        on_cpu = torch.device(device).type == "cpu"
+
+        def stays(name: str, parameter: Tensor) -> bool:
+            cold = not set(once).isdisjoint(name.split("."))
+            return cold and (on_cpu or parameter.element_size() < dtype.itemsize)
+
+        layers = [block.cross_kv for block in self._blocks()]
+        if not on_cpu and not any(stays("cross_kv", layer.weight) for layer in layers):
+            lay_together(layers, device, dtype)
         self.to(device)
-        cold = _COLD if any(isinstance(module, W8A8Linear) for module in self.modules()) else ()
-        for name, module in self.named_modules():
-            if set(cold).isdisjoint(name.split(".")):
-                for parameter in module.parameters(recurse=False):
-                    parameter.data = parameter.data.to(dtype)
+        for name, parameter in self.named_parameters():
+            if not stays(name, parameter):
+                parameter.data = parameter.data.to(dtype)
         return self
 
     def text_context(self, groups: Sequence[TextFeatures]) -> TextContext:
@@ -208,10 +169,14 @@ class Denoiser(nn.Module):
         Raises:
             InvalidInput: a row has no valid token.
         """
-        captions = [self._caption(group) for group in groups]
-        return TextContext(
-            tuple(tuple(block.read(*caption) for caption in captions) for block in self._blocks())
-        )
+        read = [self.read(*self._caption(group)) for group in groups]
+        return TextContext(tuple(zip(*read, strict=True)))
+
+    def read(self, caption: Tensor, mask: Tensor | None) -> list[KeysValues | Constant]:
+        """What each layer reads of a group's projected captions (rows, L, dim) under a mask (rows, L)."""
+        blocks = self._blocks()
+        made = projected([block.cross_kv for block in blocks], caption)
+        return [block.read(each, mask) for block, each in zip(blocks, made, strict=True)]
 
     def modulation(self, timesteps: Tensor, guidance: float | None = None) -> Modulation:
         """Tables for a whole schedule, or for a batch whose rows have timesteps of their own.

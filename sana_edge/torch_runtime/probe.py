@@ -20,8 +20,9 @@ from sana_edge.config import DenoiserConfig
 from sana_edge.int8.text_linear import WeightOnlyLinear, quantize_weight
 from sana_edge.nets.autoencoder_blocks import Upsample
 from sana_edge.nets.block import Constant, KeysValues
-from sana_edge.nets.denoiser import Denoiser, Modulation, TextContext
+from sana_edge.nets.denoiser import Denoiser, Modulation
 from sana_edge.nets.quantize import quantize_decoder, quantize_denoiser
+from sana_edge.nets.text_context import TextContext
 from sana_edge.nets.text_weights import text_targets
 from sana_edge.nets.tiny_autoencoder import latent_decoder
 from sana_edge.plan.memory import Work

@@ -22,7 +22,8 @@ from sana_edge.fused import backends
 from sana_edge.fused.backends import Backend
 from sana_edge.fused.decoder import fuse_decoder, fuse_encoder
 from sana_edge.nets.autoencoder import Autoencoder, Encoder, LatentDecoder
-from sana_edge.nets.denoiser import Denoiser, Modulation, TextContext, join_texts
+from sana_edge.nets.denoiser import Denoiser, Modulation
+from sana_edge.nets.text_context import TextContext, join_texts
 from sana_edge.nets.text_encoder import EncodedTexts, TextEncoder
 from sana_edge.plan.memory import (
     Stage,

@@ -16,7 +16,8 @@ from sana_edge.fused import ops
 from sana_edge.fused.denoiser import FusedDenoiser
 from sana_edge.fused.text import FusedText, fuse_text
 from sana_edge.nets.block import Constant, KeysValues
-from sana_edge.nets.denoiser import Denoiser, Modulation, TextContext
+from sana_edge.nets.denoiser import Denoiser, Modulation
+from sana_edge.nets.text_context import TextContext
 from sana_edge.sampler import Denoised, Sampler, guide
 from sana_edge.torch_runtime import cuda_graph
 from sana_edge.torch_runtime.cuda_graph import Function, Recorder, StepGraph

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from sana_edge.errors import CheckpointError, torch_extra
-from sana_edge.nets.denoiser import Denoiser, TextContext, beside
+from sana_edge.nets.denoiser import Denoiser
+from sana_edge.nets.text_context import TextContext, beside
 from sana_edge.nets.text_encoder import TextFeatures
 from sana_edge.prompt import CHI, Text
 from sana_edge.store.cache import known_digest

@@ -167,8 +167,13 @@ def test_the_tables_are_those_of_the_code(library: Library) -> None:
     kept = json.loads((RESULTS / "tiles.json").read_text(encoding="utf-8"))
     assert kept["choices"] == roofline.tile_file(library)["choices"]
     data = json.loads((RESULTS / "roofline.json").read_text(encoding="utf-8"))
+    stored = data["stages"]["0.6b"]
     counted = Counter(launch.kernel for launch in stages.step("0.6b", 1024)[0])
-    assert data["stages"]["0.6b"]["step"]["operations"] == counted
+    assert stored["step"]["operations"] == counted
+    once = stages.context("0.6b", data["pictures"][0]["steps"])
+    assert stored["context"]["operations"] == Counter(launch.kernel for launch in once)
+    # keys and values of all 28 layers are one product and one packing
+    assert sum(launch.kernels for launch in once) <= 60
 
 
 def test_all_five_gpus_at_all_sizes(library: Library) -> None:

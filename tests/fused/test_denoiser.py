@@ -19,8 +19,9 @@ from sana_edge.fused.denoiser import FusedDenoiser
 from sana_edge.fused.text import CAPACITY, FusedText, fuse_text
 from sana_edge.int8 import quant
 from sana_edge.nets.block import KeysValues
-from sana_edge.nets.denoiser import Denoiser, Modulation, TextContext
+from sana_edge.nets.denoiser import Denoiser, Modulation
 from sana_edge.nets.quantize import denoiser_targets, quantize_denoiser
+from sana_edge.nets.text_context import TextContext, lay_together
 from sana_edge.nets.text_encoder import TextFeatures
 
 CPU = torch.device("cpu")
@@ -206,6 +207,7 @@ class Launches(TorchDispatchMode):
         "as_strided",
         "detach",
         "split",
+        "transpose",
         "empty",
     )
 
@@ -238,6 +240,28 @@ def test_launches_of_a_step(emulated: Any, form: str, groups: list[tuple[int, ..
     assert others.names == []
     # 28 layers: 255; and what copies a step's inputs is not among them
     assert emulated.count()["launches"] == each * CONFIG.num_layers + 3
+
+
+@pytest.mark.parametrize("groups", [[(1,), (7,)], [(5,), (7,)], [(3, 7, 5), (4,)]], ids=str)
+def test_text_of_all_layers_is_packed_at_once(groups: list[tuple[int, ...]]) -> None:
+    """The same tensors as of layers that are apart, in launches whose number no layer adds to."""
+    counted = []
+    for layers in (2, 5):
+        denoiser = random_denoiser(replace(CONFIG, num_layers=layers), torch.float32)
+        text = [features(*lengths) for lengths in groups]
+        _, expected = fuse_text(denoiser.text_context(text), 6, CPU).pack()
+        readers = [denoiser.get_submodule(f"blocks.{n}.cross_kv") for n in range(layers)]
+        lay_together(readers, "cpu", torch.float32)  # type: ignore[arg-type]
+        context = denoiser.text_context(text)
+        with Launches() as found:
+            _, packed = fuse_text(context, 6, CPU).pack()
+        for ours, theirs in zip(packed, expected, strict=True):
+            assert torch.equal(ours, theirs) and ours.is_contiguous()
+        counted.append(found.names)
+    assert counted[0] == counted[1]
+    # of a prompt and a constant: zeros and values of both and of the constants, the length, and a stack
+    if groups[0] == (1,):
+        assert len(counted[0]) == 8
 
 
 def test_text_of_all_lengths_has_one_shape() -> None:

@@ -20,8 +20,9 @@ from sana_edge.config import DenoiserConfig
 from sana_edge.errors import OutOfMemory
 from sana_edge.fused import backends
 from sana_edge.int8 import quant
-from sana_edge.nets.denoiser import Denoiser, Modulation, TextContext
+from sana_edge.nets.denoiser import Denoiser, Modulation
 from sana_edge.nets.quantize import quantize_denoiser
+from sana_edge.nets.text_context import TextContext
 from sana_edge.nets.text_encoder import TextFeatures
 from sana_edge.torch_runtime import cuda_graph
 from sana_edge.torch_runtime.runtime import TorchRuntime

@@ -41,8 +41,9 @@ from sana_edge.int8.linear import W8A8Linear
 from sana_edge.kernels import triton as kernels
 from sana_edge.kernels.triton import linear_tiles, w8a8_linear
 from sana_edge.nets.block import Constant, KeysValues
-from sana_edge.nets.denoiser import Denoiser, Modulation, TextContext
+from sana_edge.nets.denoiser import Denoiser, Modulation
 from sana_edge.nets.quantize import denoiser_targets
+from sana_edge.nets.text_context import TextContext
 from sana_edge.torch_runtime.steps import FusedNetwork
 
 JITFunction = triton.runtime.JITFunction

@@ -15,7 +15,8 @@ from small_denoiser import random_denoiser
 from torch import Tensor
 
 from sana_edge.errors import SanaError
-from sana_edge.nets.denoiser import Denoiser, Modulation, TextContext
+from sana_edge.nets.denoiser import Denoiser, Modulation
+from sana_edge.nets.text_context import TextContext
 from sana_edge.nets.text_encoder import TextFeatures
 from sana_edge.torch_runtime import cuda_graph
 from sana_edge.torch_runtime.cuda_graph import Run, StepGraph

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from sana_edge import generation
 from sana_edge.errors import Cancelled, InvalidInput
-from sana_edge.nets.denoiser import Denoiser, Modulation, TextContext
+from sana_edge.nets.denoiser import Denoiser, Modulation
+from sana_edge.nets.text_context import TextContext
 from sana_edge.nets.text_encoder import TextFeatures
 from sana_edge.sampler import Denoised, Origin, Sampler, denoise, make_sampler
 from sana_edge.torch_runtime import cuda_graph

@@ -53,7 +53,37 @@ int test_staged() {
   return 0;
 }
 
+// every number of q and of a head's state in one product, every output in one place
+int test_read() {
+  std::set<int> queries, state, outputs;
+  for (int lane = 0; lane < WARP; lane++) {
+    for (int step = 0; step < 2; step++) {
+      for (int i = 0; i < 8; i++) queries.insert(query_row(lane) * HEAD + 16 * step + query_column(lane) + i);
+      for (int i = 0; i < 4; i++)
+        for (int n = 0; n < 4; n++)
+          state.insert((16 * step + state_row(lane, i)) * HEAD + state_column(lane) + n);
+    }
+    for (int n = 0; n < 4; n++)
+      for (int i = 0; i < 4; i++) {
+        const int column = output_column(lane) + i % 2 * 4 + n;
+        outputs.insert(sum_row(lane, i) * HEAD + column);
+        // column j of the n-th product is that of the lanes that have the state's column for it
+        const int j = sum_column(lane, 0, i);
+        CLAIM(column == state_column(4 * j) + n);
+      }
+  }
+  CLAIM(queries.size() == 16 * HEAD && state.size() == HEAD * HEAD && outputs.size() == 16 * HEAD);
+  // 8 rows of one piece are in all banks
+  for (int heads = 1; heads <= 256; heads++) {
+    std::set<int> pieces;
+    for (int row = 0; row < 8; row++) pieces.insert(row * row_elements(heads) / 8 % 8);
+    CLAIM(pieces.size() == 8 && row_elements(heads) % 8 == 0);
+  }
+  return 0;
+}
+
 int main() {
+  if (const int line = test_read()) return line;
   for (int heads = 1; heads <= 72; heads++) {
     if (const int line = test_weight_tiles<64>(heads)) return line;
     if (const int line = test_weight_tiles<128>(heads)) return line;

@@ -21,6 +21,8 @@ EPS = 1e-15
 TYPES = [torch.float16, torch.bfloat16]
 # largest relative error of rounding to a type
 ROUNDING = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
+# least step of fp16 beside the largest number of a head that is made 2^14 or more: half of 2^-24
+LEAST = {torch.float16: 2.0**-39, torch.bfloat16: 0.0}
 # images, tokens, heads, depth
 SHAPES = [(2, 1, 1, 32), (1, 63, 2, 96), (3, 100, 3, 64), (1, 257, 6, 192), (2, 130, 36, 16), (1, 17, 70, 80)]
 
@@ -194,12 +196,15 @@ def test_qk_norm_of_hostile_values() -> None:
 def check_finish(
     q: Tensor, state: Tensor, eps: float, options: dict[str, Tensor] | None = None, share: float = 0.01
 ) -> None:
-    """Against the exact quotient: half a level, half a rounding to the type, and fp32's error.
+    """Against the exact quotient: half a level, half a rounding to the type, and the error of the sums.
 
-    Numerator and divisor are sums of 32 products, each at most 40 roundings of 2^-24 off what their terms'
-    sizes add up to. Where that moves a quotient over the border between two roundings of the type (a share of
-    40 2^-24 / 2^-11 = 0.5 % of those of fp16, with little cancellation), its level may change by 1, and where
-    it is the largest of its row, so may the scale, by two roundings.
+    A number of the state is two of the type, what the first leaves being rounded as well: off by the square
+    of a rounding, 2^-22 or 2^-16, or by half of fp16's least step. Numerator and divisor are sums of 64
+    products, at most 72 roundings off what their terms' sizes add up to, of 2^-23, since tensor cores cut
+    off. Where that moves a quotient over the border between two roundings of the type (at most 2^-16 / 2^-8 =
+    0.4 % of those of bf16, with little cancellation; of fp16 72 2^-23 / 2^-11, 1.8 %, were all of them as
+    large and of one sign: they are less than a tenth of it), its level may change by 1, and where it is the
+    largest of its row, so may the scale, by two roundings.
     """
     options = options or {}
     values, scales = launch.linear_attention_finish(q, state, eps, **options)
@@ -213,17 +218,22 @@ def check_finish(
     assert apart.numel() == 0 or (apart.max() <= 1 and (apart > 0).double().mean() <= share)
     if "static_scale" in options:
         return
-    q64 = q.double()
+    q64, state64 = q.double(), state.double()
     if "roots" in options:
-        q64 = q64 * options["roots"][..., :1].double() * options["norm_q"].double()
+        norm = options["norm_q"].double()
+        q64 = q64 * options["roots"][..., :1].double() * norm.sign()
+        # its rows, and its sums of keys
+        rows = norm.abs().view(1, -1, 32, 1)
+        state64 = torch.cat([state64[:, :, :-1] * rows, state64[:, :, -1:] * rows.mT], dim=2)
     heads = q64.relu().unflatten(-1, (-1, 32)).transpose(1, 2)
-    state64 = state.double()
     divisors = heads @ state64[:, :, -1:].transpose(2, 3) + eps
     exact = (heads @ state64[:, :, :-1]) / divisors
     sizes = (heads @ state64[:, :, :-1].abs()) / divisors
+    largest = state64.abs().amax((2, 3), keepdim=True)
+    least = LEAST[q.dtype] * largest * heads.sum(-1, keepdim=True) / divisors * (1 + exact.abs())
     # below 2^-14 fp16 has steps of 2^-24
     rounded = (rounding * exact.abs()).clamp(min=2.0**-25 if q.dtype == torch.float16 else 0)
-    error = (40 * 2.0**-24 * 2 * sizes + rounded).transpose(1, 2).flatten(2)
+    error = (2 * (72 * 2.0**-23 + rounding**2) * sizes + least + rounded).transpose(1, 2).flatten(2)
     exact = exact.transpose(1, 2).flatten(2)
     allowed = error + scales[..., None] * 0.5 * (1 + 1e-5)
     assert ((values * scales[..., None].double() - exact).abs() <= allowed * (1 + 1e-6))[finite].all()
@@ -292,6 +302,35 @@ def test_no_bank_conflicts(emulated: Any) -> None:
         check_qkv(product(2, 200, heads, 64), torch.float16, heads)
     counted = emulated.count()
     assert counted["matrix_reads"] > 0 and counted["bank_conflicts"] == 0
+    for heads in (3, 36):
+        launch.linear_attention_finish(torch.randn(1, 40, 32 * heads).half(), random_state(1, heads), EPS)
+        counted = emulated.count()
+        assert counted["matrix_reads"] > 0 and counted["bank_conflicts"] == 0
+
+
+@pytest.mark.parametrize(
+    ("processors", "shared", "tokens"), [(1, 99, 32), (8, 99, 16), (1, 40, 16), (1, 24, 8)]
+)
+def test_tokens_of_a_block(emulated: Any, processors: int, shared: int, tokens: int) -> None:
+    """As many as there is shared memory for; 16 where 32 would leave processors without any."""
+    emulated.pretend(89, processors, shared << 10)
+    q, state = torch.randn(2, 60, 32 * 33).bfloat16(), random_state(2, 33)
+    emulated.count()
+    check_finish(q, state, EPS)
+    assert emulated.count()["blocks"] == 2 * -(-60 // tokens)
+
+
+@pytest.mark.usefixtures("emulated")
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_finish_keeps_more_of_the_state_than_16_bits(dtype: torch.dtype) -> None:
+    """Ones that cancel but for multiples of 2^-14, which sums of them in fp32 are exactly, in any order."""
+    state = torch.ones(1, 1, 33, 32)
+    state[:, :, 1:32:2] = -1
+    state[:, :, 0] += torch.arange(32) * 2.0**-14
+    values, scales = launch.linear_attention_finish(torch.ones(1, 5, 32).to(dtype), state, EPS)
+    wanted = torch.arange(32) * 2.0**-14 / 32
+    torch.testing.assert_close(scales, (wanted[31] / 127).expand(1, 5), rtol=2 * ROUNDING[dtype], atol=0)
+    assert ((values * scales[..., None] - wanted).abs() <= wanted * ROUNDING[dtype] + scales.max() / 2).all()
 
 
 def test_turing(emulated_turing: Any) -> None:
