@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -18,7 +19,7 @@ OWN_SET = "calibration_prompts.txt"
 
 # about 1000 tokens, of which the text encoder reads 300
 MAX_CHARACTERS = 4000
-_MAX_BYTES = 16 << 20
+_MAX_BYTES, _MAX_LINES = 16 << 20, 300_000
 
 _FORMAT = "give a UTF-8 text file with one prompt per line; lines that begin with # are comments"
 
@@ -76,7 +77,7 @@ def load_prompts(source: str | Path) -> PromptSet:
     if source in bundled_sets():
         path, name = BUNDLED / f"{source}.txt", str(source)
     else:
-        path, name = Path(source).expanduser(), Path(source).stem
+        path, name = Path(os.path.expanduser(source)), Path(source).stem
     prompts = []
     for number, line in enumerate(re.split("\r\n|\r|\n", _text(path)), start=1):
         if (prompt := " ".join(line.split())) and not prompt.startswith("#"):
@@ -116,6 +117,8 @@ def _text(path: Path) -> str:
         raise InvalidInput(f"cannot read the prompts in {path}: {reason(error)}", _FORMAT) from error
     if b"\0" in content:
         raise InvalidInput(f"{path} is not a text file: it has NUL bytes", _FORMAT)
+    if content.count(b"\n") + content.count(b"\r") > 2 * _MAX_LINES:
+        raise InvalidInput(f"{path} has more than {_MAX_LINES} lines", _FORMAT)
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -18,6 +18,8 @@ EXPAND_RATIO = 4
 
 # of numbers that a model may have; the largest SANA has 60 layers of 2240 channels
 Count = Annotated[int, Between(1, 1024)]
+# modules of each are made before the weights are looked at
+Layers = Annotated[int, Between(1, 256)]
 Width = Annotated[int, Between(1, 1 << 16)]
 Positive = Annotated[float, Between(1e-12, 1e6)]
 _Names = Annotated[tuple[str, ...], Between(1, 16)]
@@ -42,7 +44,7 @@ class DenoiserConfig:
 
     in_channels: Count = 32
     out_channels: Count = 32
-    num_layers: Count = 20
+    num_layers: Layers = 20
     num_attention_heads: Count = 70
     attention_head_dim: Count = 32
     num_cross_attention_heads: Count = 20
@@ -75,6 +77,8 @@ class DenoiserConfig:
         expected = f"{config.dim} (num_attention_heads x attention_head_dim)"
         found = config.cross_attention_dim
         reader.require(found == config.dim, "cross_attention_dim", found, expected)
+        ratio = config.mlp_ratio
+        reader.require(config.ffn_dim > 0, "mlp_ratio", ratio, f"a number from {1 / config.dim:.2g}")
         affine = data.get("norm_elementwise_affine", False)
         reader.require(affine is False, "norm_elementwise_affine", affine, "False")
         return config

@@ -147,7 +147,8 @@ def _opened(image: Picture, what: str) -> PIL.Image.Image:
             if not isinstance(file, io.BytesIO) and os.path.exists(file) and not os.path.isfile(file):
                 raise InvalidInput(f"the {what}{name} is no regular file", _HINT)
             with PIL.Image.open(file, formats=FORMATS) as opened:
-                if getattr(opened, "n_frames", 1) > 1:
+                # to count them takes as long as there are many
+                if getattr(opened, "is_animated", False):
                     logger.warning("the %s%s has several pictures: the first one is taken", what, name)
                 return _turned(opened, what)
         except FileNotFoundError:
@@ -183,6 +184,6 @@ def _turned(image: PIL.Image.Image, what: str) -> PIL.Image.Image:
 
 def _eight_bits(image: PIL.Image.Image) -> PIL.Image.Image:
     """Pillow clips more than 8 bits instead of scaling them."""
-    values = np.asarray(image, np.float64)
+    values = np.nan_to_num(np.asarray(image, np.float64), nan=0.0)
     most = 65535.0 if image.mode.startswith("I") else 1.0
     return PIL.Image.fromarray(np.rint(np.clip(values / most, 0, 1) * 255).astype(np.uint8))

@@ -87,6 +87,7 @@ def test_autoencoder_repeats_single_names() -> None:
         ("num_layers", True),
         ("num_layers", 0),
         ("num_layers", 2.5),
+        ("num_layers", 257),
         ("norm_eps", float("nan")),
         ("mlp_ratio", None),
         ("guidance_embeds", 1),
@@ -101,6 +102,12 @@ def test_autoencoder_repeats_single_names() -> None:
 def test_wrong_denoiser_values_are_named(key: str, value: Any) -> None:
     with pytest.raises(CheckpointError, match=rf"transformer/config\.json: {key} is {value!r}, expected "):
         DenoiserConfig.from_dict({key: value})
+
+
+def test_a_feed_forward_of_no_channels() -> None:
+    narrow = {"num_attention_heads": 1, "attention_head_dim": 32, "cross_attention_dim": 32}
+    with pytest.raises(CheckpointError, match=r"mlp_ratio is 0\.01, expected a number from 0\.031"):
+        DenoiserConfig.from_dict({**narrow, "mlp_ratio": 0.01})
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -300,3 +301,32 @@ def test_an_encoder_with_nan_is_refused(tiny_folder: Path, tmp_path: Path, photo
     save_file({**state, name: torch.full_like(state[name], float("nan"))}, weights)
     with Sana.load(tmp_path / "model") as sana, pytest.raises(CheckpointError, match=r"conv_out\.weight"):
         sana.generate(PROMPT, image=photo, steps=1)
+
+
+def tiff(count: int) -> bytes:
+    """A picture whose file has so many others after it."""
+    entries = [(256, 4, 1, 1), (257, 4, 1, 1), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1)]
+    entries += [(273, 4, 1, 8), (277, 3, 1, 1), (278, 4, 1, 1), (279, 4, 1, 1)]
+    packed = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    size = 2 + len(packed) + 4
+    parts = (
+        struct.pack("<H", len(entries)) + packed + struct.pack("<I", 8 + size * (i + 1)) for i in range(count)
+    )
+    return b"II*\0" + struct.pack("<I", 8) + b"".join(parts)
+
+
+def test_pictures_of_a_file_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of a few megabytes may have a hundred thousand."""
+    from PIL.TiffImagePlugin import TiffImageFile
+
+    seeks: list[int] = []
+    seek = TiffImageFile._seek
+    monkeypatch.setattr(TiffImageFile, "_seek", lambda self, frame: (seeks.append(frame), seek(self, frame)))
+    assert read_image(tiff(1000)).shape == (1, 1, 3)
+    assert len(seeks) < 10
+
+
+@pytest.mark.filterwarnings("error")
+def test_values_that_are_no_numbers(tmp_path: Path) -> None:
+    PIL.Image.fromarray(np.array([[np.nan, np.inf, -np.inf, 1]], np.float32)).save(tmp_path / "a.tiff")
+    assert read_image(tmp_path / "a.tiff")[0, :, 0].tolist() == [0, 255, 0, 255]

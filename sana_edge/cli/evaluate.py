@@ -137,7 +137,7 @@ def _prompts(arguments: argparse.Namespace) -> PromptSet:
     from sana_edge.evaluate import prompt_files
 
     if given.lower().endswith(prompt_files.KINDS):
-        return prompt_files.read(Path(given).expanduser())
+        return prompt_files.read(Path(os.path.expanduser(given)))
     if given not in bundled_sets() and not os.path.lexists(os.path.expanduser(given)):
         close = difflib.get_close_matches(given.lower(), SETS, n=1)
         meant = f"did you mean {close[0]}? " if close else ""

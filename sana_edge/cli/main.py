@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import io
 import json
 import logging
@@ -26,9 +28,13 @@ from sana_edge.cli import (
     serve,
 )
 from sana_edge.cli.arguments import SIZE, Parser, UsageError
-from sana_edge.errors import SanaError
+from sana_edge.errors import SanaError, one_line
+from sana_edge.system.atomic import hint_of
 from sana_edge.system.memory import memory_errors
 from sana_edge.system.threads import termination_as_interrupt, wait_passively
+
+# what a pipe without a reader and a full disk say
+_OF_STREAMS = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # each has HELP, add_options(parser) and run(arguments)
 COMMANDS = {
@@ -57,7 +63,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         # a file name that the terminal cannot show is no reason to fail
         sys.stdout.reconfigure(errors="backslashreplace")
-    words = _joined(sys.argv[1:] if argv is None else argv)
+    ended: SystemExit | None = None
+    lost: OSError | None = None
+    code = 1
+    try:
+        code = _run(_joined(sys.argv[1:] if argv is None else argv))
+    except SystemExit as error:
+        ended = error
+    except OSError as error:  # of a stream
+        lost = error
+    except KeyboardInterrupt:  # a second one
+        code = 130
+    # help, too, may be longer than what reads it
+    lost = _flush() or lost
+    if lost is not None:
+        if not isinstance(lost, BrokenPipeError):
+            with contextlib.suppress(OSError):
+                print(f"error: cannot write what is said: {lost.strerror}", file=sys.stderr)
+                print(f"hint:  {hint_of(lost)}", file=sys.stderr, flush=True)
+        return code or 1
+    if ended is not None:
+        raise ended
+    return code
+
+
+def _run(words: list[str]) -> int:
+    """Run a command, say what was wrong, and return the exit code.
+
+    Raises:
+        OSError: what is said cannot be written.
+    """
     as_json, verbose = "--json" in words, False
     try:
         arguments, unknown = _parser().parse_known_args(words)
@@ -83,18 +118,39 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         _print_json("interrupted", "", as_json)
         return 130
-    except BrokenPipeError:
-        # nobody reads on; what is still buffered must not fail again when the interpreter ends
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except SanaError as error:
         _report(error.message, error.hint, verbose, as_json)
         return 1
     except Exception as error:  # also what nobody foresaw is one line to the user
-        message = " ".join(f"{type(error).__name__}: {error}".split())
-        _report(message, "run it again with -v to see where this comes from", verbose, as_json)
+        if isinstance(error, OSError) and error.filename is None and error.errno in _OF_STREAMS:
+            raise
+        _report(*_words(error), verbose, as_json)
         return 1
     return 0
+
+
+def _words(error: Exception) -> tuple[str, str]:
+    """What to say of an error that is no `SanaError`, and a hint."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return one_line(f"cannot use {error.filename}: {error.strerror}"), hint_of(error)
+    if isinstance(error, FileNotFoundError):
+        # the current folder has gone, or there is none for temporary files
+        hint = "go to a folder that is there, and let TMPDIR be one that can be written"
+        return one_line(error.strerror or str(error)), hint
+    message = one_line(" ".join(f"{type(error).__name__}: {error}".split()))
+    return message, "run it again with -v to see where this comes from"
+
+
+def _flush() -> OSError | None:
+    """Write all that was said; what cannot be must not fail again when the interpreter ends."""
+    lost: OSError | None = None
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError as error:
+            lost = lost or error
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return lost
 
 
 def _open_streams() -> None:

@@ -153,7 +153,9 @@ class Pictures:
                 *self.folder.glob("*.png"),
                 *self.folder.glob("*.json"),
             ]:
-                if _PICTURE.fullmatch(path.name) or path.name in (SHEET, RESULTS):
+                # a linked folder is not one of an evaluation's
+                own = _PICTURE.fullmatch(path.name) or path.name in (SHEET, RESULTS)
+                if own and (path.parent == self.folder or not path.parent.is_symlink()):
                     path.unlink()
             (self.folder / RECORD).unlink()
         except OSError as error:

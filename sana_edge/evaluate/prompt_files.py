@@ -11,13 +11,14 @@ from typing import Any
 from sana_edge.errors import InvalidInput, reason
 from sana_edge.evaluate.prompts import PromptSet
 from sana_edge.request import MAX_PROMPT
-from sana_edge.system.json_values import parse, read_bounded, shown
+from sana_edge.system.json_values import MOST_VALUES, parse, read_bounded, shown
 
 # GenEval, MJHQ-30K, PartiPrompts, DrawBench and COCO name them so, in any case
 PROMPT = ("prompt", "prompts", "caption", "text")
 CATEGORY = ("category", "tag")
 KINDS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv")
-_MOST = 64 << 20
+# bytes of a file, its lines, and the values of a JSON document: COCO's captions have a million
+_MOST, _MOST_LINES, _MOST_VALUES = 64 << 20, 1_000_000, 4_000_000
 _HINT = "give objects, or a header line, with a prompt, and a category where there is one"
 
 
@@ -51,7 +52,9 @@ def _entries(path: Path) -> Iterator[tuple[str, Any]]:
     except (OSError, ValueError) as error:
         raise InvalidInput(f"cannot read the prompts in {path}: {reason(error)}", _HINT) from error
     if path.suffix.lower() == ".json":
-        return _document(_parsed(text, str(path)), path)
+        return _document(_parsed(text, str(path), _MOST_VALUES), path)
+    if text.count("\n") > _MOST_LINES:
+        raise InvalidInput(f"{path} has more than {_MOST_LINES} lines", "give a part of it")
     if path.suffix.lower() in (".csv", ".tsv"):
         return _table(text, path)
     # not by splitlines: strings of JSON may have other ends of lines in them
@@ -59,9 +62,9 @@ def _entries(path: Path) -> Iterator[tuple[str, Any]]:
     return ((place, _parsed(line, f"{path}, {place}")) for place, line in lines)
 
 
-def _parsed(text: str, what: str) -> Any:
+def _parsed(text: str, what: str, most: int = MOST_VALUES) -> Any:
     try:
-        return parse(text)
+        return parse(text, most)
     except ValueError as error:
         raise InvalidInput(f"{what} is no JSON: {error}", _HINT) from error
 

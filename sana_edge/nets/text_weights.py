@@ -38,7 +38,8 @@ _CONFIG = (
 )
 # what they may be at most: the library makes a layer, and a list, of each number
 _MOST = {
-    **dict.fromkeys(("num_hidden_layers", "num_attention_heads", "num_key_value_heads"), 1024),
+    "num_hidden_layers": 256,
+    **dict.fromkeys(("num_attention_heads", "num_key_value_heads"), 1024),
     **dict.fromkeys(("hidden_size", "intermediate_size", "head_dim"), 1 << 20),
     **dict.fromkeys(("vocab_size", "max_position_embeddings", "sliding_window"), 1 << 26),
 }
@@ -124,7 +125,10 @@ def _loaded(
         package.verify(folder, quantization)
         check_tensors(state, quantization, [(name,) for name in targets], where=where)
         targets = [name for name in targets if name not in quantization.kept]
-        expected.update((f"{name}.weight_scale", expected[f"{name}.weight"][:, 0]) for name in targets)
+        for name in targets:
+            weight = expected[f"{name}.weight"]
+            expected[f"{name}.weight"] = weight.to(torch.int8)
+            expected[f"{name}.weight_scale"] = weight[:, 0]
     elif not int8:
         targets = []
     check_state(expected, state, where=where)

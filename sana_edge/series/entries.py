@@ -15,8 +15,8 @@ from typing import Any
 from sana_edge.errors import InvalidInput, SanaError, reason
 from sana_edge.system.json_values import Reader, parse, read_bounded, shown
 
-# bytes of a file, and of a line, of whose prompt 300 tokens are read
-MOST = 256 << 20
+# bytes of a file, its lines, and bytes of a line, of whose prompt 300 tokens are read
+MOST, MOST_LINES = 256 << 20, 1_000_000
 MOST_LINE = 1 << 20
 _FORMATS = {".txt": "text", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv"}
 _HINT = "give a .txt file of prompts, .jsonl of objects or .csv with a header line, in UTF-8"
@@ -124,6 +124,8 @@ def read_content(content: bytes, kind: str | None = None, name: str = "stdin") -
     """The lines of "text", "jsonl" or "csv"; left out, what the first is: an object, a header, or text."""
     if b"\0" in content:
         raise InvalidInput(f"{name} is not UTF-8 text: it has NUL bytes", _HINT)
+    if content.count(b"\n") + content.count(b"\r") > 2 * MOST_LINES:
+        raise InvalidInput(f"{name} has more than {MOST_LINES} lines", "give its parts one after another")
     lines = re.split(rb"\r\n|\r|\n", content.removeprefix(b"\xef\xbb\xbf"))
     if kind is None:
         kind = _kind_of(next((line for line in lines if line.strip()), b""))
@@ -260,5 +262,5 @@ def _plain(column: str, cell: str) -> Any:
 
 
 def _meant(word: Any) -> str:
-    close = difflib.get_close_matches(str(word), [*NAMES, *_ALIASES], n=1)
+    close = difflib.get_close_matches(str(word)[:40], [*NAMES, *_ALIASES], n=1)
     return f" (did you mean {close[0]}?)" if close else ""

@@ -25,6 +25,8 @@ except ImportError:  # Windows
 
 FILE = "manifest.jsonl"
 _VERSION = 1
+# of the first line
+_BEGIN = b'{"sana_edge_series": '
 _MOST = 4 << 30
 
 
@@ -48,7 +50,9 @@ class Manifest:
             raise InvalidInput(f"{folder} exists and is not a folder", "choose another --output")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
+            # a link that came with the folder may lead to anybody's file
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
+            flags |= getattr(os, "O_BINARY", 0)
             self._file = os.open(self.path, flags, 0o666)
         except OSError as error:
             raise cannot_write(self.path, error) from error
@@ -151,9 +155,12 @@ def _read(path: Path) -> tuple[int | None, dict[str, dict[str, Any]], int]:
     except ValueError as error:
         raise InvalidInput(f"{path}: {error}", "choose another --output") from error
     end = content.rfind(b"\n") + 1
+    if not end and content.strip(b"\0 \r") and not content.startswith(_BEGIN[: len(content)]):
+        # not half a first line of ours, which would be cut off
+        _header(None, path)
     entries: dict[str, dict[str, Any]] = {}
-    seed = None
-    for number, line in enumerate(content[:end].split(b"\n")[:-1], start=1):
+    seed, first = None, True
+    for line in content[:end].split(b"\n")[:-1]:
         # of a machine that lost its power
         if not line.strip(b"\0 \r"):
             continue
@@ -161,8 +168,8 @@ def _read(path: Path) -> tuple[int | None, dict[str, dict[str, Any]], int]:
             entry = parse(line)
         except ValueError:
             entry = None
-        if number == 1:
-            seed = _header(entry, path)
+        if first:
+            seed, first = _header(entry, path), False
         elif isinstance(entry, dict) and isinstance(entry.get("file"), str):
             entries[entry["file"]] = entry
         # a line that is none is a picture that is drawn again

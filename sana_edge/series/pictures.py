@@ -13,21 +13,22 @@ from typing import Any
 
 from sana_edge.errors import InvalidInput, SanaError
 from sana_edge.image import format_of
-from sana_edge.request import MAX_IMAGES, MAX_PROMPT, Request, plain
+from sana_edge.request import MAX_IMAGES, MAX_PROMPT, MAX_SEED, Request, plain
 from sana_edge.series.entries import Bad, Entry, Line
 from sana_edge.series.wildcards import Template, Wildcards
 from sana_edge.system.json_values import shown
 
 NAME = "{index:05}-{seed}.png"
-MOST_PICTURES = 100_000
+MOST_PICTURES, MOST_BAD = 100_000, 10_000
 _FIELD = re.compile(r"\{(\w+)(?::0?(\d{1,2}))?\}")
 _FIELDS = ("index", "seed", "line", "prompt")
 # of an entry, what a request does not take as it is
 _OWN = ("size", "width", "height", "seed", "seeds", "images", "output", "image", "mask")
 # what Windows takes for devices
-_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+_RESERVED = re.compile(r"(con|prn|aux|nul|con(in|out)\$|(com|lpt)[\d¹²³]) *(\..*)?", re.IGNORECASE)
 _UNFIT = re.compile(r'[<>:"\\|?*\x00-\x1f\x7f]')
-_LONGEST = 200
+# bytes of a part, and of a whole name below its folder, whose own path a system counts, too
+_LONGEST, _LONGEST_PATH = 200, 1000
 
 
 @dataclass(frozen=True)
@@ -91,22 +92,26 @@ def plan_pictures(lines: Iterable[Line | Bad], settings: Settings) -> tuple[list
     pictures: list[Picture] = []
     bad: list[Bad] = []
     taken: dict[str, int] = {}
+    folders: set[str] = set()
     for line in lines:
         if isinstance(line, Bad):
             bad.append(line)
+            _check_bad(bad)
             continue
         number, entry = line
         try:
             new = list(_of_entry(number, entry, settings, wildcards, len(pictures)))
             names = [_key(picture.name) for picture in new]
-            _check_names(names, new, taken)
+            _check_names(names, new, taken, folders)
         except _TooMany:
             raise
         except SanaError as error:
             bad.append(Bad(number, f"{error.message}{f' ({error.hint})' if error.hint else ''}"))
+            _check_bad(bad)
             continue
         pictures += new
         taken |= dict.fromkeys(names, number)
+        folders |= {folder for name in names for folder in _folders(name)}
     if not pictures and not bad:
         raise InvalidInput("there are no prompts: all lines are empty or comments", "write one in each line")
     return pictures, sorted(bad, key=lambda one: one.line)
@@ -114,6 +119,11 @@ def plan_pictures(lines: Iterable[Line | Bad], settings: Settings) -> tuple[list
 
 class _TooMany(InvalidInput):
     """Not a matter of one line."""
+
+
+def _check_bad(bad: list[Bad]) -> None:
+    if len(bad) > MOST_BAD:
+        raise _TooMany(f"more than {MOST_BAD} lines are bad, such as {bad[0]}", "give a file of prompts")
 
 
 def _of_entry(
@@ -163,7 +173,11 @@ def _images(entry: Entry, settings: Settings) -> int:
 
 def _seed(entry: Entry, settings: Settings, position: int, index: int) -> int:
     if entry.seeds is not None:
-        return entry.seeds[position % len(entry.seeds)]
+        seed = entry.seeds[position % len(entry.seeds)]
+        if not 0 <= seed <= MAX_SEED:
+            hint = f"choose whole numbers from 0 to {MAX_SEED}"
+            raise InvalidInput(f"one of the seeds is {shown(seed)}", hint)
+        return seed
     if entry.seed is not None:
         return entry.seed + position
     return settings.seed + index - 1
@@ -224,6 +238,8 @@ def _name(entry: Entry, settings: Settings, total: int, values: dict[str, Any]) 
     for part in parts:
         if _UNFIT.search(part) or _RESERVED.fullmatch(part) or part != part.strip(" .") or not _fits(part):
             raise InvalidInput(f"the name {shown(part)} is none on every system", "choose another")
+    if len(name.encode()) > _LONGEST_PATH:
+        raise InvalidInput(f"the name {shown(name)} is too long", "choose a shorter one")
     format_of(Path(name), settings.quality)
     return name
 
@@ -247,11 +263,26 @@ def _key(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
-def _check_names(names: list[str], pictures: list[Picture], taken: Mapping[str, int]) -> None:
+def _folders(name: str) -> list[str]:
+    """Those that a name lies in."""
+    parts = name.split("/")
+    return ["/".join(parts[:count]) for count in range(1, len(parts))]
+
+
+def _check_names(
+    names: list[str], pictures: list[Picture], taken: Mapping[str, int], folders: set[str]
+) -> None:
+    """See that no two pictures have one name, and none lies in another, or in the manifest."""
     seen: set[str] = set()
+    inside: set[str] = set()
     for name, picture in zip(names, pictures, strict=True):
         if name in taken or name in seen:
             hint = "put {index} in the name, or choose another"
             whose = f"line {taken[name]}" if name in taken else "another of its pictures"
             raise InvalidInput(f"the name {picture.name} is that of {whose}, too", hint)
         seen.add(name)
+        inside.update(_folders(name))
+    for place in (*inside, *seen):
+        both = place in folders if place in seen else place in taken or place == "manifest.jsonl"
+        if both or (place in seen and place in inside):
+            raise InvalidInput(f"the name {shown(place)} is a file's and a folder's", "choose another")

@@ -8,7 +8,6 @@ underlines, hashes and backslashes plain.
 from __future__ import annotations
 
 import itertools
-import math
 import random
 import re
 from bisect import bisect_right
@@ -17,9 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sana_edge.errors import InvalidInput, reason
+from sana_edge.request import MAX_PROMPT
 from sana_edge.system.json_values import read_bounded, shown
 
 MOST_NESTED = 32
+# of all files together: lines and alternatives in them
+MOST_OPTIONS = 250_000
+# characters and choices of the longest text of a template, and texts that are counted
+MOST_TEXT, MOST_COUNT = 2 * MAX_PROMPT, 1 << 4096
 _TOKEN = re.compile(r"\\[{}|_#\\]|[{}|]|__[^\s_](?:[^_]|_(?!_))*?__")
 _WEIGHT = re.compile(r"\s*(\d{1,9}(?:\.\d{1,9})?)::")
 _PLAIN = "write \\{ \\| \\} and \\_ where they are meant as they are, or give --literal"
@@ -27,15 +31,18 @@ _PLAIN = "write \\{ \\| \\} and \\_ where they are meant as they are, or give --
 
 @dataclass(frozen=True)
 class Choice:
-    """One of several templates; ``count`` is how many texts it stands for."""
+    """One of several templates; ``count`` and ``size`` are as of `Template`."""
 
     options: tuple[Template, ...]
     weights: tuple[float, ...]
     count: int
+    size: int
 
     @classmethod
     def of(cls, options: Sequence[Template], weights: Sequence[float] = ()) -> Choice:
-        return cls(tuple(options), tuple(weights or [1.0] * len(options)), sum(o.count for o in options))
+        count = min(sum(option.count for option in options), MOST_COUNT)
+        size = 1 + max(option.size for option in options)
+        return cls(tuple(options), tuple(weights or [1.0] * len(options)), count, size)
 
     def at(self, number: int) -> str:
         for option in self.options:
@@ -52,14 +59,25 @@ class Choice:
 
 @dataclass(frozen=True)
 class Template:
-    """Text with choices in it; ``count`` is how many texts it stands for."""
+    """Text with choices in it.
+
+    Attributes:
+        count: how many texts it stands for, at most `MOST_COUNT`.
+        size: characters of the longest one, and choices on the way to it.
+    """
 
     parts: tuple[str | Choice, ...]
     count: int
+    size: int
 
     @classmethod
     def of(cls, parts: Sequence[str | Choice]) -> Template:
-        return cls(tuple(parts), math.prod(part.count for part in parts if isinstance(part, Choice)))
+        count, size = 1, 0
+        for part in parts:
+            size += part.size if isinstance(part, Choice) else len(part)
+            if isinstance(part, Choice):
+                count = min(count * part.count, MOST_COUNT)
+        return cls(tuple(parts), count, size)
 
     def at(self, number: int) -> str:
         """One of all texts, 0 to count - 1; the last choice changes first."""
@@ -90,6 +108,7 @@ class Wildcards:
         self._folder = folder
         self._files: dict[str, Choice] = {}
         self._open: list[str] = []
+        self._options = 0
 
     def template(self, text: str) -> Template:
         """Parse a prompt.
@@ -121,7 +140,11 @@ class Wildcards:
                 parts.append(token[1:] if len(token) == 2 and token[0] == "\\" else token)
         if len(levels) > 1:
             raise InvalidInput("a { is not closed", _PLAIN)
-        return Template.of(levels[0][2])
+        made = Template.of(levels[0][2])
+        if made.size > MOST_TEXT:
+            found = f"a text of the template may have {made.size} characters and choices"
+            raise InvalidInput(found, f"give at most {MOST_TEXT}")
+        return made
 
     @staticmethod
     def _tokens(text: str) -> list[str]:
@@ -142,12 +165,18 @@ class Wildcards:
         if name in self._open or len(self._open) > MOST_NESTED:
             raise InvalidInput(f"wildcards lead to themselves: {' > '.join([*self._open, name])}", "break it")
         try:
-            lines = read_bounded(path).decode("utf-8-sig").splitlines()
+            content = read_bounded(path)
+            text = content.decode("utf-8-sig")
         except (OSError, ValueError) as error:
             raise InvalidInput(
                 f"cannot read {path}: {reason(error)}", "give a UTF-8 file of lines"
             ) from error
-        texts = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+        self._options += sum(map(content.count, (b"\n", b"\r", b"|", b"__")))
+        if self._options > MOST_OPTIONS:
+            found = f"the wildcards up to {path} have more than {MOST_OPTIONS} lines and alternatives"
+            raise InvalidInput(found, "name fewer or smaller files")
+        lines = (line.strip() for line in re.split(r"\r\n|\r|\n", text))
+        texts = [line for line in lines if line and not line.startswith("#")]
         if not texts:
             raise InvalidInput(f"{path} has no lines", "write one alternative into each line")
         self._open.append(name)

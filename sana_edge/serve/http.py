@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
@@ -31,6 +32,7 @@ BODY_SECONDS = 120.0
 HEARTBEAT_SECONDS = 15.0
 # what below /v1/ is no part of OpenAI's API
 _OWN = ("/v1/jobs", "/v1/pictures", "/v1/status", "/v1/estimate")
+_CHARSET, _UTF_8 = re.compile("charset([^;]*)", re.I), re.compile(r"\s*=\s*\"?utf-?8\"?\s*", re.I)
 _STATUS: dict[type[SanaError], int] = {
     ModelNotFound: 404,
     Cancelled: 409,
@@ -69,9 +71,12 @@ async def fields(request: Request, most: int = MAX_BODY) -> Fields:
 
 async def form(request: Request) -> Fields:
     """Read a form with files, or JSON with base64; errors are those of `fields`."""
-    body = await _body(request, MAX_UPLOAD)
-    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+    body, kind = await _body(request, MAX_UPLOAD), request.headers.get("content-type", "")
+    if not kind.startswith("multipart/form-data"):
         return Fields.parse(body)
+    # Python knows encodings that take hours for a megabyte
+    if not all(map(_UTF_8.fullmatch, _CHARSET.findall(kind))):
+        raise InvalidInput("the form is not in UTF-8", "send it in UTF-8")
 
     async def whole() -> AsyncGenerator[bytes, None]:
         yield body

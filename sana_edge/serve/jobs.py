@@ -30,7 +30,7 @@ class Jobs:
             Route("/v1/jobs/{id}", self.cancel, methods=["DELETE"]),
             Route("/v1/jobs/{id}/events", self.events),
             Route("/v1/estimate", self.estimate, methods=["POST"]),
-            Route("/v1/pictures/{id}/{index:int}", self.picture),
+            Route("/v1/pictures/{id}/{index}", self.picture),
         ]
 
     async def submit(self, request: Request) -> Response:
@@ -77,9 +77,11 @@ class Jobs:
 
     async def picture(self, request: Request) -> Response:
         """One picture, as a file."""
-        job, index = self._find(request), request.path_params["index"]
+        job, asked = self._find(request), request.path_params["index"]
+        # Python refuses to read thousands of digits
+        index = int(asked) if asked.isdecimal() and len(asked) < 9 else len(job.pictures)
         if index >= len(job.pictures):
-            raise Refused(404, f"picture {index} is not there", "")
+            raise Refused(404, f"picture {asked[:20]} is not there", f"it has {len(job.pictures)}, from 0")
         headers = {"cache-control": "private, max-age=600", "x-content-type-options": "nosniff"}
         return Response(job.pictures[index].data, media_type=job.encoding.media_type, headers=headers)
 

@@ -53,7 +53,7 @@ def list_models() -> list[ListedModel]:
     others = [
         ListedModel(repository, "cached", path, size_of(path))
         for repository in repositories()
-        if repository not in table and (path := cached(repository, None))
+        if repository not in table and is_repository(repository) and (path := cached(repository, None))
     ]
     return [*bundled, *known, *decoders, *others]
 

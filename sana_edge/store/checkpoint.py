@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
@@ -172,7 +173,9 @@ def _unpickled(file: Path) -> Any:
         check_archive(file)
         asked = pickled_objects(file)
         stand_ins: list[Any] = [(_stand_in(name), name) for name in asked if _IGNORED.fullmatch(name)]
-        with torch.serialization.safe_globals(stand_ins):
+        with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
+            # of protocols that a file has, which is no concern of its user
+            warnings.simplefilter("ignore")
             if file.suffix == ".safetensors":
                 # a name that torch believes
                 with open_regular(file) as content:

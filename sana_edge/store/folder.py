@@ -241,7 +241,7 @@ def check_folder(folder: Path, variant: str | None = None) -> None:
         CheckpointError: it is no SANA pipeline, or a file is missing; the message names the first.
     """
     if not folder.is_dir():
-        raise ModelNotFound(f"no folder {folder}")
+        raise ModelNotFound(f"no folder {folder}", "check the path")
     if not (folder / "model_index.json").is_file():
         found = identify(folder)
         raise CheckpointError(f"{folder} has no model_index.json: it is {found.words}", found.hint)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
+import itertools
+import os
 import pickletools
 import re
 import struct
@@ -20,6 +23,14 @@ MOST = 64 << 20
 _BLOCK = 1 << 20
 # older files of torch are several pickles, one after the other
 _PICKLES = 4
+# of a pickle, which has some twenty for a tensor; and values of a header, which has seven
+_STEPS, _VALUES = 1 << 20, 1 << 20
+# bytes of a zip archive's directory that are looked at, and parts in it
+_DIRECTORY, _PARTS = 8 << 20, 50_000
+
+
+class TooMuch(ValueError):
+    """A file has more of something than any checkpoint, and its reader would take for ever."""
 
 
 def stored_names(path: Path) -> list[str]:
@@ -51,7 +62,7 @@ def safetensors_header(file: IO[bytes], size: int) -> dict[str, object] | None:
     if length is None:
         return None
     file.seek(8)
-    header = parse(file.read(length))
+    header = parse(file.read(length), _VALUES)
     return header if isinstance(header, dict) else None
 
 
@@ -59,24 +70,30 @@ def pickled_objects(path: Path) -> list[str]:
     """The functions and classes, "module.name", that a checkpoint of torch asks for; none is looked up."""
     with open_regular(path) as file:
         if not zipfile.is_zipfile(path):
-            found = list(_opcodes(file))
+            found = _asked(file)
         else:
-            with zipfile.ZipFile(file) as archive, open_pickle(archive) as content:
-                found = list(_opcodes(content))
-    names = (argument.replace(" ", ".", 1) for name, argument in found if name == "GLOBAL")
+            with open_archive(file) as archive, open_pickle(archive) as content:
+                found = _asked(content)
     # Python 2's name, which the oldest protocols have
-    return sorted({re.sub("^__builtin__", "builtins", name) for name in names})
+    return sorted({re.sub("^__builtin__", "builtins", name) for name in found})
+
+
+def _asked(file: IO[bytes]) -> set[str]:
+    return {argument.replace(" ", ".", 1) for name, argument in _opcodes(file) if name == "GLOBAL"}
 
 
 def check_archive(path: Path) -> None:
     """See that the parts of a checkpoint of torch are what was written: by their CRC-32, where they have one.
 
     Raises:
-        ValueError: a part is damaged, or compressed, as torch never does and which could be endless.
+        ValueError: a part is damaged, or compressed, as torch never does and which could be endless; or parts
+            are the same bytes.
     """
     if not zipfile.is_zipfile(path):
         return
-    with zipfile.ZipFile(path) as archive:
+    with open_regular(path) as file, open_archive(file) as archive:
+        if sum(part.compress_size for part in archive.infolist()) > path.stat().st_size:
+            raise ValueError("it has parts that lie in one another")
         for part in archive.infolist():
             if part.compress_type != zipfile.ZIP_STORED or part.file_size != part.compress_size:
                 raise ValueError(f"{part.filename} in it is compressed: save it again with torch.save")
@@ -89,6 +106,20 @@ def check_archive(path: Path) -> None:
                         pass
             except zipfile.BadZipFile as error:
                 raise ValueError(f"its part {part.filename} is damaged: {error}") from error
+
+
+def open_archive(file: IO[bytes]) -> zipfile.ZipFile:
+    """A zip archive, whose directory is at its end and takes ten times as much in memory.
+
+    Raises:
+        TooMuch: it has more parts than any checkpoint.
+        zipfile.BadZipFile: it is none.
+    """
+    file.seek(max(file.seek(0, os.SEEK_END) - _DIRECTORY, 0))
+    # how each entry begins
+    if file.read(_DIRECTORY).count(b"PK\1\2") > _PARTS:
+        raise TooMuch(f"it has more than {_PARTS} parts")
+    return zipfile.ZipFile(file)
 
 
 def pickle_in(archive: zipfile.ZipFile) -> str:
@@ -114,15 +145,20 @@ def pickled_text(file: IO[bytes]) -> list[str]:
 
 
 def _opcodes(file: IO[bytes]) -> Iterator[tuple[str, str]]:
-    """The opcodes of a pickle that have text, and the text; nothing is run."""
+    """The opcodes of a pickle that have text, and the text; nothing is run.
+
+    Raises:
+        TooMuch: there are more than any network has.
+    """
     # a length that a pickle lies about is then of no more than this
     content = io.BytesIO(file.read(MOST))
-    try:
+    steps = 0
+    # what is no pickle, or cut off, ends there
+    with contextlib.suppress(ValueError):
         for _ in range(_PICKLES):
-            for opcode, argument, position in pickletools.genops(content):
+            for opcode, argument, _ in itertools.islice(pickletools.genops(content), _STEPS + 1 - steps):
+                steps += 1
                 if isinstance(argument, str):
                     yield opcode.name, argument
-                if (position or 0) > MOST:
-                    return
-    except ValueError:  # what it met is no pickle, or cut off
-        return
+    if steps > _STEPS:
+        raise TooMuch(f"its pickle has more than {_STEPS} steps")

@@ -7,6 +7,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sana_edge.errors import CheckpointError, InvalidInput, ModelNotFound
 from sana_edge.progress import Progress, unseen
@@ -90,20 +91,17 @@ def resolve(
         InvalidInput: a revision of what is no repository.
         SanaError: the hub cannot be reached, the download broke off, or the disk is full.
     """
-    found = _find(
-        model,
-        int8,
-        offline=offline,
-        refresh=refresh,
-        progress=progress,
-        on_progress=on_progress,
-        revision=revision,
-    )
-    pairing.check_model(found.path)
-    if decoder is None:
-        return found
-    place = resolve_decoder(decoder, offline=offline, progress=progress, on_progress=on_progress)
-    pairing.check_decoder(found.path, place)
+    options: dict[str, Any] = {"offline": offline, "progress": progress, "on_progress": on_progress}
+    try:
+        found = _find(model, int8, refresh=refresh, revision=revision, **options)
+        pairing.check_model(found.path)
+        if decoder is None:
+            return found
+        place = resolve_decoder(decoder, **options)
+        pairing.check_decoder(found.path, place)
+    except OSError as error:
+        where, reason = error.filename or model, error.strerror or error
+        raise CheckpointError(f"cannot read {where}: {reason}", "see who may read it") from error
     name = decoder.lower() if decoder.lower() in DECODERS else Path(decoder).name
     return dataclasses.replace(found, decoder=place, decoder_name=name)
 

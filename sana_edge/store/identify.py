@@ -17,7 +17,9 @@ from typing import IO
 from sana_edge.store import tensor_names
 from sana_edge.store.headers import (
     MOST,
+    TooMuch,
     header_length,
+    open_archive,
     open_pickle,
     pickle_in,
     pickled_text,
@@ -90,6 +92,8 @@ def identify(path: Path) -> Identified:
             return _file(path, file)
     except OSError as error:
         return Identified(f"unreadable ({error.strerror or error})", "see who may read it")
+    except TooMuch as error:
+        return Identified(f"no checkpoint of a network: {error}", "take it from its publisher")
     # damaged bytes make the readers of zip, pickle and JSON raise what they happen to meet
     except Exception:
         return Identified("damaged", AGAIN)
@@ -147,7 +151,7 @@ def _file(path: Path, file: IO[bytes]) -> Identified:
 def _zip(path: Path, file: IO[bytes]) -> Identified:
     if not zipfile.is_zipfile(path):
         return Identified("a .pth or zip file that is cut off", AGAIN)
-    with zipfile.ZipFile(file) as archive:
+    with open_archive(file) as archive:
         if not pickle_in(archive):
             return Identified("a zip archive", "unpack it first")
         with open_pickle(archive) as content:

@@ -25,6 +25,8 @@ _DAMAGED = "the file is damaged or its download was interrupted; download it aga
 # of scaled FP8 files; a package's own are called weight_scale
 _FP8_SCALE = ".scale_weight"
 _VALUES = "the weights are damaged; download the model again"
+# two values in a byte, which torch cannot convert
+_PACKED = getattr(torch, "float4_e2m1fn_x2", None)
 
 
 def load_state(folder: Path, *, variant: str | None = None) -> dict[str, Tensor]:
@@ -136,20 +138,24 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], *, where: str) -> 
 
 
 def check_state(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], *, where: str) -> None:
-    """Compare keys and shapes with those ``expected``, whose tensors may be on the meta device.
+    """Compare keys, shapes and kinds of numbers with those ``expected``, which may be on the meta device.
 
     Raises:
-        CheckpointError: missing keys, unexpected keys or other shapes; names the first of them.
+        CheckpointError: missing keys, unexpected keys, other shapes, or floats that are none, or the other
+            way round; names the first of them.
     """
     missing = [key for key in expected if key not in state]
     unexpected = [key for key in state if key not in expected]
-    shapes = [
-        f"{key} is {tuple(state[key].shape)}, expected {tuple(tensor.shape)}"
-        for key, tensor in expected.items()
-        if key in state and state[key].shape != tensor.shape
-    ]
-    found = (("missing keys", missing), ("unexpected keys", unexpected), ("wrong shapes", shapes))
-    problems = [f"{len(items)} {name} ({_first(items)})" for name, items in found if items]
+    shapes, kinds = list[str](), list[str]()
+    for key, tensor in expected.items():
+        found = state.get(key, tensor)
+        if found.shape != tensor.shape:
+            shapes.append(f"{key} is {tuple(found.shape)}, expected {tuple(tensor.shape)}")
+        if found.is_floating_point() != tensor.is_floating_point():
+            kinds.append(f"{key} is {str(found.dtype).removeprefix('torch.')}")
+    lists = {"missing keys": missing, "unexpected keys": unexpected}
+    lists |= {"wrong shapes": shapes, "wrong dtypes": kinds}
+    problems = [f"{len(items)} {name} ({_first(items)})" for name, items in lists.items() if items]
     if problems:
         raise CheckpointError(
             f"{where} does not fit its config: {'; '.join(problems)}",
@@ -224,10 +230,11 @@ def load_file(path: Path) -> dict[str, Tensor]:
     """The tensors of one safetensors file, mapped, in their stored dtypes.
 
     Raises:
-        CheckpointError: it cannot be read; says what it is, if that is another thing.
+        CheckpointError: it cannot be read, and what it is, if that is another thing; or a dtype is not read.
     """
     with _damage_named(path):
-        return _load_safetensors(path)
+        tensors = _load_safetensors(path)
+    return {name: _unpacked(tensor) for name, tensor in tensors.items()}
 
 
 def is_float8(tensor: Tensor) -> bool:
@@ -266,7 +273,15 @@ def _refuse_twice(path: Path, before: Iterable[str], names: Iterable[str]) -> No
 
 
 def _widened(tensor: Tensor) -> Tensor:
-    return tensor.float() if is_float8(tensor) else tensor
+    return _unpacked(tensor).float() if is_float8(tensor) else tensor
+
+
+def _unpacked(tensor: Tensor) -> Tensor:
+    if tensor.dtype == _PACKED:
+        raise CheckpointError(
+            f"a weight is {tensor.dtype}, which is not read", "give the model in 16 bit or FP8"
+        )
+    return tensor
 
 
 @contextmanager

@@ -44,11 +44,15 @@ _HINTS = {
 _HINT = "check the free space and the permissions, or choose another folder"
 
 
+def hint_of(error: OSError) -> str:
+    """What to do about a file that cannot be written, or used."""
+    return _HINTS.get(error.errno or 0, _HINT)
+
+
 def cannot_write(path: Path, error: Exception) -> SanaError:
     """What to say when ``path`` could not be written."""
     if isinstance(error, OSError):
-        reason = error.strerror or str(error)
-        return SanaError(f"cannot write {path}: {reason}", _HINTS.get(error.errno or 0, _HINT))
+        return SanaError(f"cannot write {path}: {error.strerror or error}", hint_of(error))
     return SanaError(f"cannot write {path}: {' '.join(str(error).split()) or type(error).__name__}", _HINT)
 
 
@@ -75,7 +79,7 @@ def new_file(
         FileExistsError: without ``force``, something is or has appeared at ``path``.
         SanaError: it cannot be written.
     """
-    target = Path(os.path.realpath(path))
+    target = _real(path)
     try:
         if parents:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -112,7 +116,7 @@ def write_json(path: Path, content: Any) -> None:
 
 def check_writable(path: Path) -> None:
     """Raise `SanaError` where no file can be made at ``path``; found out by making one beside it."""
-    target = Path(os.path.realpath(path))
+    target = _real(path)
     try:
         if target.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
@@ -143,7 +147,7 @@ def check_folder(output: Path, *, force: bool, kind: str, is_kind: Callable[[Pat
         InvalidInput: something is there that is not replaced.
         SanaError: the folder, or the one above, cannot be written.
     """
-    target = Path(os.path.realpath(output))
+    target = _real(output)
     try:
         _check_taken(output, force=force, kind=kind, is_kind=is_kind)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -165,7 +169,7 @@ def new_folder(
     errors are those of `check_folder`.
     """
     check_folder(output, force=force, kind=kind, is_kind=is_kind)
-    target = Path(os.path.realpath(output))
+    target = _real(output)
     try:
         with scratch_folder(target, _room(target)) as scratch:
             folder = scratch / "new"
@@ -192,7 +196,7 @@ def new_entries(output: Path, *, force: bool = False) -> Iterator[Path]:
         InvalidInput: without ``force``, an entry of that name is there; all stays as it was.
         SanaError: they cannot be written.
     """
-    target = Path(os.path.realpath(output))
+    target = _real(output)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with scratch_folder(target, target if target.is_dir() else target.parent) as scratch:
@@ -212,6 +216,14 @@ def new_entries(output: Path, *, force: bool = False) -> Iterator[Path]:
                 flush_folder(target.parent)
     except OSError as error:
         raise cannot_write(output, error) from error
+
+
+def _real(path: Path) -> Path:
+    """A path without links; raises `SanaError` where the current folder is gone, from which it leads."""
+    try:
+        return Path(os.path.realpath(path))
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 def _check_taken(output: Path, *, force: bool, kind: str, is_kind: Callable[[Path], bool]) -> None:

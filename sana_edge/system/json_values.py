@@ -17,8 +17,8 @@ from sana_edge.errors import CheckpointError, SanaError
 
 from .regular import open_regular
 
-# bytes of a file; Python's objects of it may take twenty times as much
-MOST = 8 << 20
+# bytes of a file, and values in it, of which Python makes objects of up to a hundred bytes
+MOST, MOST_VALUES = 8 << 20, 1 << 18
 _NAMES = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
 
 
@@ -44,12 +44,17 @@ def read_bounded(path: Path, most: int = MOST) -> bytes:
         return file.read(size)
 
 
-def parse(content: bytes | str) -> Any:
+def parse(content: bytes | str, most: int = MOST_VALUES) -> Any:
     """Parsed JSON in UTF-8, 16 or 32, with or without a byte order mark.
 
+    Args:
+        most: of its values, counted by what separates them, wherever it stands.
+
     Raises:
-        ValueError: it is no JSON, or nested too deeply.
+        ValueError: it is no JSON, has more values, or is nested too deeply.
     """
+    if len(content) > most and _marks(content) > most:
+        raise ValueError(f"it has more than {most} values")
     try:
         return json.loads(content)
     except RecursionError:
@@ -59,6 +64,13 @@ def parse(content: bytes | str) -> Any:
     except ValueError:
         # Python's own limit, and its advice
         raise ValueError("it has a number of thousands of digits") from None
+
+
+def _marks(content: bytes | str) -> int:
+    """Commas and opening brackets."""
+    if isinstance(content, str):
+        return content.count(",") + content.count("[") + content.count("{")
+    return content.count(b",") + content.count(b"[") + content.count(b"{")
 
 
 def read_json(path: Path, most: int = MOST) -> Any:

@@ -26,6 +26,7 @@ from typing import IO
 
 from sana_edge.errors import CheckpointError, one_line
 from sana_edge.system.json_values import Reader, read_json
+from sana_edge.system.regular import open_regular
 
 try:
     import fcntl
@@ -121,7 +122,8 @@ def _sweep(folder: Path) -> None:
     """Remove scratch folders whose processes are dead."""
     with contextlib.suppress(OSError):
         with os.scandir(folder) as found:
-            left = [Path(entry.path) for entry in found if is_scratch(entry.name)]
+            # a link leads to somebody's own
+            left = [Path(e.path) for e in found if is_scratch(e.name) and e.is_dir(follow_symlinks=False)]
         for scratch in left:
             with contextlib.suppress(OSError), _unlocked(scratch) as dead:
                 if dead:
@@ -138,7 +140,8 @@ def _unlocked(scratch: Path) -> Iterator[bool]:
         lock.unlink()
         yield True
     elif fcntl is not None and (lock.exists() or unnamed.exists()):
-        with open(lock if lock.exists() else unnamed, "rb") as file:
+        # a pipe, as an archive may bring one, would wait
+        with open_regular(lock if lock.exists() else unnamed) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

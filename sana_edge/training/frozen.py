@@ -38,7 +38,7 @@ class Frozen:
         Raises:
             ModelNotFound, CheckpointError: there is none, or parts of it are missing.
         """
-        folder = Path(model).expanduser()
+        folder = Path(os.path.expanduser(model))
         if not folder.is_dir():
             found = hub.resolve(model)
             return cls(found.path, found.variant)

@@ -12,6 +12,7 @@ from PIL import Image
 
 from sana_edge.errors import InvalidInput, extra
 from sana_edge.init_image import FORMATS, MAX_PIXELS
+from sana_edge.system.regular import open_regular
 
 from . import metadata
 
@@ -135,7 +136,7 @@ BROKEN = (OSError, ValueError)
 def checksum(path: Path) -> str:
     """SHA-256 of a file's content, 32 of its hexadecimal digits."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         while piece := file.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()[:32]

@@ -7,7 +7,9 @@ beside the file first. A killed process leaves it behind, and the next one reads
 
 from __future__ import annotations
 
+import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -18,8 +20,10 @@ from PIL import Image
 from sana_edge.errors import InvalidInput, SanaError
 from sana_edge.system.atomic import new_file
 from sana_edge.system.json_values import parse
+from sana_edge.system.regular import open_regular
 
 NAME = "metadata.jsonl"
+_HALF = re.compile("[\ud800-\udfff]")
 _FULL = "check the free space and the permissions; the same command goes on from here"
 
 Row = dict[str, Any]
@@ -64,7 +68,7 @@ class Metadata:
             SanaError: they cannot be written.
         """
         self.rows[name].update(values)
-        line = json.dumps({"file_name": name, **values}, ensure_ascii=False) + "\n"
+        line = _line({"file_name": name, **values})
         try:
             # a line that a full disk cut before is ended first
             with open(self.journal, "a+b") as journal:
@@ -82,8 +86,7 @@ class Metadata:
             return
         try:
             with new_file(self.file) as partial:
-                lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows.values())
-                partial.write_text("".join(lines), encoding="utf-8")
+                partial.write_text("".join(map(_line, self.rows.values())), encoding="utf-8")
             self.journal.unlink()
         except (OSError, SanaError) as problem:
             if kind is None:
@@ -130,9 +133,20 @@ def captioned_by(row: Row) -> list[str]:
     return [name for name in found if isinstance(name, str)] if isinstance(found, list) else []
 
 
+def _line(row: Row) -> str:
+    text = f"{json.dumps(row, ensure_ascii=False)}\n"
+    # half of a surrogate pair, which a file may have in an escape, is no UTF-8
+    return f"{json.dumps(row)}\n" if _HALF.search(text) else text
+
+
 def _objects(file: Path, *, cut: bool = False) -> Iterator[Row]:
     """The objects of a file of JSON lines; where ``cut``, a line that was not written whole is left out."""
-    for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").split("\n"), 1):
+    try:
+        with io.TextIOWrapper(open_regular(file), encoding="utf-8", errors="replace") as opened:
+            text = opened.read()
+    except OSError as error:
+        raise InvalidInput(f"cannot read {file}: {error.strerror or error}", "mend or remove it") from error
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:

@@ -92,7 +92,8 @@ class Scorer:
 
     def key(self, row: Row) -> str:
         """What a row's scores depend on, but for the picture."""
-        return hashlib.sha256("\0".join([self.checksum, *captions(row)]).encode()).hexdigest()[:16]
+        text = "\0".join([self.checksum, *captions(row)])
+        return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
 
 
 def write_scores(data: Path, scorer: Scorer, batch: int) -> tuple[int, LeftOut]:

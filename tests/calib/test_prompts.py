@@ -125,7 +125,7 @@ def test_what_is_no_file_of_prompts(tmp_path: Path, make: Callable[[Path], objec
 
 
 def test_names_that_no_file_has() -> None:
-    for name in ("general-v0", "", "a\0b", "x" * 5000):
+    for name in ("general-v0", "", "a\0b", "x" * 5000, "~nobody-here/p.txt"):
         with pytest.raises(InvalidInput) as error:
             load_prompts(name)
         assert error.value.hint
@@ -136,3 +136,9 @@ def test_a_missing_set_tells_which_there_are() -> None:
     with pytest.raises(InvalidInput) as error:
         load_prompts("general-v9")
     assert "general-v1, scenes-v1" in error.value.hint
+
+
+def test_a_file_of_too_many_lines(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_bytes(b"\n" * 600_001)
+    with pytest.raises(InvalidInput, match="more than 300000 lines"):
+        load_prompts(tmp_path / "p.txt")

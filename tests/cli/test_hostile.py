@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from sana_edge.calib.prompts import load_prompts
+from sana_edge.cli.main import main
 from sana_edge.errors import InvalidInput, SanaError
 from sana_edge.image import read_metadata
 from sana_edge.init_image import read_image
@@ -122,3 +124,49 @@ def test_closed_streams(tmp_path: Path, closed: str) -> None:
     done = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr and (tmp_path / "a.png").is_file()
+
+
+QUICK = [("models pull nobody --json", ">/dev/full"), ("--help", "| true")]
+SAID = ("--help", "models list", "models pull nobody --json", "paint", "generate x --steps 1 --output -")
+PLACES = (">/dev/full", ">/dev/full 2>&1", "| true", "2>&1 | true")
+
+
+@pytest.mark.parametrize(
+    ("words", "place"),
+    [
+        pytest.param(words, place, marks=[] if (words, place) in QUICK else pytest.mark.slow)
+        for words in SAID
+        for place in PLACES
+    ],
+)
+def test_what_is_said_cannot_be_written(tmp_path: Path, words: str, place: str) -> None:
+    """A full disk is said where it can be; a reader that has gone is not."""
+    if not os.path.exists("/dev/full"):
+        pytest.skip("needs a device that is full")
+    command = f"set -o pipefail; {sys.executable} -m sana_edge {words} {place}"
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, env=environment
+    )
+    assert done.returncode in ((0, 1, 2) if "|" in place else (1, 2))
+    assert not re.search("Traceback|Exception ignored|with -v", done.stderr), done.stderr
+    if place == ">/dev/full" and words != "paint":
+        assert "cannot write what is said: No space left on device\nhint:  the disk is full" in done.stderr
+
+
+def test_the_current_folder_is_gone(tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    command = f"cd {tmp_path}/here; rmdir ../here; {sys.executable} -m sana_edge generate a --steps 1"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("error: cannot write sana-"), done.stderr
+
+
+def test_no_folder_for_temporary_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr("sana_edge.cli.plan.run", refuse)
+    assert main(["plan"]) == 1
+    assert re.search("error: No usable .*\nhint:  .*TMPDIR", capsys.readouterr().err)

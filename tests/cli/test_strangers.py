@@ -92,6 +92,8 @@ def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Zygote, P
     place = tmp_path_factory.mktemp("strangers")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_CACHE": str(place / "cache" / "hub")}
     environment |= {"SANA_EDGE_CACHE": str(place / "cache"), "TMPDIR": str(place / "tmp")}
+    # on a busy machine threads otherwise reserve 64 MB of address space each, which is limited here
+    environment["MALLOC_ARENA_MAX"] = "2"
     environment["PYTHONPATH"] = f"{SUPPORT}{os.pathsep}{environment.get('PYTHONPATH', '')}"
     for name in ("cache", "tmp", "out"):
         (place / name).mkdir()

@@ -75,3 +75,10 @@ def test_no_file(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "none.csv"):
         with pytest.raises(InvalidInput, match="cannot read the prompts"):
             read(path)
+
+
+def test_a_file_of_too_many_lines(tmp_path: Path) -> None:
+    for name in ("p.jsonl", "p.csv"):
+        (tmp_path / name).write_text("\n" * 1_000_001)
+        with pytest.raises(InvalidInput, match="more than 1000000 lines"):
+            read(tmp_path / name)

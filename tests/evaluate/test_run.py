@@ -192,6 +192,15 @@ def test_a_broken_record_is_refused(tmp_path: Path, content: str) -> None:
     run(evaluation(tmp_path, force=True))
 
 
+def test_pictures_behind_a_link_are_left_alone(tmp_path: Path) -> None:
+    run(evaluation(tmp_path))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "00001.png").write_text("mine")
+    (tmp_path / "out" / "more").symlink_to(tmp_path / "mine")
+    run(evaluation(tmp_path, force=True))
+    assert (tmp_path / "mine" / "00001.png").read_text() == "mine"
+
+
 def test_prompts_that_cannot_be_drawn_are_passed_over(tmp_path: Path) -> None:
     def fail(model: Grey) -> None:
         model.fails = frozenset({"a blue boat"} if model.source.int8 else ())

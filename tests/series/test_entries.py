@@ -152,3 +152,10 @@ def test_prompts_of_a_program() -> None:
         (2, Entry("a boat", size=(64, 32), seeds=(1,))),
         Bad(3, "there is no prompt"),
     ]
+
+
+def test_a_file_of_lines_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sana_edge.series.entries.MOST_LINES", 10)
+    assert len(prompts("a\r\n" * 10)) == 10
+    with pytest.raises(InvalidInput, match="more than 10 lines"):
+        read("a\n" * 21)

@@ -246,7 +246,15 @@ def test_folders_that_are_none(tmp_path: Path) -> None:
         draw(tmp_path / "file")
     with pytest.raises(SanaError, match="cannot write"):
         draw(tmp_path / "file" / "below")
-    for content in ("", "{}\n", "[1]\n", '{"sana_edge_series": true, "seed": 1}\n', "\xff\n"):
+    for content in (
+        "",
+        "{}\n",
+        "{}",
+        '\n{"a": 1}\n',
+        "[1]\n",
+        '{"sana_edge_series": true, "seed": 1}\n',
+        "\xff\n",
+    ):
         (tmp_path / FILE).write_text(content, encoding="latin-1")
         if not content:
             continue
@@ -255,6 +263,18 @@ def test_folders_that_are_none(tmp_path: Path) -> None:
     (tmp_path / FILE).write_text('{"sana_edge_series": 2, "seed": 1}\n')
     with pytest.raises(InvalidInput, match="later sana-edge"):
         draw(tmp_path)
+
+
+def test_a_manifest_that_is_a_link_stays_what_it_leads_to(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    for content in (None, "mine"):
+        if content is not None:
+            (tmp_path / "mine").write_text(content)
+        (tmp_path / "folder" / FILE).unlink(missing_ok=True)
+        (tmp_path / "folder" / FILE).symlink_to(tmp_path / "mine")
+        with pytest.raises(SanaError):
+            draw(tmp_path / "folder")
+    assert (tmp_path / "mine").read_text() == "mine"
 
 
 def test_lines_of_a_manifest_that_nobody_wrote(tmp_path: Path) -> None:

@@ -94,6 +94,7 @@ def test_names_of_lines(output: str, images: int, names: list[str]) -> None:
     [
         *("../a.png", "/etc/a.png", "a/../../b.png", ".hidden.png", "a:b.png", "con.png", "a\\b.png"),
         *("x" * 300 + ".png", "a.gif", "a\nb.png", "\ud800.png", "a/ .png", ".", "{sede}.png"),
+        *("com\u00b9.png", "CONIN$.png", "con .png", "a/" * 600 + "b.png", "manifest.jsonl/a.png"),
     ],
 )
 def test_names_that_are_refused(output: str) -> None:
@@ -110,6 +111,22 @@ def test_names_that_are_refused(output: str) -> None:
             [{"prompt": "a", "output": "A.png"}, {"prompt": "b", "output": "a.png"}],
             {},
             "is that of line 1, too",
+        ),
+        (
+            [{"prompt": "a", "output": "A.png/b.png"}, {"prompt": "b", "output": "a.png"}],
+            {},
+            "a file's and a folder's",
+        ),
+        (
+            [{"prompt": "a", "output": "a.png"}, {"prompt": "b", "output": "A.png/b.png"}],
+            {},
+            "a file's and a folder's",
+        ),
+        ([{"prompt": "a", "seeds": [1, -1, 2]}], {}, "one of the seeds is -1"),
+        (
+            [{"prompt": "a", "seeds": [1, 10**4000, 2], "output": "{index}.png"}],
+            {},
+            "one of the seeds is a huge",
         ),
         ([{"prompt": "a", "seeds": [1, 1]}], {"name": "{seed}"}, "another of its pictures"),
         ([{"prompt": "a", "steps": 5000}], {}, "steps is 5000 (choose a whole number from 1 to 1000"),
@@ -142,6 +159,12 @@ def test_too_many_are_counted_first(monkeypatch: pytest.MonkeyPatch) -> None:
         plan()
     with pytest.raises(InvalidInput, match=r"unknown \{sede\} in the name"):
         plan("a", name="{sede}")
+
+
+def test_too_many_bad_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sana_edge.series.pictures.MOST_BAD", 10)
+    with pytest.raises(InvalidInput, match="more than 10 lines are bad, such as line 1: "):
+        plan(*[5] * 11)
 
 
 def test_an_image_lies_beside_the_prompts(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sana_edge.errors import InvalidInput
-from sana_edge.series.wildcards import Wildcards
+from sana_edge.series.wildcards import MOST_OPTIONS, Wildcards
 
 
 def texts(template: str, folder: Path | None = None) -> list[str]:
@@ -59,6 +59,22 @@ def test_a_bomb_is_counted_not_expanded(tmp_path: Path) -> None:
         (tmp_path / f"w{number}.txt").write_text("\n".join(["x", *[f"__w{number + 1}__"] * 50]))
     (tmp_path / "w20.txt").write_text("x")
     assert Wildcards(tmp_path).template("__w0__").count > 50**19
+
+
+@pytest.mark.parametrize("last", ["x", "{|}", "{a|b}"])
+def test_a_bomb_of_texts(tmp_path: Path, last: str) -> None:
+    """Each text of which would be longer than memory, or take years to find."""
+    for number in range(8):
+        (tmp_path / f"w{number}.txt").write_text(f"__w{number + 1}__" * 1000)
+    (tmp_path / "w8.txt").write_text(last)
+    with pytest.raises(InvalidInput, match="characters and choices"):
+        Wildcards(tmp_path).template("__w0__")
+
+
+def test_a_file_of_too_many_lines(tmp_path: Path) -> None:
+    (tmp_path / "many.txt").write_text("a\n" * (MOST_OPTIONS + 1))
+    with pytest.raises(InvalidInput, match="lines and alternatives"):
+        Wildcards(tmp_path).template("__many__")
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import io
 import threading
+from urllib.parse import quote
 
 import PIL.Image
+import pytest
 from serving import SMALL, Client, FakeLoader, until
 
 from sana_edge.serve.service import Service
@@ -126,3 +128,11 @@ def test_previews_of_every_step(real: Client, fake: Client) -> None:
     assert found == {"linear": [(128, 128)] * 3, "decoded": [(64, 64)] * 3}
     answer = fake.post("/v1/jobs", {**SMALL, "preview": "both"})
     assert answer.status == 422 and answer.json["error"] == "preview is 'both'"
+
+
+@pytest.mark.parametrize("index", ["-1", "9" * 5000, "x", "1.5", "\u0663"])
+def test_numbers_that_no_picture_has(real: Client, index: str) -> None:
+    job = real.post("/v1/jobs", SMALL).json["id"]
+    until(lambda: real.get(f"/v1/jobs/{job}").json["state"] == "done")
+    answer = real.get(f"/v1/pictures/{job}/{quote(index)}")
+    assert answer.status == 404 and "it has 1, from 0" in answer.json["hint"]

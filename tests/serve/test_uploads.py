@@ -281,3 +281,20 @@ def test_variations_of_a_picture(torch_server: Client) -> None:
     assert made["strength"] == 0.3 and "variation" not in made
     with pytest.raises(module.BadRequestError, match="variations is 11"):
         client.images.create_variation(image=file, n=11)
+
+
+@pytest.mark.parametrize(
+    "charset", ["punycode", '"idna"', "latin-1", "utf-8; charset=punycode", "*=utf-8''puny%63ode"]
+)
+def test_a_form_in_another_encoding_is_refused(idle: Client, charset: str) -> None:
+    """Some take hours to decode a megabyte."""
+    body, kind = form({"prompt": "a" * 1_000_000, "image": b""})
+    joined = charset if charset.startswith("*") else f"={charset}"
+    answer = idle.ask("POST", EDITS, body, {"Content-Type": f"{kind}; Charset{joined}"})
+    assert answer.status == 400 and "UTF-8" in answer.json["error"]["message"]
+
+
+def test_a_form_that_says_utf_8_is_read(idle: Client) -> None:
+    body, kind = form({"prompt": "a"})
+    answer = idle.ask("POST", EDITS, body, {"Content-Type": f'{kind}; charset="UTF-8"'})
+    assert "there is no image" in answer.json["error"]["message"]

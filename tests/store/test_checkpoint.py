@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import copy
 import io
 import pickle
 import random
@@ -292,4 +293,32 @@ def test_one_value_that_stands_for_many(tmp_path: Path) -> None:
     path = tmp_path / "small.pth"
     torch.save({"x_embedder.proj.weight": torch.zeros(1).expand(100_000, 100_000)}, path)
     with pytest.raises(CheckpointError, match="more than 4 times the file"):
+        read_checkpoint(path)
+
+
+def test_parts_that_lie_in_one_another(tmp_path: Path) -> None:
+    """A file of some megabytes would be read for hours."""
+    path = write(tmp_path, {"x": torch.zeros(1000)})
+    with zipfile.ZipFile(path) as archive:
+        part = next(one for one in archive.infolist() if one.filename.endswith("data/0"))
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.filelist += [copy.copy(part) for _ in range(100)]
+        archive._didModify = True  # type: ignore[attr-defined]
+    with pytest.raises(CheckpointError, match="lie in one another"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("step", [b"N0", b"\x8c\x000"], ids=["none", "text"])
+def test_a_pickle_of_a_million_steps(tmp_path: Path, step: bytes) -> None:
+    path = tmp_path / "a.pth"
+    path.write_bytes(b"\x80\x04" + step * (1 << 20) + b"N.")
+    with pytest.raises(CheckpointError) as caught:
+        read_checkpoint(path)
+    assert "more than 1048576 steps" in caught.value.message
+
+
+def test_an_archive_of_too_many_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sana_edge.store.headers._PARTS", 10)
+    path = write(tmp_path, {f"x.{number}": torch.zeros(1) for number in range(20)})
+    with pytest.raises(CheckpointError, match="more than 10 parts"):
         read_checkpoint(path)

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -567,3 +568,18 @@ def test_only_repositories_have_revisions(bundled: Path, tmp_path: Path) -> None
     for model in ("sana-tiny", str(write_model(tmp_path / "model"))):
         with pytest.raises(InvalidInput, match="is of a repository"):
             hub.resolve(model, revision="main")
+
+
+def test_what_may_not_be_read(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, *_: object, **__: object) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    with pytest.raises(CheckpointError, match=r"model_index\.json: Permission denied"):
+        hub.resolve(str(tiny_folder))
+
+
+@pytest.mark.parametrize("name", ["models--a\n--\x1b[31mb", "models--a--b c"])
+def test_names_of_the_cache_that_no_repository_has(cache: Path, tiny_folder: Path, name: str) -> None:
+    shutil.copytree(tiny_folder, cache / name / "snapshots" / "abc")
+    assert "cached" not in {model.origin for model in catalogue.list_models()}

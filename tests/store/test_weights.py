@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import struct
 from pathlib import Path
 
 import pytest
@@ -315,3 +316,18 @@ def test_another_container_under_the_name(tmp_path: Path) -> None:
     torch.save({"a.b": torch.zeros(2)}, tmp_path / f"{STEM}.safetensors")
     with pytest.raises(CheckpointError, match="it is a checkpoint of torch"):
         load_state(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bits"),
+    [("F4", 4), ("F6_E2M3", 6), ("BOOL", 8), ("Q8", 8), ("U16", 16), ("I64", 64), ("C64", 64)],
+)
+def test_numbers_that_no_weight_has(tmp_path: Path, dtype: str, bits: int) -> None:
+    content = bytes(16 * bits // 8)
+    entry = {"dtype": dtype, "shape": [4, 4], "data_offsets": [0, len(content)]}
+    header = json.dumps({"weight": entry}).encode()
+    (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + content)
+    with pytest.raises(CheckpointError):
+        load_into(nn.Linear(4, 4, bias=False), load_state(tmp_path), where="here")
+    with pytest.raises(CheckpointError):
+        load_into(nn.Linear(4, 4, bias=False), StoredState(tmp_path), where="here")

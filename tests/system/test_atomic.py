@@ -424,3 +424,37 @@ def test_what_a_dead_process_had_only_begun(tmp_path: Path, entries: tuple[str, 
         (begun / name).touch()
     atomic.write_bytes(tmp_path / "file", b"x")
     assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes by name")
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_what_an_archive_calls_a_scratch_folder(tmp_path: Path, kind: str) -> None:
+    """A link to somebody's folder that has a lock in it, or a lock that would wait."""
+    own, theirs = tmp_path / "own", tmp_path / "out" / ".a.abcd_123.sana-edge"
+    for folder in (own, theirs.parent):
+        folder.mkdir()
+    for name in ("lock", "mine"):
+        (own / name).write_text("mine")
+    if kind == "link":
+        theirs.symlink_to(own)
+    else:
+        theirs.mkdir()
+        os.mkfifo(theirs / "lock")
+    atomic.write_bytes(tmp_path / "out" / "file", b"x")
+    assert contents(own) == {"lock": "mine", "mine": "mine"}
+    assert sorted(os.listdir(tmp_path / "out")) == [theirs.name, "file"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a current folder stays")
+def test_the_current_folder_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "here").rmdir()
+    for write in (
+        lambda: atomic.write_bytes(Path("a"), b""),
+        lambda: atomic.check_writable(Path("a")),
+        lambda: new_folder(Path("a")),
+        lambda: atomic.new_entries(Path("a")).__enter__(),
+    ):
+        with pytest.raises(SanaError, match="cannot write a"):
+            write()

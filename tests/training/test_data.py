@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections import Counter
 from pathlib import Path
@@ -323,3 +324,22 @@ def test_captions_are_drawn_by_their_scores() -> None:
         assert abs(counts[text] / 4000 - p) < deviation(p, 4000)
     plain = Counter(choose(Entry(Path(), ("a", "b")), 0.5, rng) for _ in range(4000))
     assert abs(plain["a"] / 4000 - 0.5) < deviation(0.5, 4000)
+
+
+def test_half_a_surrogate_pair_in_a_caption_is_kept(folder: Path) -> None:
+    """A file may have it in an escape; UTF-8 does not."""
+    write_rows(folder, [{"file_name": "1.png", "text": "\ud800", "more": "é"}])
+    with Metadata(folder / "metadata.jsonl") as metadata:
+        metadata.update("1.png", captions=["\udfff"])
+    row = Metadata(folder / "metadata.jsonl").rows["1.png"]
+    assert row == {"file_name": "1.png", "text": "\ud800", "more": "é", "captions": ["\udfff"]}
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes by name")
+@pytest.mark.parametrize("name", ["metadata.jsonl", ".metadata.jsonl.journal"])
+def test_metadata_that_is_a_pipe_or_endless(tmp_path: Path, name: str) -> None:
+    for make in (os.mkfifo, lambda path: path.symlink_to("/dev/zero")):
+        make(tmp_path / name)
+        with pytest.raises(InvalidInput, match="no regular file"):
+            Metadata(tmp_path / "metadata.jsonl")
+        (tmp_path / name).unlink()
