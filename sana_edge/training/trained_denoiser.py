@@ -32,7 +32,7 @@ class TrainedBlock(Block):
         """x (B, N, dim), shared modulation (B, 6, dim), caption (B, L, dim), mask (B, L), L at least 2."""
         shift, scale, gate, shift_ffn, scale_ffn, gate_ffn = (self.table + shared).unsqueeze(2).unbind(1)
         vectors = (shift, 1 + scale, gate, shift_ffn, 1 + scale_ffn, gate_ffn)
-        return super().forward(x, vectors, (self.read(caption, mask),), size, False)
+        return super().forward(x, vectors, (self.read(self.cross_kv(caption), mask),), size, False)
 
 
 class TrainedDenoiser(Denoiser):

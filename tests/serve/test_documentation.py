@@ -27,7 +27,7 @@ def snippet(language: str, mark: str) -> str:
 def test_routes(service: Service) -> None:
     paths = {route.path for route in application(service).routes}  # type: ignore[attr-defined]
     named = set(re.findall(r"`(?:POST |GET )?(/[\w/]+)`", TEXT)) - {"/sdapi/v1/"}
-    assert named and {path.replace("/ID", "/{id}").replace("/N", "/{index:int}") for path in named} <= paths
+    assert named and {path.replace("/ID", "/{id}").replace("/N", "/{index}") for path in named} <= paths
 
 
 def test_openai_snippet(real: Client) -> None:

@@ -163,8 +163,8 @@ def status(key):
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith(key))
 
 maps.STRIP_BYTES = 4 << 20
-# so are the pieces of CPUs that unfold maps for their products
-conv_product._UNFOLDED_BYTES = 1 << 19
+# so are the pieces of CPUs without INT8 products
+conv_product._UNFOLDED_BYTES = conv_product._WIDE_BYTES = 1 << 19
 side = 96
 for case in ("ResBlock interpolate", "ResBlock pixel_shuffle", "EfficientViTBlock interpolate"):
     block, up = case.split()
