@@ -100,8 +100,8 @@ def test_the_first_picture_of_an_engine_and_further_ones(monkeypatch: pytest.Mon
 
     class Drawing(AbstractContextManager[Any]):
         def generate(self, *_: object, on_step: Any, steps: int, **__: object) -> Any:
-            for _step in range(steps):
-                on_step(None)
+            for left in reversed(range(steps)):
+                on_step(SimpleNamespace(image=None if left else self))
             return SimpleNamespace(timings=next(drawn))
 
         def __exit__(self, *_: object) -> None: ...
