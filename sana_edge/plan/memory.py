@@ -31,6 +31,8 @@ _HELD = {"onnxruntime": 1.2, "openvino": 2.2, "tensorrt": 1.2}
 # the same of INT8 graphs where the CPU has no INT8 products: OpenVINO's own are in fp32 then
 _HELD_WIDE = 3.8
 
+# where INT8 is convolved in fp32: strips of maps that are padded, widened and convolved
+_WIDE_STRIPS = 32 << 20
 # the least that maps of an engine's strips take
 _STRIP_BYTES = 256 << 20
 # alive for each pixel in the public decoder
@@ -105,6 +107,11 @@ def torch_stages(
     # sums of INT8 layers are INT32
     wide = 4 if int8 or packed["decoder"] else other
     whole, least = decoding_bytes(facts.decoder, work, wide, int8=int8 or packed["decoder"])
+    if host and (int8 or packed["decoder"]) and lacks_int8():
+        # a layer's weight in fp32, and as a library orders it
+        largest = max(layer.weights * layer.folded for layer in facts.layers["decoder"] if layer.int8)
+        extra = int(8 * largest) + _WIDE_STRIPS
+        whole, least = whole + extra, least + extra
     return [*found, dataclasses.replace(decoder, working=whole, least=least)]
 
 
