@@ -43,6 +43,8 @@ def dry_run(packages: Path, library: Path, out: Path, steps: str) -> tuple[list[
     return json.loads(text)["calls"][-1]["steps"], done.stdout
 
 
+@pytest.mark.ci
+@pytest.mark.slow
 def test_the_checks(packages: Path, emulated_library: Path, tmp_path: Path) -> None:
     steps, printed = dry_run(packages, emulated_library, tmp_path, "checks")
     assert [step["name"] for step in steps] == list(gpu_steps.SETS["checks"])
