@@ -424,8 +424,11 @@ def test_long_and_odd_prompts_work_and_truncation_is_said(
         assert sana.generate(prompt, seed=1, steps=1).notes == ()
 
 
-def test_odd_instructions(sana: Sana) -> None:
+def test_odd_instructions(sana: Sana, monkeypatch: pytest.MonkeyPatch) -> None:
     assert sana.generate("a house", seed=1, steps=1, instruction="lone \udcff surrogate").notes == ()
+    assert isinstance(sana._runtime, runtime.TorchRuntime)
+    # refused before it is read
+    monkeypatch.setattr(sana._runtime.networks.text.network, "instruct", None)
     with pytest.raises(InvalidInput, match=r"the instruction has \d+ tokens") as caught:
         sana.generate("a house", steps=1, instruction="日本" * 1000)
     assert caught.value.hint == "give at most 2048"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,7 +15,6 @@ from sana_edge.errors import extra, torch_extra
 from sana_edge.request import Plan, Request
 from sana_edge.store import hub
 from sana_edge.store.folder import read_json
-from sana_edge.system.instructions import BF16_PRODUCTS, instructions
 from sana_edge.system.threads import cpu_threads
 
 _ENGINES = ("onnxruntime", "openvino", "tensorrt")
@@ -90,11 +88,11 @@ def half() -> str:
     """The 16 bit that torch multiplies in hardware here, else "fp32"."""
     import torch
 
+    from sana_edge.torch_runtime.device import computes_bf16
+
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16"
-    # on Apple's processors torch has no fast products of it
-    fast = sys.platform != "darwin" and set(BF16_PRODUCTS) & (instructions() or set())
-    return "bf16" if fast else "fp32"
+    return "bf16" if computes_bf16() else "fp32"
 
 
 def plan_of(folder: Path, request: Request) -> Plan:

@@ -195,8 +195,9 @@ class TextEncoder:
             prompts: at least one, any text; what is longer than fits is cut (`tokens_over_limit`).
             instruction: lines of the instruction; None for negative prompts, which have none.
         """
-        prefix = self._prefix("\n".join(instruction)) if instruction else None
+        # which refuses an instruction that would take minutes
         rows = self._tokenize(prompts, instruction, truncation=True)
+        prefix = self._prefix("\n".join(instruction)) if instruction else None
         hidden = self._hidden_states(rows, prefix)
         lengths = torch.tensor([len(row) for row in rows], device=hidden.device)
         mask = torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None]
