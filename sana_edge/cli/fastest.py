@@ -78,7 +78,7 @@ def export_place(found: ResolvedModel) -> Path | None:
 def _openvino_suits(options: LoadOptions) -> bool:
     """Whether OpenVINO is there, its INT8 sums are exact and quick on this CPU, and no GPU would be taken.
 
-    Without INT8 products OpenVINO keeps all weights in fp32: more memory than torch takes, in no less time.
+    Without INT8 products OpenVINO keeps all weights in fp32, which torch reads as INT8.
     """
     from sana_edge.engines.openvino.backend import sums_are_exact
 
