@@ -90,8 +90,6 @@ class GraphRunner:
         options.add_session_config_entry(*EXACT_SUMS)
         options.log_severity_level = _LOG_LEVEL
         options.intra_op_num_threads = self._threads
-        # without it products of INT8 saturate in 16 bit on CPUs that have no VNNI
-        options.add_session_config_entry("session.x64quantprecision", "1")
         # without it the inputs of layers whose weights alone are INT8 become INT8 as well, in blocks
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         try:
