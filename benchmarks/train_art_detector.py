@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from judge.art import SIDE, WEIGHTS, Detector, detector_loss, targets
 from sana_edge.system.atomic import new_file
-from sana_edge.training.art.layout import draw_scene
+from sana_edge.training.art.layout import draw_scene, extra_of
 from sana_edge.training.art.scenes import Scene, render
 from sana_edge.training.loop import Loop
 from sana_edge.training.state import ema_state
@@ -36,18 +36,21 @@ from sana_edge.training.state import ema_state
 
 def judged_scene(number: int) -> Scene:
     """Scene `number` of the judge's training, of all that can be drawn."""
-    return draw_scene(random.Random(f"judge {number}"))
+    return draw_scene(random.Random(f"judge {number}"), extra_of(number))
 
 
 def small(count: int, kept: Path) -> NDArray[np.uint8]:
     """The first scenes at SIDE, (count, SIDE, SIDE, 3) uint8; made once and kept."""
-    if not kept.exists():
+    before = np.load(kept) if kept.exists() else np.empty((0, SIDE, SIDE, 3), dtype=np.uint8)
+    if len(before) < count:
         pixels = np.empty((count, SIDE, SIDE, 3), dtype=np.uint8)
-        for i in tqdm(range(count), unit="scene"):
+        pixels[: len(before)] = before
+        for i in tqdm(range(len(before), count), unit="scene"):
             pixels[i] = np.asarray(render(judged_scene(i)).resize((SIDE, SIDE), Image.Resampling.BOX))
         with new_file(kept) as partial, open(partial, "wb") as file:
             np.save(file, pixels)
-    stored: NDArray[np.uint8] = np.load(kept)
+        return pixels
+    stored: NDArray[np.uint8] = before[:count]
     return stored
 
 
@@ -91,7 +94,7 @@ def main() -> None:
 def _options(given: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="train the detector that judges pictures of sana-tiny")
     parser.add_argument("--folder", type=Path, default=Path("runs/detector"))
-    parser.add_argument("--count", type=int, default=12288, help="scenes, where none are kept yet")
+    parser.add_argument("--count", type=int, default=20480, help="scenes")
     parser.add_argument("--minutes", type=float, default=40)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rate", type=float, default=2e-3)

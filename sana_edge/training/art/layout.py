@@ -32,6 +32,8 @@ SHAKE = {"one": 0.06, "row": 0.035, "column": 0.03, "three": 0.03, "line": 0.02,
 """Objects move by at most this, in units of the side, from their slot."""
 SHARES = {"colours": 0.1, "pairs": 0.08, "relations": 0.06, "counts": 0.1, "singles": 0.08}
 """Which share of all combinations of a sort is held out."""
+EVEN, EXTRA = 12288, 4
+"""The first EVEN scenes take all kinds alike; later ones take each coloured kind 1 + EXTRA times as often."""
 
 
 def is_held_out(sort: str, *names: object) -> bool:
@@ -98,12 +100,13 @@ def arrange(things: list[Thing], background: str, relation: str | None, rng: ran
     return Scene(background, placed if ordered else placed[::-1], relation, variant)
 
 
-def draw_scene(rng: random.Random) -> Scene:
-    """One random scene, held-out combinations included."""
+def draw_scene(rng: random.Random, extra: int = 0) -> Scene:
+    """One random scene, held-out combinations included; kinds in colours come 1 + `extra` times as often."""
     forms = {"one": 1, "related": 2, "two": 2, "same": rng.choice((2, 3, 4)), "mixed": rng.choice((3, 4))}
     form = rng.choices(list(forms), (0.4, 0.2, 0.14, 0.17, 0.09))[0]
-    count, names = forms[form], list(kinds())
-    chosen = [rng.choice(names)] * count if form == "same" else rng.sample(names, count)
+    count = forms[form]
+    names = [*kinds(), *(k.name for k in kinds().values() if k.coloured for _ in range(extra))]
+    chosen = [rng.choice(names)] * count if form == "same" else distinct(names, count, rng)
     colours = [colour_of(name, rng) for name in chosen]
     if form == "same":
         colours = colours[:1] * count
@@ -115,6 +118,14 @@ def draw_scene(rng: random.Random) -> Scene:
     things = [Thing(k, c, s) for k, c, s in zip(chosen, colours, sizes, strict=True)]
     relation = rng.choice(RELATIONS) if form == "related" else None
     return arrange(things, background_of(rng), relation, rng)
+
+
+def distinct(names: list[str], count: int, rng: random.Random) -> list[str]:
+    """`count` different ones of `names`, which may stand there several times."""
+    while True:
+        chosen = rng.sample(names, count)
+        if len(set(chosen)) == count:
+            return chosen
 
 
 def colour_of(name: str, rng: random.Random) -> str:
@@ -130,17 +141,22 @@ def background_of(rng: random.Random) -> str:
     return rng.choice(list(PLAINS)[1:]) if share < 0.35 else rng.choice(list(PLACES))
 
 
-def training_scene(rng: random.Random) -> Scene:
+def training_scene(rng: random.Random, extra: int = 0) -> Scene:
     """One random scene that shows no held-out combination."""
     while True:
-        scene = draw_scene(rng)
+        scene = draw_scene(rng, extra)
         if not holds(scene):
             return scene
 
 
+def extra_of(number: int) -> int:
+    """How much more often scene `number` takes kinds in colours."""
+    return 0 if number < EVEN else EXTRA
+
+
 def numbered_scene(number: int) -> Scene:
     """Training scene `number`, the same everywhere."""
-    return training_scene(random.Random(f"scene {number}"))
+    return training_scene(random.Random(f"scene {number}"), extra_of(number))
 
 
 def held_out_scene(number: int) -> Scene:

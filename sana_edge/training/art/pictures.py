@@ -39,7 +39,7 @@ class Pictures:
 def main() -> None:
     parser = argparse.ArgumentParser(description="draw training scenes; goes on where it stopped")
     parser.add_argument("--folder", type=Path, default=Path("runs/pictures"))
-    parser.add_argument("--count", type=int, default=12 * SHARD)
+    parser.add_argument("--count", type=int, default=20 * SHARD)
     parser.add_argument("--side", type=int, default=256)
     args = parser.parse_args()
 
