@@ -262,6 +262,12 @@ def test_a_damaged_graph_is_named(tmp_path: Path, damage: Callable[[Path], objec
     assert caught.value.hint and "\n" not in caught.value.message
 
 
+def test_onnxruntime_says_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    model = gemma()
+    run(write(tmp_path, model), model, torch.zeros(1, 3, dtype=torch.int64), 0)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_inputs_that_a_graph_does_not_have(tmp_path: Path) -> None:
     graph = write(tmp_path, gemma())
     with pytest.raises(CheckpointError, match=r"text_encoder\.onnx"):
