@@ -20,7 +20,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 from tqdm import tqdm
 
-from sana_edge.errors import SanaError
+from sana_edge.errors import SanaError, reason
 from sana_edge.store.weights import check_state, save_state
 
 from .state import STATE, State, damage_named, read_state, under
@@ -186,8 +186,15 @@ class Loop:
         if not self.accelerator.is_main_process:
             return
         record = {"step": self.step, "minutes": round(self.seconds / 60, 2), "loss": round(self.mean, 5)}
-        with open(self.folder / "log.jsonl", "a") as file:
-            file.write(json.dumps(record | {k: round(v, 4) for k, v in figures.items()}) + "\n")
+        path = self.folder / "log.jsonl"
+        try:
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(record | {k: round(v, 4) for k, v in figures.items()}) + "\n")
+        except OSError as error:
+            raise SanaError(
+                f"cannot write {path}: {reason(error)}",
+                f"make room; the same command goes on from {self.state_file}, where it was saved last",
+            ) from error
 
     def save(self) -> None:
         """Write the whole state to a temporary name and rename it.

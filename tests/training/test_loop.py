@@ -107,6 +107,14 @@ def test_a_save_that_fails_keeps_the_checkpoint_before(
     assert {path.name for path in tmp_path.iterdir()} == {"state.safetensors", "log.jsonl"}
 
 
+def test_a_log_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    trainer, model = make(tmp_path, 20)
+    (tmp_path / "log.jsonl").mkdir()
+    with pytest.raises(SanaError, match=r"cannot write .*log\.jsonl: ") as caught:
+        run(trainer, model)
+    assert "goes on from" in caught.value.hint
+
+
 @pytest.mark.parametrize(
     "change", [b"", b"\xff" * 64, {"step": "-1"}, {"step": "x"}, {"seconds": "nan"}, None]
 )
