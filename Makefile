@@ -16,7 +16,7 @@ RUN := $(VENV)/bin
 INSTALL := $(RUN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 REQUIREMENTS := pyproject.toml setup.py constraints.txt
 
-PROMPT ?= a red house left of a yellow star
+PROMPT ?= a fox in the snow
 SEED ?= 7
 STEPS ?= all
 

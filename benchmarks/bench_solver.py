@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace, given: Sequence[str]) -> None:
     torch.set_num_threads(options.threads)
     output = output_for(options, "bench_solver")
-    place = world("shapes")
+    place = world("art")
     chosen = place.choose(options.limit)
     settings = {name: getattr(options, name) for name in ("model", "steps", "solution", "guidance", "seed")}
     model = hub.resolve(options.model, offline=True)

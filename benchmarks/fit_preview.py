@@ -7,7 +7,8 @@ encodes pictures, decodes the latents again, and takes the map of least squares 
 mean colour of its decoded pixels. The error is that of pictures that were not fitted to: the PSNR between the
 mapped cells and the decoded picture scaled down to as many pixels, beside that of one mean colour, and that
 of the map the model has had so far. Times of previews by the map, by a small decode and of a step take turns.
-sana-tiny's pictures are scenes that its training draws. --write puts `preview.json` into the model's folder.
+sana-tiny's pictures are scenes of its training, which need the art. --write puts `preview.json` into the
+model's folder.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ from sana_edge.store import hub
 from sana_edge.store.folder import PREVIEW_MAP
 from sana_edge.store.preview_map import PreviewMap, read_map
 from sana_edge.torch_runtime.runtime import TorchRuntime
-from sana_edge.training.layout import training_scene
-from sana_edge.training.scenes import render
+from sana_edge.training.art.layout import training_scene
+from sana_edge.training.art.scenes import render
 
 # of the pictures, those that are not fitted to
 HELD_OUT = 0.25

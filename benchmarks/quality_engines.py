@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     from sana_edge import Sana
     from sana_edge.store.hub import ResolvedModel
 
-SHAPES = world("shapes")
+WORLD = world("art")
 TORCH, STATIC = "torch", "torch static"
 """INT8 in torch: as it is, with activation scales per token, and with those of the graphs."""
 YARDSTICK = "yardstick"
@@ -104,11 +104,11 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> None:
         with Diary(options.output, run) as diary:
             with _asking({TORCH: torch[TORCH], STATIC: torch[STATIC], **engine}, how) as sources:
                 outcomes = evaluate(
-                    SHAPES, PICTURES, sources, SHAPES.choose(options.limit), diary, _pairs(sources)
+                    WORLD, PICTURES, sources, WORLD.choose(options.limit), diary, _pairs(sources)
                 )
-            few = SHAPES.choose(min(options.yardstick, options.limit or options.yardstick))
+            few = WORLD.choose(min(options.yardstick, options.limit or options.yardstick))
             with _asking(torch, how) as sources:
-                evaluate(SHAPES, YARDSTICK, sources, few, diary, _yardstick_pairs())
+                evaluate(WORLD, YARDSTICK, sources, few, diary, _yardstick_pairs())
             report(options, given, diary, outcomes)
             diary.finish()
 
@@ -161,7 +161,7 @@ def _yardstick_pairs() -> list[Pair]:
 
 def _alike(diary: Diary, pair: Pair, run: str = PICTURES) -> dict[str, Any]:
     """What the JSON says of a pair of sources."""
-    found = {SHAPES.prompts()[number].text: like for number, like in likenesses(diary, pair, run).items()}
+    found = {WORLD.prompts()[number].text: like for number, like in likenesses(diary, pair, run).items()}
     return {"pictures": pair[0], "to": pair[1], **paired.likeness_spread(found)}
 
 

@@ -26,7 +26,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from judge.art import SIDE, WEIGHTS, Detector, detector_loss, targets
+from judge.network import Detector, detector_loss, targets
+from sana_edge.evaluate.judge.detector import SIDE, WEIGHTS
 from sana_edge.system.atomic import new_file
 from sana_edge.training.art.layout import draw_scene, extra_of
 from sana_edge.training.art.scenes import Scene, render

@@ -92,7 +92,7 @@ def default_set(model: str, folder: Path | None = None) -> PromptSet:
     """The set for a model: its folder's own, the scenes that sana-tiny was trained on, or general-v1."""
     if folder is not None and (folder / OWN_SET).is_file():
         return load_prompts(folder / OWN_SET)
-    return load_prompts("scenes-v1" if model in ("sana-tiny", "sana-tiny-int8") else "general-v1")
+    return load_prompts("scenes-v2" if model in ("sana-tiny", "sana-tiny-int8") else "general-v1")
 
 
 def _check_length(prompt: str, where: str) -> None:

@@ -41,7 +41,7 @@ ROOMS: dict[str, set[str]] = {
     "export": {"torch_runtime", "engines", "nets", "int8", "store"},
     "training": {"torch_runtime", "nets", "int8", "store"},
     # the world that its judge knows
-    "evaluate": {"pipeline", "store", "training.captions", "training.layout", "training.scenes"},
+    "evaluate": {"pipeline", "store", "training.art", "training.captions"},
 }
 # who may import everything
 FREE = {"cli"}

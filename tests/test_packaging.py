@@ -53,6 +53,7 @@ def test_wheel_holds_every_file(wheel: zipfile.ZipFile) -> None:
     }
     expected |= {f"sana_edge/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "calib").rglob("*.txt")}
     expected |= {"sana_edge/serve/page.html", "sana_edge/bench/page.css"}
+    expected |= {"sana_edge/evaluate/judge/detector.safetensors"}
     recipes = (package / "training" / "recipes").glob("*.toml")
     expected |= {path.relative_to(ROOT).as_posix() for path in recipes}
     models = [path for path in (package / "models").rglob("*") if path.is_file()]

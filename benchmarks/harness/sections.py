@@ -235,7 +235,7 @@ def quality(data: Numbers) -> Table:
     """One row for each category, of both models where two ran; with the judge's ceiling and the control."""
     name, *_ = data["models"]
     compared, best = data.get("paired"), data["ceiling"]
-    controls = ("judge's ceiling", "shuffled prompts")
+    controls = (*(("judge's ceiling",) if best else ()), "shuffled prompts")
     if compared:
         models = [data["models"][compared[key]] for key in ("float", "int8")]
         titles = ("prompts", "float", "95 % interval", "INT8", "95 % interval")
@@ -249,8 +249,8 @@ def quality(data: Numbers) -> Table:
         ]
         counts = compared["categories"].get(title, compared) if compared else {}
         only = [counts["only_float"], counts["only_int8"]] if compared else []
-        top = best["categories"].get(title, best["overall"])
-        table.add(title, first["n"], *scores, *only, f"{top:.3f}", f"{first['shuffled']:.3f}")
+        top = [f"{best['categories'].get(title, best['overall']):.3f}"] if best else []
+        table.add(title, first["n"], *scores, *only, *top, f"{first['shuffled']:.3f}")
     settings = data["settings"]
     note = f"{name}, {settings['steps']} steps, guidance {settings['guidance']}. {circumstances(data)}"
     table.notes = [*(_verdict(compared) if compared else []), note]

@@ -67,11 +67,11 @@ class World:
 def world(name: str) -> World:
     """ "shapes" or "art"."""
     if name == "art":
-        from judge import art, art_prompts
+        from sana_edge.evaluate.judge import detector, scene_prompts
         from sana_edge.training.art import scenes as art_scenes
 
-        return World(art_prompts.prompts, art.judge, art_scenes.render)
-    from sana_edge.evaluate.judge import shape_prompts, shapes
+        return World(scene_prompts.prompts, detector.judge, art_scenes.render)
+    from judge import shape_prompts, shapes
     from sana_edge.training import scenes
 
     return World(shape_prompts.prompts, shapes.judge, scenes.render)

@@ -161,8 +161,8 @@ def _fid(options: MetricOptions) -> Measure:
 
 
 def _judge(options: MetricOptions) -> Measure:
-    # draws scenes: not before it is asked for
-    from sana_edge.evaluate.judge.shapes import judge
+    # reads weights: not before it is asked for
+    from sana_edge.evaluate.judge.detector import judge
 
     def measure(drawn: Drawn, tell: Progress, say: Say) -> Measured:
         found = []

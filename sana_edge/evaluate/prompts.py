@@ -56,9 +56,9 @@ def named(name: str) -> PromptSet:
     if name == "geneval":
         return _of(name, [(prompt.category, prompt.text) for prompt in geneval.prompts()])
     # draws scenes: not before it is asked for
-    from sana_edge.evaluate.judge import shape_prompts
+    from sana_edge.evaluate.judge import scene_prompts
 
-    facts = shape_prompts.prompts()
+    facts = scene_prompts.prompts()
     return _of(name, [(fact.category, fact.text) for fact in facts], facts)
 
 

@@ -1,7 +1,7 @@
-"""Flat-illustration scenes drawn by code: the pictures that sana-tiny learns.
+"""Flat-illustration scenes drawn by code: pictures to learn from without a download.
 
 Every object is drawn in its own box, x and y from -1 to 1 (y down), supersampled and box-filtered. A scene
-is plain data (`Scene`), so that captions, the held-out split and the judge of `sana_edge.evaluate` work
+is plain data (`Scene`), so that captions, the held-out split and the judge of `benchmarks/judge` work
 on facts, not on pixels.
 """
 

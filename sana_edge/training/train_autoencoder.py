@@ -89,7 +89,7 @@ def starting_state(folder: Path) -> dict[str, Tensor]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="train the autoencoder of sana-tiny")
+    parser = argparse.ArgumentParser(description="train the autoencoder of a small model of the shapes")
     parser.add_argument("--folder", type=Path, default=Path("runs/vae"))
     parser.add_argument("--minutes", type=float, default=40)
     parser.add_argument("--side", type=int, default=256)

@@ -113,7 +113,7 @@ def starting_state(folder: Path) -> dict[str, Tensor]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="train the denoiser of sana-tiny")
+    parser = argparse.ArgumentParser(description="train the denoiser of a small model of the shapes")
     parser.add_argument("--folder", type=Path, default=Path("runs/dit"))
     parser.add_argument("--latents", type=Path, default=Path("runs/latents"))
     parser.add_argument(

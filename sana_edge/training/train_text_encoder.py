@@ -79,7 +79,9 @@ def train_tokenizer(folder: Path, lines: list[str], size: int) -> PreTrainedToke
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="train the tokenizer and text encoder of sana-tiny")
+    parser = argparse.ArgumentParser(
+        description="train the tokenizer and text encoder of a small model of the shapes"
+    )
     parser.add_argument("--folder", type=Path, default=Path("runs/text"))
     parser.add_argument("--minutes", type=float, default=4)
     parser.add_argument("--batch", type=int, default=64)

@@ -20,10 +20,10 @@ import quality
 from harness import RESULTS, sections
 from harness.results import Diary
 from judge import evaluation
+from judge.shape_prompts import prompts
 from sana_edge.bench.results import header, write_json
 from sana_edge.evaluate.judge.prompts import COUNTS, Detection, Judgement, Prompt, relations
 from sana_edge.evaluate.judge.scores import Outcome, categories, judgement, overall, shuffled, wilson
-from sana_edge.evaluate.judge.shape_prompts import prompts
 from sana_edge.training.layout import draw_scene, held_out, mirrored, training_scene
 from sana_edge.training.scenes import COLOURS, KINDS, Scene
 
@@ -257,6 +257,8 @@ def test_command(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     output, clip = tmp_path / "quality.json", tmp_path / "clip"
     tiny_clip.write_clip(clip)
     given = [
+        "--world",
+        "shapes",
         "--model",
         str(tiny_folder),
         "--steps",
@@ -282,7 +284,8 @@ def test_command(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_command_with_int8(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output, picture = tmp_path / "quality.json", tmp_path / "quality.png"
-    given = ["--model", str(tiny_folder), "--int8", "--steps", "1", "--limit", "1", "--threads", "1"]
+    given = ["--world", "shapes", "--model", str(tiny_folder), "--int8"]
+    given += ["--steps", "1", "--limit", "1", "--threads", "1"]
     assert quality.main([*given, "--output", str(output), "--sheet", str(picture)]) == 0
     data = json.loads(output.read_text())
     asked = [first(category).text for category in COUNTS]
@@ -418,15 +421,24 @@ def test_tables() -> None:
 def test_the_judge_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """True scenes are right, and most of the blurred ones."""
     output = tmp_path / "a.json"
-    assert quality.main(["--judge-only", "--limit", "1", "--output", str(output)]) == 0
+    assert quality.main(["--judge-only", "--world", "shapes", "--limit", "1", "--output", str(output)]) == 0
     data = json.loads(output.read_text())
     assert data["true scenes"]["overall"]["score"] == 1.0
     assert len(data["true scenes, blurred"]["results"]) == len(COUNTS)
     assert "true scenes: single object 1.000" in capsys.readouterr().out
 
 
-def test_the_other_world() -> None:
-    """Its prompts; its scenes need the art, and its judge has to be trained first."""
+def test_without_the_art_there_is_no_ceiling(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SANA_EDGE_ART", str(tmp_path / "nowhere"))
+    output = tmp_path / "quality.json"
+    given = ["--model", str(tiny_folder), "--steps", "1", "--limit", "1", "--threads", "1"]
+    assert quality.main([*given, "--output", str(output)]) == 0
+    data = json.loads(output.read_text())
     art = evaluation.world("art").choose(1)
-    assert [prompt.category for prompt in art.values()] == list(COUNTS)
-    assert not {prompt.text for prompt in art.values()} & {p.text for p in prompts()}
+    asked = [result["prompt"] for result in data["models"]["tiny"]["results"]]
+    assert data["ceiling"] is None and asked == [prompt.text for prompt in art.values()]
+    assert not set(asked) & {p.text for p in prompts()}
+    out, err = capsys.readouterr()
+    assert "no ceiling of the judge: the art is not in" in err and "ceiling" not in out

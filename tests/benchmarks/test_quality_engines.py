@@ -114,7 +114,7 @@ def test_same_prompts_after_an_interruption(
     assert quality_engines.main(given) == 130
     assert "the same command goes on from here" in capsys.readouterr().err
     assert quality_engines.main(given) == 0
-    first, second, third, *_ = (p.text for p in quality_engines.SHAPES.choose(1).values())
+    first, second, third, *_ = (p.text for p in quality_engines.WORLD.choose(1).values())
     # three sources: two prompts were done, the third is drawn again
     assert asked[:10] == [first] * 3 + [second] * 3 + [third] + [third] * 3
     assert len(asked) == 7 + 4 * 3 + 6 * 6
@@ -126,7 +126,7 @@ def test_same_prompts_after_an_interruption(
     assert near["onnxruntime", "torch"]["psnr"]["median"] == round(20 * math.log10(255), 2)
     assert near["onnxruntime", "torch"]["near"] == 1.0
     assert {row["prompt"]: row["psnr"]["torch static to torch"] for row in data["results"]} == dict.fromkeys(
-        [p.text for p in quality_engines.SHAPES.choose(1).values()]
+        [p.text for p in quality_engines.WORLD.choose(1).values()]
     )
     assert "equal" in capsys.readouterr().out
 

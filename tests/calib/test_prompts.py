@@ -20,21 +20,21 @@ from sana_edge.calib.prompts import (
     load_prompts,
 )
 from sana_edge.errors import InvalidInput
-from sana_edge.evaluate.judge import shape_prompts as evaluation
-from sana_edge.training.captions import caption
-from sana_edge.training.layout import held_out, training_scene
+from sana_edge.evaluate.judge import scene_prompts as evaluation
+from sana_edge.training.art.captions import caption
+from sana_edge.training.art.layout import holds, training_scene
 
-SEED = 20261121
+SEED = 20261130
 
 
 def scenes() -> list[str]:
-    """How the captions of scenes-v1.txt were made."""
+    """How the captions of scenes-v2.txt were made."""
     rng = random.Random(SEED)
     asked = {prompt.text for prompt in evaluation.prompts()}
     made: list[str] = []
     while len(made) < 32:
         scene = training_scene(rng)
-        assert not held_out().holds(scene)
+        assert not holds(scene)
         text = caption(scene, rng)
         if text not in asked and text not in made:
             made.append(text)
@@ -42,7 +42,7 @@ def scenes() -> list[str]:
 
 
 def test_the_bundled_sets_are_whole() -> None:
-    assert bundled_sets() == ["general-v1", "scenes-v1"]
+    assert bundled_sets() == ["general-v1", "scenes-v2"]
     for name in bundled_sets():
         found = load_prompts(name)
         assert found.name == name and len(found.prompts) == 32 and not found.notes
@@ -51,11 +51,11 @@ def test_the_bundled_sets_are_whole() -> None:
 def test_versions_do_not_change() -> None:
     # calibrated packages name these: changed prompts need a new file
     checksums = {name: load_prompts(name).checksum[:16] for name in bundled_sets()}
-    assert checksums == {"general-v1": "173fc3ec73a4cccd", "scenes-v1": "68ef14d0149cb545"}
+    assert checksums == {"general-v1": "173fc3ec73a4cccd", "scenes-v2": "dbfa20750f37d5d7"}
 
 
 def test_scenes_are_training_scenes_and_none_is_evaluated() -> None:
-    found = load_prompts("scenes-v1").prompts
+    found = load_prompts("scenes-v2").prompts
     assert list(found) == scenes()
     assert not {prompt.lower() for prompt in found} & {p.text.lower() for p in evaluation.prompts()}
 
@@ -66,8 +66,8 @@ def test_general_prompts_are_short_and_long() -> None:
 
 
 def test_a_model_folder_may_bring_its_own(tmp_path: Path) -> None:
-    assert default_set("sana-tiny").name == "scenes-v1"
-    assert default_set("sana-tiny", tmp_path).name == "scenes-v1"
+    assert default_set("sana-tiny").name == "scenes-v2"
+    assert default_set("sana-tiny", tmp_path).name == "scenes-v2"
     assert default_set("sana-0.6b-1024", tmp_path).name == "general-v1"
     (tmp_path / OWN_SET).write_text("a tram\n")
     assert default_set("sana-tiny", tmp_path).prompts == ("a tram",)
@@ -135,7 +135,7 @@ def test_names_that_no_file_has() -> None:
 def test_a_missing_set_tells_which_there_are() -> None:
     with pytest.raises(InvalidInput) as error:
         load_prompts("general-v9")
-    assert "general-v1, scenes-v1" in error.value.hint
+    assert "general-v1, scenes-v2" in error.value.hint
 
 
 def test_a_file_of_too_many_lines(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
+from judge.shapes import judge
 from sana_edge.evaluate.judge.prompts import Detection, relations
-from sana_edge.evaluate.judge.shapes import judge
 from sana_edge.training.layout import RADII, SLOTS, arrange, draw_scene, held_out
 from sana_edge.training.scenes import (
     BACKGROUNDS,

@@ -43,7 +43,7 @@ def test_generate(openai: Any) -> None:
 def test_stream_with_true_partial_pictures(openai: Any) -> None:
     stream = openai.images.generate(
         prompt="a red house",
-        size="64x64",
+        size="256x256",
         stream=True,
         partial_images=2,
         extra_body={**EXTRA, "steps": 6, "n": 2},
@@ -52,7 +52,7 @@ def test_stream_with_true_partial_pictures(openai: Any) -> None:
     kinds = ["image_generation.partial_image", "image_generation.partial_image", "image_generation.completed"]
     assert [event.type for event in events] == kinds * 2
     assert [event.partial_image_index for event in events if "partial" in event.type] == [0, 1, 0, 1]
-    whole = openai.images.generate(prompt="a red house", size="64x64", extra_body={**EXTRA, "steps": 6})
+    whole = openai.images.generate(prompt="a red house", size="256x256", extra_body={**EXTRA, "steps": 6})
     assert events[2].b64_json == whole.data[0].b64_json
     # each is nearer to the picture than the one before
     final = PIL.Image.open(io.BytesIO(base64.b64decode(events[2].b64_json))).tobytes()

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from sana_edge.evaluate.judge.fitting import CAP, MARGIN, SIDE, Array, Fit, Fitter, framed, grounds, soften
+from judge.fitting import CAP, MARGIN, SIDE, Array, Fit, Fitter, framed, grounds, soften
 from sana_edge.evaluate.judge.prompts import Detection, Judgement, check_picture
 
 THRESHOLD = 0.6

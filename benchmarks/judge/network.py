@@ -1,49 +1,25 @@
-"""The judge of the art's world: a small detector of objects by their centres (Zhou et al. 2019).
-
-It shares nothing with the model that it judges: no weights, no latents, no text. `train_art_detector.py`
-trains it.
-"""
+"""The judge's network as torch trains it; `sana_edge.evaluate.judge.detector` runs it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sana_edge.evaluate.judge.prompts import Detection, Judgement, check_picture
+from sana_edge.evaluate.judge.detector import CELLS
 from sana_edge.training.art.backdrops import BACKGROUNDS
 from sana_edge.training.art.catalogue import kinds
 from sana_edge.training.art.colours import COLOURS
 from sana_edge.training.art.scenes import Scene
 
-SIDE = 96
-"""Pixels a side of what the network sees."""
-CELLS = 12
-"""Cells a side of its grid."""
 IGNORED = -100
-WEIGHTS = Path(__file__).with_name("art_detector.safetensors")
-CENTRE, KIND = 0.4, 0.5
-"""The least probability of a centre, and of its kind, of an object that counts."""
-APART = 1.5 / CELLS
-"""Centres nearer than this, in shares of the side, are one object."""
 
 
 @dataclass(frozen=True)
 class Maps:
-    """What the network says of B pictures, per cell of the grid unless said otherwise.
-
-    centre: (B, 12, 12) logits that an object's centre lies in the cell. kind: (B, kinds, 12, 12) logits.
-    colour: (B, 1 + colours, 12, 12) logits, 0 the kind's own. place: (B, 3, 12, 12) the centre's offset
-    from the cell's in cells, x and y, and the radius in shares of the side. background: (B, backgrounds).
-    """
+    """`detector.Maps` of B pictures: (B, 12, 12), (B, kinds, 12, 12), and so on."""
 
     centre: Tensor
     kind: Tensor
@@ -121,53 +97,3 @@ def detector_loss(maps: Maps, want: dict[str, Tensor]) -> tuple[Tensor, float]:
     background = F.cross_entropy(maps.background, want["background"])
     right = float((maps.kind.argmax(1) == want["kind"])[here].float().mean())
     return 4 * centre + kind + colour + place + 0.3 * background, right
-
-
-@lru_cache(maxsize=1)
-def detector() -> Detector:
-    """The trained network."""
-    model = Detector()
-    model.load_state_dict(
-        {k: v.float() if v.is_floating_point() else v for k, v in load_file(WEIGHTS).items()}
-    )
-    return model.eval()
-
-
-def judge(pixels: NDArray[np.uint8]) -> Judgement:
-    """Says what is in a picture, the surest object first; a colour is "" for the kind's own.
-
-    pixels: (H, H, 3) uint8 RGB, at least 96 pixels a side.
-    Raises: ValueError for another shape or type.
-    """
-    check_picture(pixels, SIDE)
-    return decode(detector(), np.asarray(Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BOX)))
-
-
-@torch.inference_mode()
-def decode(model: Detector, small: NDArray[np.uint8]) -> Judgement:
-    """The judgement of a picture (SIDE, SIDE, 3), by `model`."""
-    maps = model(torch.from_numpy(small.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1)
-    centre = maps.centre[0].sigmoid()
-    peaks = centre == F.max_pool2d(centre[None], 3, stride=1, padding=1)[0]
-    chances = maps.kind[0].softmax(0).max(0)
-    names, shades = list(kinds()), ["", *COLOURS]
-    found = []
-    for row, column in (peaks & (centre > CENTRE) & (chances.values > KIND)).nonzero().tolist():
-        dx, dy, radius = maps.place[0, :, row, column].tolist()
-        x, y = (column + 0.5 + dx) / CELLS, (row + 0.5 + dy) / CELLS
-        found.append(
-            Detection(
-                names[int(chances.indices[row, column])],
-                shades[int(maps.colour[0, :, row, column].argmax())],
-                x,
-                y,
-                (x - radius, y - radius, x + radius, y + radius),
-                float(centre[row, column] * chances.values[row, column]),
-            )
-        )
-    found.sort(key=lambda d: -d.score)
-    kept: list[Detection] = []
-    for d in found:
-        if all((d.x - o.x) ** 2 + (d.y - o.y) ** 2 > APART**2 for o in kept):
-            kept.append(d)
-    return Judgement(BACKGROUNDS[int(maps.background[0].argmax())], tuple(kept))
