@@ -16,8 +16,8 @@ RUN := $(VENV)/bin
 INSTALL := $(RUN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 REQUIREMENTS := pyproject.toml setup.py constraints.txt
 
-PROMPT ?= a fox in the snow
-SEED ?= 9
+PROMPT ?= a red car left of a house on a meadow
+SEED ?= 7
 STEPS ?= all
 
 .PHONY: demo test test-all lint format cuda gpu-check wheel clean

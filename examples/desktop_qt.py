@@ -116,7 +116,7 @@ class Window(widgets.QWidget):
 
     def _build(self) -> None:
         self.canvas = Canvas(minimumSize=QSize(256, 256))
-        self.prompt = widgets.QLineEdit(text="a fox in the snow")
+        self.prompt = widgets.QLineEdit(text="a red car left of a house on a meadow")
         sides = {"minimum": 32, "maximum": 4096, "singleStep": 32}
         self.width_box, self.height_box = widgets.QSpinBox(**sides), widgets.QSpinBox(**sides)
         self.steps = widgets.QSpinBox(maximum=200, specialValueText="the model's own")
