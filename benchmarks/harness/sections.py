@@ -208,13 +208,15 @@ def summary(results: Path) -> Table:
             )
         notes.append(circumstances(data))
     scores = [data["models"] for data in files(results, "quality") if "paired" in data]
-    right = [f"{model['overall']['score']:.3f}" for model in (scores[0].values() if scores else ())]
+    overall = [model["overall"] for model in (scores[0].values() if scores else ())]
+    right = " and ".join(f"{score['score']:.3f}" for score in overall)
+    asked = overall[0]["n"] if overall else 0
     for data in files(results, "bench_image-sana-tiny-*"):
         work = next(work for work in data["works"] if work["dtype"] == "bf16")
         rows = {row["name"]: row for row in work["rows"] if row["stage"] == "picture"}
         a, b = rows[OURS], rows[INT8]
         cells = [f"{median(a)}, bf16", median(b), f"{most(a) / 1e9:.2f} / {gigabytes(most(b))}"]
-        table.add("sana-tiny, a picture", "torch", *cells, f"{' and '.join(right)} of prompts right")
+        table.add("sana-tiny, a picture", "torch", *cells, f"{right} of {asked} prompts right")
         notes.append(circumstances(data))
     judged = [data["models"] for data in files(results, "quality_engines")]
     for data in files(results, "bench_engines-cold"):
@@ -224,7 +226,8 @@ def summary(results: Path) -> Table:
             if a is None or b is None:
                 continue
             cells = [median(a), median(b), f"{a['peak'] / 1e9:.2f} / {gigabytes(b['peak'])}"]
-            score = f"{judged[0][name]['overall']['score']:.3f} of prompts right" if judged else ""
+            best = judged[0][name]["overall"] if judged else {}
+            score = f"{best['score']:.3f} of {best['n']} prompts right" if best else ""
             table.add("sana-tiny, process start to PNG", backend, *cells, score)
         notes.append(circumstances(data))
     table.notes = notes
