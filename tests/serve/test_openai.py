@@ -46,13 +46,13 @@ def test_stream_with_true_partial_pictures(openai: Any) -> None:
         size="256x256",
         stream=True,
         partial_images=2,
-        extra_body={**EXTRA, "steps": 6, "n": 2},
+        extra_body={**EXTRA, "steps": 12, "n": 2},
     )
     events = list(stream)
     kinds = ["image_generation.partial_image", "image_generation.partial_image", "image_generation.completed"]
     assert [event.type for event in events] == kinds * 2
     assert [event.partial_image_index for event in events if "partial" in event.type] == [0, 1, 0, 1]
-    whole = openai.images.generate(prompt="a red house", size="256x256", extra_body={**EXTRA, "steps": 6})
+    whole = openai.images.generate(prompt="a red house", size="256x256", extra_body={**EXTRA, "steps": 12})
     assert events[2].b64_json == whole.data[0].b64_json
     # each is nearer to the picture than the one before
     final = PIL.Image.open(io.BytesIO(base64.b64decode(events[2].b64_json))).tobytes()
