@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from harness import sections
-from judge.shape_prompts import prompts
 from sana_edge.evaluate import paired
 from sana_edge.evaluate.judge.prompts import Judgement
+from sana_edge.evaluate.judge.scene_prompts import prompts
 from sana_edge.evaluate.judge.scores import Outcome, categories, overall
 from sana_edge.evaluate.paired import Counts, Likeness
 from sana_edge.evaluate.sheet import AMPLIFIED, Pair, PairRow, pair_sheet

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from sana_edge import CheckpointError, Sana
 from sana_edge.store.domain import FILE, SHOWN, Domain, read_domain
 from sana_edge.store.known_models import BUNDLED
+from sana_edge.training.art.catalogue import kinds
 
 DOMAIN = Domain(("a", "black", "cat", "close", "house", "red", "t-shirt", "🦊"), ((64, 64),))
 CONTENT = {"words": list(DOMAIN.words), "sizes": [[64, 64]]}
@@ -102,6 +104,12 @@ def test_an_exported_folder_says_the_same(folder: Path, tmp_path: Path) -> None:
         for options, notes in CASES.values():
             made = sana.generate(**{"seed": 1, "steps": 1, "size": (64, 64), **options})
             assert [note.split(" ", 1)[1] for note in made.notes] == [n.split(" ", 1)[1] for n in notes]
+
+
+def test_the_card_names_what_sana_tiny_draws() -> None:
+    card = (BUNDLED / "sana-tiny" / "README.md").read_text(encoding="utf-8")
+    named = {name.strip().rstrip("*") for name in re.split(r"[,:\n]", card)}
+    assert set(kinds()) <= named
 
 
 def test_the_bundled_models_know_their_words() -> None:
