@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,9 +31,9 @@ NEAR, FAR = 0.1, 0.15
 
 
 @lru_cache(maxsize=2048)
-def coloured(code: str, colour: str) -> Image.Image:
-    """The art of `code` in `colour` ("" for its own), (256, 256) RGBA."""
-    image = picture(code)
+def coloured(pictures: Path, code: str, colour: str) -> Image.Image:
+    """The art of `code`, of the folder `pictures`, in `colour` ("" for its own), (256, 256) RGBA."""
+    image = picture(pictures, code)
     return image if not colour else recolour(image, colour)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,7 @@ from PIL import Image
 from .backdrops import FLOATING, backdrop
 from .catalogue import kinds
 from .colours import coloured
+from .source import assets
 
 ART = 0.96
 """An object's picture is this share of its box."""
@@ -53,16 +55,16 @@ def render(scene: Scene, side: int = 256) -> Image.Image:
     image = Image.fromarray(shaded(scene, side))
     for thing in scene.things:
         width = max(1, round(2 * ART * thing.radius * side))
-        art = sized(thing.kind, thing.colour, width, thing.mirrored and thing.kind not in ONE_WAY)
+        art = sized(assets(), thing.kind, thing.colour, width, thing.mirrored and thing.kind not in ONE_WAY)
         corner = (round(thing.x * side - width / 2), round(thing.y * side - width / 2))
         image.paste(art, corner, art)
     return image
 
 
 @lru_cache(maxsize=8192)
-def sized(kind: str, colour: str, width: int, mirrored: bool) -> Image.Image:
-    """The picture of a kind, (width, width) RGBA."""
-    art = coloured(kinds()[kind].code, colour)
+def sized(pictures: Path, kind: str, colour: str, width: int, mirrored: bool) -> Image.Image:
+    """The picture of a kind, of the folder `pictures`, (width, width) RGBA."""
+    art = coloured(pictures, kinds()[kind].code, colour)
     if mirrored:
         art = art.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return art.resize((width, width), Image.Resampling.LANCZOS if width < 256 else Image.Resampling.BICUBIC)

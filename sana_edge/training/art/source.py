@@ -43,7 +43,6 @@ def assets() -> Path:
     return path
 
 
-@lru_cache(maxsize=1)
 def labels() -> dict[str, tuple[str, tuple[str, ...]]]:
     """Label and tags of every emoji by its code, as emojibase has them.
 
@@ -61,16 +60,19 @@ def labels() -> dict[str, tuple[str, tuple[str, ...]]]:
 
 
 @lru_cache(maxsize=512)
-def picture(code: str) -> Image.Image:
+def picture(pictures: Path, code: str) -> Image.Image:
     """The art of one code, (256, 256) RGBA, cut to what is not transparent and made square again.
+
+    Args:
+        pictures: the folder of `assets`.
 
     Raises:
         SanaError: it is not there, or is no picture.
     """
-    names = [assets() / f"{code}{end}.webp" for end in ("", "-fe0f")]
+    names = [pictures / f"{code}{end}.webp" for end in ("", "-fe0f")]
     path = next((p for p in names if p.is_file()), None)
     if path is None:
-        raise SanaError(f"the art has no picture {code}.webp in {assets()}", hint())
+        raise SanaError(f"the art has no picture {code}.webp in {pictures}", hint())
     try:
         with Image.open(path) as file:
             image = file.convert("RGBA")
@@ -89,12 +91,13 @@ def check() -> list[str]:
     Raises:
         SanaError: there is no art at all.
     """
-    found = [p for p in assets().iterdir() if p.suffix == ".webp"]
+    pictures = assets()
+    found = [p for p in pictures.iterdir() if p.suffix == ".webp"]
     faults = [] if len(found) == PICTURES else [f"{len(found)} pictures, not {PICTURES}"]
     known = labels()
     for kind in kinds().values():
         try:
-            picture(kind.code)
+            picture(pictures, kind.code)
         except SanaError as error:
             faults.append(error.message)
         if kind.code not in known:

@@ -171,12 +171,23 @@ def test_missing_art_says_how_to_get_it(
 ) -> None:
     monkeypatch.setenv("SANA_EDGE_ART", str(tmp_path / "none"))
     monkeypatch.setattr(sys, "argv", ["art"])
-    source.labels.cache_clear()
     assert command.main() == 1
     said = capsys.readouterr().err
     assert "npm pack @lobehub/fluent-emoji-3d@1.1.0 emojibase-data@17.0.0" in said
-    with pytest.raises(SanaError, match=r"no picture|not in"):
-        source.picture("1ffff")
+
+
+def test_what_was_drawn_before_is_not_another_folders(
+    drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = Scene("sky", (Thing("fox", "", "medium", 0.3, 0.6, 0.2),))
+    render(scene, 64)
+    with pytest.raises(SanaError, match=r"no picture 1ffff.webp"):
+        source.picture(source.assets(), "1ffff")
+    monkeypatch.setenv("SANA_EDGE_ART", str(tmp_path / "none"))
+    with pytest.raises(SanaError, match=r"the art is not in"):
+        render(scene, 64)
+    with pytest.raises(SanaError, match=r"the labels of the art are not in"):
+        source.labels()
 
 
 @pytest.mark.usefixtures("drawn")
@@ -184,12 +195,10 @@ def test_art_that_is_not_whole_is_told(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["art"])
-    source.labels.cache_clear()
     assert command.main() == 1
     assert f"{len(KINDS)} pictures, not {source.PICTURES}" in capsys.readouterr().err
     monkeypatch.setattr(source, "PICTURES", len(KINDS))
     assert command.main() == 0
-    source.labels.cache_clear()
 
 
 @pytest.mark.usefixtures("drawn")
