@@ -127,6 +127,25 @@ def engines_quality(data: Numbers) -> Table:
     return table
 
 
+def products(data: Numbers) -> Table:
+    """INT8 products of a graph, those in the same place of a layer together, beside the measured peak."""
+    work = data["work"]
+    titles = ("product", "output", "of them", "operations", "time", "a second", "of the peak")
+    table = Table(titles)
+    for row in work["rows"]:
+        sides = "" if row["shape"] is None else "x".join(map(str, row["shape"]))
+        name = row["name"] if row is not work["rows"][-1] else f"**{row['name']}**"
+        rate, share = f"{row['rate'] / 1e9:.0f} G", f"{row['share']:.0%}"
+        operations = f"{row['operations'] / 1e9:.3g} G"
+        table.add(name, sides, row["products"], operations, seconds(row["seconds"]), rate, share)
+    peaks = ", ".join(f"{rate / 1e9:.0f} G by {name}" for name, rate in work["peaks"].items())
+    side, part = data["side"], work["rows"][-1]["seconds"] / work["seconds"]
+    said = f"{work['title']}, {data['by']}: these are {part:.0%} of {seconds(work['seconds'])}."
+    peak = f"Peak, a product of two {side}x{side} matrices of INT8: {peaks} operations a second; the larger"
+    table.notes = [said, f"{peak} one of each turn counts.", circumstances(data)]
+    return table
+
+
 def text_graph(data: Numbers) -> Table:
     """One row for each contender; of each work its seconds, and their ratio to transformers in fp32."""
     behind = [

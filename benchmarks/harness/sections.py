@@ -13,6 +13,7 @@ from harness.engine_tables import (
     engines_quality,
     engines_speed,
     pictures,
+    products,
     text_graph,
     verification,
 )
@@ -67,6 +68,7 @@ def sections(results: Path) -> Iterator[tuple[str, str]]:
         ),
         "tiles": (tile_choices, files(results, "tiles")),
         "cold": (cold, files(results, "bench_engines-cold")),
+        "products": (products, files(results, "bench_products-*")),
         "text-graph": (text_graph, files(results, "bench_text_graph")),
         "engines-quality": (engines_quality, files(results, "quality_engines")),
         "peers": (peers, files(results, "bench_peers-*")),

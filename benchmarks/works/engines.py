@@ -83,12 +83,11 @@ class EngineWork(Work):
 
     def loaders(self) -> dict[str, Loader]:
         half = replace(self.work, dtype="bf16")
-        engine = _engine_step if isinstance(self.work, DenoiserWork) else _engine_decoder
         return {
             BASELINE: partial(_torch_stage, self.work, BASELINE),
             HALF: partial(_torch_stage, half, BASELINE),
             TORCH_INT8: partial(_torch_stage, half, TORCH_INT8),
-            **{name: partial(engine, self, name) for name in ENGINES},
+            **{name: partial(_of_engine, self, name) for name in ENGINES},
             **{name: partial(_naive, self, name) for name in NAIVES},
         }
 
@@ -98,6 +97,15 @@ def check_installed(names: Collection[str]) -> None:
     needs(*({"diffusers"} if {BASELINE, HALF, *NAIVES} & {*names} else ()))
     needs(*(name for name in ("onnxruntime", "openvino") if any(name in contender for contender in names)))
     needs(*(("nncf", "onnxscript") if {*NAIVES} & {*names} else ()))
+
+
+def engine_stage(work: EngineWork, name: str) -> tuple[Engine, Stage]:
+    """The engine of one of `ENGINES` and the call that runs it; its graph has to be there (`prepare`)."""
+    return (_engine_step if isinstance(work.work, DenoiserWork) else _engine_decoder)(work, name)
+
+
+def _of_engine(work: EngineWork, name: str) -> dict[str, Stage]:
+    return {work.stages[0]: engine_stage(work, name)[1]}
 
 
 def _torch_stage(work: DenoiserWork | DecoderWork, name: str) -> dict[str, Stage]:
@@ -134,7 +142,7 @@ def _load(work: EngineWork, name: str) -> Callable[[str], Engine]:
     return load
 
 
-def _engine_step(work: EngineWork, name: str) -> dict[str, Stage]:
+def _engine_step(work: EngineWork, name: str) -> tuple[Engine, Stage]:
     denoiser = work.work
     assert isinstance(denoiser, DenoiserWork)
     load = _load(work, name)
@@ -153,10 +161,10 @@ def _engine_step(work: EngineWork, name: str) -> dict[str, Stage]:
         "constant": negative["constant"],
         "scale": np.ones(1, np.float32),
     }
-    return {"step": Stage(lambda: torch.from_numpy(engine.run(inputs)["velocity"]), _weights(work, name))}
+    return engine, Stage(lambda: torch.from_numpy(engine.run(inputs)["velocity"]), _weights(work, name))
 
 
-def _engine_decoder(work: EngineWork, name: str) -> dict[str, Stage]:
+def _engine_decoder(work: EngineWork, name: str) -> tuple[Engine, Stage]:
     assert isinstance(work.work, DecoderWork)
     engine, latent = _load(work, name)("decoder"), random_latent(work.work.size, "cpu").numpy()
     # of the public model, which the graph divides by; the other implementations here do not
@@ -168,7 +176,7 @@ def _engine_decoder(work: EngineWork, name: str) -> dict[str, Stage]:
     def decode() -> Tensor:
         return torch.from_numpy(decode_tiles(latent * factor, tile, cell=LATENT_CELL, tile=DEFAULT_TILE))
 
-    return {"decode": Stage(decode, _weights(work, name))}
+    return engine, Stage(decode, _weights(work, name))
 
 
 def _naive(work: EngineWork, name: str) -> dict[str, Stage]:

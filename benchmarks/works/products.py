@@ -1,0 +1,112 @@
+"""The INT8 products of a graph in OpenVINO, timed one by one where they run, and the peak beside them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from sana_edge.engines.engine import Engine
+from sana_edge.engines.openvino.engine import OpenVinoEngine
+from sana_edge.errors import SanaError
+
+PRODUCTS = ("FullyConnected", "Convolution")
+INT8 = ("i8", "u8")
+
+
+@dataclass(frozen=True)
+class Product:
+    """One product: name, kind and precision as OpenVINO has them, shape of its output, multiply-adds."""
+
+    name: str
+    kind: str
+    precision: str
+    shape: tuple[int, ...]
+    multiply_adds: int
+
+    @property
+    def operations(self) -> int:
+        """A multiplication and an addition each."""
+        return 2 * self.multiply_adds
+
+
+def profiled(engine: Engine) -> OpenVinoEngine:
+    """The engine, before its first run, told to time each of its operations."""
+    assert isinstance(engine, OpenVinoEngine)
+    engine._config["PERF_COUNT"] = True
+    return engine
+
+
+def products(engine: OpenVinoEngine) -> list[Product]:
+    """Those of the graph as it was compiled for the last run.
+
+    Raises:
+        SanaError: the graph has none in INT8.
+    """
+    nodes = _request(engine).get_compiled_model().get_runtime_model().get_ordered_ops()
+    found = [_product(node) for node in nodes if _told(node, "layerType").startswith(PRODUCTS)]
+    if not any(product.precision in INT8 for product in found):
+        raise SanaError("no product of this graph runs in INT8 here", "`sana-edge doctor` says why")
+    return found
+
+
+def seconds(engine: OpenVinoEngine) -> dict[str, float]:
+    """What each operation of the last run took, by name."""
+    return {info.node_name: info.real_time.total_seconds() for info in _request(engine).profiling_info}
+
+
+def _request(engine: OpenVinoEngine) -> Any:
+    return next(reversed(engine._requests.values()))
+
+
+def _told(node: Any, name: str) -> str:
+    return str(node.get_rt_info()[name].astype(str))
+
+
+def _product(node: Any) -> Product:
+    """Weights are (out, in...), or (groups, out, in...) where a convolution has groups."""
+    kind = _told(node, "layerType")
+    second = tuple(node.input(1).get_partial_shape().to_shape())
+    shape = tuple(node.output(0).get_partial_shape().to_shape())
+    depth = math.prod(second[-(len(shape) - 1) :]) if kind == "Convolution" else second[-1]
+    name, precision = node.get_friendly_name(), _told(node, "runtimePrecision")
+    return Product(name, kind, precision, shape, math.prod(shape) * depth)
+
+
+def torch_peak(side: int) -> Callable[[], object]:
+    """A product of two square INT8 matrices by torch."""
+    a, b = (torch.randint(-127, 128, (side, side), dtype=torch.int8) for _ in range(2))
+    other = b.t()
+    return lambda: torch._int_mm(a, other)
+
+
+def openvino_peak(side: int, threads: int) -> Callable[[], float]:
+    """The same by OpenVINO: returns the seconds of the product alone, without rounding its input."""
+    import openvino
+    from openvino import opset13 as ops
+
+    x = ops.parameter([side, side], np.float32)
+    ends = [np.float32(end) for end in (-128, 127, -128, 127)]
+    rng = np.random.default_rng(0)
+    levels = rng.integers(-127, 128, (side, side), dtype=np.int8)
+    weight = ops.multiply(ops.convert(ops.constant(levels), "f32"), np.float32(1))
+    product = ops.matmul(ops.fake_quantize(x, *ends, 256), weight, False, True)
+    config = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1", "ENABLE_CPU_PINNING": False}
+    config |= {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "PERF_COUNT": True}
+    model = openvino.Model([product], [x])
+    request = openvino.Core().compile_model(model, "CPU", config).create_infer_request()
+    given = rng.integers(-127, 128, (side, side)).astype(np.float32)
+
+    def call() -> float:
+        request.infer([given])
+        return next(
+            info.real_time.total_seconds()
+            for info in request.profiling_info
+            if info.node_type.startswith(PRODUCTS) and "i8" in info.exec_type
+        )
+
+    return call
