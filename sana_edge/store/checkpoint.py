@@ -19,7 +19,7 @@ from sana_edge.store import tensor_names
 from sana_edge.store.headers import check_archive, pickled_objects
 from sana_edge.store.identify import SAFETENSORS, explain, identify
 from sana_edge.store.tensor_names import DENOISER, Network
-from sana_edge.store.weights import is_float8, load_file, weight_files
+from sana_edge.store.weights import FP8_SCALES, is_float8, load_file, weight_files
 from sana_edge.system.memory import is_memory
 from sana_edge.system.regular import open_regular
 
@@ -36,9 +36,8 @@ _IGNORED = re.compile(
 _TENSORS = ("torch.", "collections.", "builtins.set", "_codecs.")
 # tensors of a network itself whose names have no dot
 _WITHOUT_DOTS = ("pos_embed", "scale_shift_table")
-_SCALE = ".scale_weight"
 # of scaled FP8 files, beside the scales of weights
-_SCALED = re.compile(r"(?:.*\.)?(?:scaled_fp8|scale_input)")
+_SCALED = re.compile(r"(?:.*\.)?(?:scaled_fp8|scale_input|comfy_quant)")
 _DEPTH = 8
 # weights, their average and the optimizer's copies may begin as one
 _SHARED = 4
@@ -213,13 +212,32 @@ def _reason(error: Exception) -> str:
 
 
 def _unscaled(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of scaled FP8 files multiplied by their scales, in bf16; others as they are."""
+    """Weights of scaled FP8 files multiplied by their scales, in bf16; others as they are.
+
+    Raises:
+        CheckpointError: a scale is neither one number nor one for each row.
+    """
+    scaled = {name.removesuffix(".weight") for name, tensor in state.items() if is_float8(tensor)}
+    beside = {f"{stem}{end}" for stem in scaled for end in (*FP8_SCALES, ".input_scale")}
     result = {}
     for name, tensor in state.items():
-        if name.endswith(_SCALE) or _SCALED.fullmatch(name):
+        if name in beside or name.endswith(FP8_SCALES[0]) or _SCALED.fullmatch(name):
             continue
-        scale = state.get(f"{name.removesuffix('.weight')}{_SCALE}")
+        stem = name.removesuffix(".weight")
+        scale = next((state[f"{stem}{end}"] for end in FP8_SCALES if f"{stem}{end}" in state), None)
         if scale is not None and is_float8(tensor):
-            tensor = (tensor.float() * scale.float()).to(torch.bfloat16)
+            tensor = (tensor.float() * _per_row(name, tensor, scale)).to(torch.bfloat16)
         result[name] = tensor
     return result
+
+
+def _per_row(name: str, weight: Tensor, scale: Tensor) -> Tensor:
+    """A weight's scale in fp32, in a shape that multiplies it."""
+    if scale.numel() == 1:
+        return scale.float().reshape(())
+    if scale.numel() == len(weight) == len(scale):
+        return scale.float().reshape(-1, *[1] * (weight.ndim - 1))
+    raise CheckpointError(
+        f"{name} is {list(weight.shape)} in FP8, its scale {list(scale.shape)}",
+        "scales of a whole weight or of its rows are read; give the model in 16 bit",
+    )

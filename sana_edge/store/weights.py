@@ -22,8 +22,8 @@ from sana_edge.system import atomic
 from sana_edge.system.memory import is_memory
 
 _DAMAGED = "the file is damaged or its download was interrupted; download it again"
-# of scaled FP8 files; a package's own are called weight_scale
-_FP8_SCALE = ".scale_weight"
+FP8_SCALES = (".scale_weight", ".weight_scale")
+"""Of scaled FP8 files, in place of ``.weight``; a package's INT8 weights have the second, too."""
 _VALUES = "the weights are damaged; download the model again"
 # two values in a byte, which torch cannot convert
 _PACKED = getattr(torch, "float4_e2m1fn_x2", None)
@@ -47,8 +47,10 @@ def load_state(folder: Path, *, variant: str | None = None) -> dict[str, Tensor]
     for path in weight_files(folder, variant=variant):
         tensors = load_file(path)
         _refuse_twice(path, state, tensors)
-        state.update((name, _widened(tensor)) for name, tensor in tensors.items())
-    return {name: state[stored] for stored, name in _own_names(folder, state).items()}
+        state |= tensors
+    names = _own_names(folder, state)
+    _refuse_scaled(folder, names, lambda weight: is_float8(state[weight]))
+    return {name: _widened(state[stored]) for stored, name in names.items()}
 
 
 def weight_files(folder: Path, *, variant: str | None = None) -> list[Path]:
@@ -86,10 +88,12 @@ class StoredState(Mapping[str, Tensor]):
         paths: dict[str, Path] = {}
         for path in weight_files(folder, variant=variant):
             with _damage_named(path), safe_open(path, framework="pt") as file:
-                names = list(file.keys())
-            _refuse_twice(path, paths, names)
-            paths |= dict.fromkeys(names, path)
-        found = ((name(own), (paths[stored], stored)) for stored, own in _own_names(folder, paths).items())
+                own = list(file.keys())
+            _refuse_twice(path, paths, own)
+            paths |= dict.fromkeys(own, path)
+        names = _own_names(folder, paths)
+        _refuse_scaled(folder, names, lambda weight: _dtype(paths[weight], weight).startswith("F8"))
+        found = ((name(own), (paths[stored], stored)) for stored, own in names.items())
         # the file and the stored name
         self._places = {known: place for known, place in found if known is not None}
 
@@ -254,14 +258,37 @@ def _own_names(folder: Path, stored: Iterable[str]) -> dict[str, str]:
     if len(found) > 1 and found[0].prefix:
         among = ", ".join(network.prefix.rstrip(".") or "one without a prefix" for network in found)
         raise CheckpointError(f"{folder} holds several networks ({among})", f"{convert} of one")
-    if any(name.endswith(_FP8_SCALE) for name in names.values()):
-        raise CheckpointError(f"{folder} holds FP8 weights with scales beside them", f"{convert} of them")
     if found and not found[0].published:
         raise CheckpointError(
             f"{folder} holds a SANA {found[0].network} in its authors' names",
             f"{convert} of it",
         )
     return names
+
+
+def _refuse_scaled(folder: Path, names: Mapping[str, str], float8: Callable[[str], bool]) -> None:
+    """See that no FP8 weights have scales beside them, which have to be multiplied first.
+
+    Args:
+        names: by the name in the file.
+        float8: whether a weight, by that name, is in FP8.
+    """
+    for stored in (name for name in names if name.endswith(FP8_SCALES)):
+        weight = f"{stored.rpartition('.')[0]}.weight"
+        if weight in names and float8(weight):
+            raise CheckpointError(
+                f"{folder} holds FP8 weights with scales beside them",
+                f"`sana-edge convert {folder} --output DIR --base MODEL` makes a model folder of them",
+            )
+        if stored.endswith(FP8_SCALES[1]):
+            # a package, whose others are like it
+            return
+
+
+def _dtype(path: Path, name: str) -> str:
+    """As safetensors calls it."""
+    with _damage_named(path), safe_open(path, framework="pt") as file:
+        return str(file.get_slice(name).get_dtype())
 
 
 def _refuse_twice(path: Path, before: Iterable[str], names: Iterable[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import signal
 import sys
 import time
@@ -188,8 +189,7 @@ class Loop:
         record = {"step": self.step, "minutes": round(self.seconds / 60, 2), "loss": round(self.mean, 5)}
         path = self.folder / "log.jsonl"
         try:
-            with open(path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(record | {k: round(v, 4) for k, v in figures.items()}) + "\n")
+            _append(path, json.dumps(record | {k: round(v, 4) for k, v in figures.items()}))
         except OSError as error:
             raise SanaError(
                 f"cannot write {path}: {reason(error)}",
@@ -277,3 +277,13 @@ def signals() -> Iterator[list[int]]:
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
+
+
+def _append(path: Path, line: str) -> None:
+    """A line at the end of a file, whose last one a process that was killed may have cut."""
+    with open(path, "ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read() != b"\n":
+                file.write(b"\n")
+        file.write(f"{line}\n".encode())

@@ -17,7 +17,8 @@ onnx = pytest.importorskip("onnx", reason="onnx is not installed")
 
 from sana_edge.engines.choose import choose  # noqa: E402
 from sana_edge.engines.engine import EngineKind, Settings  # noqa: E402
-from sana_edge.engines.openvino import backend  # noqa: E402
+from sana_edge.engines.openvino import backend, parts  # noqa: E402
+from sana_edge.engines.openvino import engine as engine_module  # noqa: E402
 from sana_edge.engines.openvino.engine import OpenVinoEngine, _config  # noqa: E402
 from sana_edge.errors import (  # noqa: E402
     CheckpointError,
@@ -274,3 +275,75 @@ def test_configuration_of_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         "CACHE_DIR": str(tmp_path / "openvino"),
     }
     assert not notes
+
+
+def wide_convolution(path: Path, channels: int, bias: bool) -> tuple[Path, Callable[[Any], Any]]:
+    """An INT8 convolution as exports have it, (1, 8, h, w) to (1, channels, h, w), and what it computes."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    from sana_edge.export.graph.builder import GraphBuilder
+    from sana_edge.export.graph.conv import conv
+    from sana_edge.export.graph.external_data import ExternalData
+    from sana_edge.int8.conv import W8A8Conv2d
+
+    torch.manual_seed(0)
+    step = 0.03
+    layer = W8A8Conv2d.from_float(
+        torch.nn.Conv2d(8, channels, 3, padding=1, bias=bias), input_scale=torch.tensor(step)
+    )
+    with ExternalData(path.with_suffix(".data")) as data:
+        graph = GraphBuilder(path.stem, data)
+        x = graph.input("x", (1, 8, "h", "w"))
+        graph.output("y", conv(graph, "conv", layer, x), (1, channels, "h", "w"))
+        graph.save(path)
+
+    def exact(x: Any) -> Any:
+        levels = (torch.from_numpy(x) / step).round().clamp(-128, 127).double()
+        sums = torch.nn.functional.conv2d(levels, layer.weight.double(), padding=1)
+        scaled = sums * (layer.weight_scale.double() * step)[:, None, None]
+        return (scaled if layer.bias is None else scaled + layer.bias.double()[:, None, None]).numpy()
+
+    return path, exact
+
+
+@pytest.mark.parametrize(
+    ("channels", "width", "bias", "count"),
+    [(386, 130, True, 2), (513, 129, False, 3), (512, 128, True, 1), (320, 200, True, 1)],
+    ids=str,
+)
+def test_wide_int8_convolutions_in_parts(
+    kind: EngineKind,
+    channels: int,
+    width: int,
+    bias: bool,
+    count: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of channels that divide and that do not, whole where rows or channels are few: the same sums."""
+    path, exact = wide_convolution(tmp_path / "decoder.onnx", channels, bias)
+    monkeypatch.setattr(engine_module, "parts_pay", lambda: True)
+    sides: dict[str, tuple[str, tuple[int | str, ...]]] = {
+        name: ("float32", (1, given, "h", "w")) for name, given in (("x", 8), ("y", channels))
+    }
+    engine = kind.load(path, {"x": sides["x"]}, {"y": sides["y"]})
+    assert isinstance(engine, OpenVinoEngine)
+    x = np.random.default_rng(1).standard_normal((1, 8, 3, width)).astype(np.float32)
+    # 72 products of levels are exact; scales and bias in fp32 are 3 roundings of values below 8
+    np.testing.assert_allclose(engine.run({"x": x})["y"], exact(x), rtol=0, atol=3 * 8 * 2**-24)
+    if engine._parts:
+        (request,) = engine._requests.values()
+        nodes = request.get_compiled_model().get_runtime_model().get_ops()
+        assert sum(node.get_rt_info()["layerType"].astype(str) == "Convolution" for node in nodes) == count
+    else:
+        assert not backend.sums_are_exact()
+
+
+def test_parts_pay_where_they_were_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    for found, pay in (
+        ({"avx512_vnni"}, True),
+        ({"avx512_vnni", "amx_int8"}, False),
+        ({"avx_vnni"}, False),
+        (None, False),
+    ):
+        monkeypatch.setattr(parts, "instructions", lambda found=found: found)
+        assert parts.parts_pay() is pay

@@ -219,6 +219,30 @@ def test_scaled_fp8(tmp_path: Path) -> None:
     assert torch.equal(found["blocks.0.attn.qkv.weight"], (weight.float() * 0.5).bfloat16())
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (6,), (6, 1)], ids=str)
+def test_scaled_fp8_by_its_newer_names(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    """One scale, or one for each row, called as a package's are."""
+    state: dict[str, Tensor] = network()
+    weight, name = torch.randn(6, 2).to(FLOAT8[0]), "blocks.0.attn.qkv"
+    scale = torch.rand(shape) + 0.5
+    extra = {f"{name}.weight_scale": scale, f"{name}.input_scale": torch.tensor(2.0)}
+    extra |= {f"{name}.comfy_quant": torch.zeros(4, dtype=torch.uint8)}
+    save_file({**state, f"{name}.weight": weight, **extra}, tmp_path / "a.safetensors")
+    found = read_checkpoint(tmp_path / "a.safetensors").state
+    assert sorted(found) == sorted(state)
+    rows = scale.reshape(-1, 1)
+    assert torch.equal(found[f"{name}.weight"], (weight.float() * rows).bfloat16())
+
+
+def test_scales_of_blocks_are_refused(tmp_path: Path) -> None:
+    weight, name = torch.randn(6, 2).to(FLOAT8[0]), "blocks.0.attn.qkv"
+    extra = {f"{name}.weight": weight, f"{name}.weight_scale": torch.ones(3, 2)}
+    save_file({**network(), **extra}, tmp_path / "a.safetensors")
+    with pytest.raises(CheckpointError, match=r"is \[6, 2\] in FP8, its scale \[3, 2\]") as caught:
+        read_checkpoint(tmp_path / "a.safetensors")
+    assert "16 bit" in caught.value.hint
+
+
 def test_no_sana(tmp_path: Path) -> None:
     for content in ({"unet.conv_in.weight": torch.zeros(1)}, {}, [1, 2], torch.zeros(3)):
         with pytest.raises(CheckpointError, match="holds no SANA denoiser and no DC-AE"):

@@ -156,10 +156,14 @@ def test_what_has_to_be_converted_first(tmp_path: Path) -> None:
         load_state(tmp_path)
     assert "sana-edge convert" in caught.value.hint
     name = next(name for name in state if name.endswith("to_q.weight"))
-    scale = {name.replace("weight", "scale_weight"): torch.ones(1)}
-    save_file({**state, name: state[name].to(torch.float8_e4m3fn), **scale}, tmp_path / f"{STEM}.safetensors")
-    with pytest.raises(CheckpointError, match="FP8 weights with scales"):
-        load_state(tmp_path)
+    for other in ("scale_weight", "weight_scale"):
+        scale = {name.replace("weight", other): torch.ones(1)}
+        fp8 = {name: state[name].to(torch.float8_e4m3fn)}
+        save_file({**state, **fp8, **scale}, tmp_path / f"{STEM}.safetensors")
+        for read in (load_state, StoredState):
+            with pytest.raises(CheckpointError, match="FP8 weights with scales") as caught:
+                read(tmp_path)
+            assert "sana-edge convert" in caught.value.hint
 
 
 @pytest.mark.parametrize(

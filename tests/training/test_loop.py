@@ -136,6 +136,11 @@ def test_a_log_whose_last_line_was_cut(tmp_path: Path) -> None:
     lines = [json.dumps({"step": step, "minutes": 0.1 * step, "loss": 1.0}) for step in (1, 2, 3, 2)]
     (tmp_path / "log.jsonl").write_text("\n".join([*lines, "[1]", '{"step": 9, "minutes": 1']))
     assert [record["step"] for record in read_log(tmp_path)] == [1, 2]
+    trainer, model = make(tmp_path, 20)
+    run(trainer, model)
+    steps = [record["step"] for record in read_log(tmp_path)]
+    kept = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()[6:]]
+    assert kept and [record["step"] for record in kept] == steps[-len(kept) :], "a line went with the cut one"
 
 
 def test_numbered_scenes_are_fixed_and_never_held_out() -> None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from sana_edge.engines import ports as engine_ports
 from sana_edge.engines.engine import EngineKind
+from sana_edge.engines.openvino.parts import part_wide_convolutions, parts_pay
 from sana_edge.engines.ports import ANY, Arrays
 from sana_edge.errors import SanaError
 from sana_edge.store.cache import user_cache
@@ -65,6 +66,7 @@ class OpenVinoEngine:
         self._inputs = inputs
         self._outputs = outputs
         self._config, self.notes = _config(kind)
+        self._parts = int8 and kind.device == "cpu" and parts_pay()
         if not int8:
             self._config |= FLOAT_PRODUCTS
             self.notes = (*self.notes, _SATURATES)
@@ -140,6 +142,8 @@ class OpenVinoEngine:
                 # compiling does not change a model, fixing its shapes does
                 model = model.clone()
                 model.reshape({name: _partial(shape, fixed) for name, (_, shape) in self._inputs.items()})
+                if self._parts:
+                    part_wide_convolutions(model)
             compiled = self._core.compile_model(model, DEVICES[self.device], self._config)
             self._requests[key] = compiled.create_infer_request()
         except RuntimeError as error:
