@@ -115,7 +115,7 @@ class _Export:
     def write(self, compare: _Compare | None) -> Manifest:
         self._copy()
         self._begin("text encoder")
-        text = self._write_text_encoder()
+        text, table = self._write_text_encoder()
         self._begin("instruction")
         self._write_instruction()
         self._begin("denoiser")
@@ -125,7 +125,7 @@ class _Export:
         if self._settings.encoder:
             self._write_encoder()
         self._begin("checksums")
-        written = self._manifest(text, parts)
+        written = dataclasses.replace(self._manifest(text, parts), text_table_bytes=table)
         if compare is not None:
             self._begin("comparison")
             found = compare(self._folder, self._source.model, written)
@@ -149,7 +149,8 @@ class _Export:
         text = _readme(self._source, self._settings)
         (self._folder / _README).write_text(text, encoding="utf-8")
 
-    def _write_text_encoder(self) -> TextShape:
+    def _write_text_encoder(self) -> tuple[TextShape, int]:
+        """Returns its sizes, and the bytes of its embedding table."""
         # as the weights are stored; an INT8 package has few that are not INT8
         model = load_text_model(
             self._source.model.path / "text_encoder",
@@ -159,15 +160,16 @@ class _Export:
         )
         with ExternalData(self._folder / "text_encoder.data") as data:
             graph = GraphBuilder("text_encoder", data, self._others)
-            add_text_encoder(graph, model)
+            table = add_text_encoder(graph, model)
             graph.save(self._folder / "text_encoder.onnx")
         config = model.config
-        return TextShape(
+        shape = TextShape(
             channels=config.hidden_size,
             layers=config.num_hidden_layers,
             kv_heads=config.num_key_value_heads,
             head_dim=config.head_dim,
         )
+        return shape, table
 
     def _write_instruction(self) -> None:
         model = self._source.model

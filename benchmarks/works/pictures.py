@@ -110,6 +110,9 @@ def measure_pictures(
 def _drawn(name: str, options: argparse.Namespace, output: Path) -> dict[str, Any]:
     """What `picture_process` prints, of one process."""
     output.mkdir(exist_ok=True)
+    # of the turn before
+    for picture in output.glob("*.png"):
+        picture.unlink()
     way = WAYS[name]
     model = options.scratch / options.shapes / way.folder
     read_files(model)

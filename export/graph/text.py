@@ -43,7 +43,7 @@ class _Shared:
     allowed: dict[str, Value]
 
 
-def add_text_encoder(graph: GraphBuilder, model: Gemma2Model) -> None:
+def add_text_encoder(graph: GraphBuilder, model: Gemma2Model) -> int:
     """Add the whole text encoder, with its inputs and output, to an empty graph.
 
     Weights are stored in the graph's dtype, in an fp32 graph in the model's: of one loaded in bf16 the file
@@ -53,6 +53,9 @@ def add_text_encoder(graph: GraphBuilder, model: Gemma2Model) -> None:
     Args:
         model: from `load_text_model`, float or INT8.
 
+    Returns:
+        The bytes of its embedding table among the weights.
+
     Raises:
         CheckpointError: its config asks for something that no known SANA text encoder has.
     """
@@ -61,11 +64,12 @@ def add_text_encoder(graph: GraphBuilder, model: Gemma2Model) -> None:
     sides = (config.num_hidden_layers, config.num_key_value_heads, "P", config.head_dim)
     ids = graph.input("ids", (1, "T"), INT64)
     shared = _shared(graph, model, ids, graph.input("past_keys", sides), graph.input("past_values", sides))
-    x = _embedding(graph, model.embed_tokens, ids)
+    x, table = _embedding(graph, model.embed_tokens, ids)
     for index, layer in enumerate(model.layers):
         with graph.scope(f"layers.{index}"):
             x = _layer(graph, layer, index, x, shared)
     graph.output("hidden", _norm(graph, "norm", model.norm, x), (1, "T", config.hidden_size))
+    return table
 
 
 def _layer(graph: GraphBuilder, layer: Any, index: int, x: Value, shared: _Shared) -> Value:
@@ -149,13 +153,14 @@ def _shared(graph: GraphBuilder, model: Any, ids: Value, past_keys: Value, past_
     return _Shared(model.config, past_keys, past_values, cos, sin, allowed)
 
 
-def _embedding(graph: GraphBuilder, embedding: Any, ids: Value) -> Value:
-    """Rows of the table times √C, which is rounded to the graph's dtype as the rows are."""
+def _embedding(graph: GraphBuilder, embedding: Any, ids: Value) -> tuple[Value, int]:
+    """Rows of the table times √C, rounded to the graph's dtype as the rows are, and the table's bytes."""
     mapped = isinstance(embedding, MappedEmbedding)
     table = embedding._table if mapped else embedding.weight
-    stored = _ELEMENTS[embedding._rounded if mapped else table.dtype]
-    rows = graph.op("Gather", graph.weight("embed_tokens.weight", table, stored), ids, axis=0)
-    return graph.op("Mul", graph.cast(rows), float(table.shape[1] ** 0.5))
+    dtype = embedding._rounded if mapped else table.dtype
+    rows = graph.op("Gather", graph.weight("embed_tokens.weight", table, _ELEMENTS[dtype]), ids, axis=0)
+    scaled = graph.op("Mul", graph.cast(rows), float(table.shape[1] ** 0.5))
+    return scaled, table.numel() * dtype.itemsize
 
 
 def _norm(graph: GraphBuilder, name: str, norm: Any, x: Value) -> Value:

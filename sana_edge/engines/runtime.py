@@ -127,7 +127,8 @@ class EngineRuntime:
         usual = "denoiser" if described.sampler.kind == "scm" else "denoiser_folded"
         try:
             everything = runtime.graphs.fit(_TEXT, _DENOISER, _DECODER)
-            names = [*([] if prompt_cache else [_TEXT]), "text_projection", *([usual] if everything else [])]
+            names = [] if prompt_cache else [_TEXT]
+            names += ["text_projection", usual] if everything else []
             for number, name in enumerate(names, start=1):
                 loading(number, parts)
                 runtime.graphs.load(name)
@@ -256,17 +257,16 @@ class EngineRuntime:
     def read(self, plan: Plan) -> tuple[Context, tuple[str, ...]]:
         """Encode the prompt, and the negative one where it is used; say what was cut or ignored."""
         texts = texts_of(plan)
-
-        def project(number: int) -> ProjectedText:
-            prompt, instruction = texts[number]
-            return self._project(self._text.encode(prompt, instruction=instruction))
-
-        if self._known is not None:
-            found = self._known.last.get(texts, project)
-        else:
-            found = [project(number) for number in range(len(texts))]
+        missing = range(len(texts)) if self._known is None else self._known.last.missing(texts)
+        # all of them before the first is projected, for which the text encoder makes room
+        read = {i: self._text.encode(texts[i][0], instruction=texts[i][1]) for i in missing}
         notes = reading_notes(plan, self._text, self._domain, self.name)
         self.graphs.make_room(_TEXT)
+
+        def project(number: int) -> ProjectedText:
+            return ProjectedText(**self.graphs.run("text_projection", embeddings=read[number]))
+
+        found = [*map(project, missing)] if self._known is None else self._known.last.get(texts, project)
         return Context(found[-1], found[0] if plan.guided else None), (*self.notes, *notes)
 
     def schedule(self, plan: Plan) -> tuple[Sampler, Floats]:
@@ -415,9 +415,6 @@ class EngineRuntime:
         if name not in self.graphs.loaded:
             self.graphs.make_room(_TEXT, _DECODER)
             self.graphs.load(name)
-
-    def _project(self, embeddings: Floats) -> ProjectedText:
-        return ProjectedText(**self.graphs.run("text_projection", embeddings=embeddings))
 
 
 def _run_text(graphs: Graphs, ids: NDArray[np.int64], keys: Floats, values: Floats) -> Floats:

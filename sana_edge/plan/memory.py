@@ -159,6 +159,7 @@ def engine_stages(described: Manifest, work: Work, engine: str, precision: str) 
         cell=described.cell,
         parts=described.decoder_parts,
         int8=described.quantization is not None,
+        table=described.text_table_bytes,
     )
 
 
@@ -166,9 +167,18 @@ def exported_stages(facts: Facts, work: Work, engine: str, *, int8: bool) -> lis
     """`engine_stages` of a model that was not exported yet, in fp32 or INT8."""
     found = {name: layers.weight_bytes(facts.layers[name], 4, int8=int8) for name in facts.layers}
     sizes = {"text_encoder" if name == "text" else name: size for name, size in found.items()}
-    cell, width = facts.decoder.spatial_compression, facts.text["hidden_size"]
     return _engine_stages(
-        sizes, work, engine, "fp32", text=width, dim=facts.denoiser.dim, cell=cell, parts=(), int8=int8
+        sizes,
+        work,
+        engine,
+        "fp32",
+        text=facts.text["hidden_size"],
+        dim=facts.denoiser.dim,
+        cell=facts.decoder.spatial_compression,
+        parts=(),
+        int8=int8,
+        # no layer, and so not in the sizes
+        table=0,
     )
 
 
@@ -183,14 +193,17 @@ def _engine_stages(
     cell: int,
     parts: Sequence[DecoderPart],
     int8: bool,
+    table: int,
 ) -> list[Stage]:
-    """Of graphs of so many bytes by name."""
+    """Of graphs of so many bytes by name, ``table`` of them in the text encoder's embedding."""
     values = 4 if precision == "fp32" else 3
     wide = engine == "openvino" and int8 and lacks_int8()
     cells, pixels = work.height * work.width, work.height * work.width * cell**2
 
     def stage(name: str, working: int, least: int | None = None) -> Stage:
-        held = int(sizes[name] * (_HELD_WIDE if wide else _HELD[engine]))
+        # OpenVINO reads the rows of a table where they lie in the file
+        read = sizes[name] - (table if (name, engine) == ("text_encoder", "openvino") else 0)
+        held = int(read * (_HELD_WIDE if wide else _HELD[engine]))
         return Stage(name.partition("_")[0], held, 0, working, working if least is None else least)
 
     steps = cells * (2 if work.guided else 1) * dim * _TOKEN_COPIES[4] * 4

@@ -126,6 +126,8 @@ class Manifest:
         decoder_parts: graphs that together do what ``decoder`` does, the first on the whole latent and the
             others on strips of rows; none in folders of earlier versions, and of models that have no such.
         notes: sentences about what the model has, or was made for, that has no effect here.
+        text_table_bytes: of the text encoder's embedding table, of which a prompt reads a few rows; 0 in
+            folders of earlier versions, which do not say.
     """
 
     sana_edge: _Name
@@ -145,6 +147,7 @@ class Manifest:
     verification: dict[str, Any] | None
     decoder_parts: Annotated[tuple[DecoderPart, ...], Between(0, 64)] = ()
     notes: Annotated[tuple[str, ...], Between(0, 64)] = ()
+    text_table_bytes: Annotated[int, Between(0, 1 << 40)] = 0
 
     @classmethod
     def from_dict(cls, data: object, *, where: str) -> Manifest:
@@ -165,7 +168,8 @@ class Manifest:
                 f"{where}: version is {version}, this sana-edge reads up to {VERSION}", "upgrade sana-edge"
             )
         # which version 1 had not from the beginning, and can do without
-        manifest: Manifest = reader.convert({"decoder_parts": [], "notes": [], **data}, cls)
+        without: dict[str, object] = {"decoder_parts": [], "notes": [], "text_table_bytes": 0}
+        manifest: Manifest = reader.convert({**without, **data}, cls)
         _check_values(manifest, reader)
         return manifest
 

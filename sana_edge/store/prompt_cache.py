@@ -166,6 +166,11 @@ class LastTexts(Generic[Made]):
         """Let go of all others."""
         self._made = {key: self._made[key] for key in map(_hashable, texts) if key in self._made}
 
+    def missing(self, texts: Sequence[Text]) -> list[int]:
+        """The numbers of those that would have to be made, each once."""
+        keys = [*map(_hashable, texts)]
+        return [i for i, key in enumerate(keys) if key not in self._made and keys.index(key) == i]
+
     def get(self, texts: Sequence[Text], make: Callable[[int], Made]) -> list[Made]:
         """Of each text; ``make`` gets the number of one that is not there."""
         self.keep(texts)

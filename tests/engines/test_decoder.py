@@ -131,10 +131,11 @@ def test_strips_have_no_seams(
         # five times that for the largest of 10^5 values. In INT8 all between two sums is rounded alike.
         assert strips[0] <= 1e-5 and strips[1] <= 5e-5
     else:
-        # What goes from graph to graph is rounded to bf16 there, and maybe not within one graph. Of the
-        # roundings on the way these are a few: all together move the picture farther.
+        # What goes from graph to graph is rounded to bf16 there, and maybe not within one graph, and kernels
+        # for another height may round elsewhere: both pictures are as far from the exact one as rounding
+        # takes them, and at most twice that from each other.
         rounded = error(expected, whole(graphs(models[model], engine), latent))
-        assert strips[0] <= rounded[0] and strips[1] <= rounded[1]
+        assert strips[0] <= 2 * rounded[0] and strips[1] <= 2 * rounded[1]
     # attention over a tile is not that over the picture
     assert seams[0] > 4 * strips[0] and seams[1] > 2 * strips[1]
 

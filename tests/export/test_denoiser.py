@@ -480,7 +480,7 @@ def test_files_that_cannot_be_written_are_named(tmp_path: Path) -> None:
 def test_the_bundled_package_differs_from_torch_as_torch_does_from_itself(tmp_path: Path) -> None:
     """Eight INT8 layers are chaotic: one value that flips changes others until the error is that of rounding.
 
-    A text changed by 1e-6 shows how far this goes; the graph is another such change.
+    Texts changed by 1e-6 show how far this goes, of which one may flip nothing; the graph is another change.
     """
     model = hub.resolve("sana-tiny", int8=True, offline=True)
     denoiser, _ = load_denoiser(model, device=torch.device("cpu"), dtype="fp32")
@@ -491,7 +491,7 @@ def test_the_bundled_package_differs_from_torch_as_torch_does_from_itself(tmp_pa
     text, _ = projected(tmp_path, [prompt])
     (actual,) = run(tmp_path, "denoiser", step_inputs(denoiser, latent, 500.0) | text)
     expected = torch_velocity(denoiser, latent, 500.0, [prompt])
-    changed = prompt * (1 + 1e-6 * torch.randn_like(prompt))
-    chaos = error(torch_velocity(denoiser, latent, 500.0, [changed]), expected)
+    changed = [prompt * (1 + 1e-6 * torch.randn_like(prompt)) for _ in range(6)]
+    chaos = max(error(torch_velocity(denoiser, latent, 500.0, [each]), expected) for each in changed)
     assert chaos < 0.1
     assert error(actual, expected) <= 1.5 * chaos + FP32

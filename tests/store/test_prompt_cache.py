@@ -230,7 +230,9 @@ def test_what_the_last_plan_read() -> None:
         return f"{number}"
 
     negative: Text = ("", None)
+    assert last.missing([negative, PROMPT, negative]) == [0, 1]
     assert last.get([negative, PROMPT], make) == ["0", "1"]
+    assert last.missing([negative, ("a fish", CHI), PROMPT]) == [1]
     assert last.get([negative, ("a fish", CHI)], make) == ["0", "1"] and made_ == [0, 1, 1]
     assert last.get([negative, ("a fish", list(CHI))], make) == ["0", "1"] and len(made_) == 3
     last.keep()
