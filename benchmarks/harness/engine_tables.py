@@ -87,8 +87,22 @@ def pictures(data: Numbers) -> Table:
         table.add(row["name"], *(seconds(times[column]) for column in columns), peak, psnr)
     size = f"{found['size']}x{found['size']} pixels in {found['steps']} Sprint steps"
     note = f"{found['shapes']} shapes with their text encoder, random weights, {size}; the first picture "
-    table.notes = [f"{note}counts from the start of the process.", circumstances(data)]
+    faster = _pictures_as_fast({row["name"]: row["runs"] for row in found["rows"] if row["runs"]})
+    table.notes = [f"{note}counts from the start of the process.", *faster, circumstances(data)]
     return table
+
+
+def _pictures_as_fast(runs: Mapping[str, Sequence[Numbers]]) -> list[str]:
+    """How many times as fast engines draw a second picture as the references, medians over turns."""
+    engines = {name: of for name, of in runs.items() if name.split()[0] in ("openvino", "onnxruntime")}
+    said = []
+    for base in (name for name in REFERENCES if name in runs):
+        times = []
+        for name, of in engines.items():
+            shares = [b["second"] / a["second"] for a, b in zip(of, runs[base], strict=False)]
+            times.append(f"{name} {statistics.median(shares):.2f}")
+        said += [f"Times as fast as {base}, second pictures: {', '.join(times)}."] if times else []
+    return said
 
 
 def cold(data: Numbers) -> Table:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from harness.results import BASELINE, REFERENCES
 from sana_edge.bench.table import Table, circumstances, decibels, gigabytes, seconds
 
 Numbers = Mapping[str, Any]
@@ -42,9 +43,11 @@ def solver(data: Numbers) -> Table:
 
 def peers(data: Numbers) -> Table:
     """One row for each contender, those that did not draw with their reason."""
-    titles = ("", "step", "decode", "picture", "to diffusers", "peak memory", "PSNR to diffusers")
+    drawn = {row["name"]: row["median"] for row in data["rows"] if row["median"] is not None}
+    first = next((name for name in REFERENCES if name in drawn), BASELINE)
+    base = drawn.get(first)
+    titles = ("", "step", "decode", "picture", f"to {first}", "peak memory", "PSNR to diffusers")
     table = Table(titles)
-    base = next((row["median"] for row in data["rows"] if row["name"] == "diffusers"), None)
     reasons = []
     for row in data["rows"]:
         median = row["median"]

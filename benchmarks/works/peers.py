@@ -62,8 +62,9 @@ PEERS = {
     OURS: Peer("sana-edge"),
     INT8: Peer("sana-edge", form="int8", int8=True),
     "openvino int8": Peer("sana-edge", form="onnx", int8=True, backend="openvino"),
+    "openvino int8 bf16": Peer("sana-edge", "bfloat16", form="onnx", int8=True, backend="openvino"),
 }
-"""By the names that results have; the last three are this project's."""
+"""By the names that results have; the last four are this project's."""
 
 
 def environment(packages: tuple[str, ...], scratch: Path, say: Say) -> Path:
