@@ -102,6 +102,7 @@ class Job:
         linear: previews are made by the model's linear map, see `sana_edge.generation.Step.preview`.
         encoding: of pictures and previews.
         ended: when it ended, seconds since 1970; set last, so that who sees it sees the rest.
+        on_end: told of the end once, before ``ended`` is set: who sees that has what it does behind it.
         seconds_left: None where nobody can tell.
     """
 
@@ -120,6 +121,7 @@ class Job:
     error: SanaError | None = None
     cancel: threading.Event = field(default_factory=threading.Event)
     ended: float | None = None
+    on_end: Callable[[Job], None] | None = None
     # a reader wants one preview after the next step
     preview_wanted: bool = False
     _watchers: tuple[Callable[[], None], ...] = ()
@@ -202,6 +204,8 @@ class Job:
             self.error, self.seconds_left = error, None
             # pixels that nobody needs any more
             self.request = dataclasses.replace(self.request, image=None, mask=None, strength=None)
+            if self.on_end is not None:
+                self.on_end(self)
             self.ended = time.time()
         self._change()
 

@@ -51,13 +51,13 @@ class Queue:
     @property
     def running(self) -> int:
         with self._changed:
-            return len(self._taken)
+            return len(self._drawn())
 
     def unfinished(self, model: str) -> list[Job]:
         """The jobs of a model, those that are drawn and those that wait."""
         with self._changed:
-            taken = [job for job in self._taken if job.model == model]
-            return [*taken, *self._waiting.get(model, ())]
+            drawn = [job for job in self._drawn() if job.model == model]
+            return [*drawn, *self._waiting.get(model, ())]
 
     def put(self, job: Job) -> None:
         """Add a job.
@@ -69,12 +69,13 @@ class Queue:
         with self._changed:
             if self.closed:
                 raise Closed
-            unfinished = sum(map(len, self._waiting.values())) + len(self._taken)
+            drawn = self._drawn()
+            unfinished = sum(map(len, self._waiting.values())) + len(drawn)
             if unfinished > self.limit:
                 hint = "try again later, or start the server with a longer --queue"
                 raise QueueFull(f"{unfinished} jobs are unfinished, no more can wait", hint, self._retry())
             line = self._waiting.setdefault(job.model, deque())
-            job.wait_behind(len(line) + sum(one.model == job.model for one in self._taken))
+            job.wait_behind(len(line) + sum(one.model == job.model for one in drawn))
             line.append(job)
             self._changed.notify_all()
 
@@ -118,6 +119,10 @@ class Queue:
             self._waiting.clear()
             self._changed.notify_all()
         return left
+
+    def _drawn(self) -> list[Job]:
+        """What workers have taken. A client may know of a job's end before its worker has let go of it."""
+        return [job for job in self._taken if not job.finished]
 
     def _retry(self) -> int:
         known = [job.seconds_left for job in self._taken if job.seconds_left is not None]

@@ -68,7 +68,6 @@ class Service:
                 loading=loading,
                 idle=idle,
                 on_picture=self._drawn,
-                on_end=self._end,
                 memory=memory,
             )
             others.append(worker)
@@ -98,6 +97,7 @@ class Service:
         """
         worker = self.workers[job.model]
         job.expect(self._expected(job))
+        job.on_end = self._end
         self.queue.put(job)
         worker.start()
         if keep:
@@ -131,7 +131,6 @@ class Service:
         job.cancel.set()
         if self.queue.withdraw(job):
             job.end(Cancelled("the job was cancelled"))
-            self._end(job)
 
     def stop(self) -> None:
         """Take no more jobs and cancel all that there are."""
@@ -139,7 +138,6 @@ class Service:
             job.cancel.set()
             if job.state == "queued":
                 job.end(Closed())
-                self._end(job)
 
     def close(self) -> bool:
         """`stop`, and wait for the workers; False where one computes on after `PATIENCE`."""

@@ -59,7 +59,6 @@ class Worker:
         loading: threading.Lock,
         idle: float | None,
         on_picture: Callable[[Job, Picture], None],
-        on_end: Callable[[Job], None],
         memory: int | None = None,
     ) -> None:
         self.name = name
@@ -73,7 +72,6 @@ class Worker:
         self._idle = idle
         self._memory = memory
         self._on_picture = on_picture
-        self._on_end = on_end
         self._sana: Sana | None = None
         # held while the model draws, is loaded or is let go
         self._busy = threading.Lock()
@@ -166,7 +164,6 @@ class Worker:
             error.__traceback__ = error.__cause__ = error.__context__ = None
         self.used = time.monotonic()
         job.end(error)
-        self._on_end(job)
 
     def _draw_loaded(self, job: Job) -> None:
         """Draw with the model, which may be let go for another one between the load and the picture."""

@@ -16,7 +16,7 @@ from sana_edge.serve import service as service_module
 from sana_edge.serve import worker as worker_module
 from sana_edge.serve.events import News
 from sana_edge.serve.job import MAX_PREVIEWS, Job
-from sana_edge.serve.queue import Closed, QueueFull
+from sana_edge.serve.queue import Closed, Queue, QueueFull
 from sana_edge.serve.service import Service
 from sana_edge.system import budget
 
@@ -41,6 +41,26 @@ def test_jobs_of_a_model_come_in_order(service: Service, loader: FakeLoader) -> 
         loader.gate.release()
         assert jobs[done].wait(60)
         assert [one.finished for one in jobs] == [True] * (done + 1) + [False] * (2 - done)
+
+
+def test_who_sees_an_end_sees_what_follows_from_it() -> None:
+    """It is counted, and makes room, before its worker has let go of it."""
+    queue, first, second = Queue(0), job(), job()
+    seen: list[tuple[bool, str]] = []
+    first.on_end = lambda ended: seen.append((ended.finished, ended.state))
+    queue.put(first)
+    assert queue.take("one", 0) is first and queue.unfinished("one") == [first]
+    with pytest.raises(QueueFull, match="1 jobs are unfinished"):
+        queue.put(second)
+    first.start()
+    first.end()
+    first.end(SanaError("too late"))
+    assert seen == [(False, "done")] and first.state == "done"
+    assert queue.running == 0 and queue.unfinished("one") == []
+    queue.put(second)
+    assert second.stage.count == 0
+    queue.done(first)
+    assert queue.take("one", 0) is second
 
 
 def test_full_queue(service: Service, loader: FakeLoader) -> None:
