@@ -75,10 +75,7 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> None:
         for turn in range(options.repeat + 1):
             rates = {}
             for name, peak in peaks.items():
-                start = time.perf_counter()
-                taken = peak()
-                spent = taken if isinstance(taken, float) else time.perf_counter() - start
-                rates[name] = 2 * options.side**3 / spent
+                rates[name] = 2 * options.side**3 / peak()
             start = time.perf_counter()
             call()
             whole = time.perf_counter() - start
@@ -86,15 +83,15 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> None:
             if turn:
                 turns.append({"peaks": rates, "whole": whole, "seconds": seconds(timed)})
                 say(wrapped.title, f"{turn}/{options.repeat}, {whole:.3g} s")
-    whole = {"title": wrapped.title, **wrapped.facts, **summed(found, turns)}
-    write_json(output, {**data, "side": options.side, "work": whole})
-    print(shown({**data, "side": options.side, "work": whole}).text(), output, sep="\n\n")
+    data |= {"side": options.side, "work": {"title": wrapped.title, **wrapped.facts, **summed(found, turns)}}
+    write_json(output, data)
+    print(shown(data).text(), output, sep="\n\n")
 
 
 def summed(found: Sequence[Product], turns: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Rates in operations a second, and shares of the turn's peak, by place in a layer and of all.
 
-    Medians over turns. "share": of the peak, "part": of all the time.
+    Medians over turns. "share": of the peak.
     """
     peaks = [max(turn["peaks"].values()) for turn in turns]
     groups: dict[str, list[Product]] = {}

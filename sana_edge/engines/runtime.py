@@ -259,12 +259,12 @@ class EngineRuntime:
         texts = texts_of(plan)
         missing = range(len(texts)) if self._known is None else self._known.last.missing(texts)
         # all of them before the first is projected, for which the text encoder makes room
-        read = {i: self._text.encode(texts[i][0], instruction=texts[i][1]) for i in missing}
+        features = {i: self._text.encode(texts[i][0], instruction=texts[i][1]) for i in missing}
         notes = reading_notes(plan, self._text, self._domain, self.name)
         self.graphs.make_room(_TEXT)
 
         def project(number: int) -> ProjectedText:
-            return ProjectedText(**self.graphs.run("text_projection", embeddings=read[number]))
+            return ProjectedText(**self.graphs.run("text_projection", embeddings=features[number]))
 
         found = [*map(project, missing)] if self._known is None else self._known.last.get(texts, project)
         return Context(found[-1], found[0] if plan.guided else None), (*self.notes, *notes)

@@ -338,6 +338,14 @@ def test_wide_int8_convolutions_in_parts(
         assert not backend.sums_are_exact()
 
 
+def test_wide_float_convolutions_stay_whole() -> None:
+    ops = openvino.opset13
+    x = ops.parameter([1, 4, 3, 130], np.float32)
+    weights = ops.constant(np.ones((386, 4, 3, 3), np.float32))
+    model = openvino.Model([ops.convolution(x, weights, [1, 1], [1, 1], [1, 1], [1, 1])], [x])
+    assert parts.part_wide_convolutions(model) == 0
+
+
 def test_parts_pay_where_they_were_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     for found, pay in (
         ({"avx512_vnni"}, True),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from sana_edge.errors import OutOfMemory
@@ -81,6 +83,12 @@ def test_engines(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(stage.weights > 0 and stage.working >= stage.least > 0 for stage in stages)
     twice = memory.engine_stages(described, Work(8, 8, True), "openvino", "fp32")
     assert twice[1].weights > stages[2].weights
+    # of an embedding table it reads a few rows, where they lie in the file
+    told = dataclasses.replace(described, text_table_bytes=500_000)
+    for engine, less in (("openvino", 2.2 * 500_000), ("onnxruntime", 0)):
+        before, after = (memory.engine_stages(d, Work(8, 8, True), engine, "fp32") for d in (described, told))
+        assert before[0].weights - after[0].weights == pytest.approx(less, abs=2)
+        assert before[1:] == after[1:]
     # where OpenVINO makes INT8 weights fp32
     by_cpu = []
     for lacks in (False, True):

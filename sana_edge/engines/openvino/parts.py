@@ -32,7 +32,7 @@ def parts_pay() -> bool:
 
 def part_wide_convolutions(model: openvino.Model) -> int:
     """Split those of a model whose shapes are known, in place. Returns how many were."""
-    found = [node for node in model.get_ordered_ops() if _is_wide(node) and _is_constant(node.input_value(1))]
+    found = [node for node in model.get_ordered_ops() if _is_wide(node) and _is_int8(node.input_value(1))]
     for node in found:
         _split(node)
     return len(found)
@@ -49,8 +49,16 @@ def _is_wide(node: Any) -> bool:
     return wide
 
 
+def _is_int8(weights: Any) -> bool:
+    """Whether weights are INT8 constants; in float nothing was measured."""
+    node = weights.get_node()
+    while node.get_type_name() in _DEQUANTIZATION and node.get_input_size():
+        node = node.input_value(0).get_node()
+    return _is_constant(weights) and node.get_element_type().to_string() == "i8"
+
+
 def _is_constant(value: Any) -> bool:
-    """Whether a value is made of INT8 constants in the ways that `_rows` knows."""
+    """Whether a value is made of constants in the ways that `_rows` knows."""
     node = value.get_node()
     if node.get_type_name() not in _DEQUANTIZATION:
         return False
@@ -71,7 +79,11 @@ def _split(convolution: Any) -> None:
     for first, last in itertools.pairwise(ends):
         own = _rows(weights, 0, first, last, channels)
         part = ops.convolution(data, own, *(given[name] for name in _ATTRIBUTES))
-        parts.append(part if bias is None else ops.add(part, _rows(bias[1], 1, first, last, channels)))
+        part.set_friendly_name(f"{convolution.get_friendly_name()}/{first}")
+        if bias is not None:
+            part = ops.add(part, _rows(bias[1], 1, first, last, channels))
+            part.set_friendly_name(f"{bias[0].get_friendly_name()}/{first}")
+        parts.append(part)
     whole = ops.concat(parts, 1)
     replaced = convolution if bias is None else bias[0]
     whole.set_friendly_name(replaced.get_friendly_name())
