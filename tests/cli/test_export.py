@@ -160,6 +160,9 @@ def test_the_float_folder(float_folder: Path, tiny_folder: Path) -> None:
     assert (found.name, found.quantization, found.verification) == (tiny_folder.name, None, None)
     assert found.native_size == 128
     assert (found.text.layers, found.text.kv_heads, found.text.head_dim) == (2, 2, 8)
+    rows = json.loads((tiny_folder / "text_encoder" / "config.json").read_text())["vocab_size"]
+    assert found.text_table_bytes in (2 * rows * found.text.channels, 4 * rows * found.text.channels)
+    assert found.text_table_bytes < found.files["text_encoder.data"].bytes
     latent = ("float32", ("B", 32, "h", "w"))
     assert found.graphs["denoiser"].inputs["latent"] == found.graphs["denoiser"].outputs["velocity"] == latent
     assert found.graphs["text_encoder"].inputs["ids"] == ("int64", (1, "T"))

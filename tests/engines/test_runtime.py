@@ -270,6 +270,10 @@ def test_little_is_loaded_where_memory_is_short(exported: Path, monkeypatch: pyt
         monkeypatch.setattr(sessions, "available_memory", lambda free=free: free)
         engine = EngineRuntime.load(exported, backend="onnxruntime", device="cpu")
         assert len(engine.graphs.loaded) == loaded
+    # both texts are read before the first is projected
+    monkeypatch.setattr(sessions, "available_memory", lambda: 1)
+    engine.read(planned())
+    assert engine.graphs.loaded == ("text_projection",)
 
 
 def test_a_budget(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
