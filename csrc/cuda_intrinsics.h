@@ -115,6 +115,13 @@ __device__ __forceinline__ uint32_t opaque(uint32_t bits) {
   asm volatile("" : "+r"(bits));
   return bits;
 }
+// the same of an address in global memory
+template <class T>
+__device__ __forceinline__ const T* opaque(const T* pointer) {
+  size_t address = __cvta_generic_to_global(pointer);
+  asm volatile("" : "+l"(address));
+  return static_cast<const T*>(__cvta_global_to_generic(address));
+}
 __device__ __forceinline__ float not_a_number() { return __uint_as_float(0x7fc00000); }
 
 // extern __shared__: the block's shared memory, as many bytes as the launch asked for, 16-byte aligned

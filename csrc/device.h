@@ -27,6 +27,12 @@ struct alignas(16) Bytes16 {
   uint32_t word[4];
 };
 
+// one of the two 16-bit numbers in a word
+template <class T>
+__device__ __forceinline__ float unpack(uint32_t word, int n) {
+  return to_float(T{uint16_t(word >> 16 * n)});
+}
+
 // largest size of a warp's values, NaN where one of them is; the same on every lane
 __device__ __forceinline__ float warp_max(float value) {
   for (int lane = WARP / 2; lane; lane /= 2) value = larger_size(value, shuffle_xor(value, lane));

@@ -3,7 +3,7 @@
 // in registers, and slides along the patch: a column of 6 pixels is loaded once and goes to all sums that need
 // it, up to 9 a pixel. The rounded products wait for the absmax in shared memory, 2 bytes a channel.
 //
-// 36 pixels are loaded for 16, 20 of them from L2 since neighbours load them too, and weights as large as 18
+// 36 pixels are loaded for 16, 20 of them from L2 since neighbours load them too, and weights as large as 9
 // pixels: L2 gives 3.4 times what DRAM does, and about 90 instructions, of which 36 multiply, make 2 channels of
 // a pixel.
 #include "checks.h"
@@ -27,12 +27,6 @@ struct alignas(8) Two {
   float element[2];
 };
 
-// one of the two numbers in a word
-template <class T>
-__device__ __forceinline__ float unpack(uint32_t word, int n) {
-  return to_float(T{uint16_t(word >> 16 * n)});
-}
-
 using Sums = float[ROWS][CHANNELS];
 
 // shared memory of a patch: its products (pixels, hidden), then of every pixel and warp an absmax
@@ -45,6 +39,16 @@ __device__ __forceinline__ void take(float (&to)[CHANNELS], const float* from, i
     const Two two = load_vector<Two>(from + gate * hidden);
     to[2 * gate] = two.element[0];
     to[2 * gate + 1] = two.element[1];
+  }
+}
+
+template <class T>
+__device__ __forceinline__ void take(float (&to)[CHANNELS], const T* from, int hidden) {
+#pragma unroll
+  for (int gate = 0; gate < 2; gate++) {
+    const uint32_t two = load_vector<uint32_t>(from + gate * hidden);
+    to[2 * gate] = unpack<T>(two, 0);
+    to[2 * gate + 1] = unpack<T>(two, 1);
   }
 }
 
@@ -82,36 +86,33 @@ __device__ __forceinline__ void make_products(const sana_edge_dwconv_glu_quantiz
                                               int channel, bool active, T* products, uint32_t* most) {
   const unsigned pixel_stride = 2 * a.hidden, row_stride = a.width * pixel_stride;
   const int64_t corner = (int64_t(patch.image) * a.height + patch.row - 1) * a.width + patch.column - 1;
-  // the pixel above and left of the patch; it may lie outside of x
-  const T* x = static_cast<const T*>(a.x) + corner * pixel_stride + channel;
+  // the pixel above and left of the patch; it may lie outside of x. From there 32 bits are enough.
+  const T* x = opaque(static_cast<const T*>(a.x) + corner * pixel_stride);
+  unsigned place = channel;
+  // bit n is set where row n of a column is in the picture
+  uint32_t there = 0;
+#pragma unroll
+  for (int n = 0; n < ROWS + 2; n++)
+    if (unsigned(patch.row - 1 + n) < unsigned(a.height)) there |= 1u << n;
+  there = opaque(there);
   uint32_t pixel[ROWS + 2][2];
   const auto load = [&](int at) {
-    const bool inside = unsigned(patch.column + at) < unsigned(a.width);
-    // opaque, lest addresses of all columns be kept in registers
-    const unsigned next_row = opaque(row_stride);
-    const T* from = x;
-    x += opaque(pixel_stride);
-    // of rows, too, lest what all columns ask be kept in registers
-    const int row = opaque(patch.row);
-    if (inside && row > 0 && row + ROWS < a.height) {
+    // opaque, lest addresses of all columns, and what they ask, be kept in registers
+    const unsigned next_row = opaque(row_stride), hidden = opaque(a.hidden);
+    const uint32_t valid = unsigned(patch.column + at) < unsigned(a.width) ? opaque(there) : 0;
 #pragma unroll
-      for (int n = 0; n < ROWS + 2; n++) {
-        pixel[n][0] = load_vector<uint32_t>(from + n * next_row);
-        pixel[n][1] = load_vector<uint32_t>(from + n * next_row + a.hidden);
-      }
-    } else {
-#pragma unroll
-      for (int n = 0; n < ROWS + 2; n++) {
-        const bool valid = inside && unsigned(row + n - 1) < unsigned(a.height);
-        pixel[n][0] = valid ? load_vector<uint32_t>(from + n * next_row) : 0;
-        pixel[n][1] = valid ? load_vector<uint32_t>(from + n * next_row + a.hidden) : 0;
-      }
+    for (int n = 0; n < ROWS + 2; n++) {
+      const unsigned value = place + n * next_row, gate = value + hidden;
+      pixel[n][0] = valid & 1u << n ? load_vector<uint32_t>(x + value) : 0;
+      pixel[n][1] = valid & 1u << n ? load_vector<uint32_t>(x + gate) : 0;
     }
+    place = opaque(place + pixel_stride);
   };
   load(-1);
   float weight[9][CHANNELS], bias[CHANNELS];
 #pragma unroll
-  for (int tap = 0; tap < 9; tap++) take(weight[tap], a.weight + tap * 2 * a.hidden + channel, a.hidden);
+  for (int tap = 0; tap < 9; tap++)
+    take(weight[tap], static_cast<const T*>(a.weight) + tap * 2 * a.hidden + channel, a.hidden);
   take(bias, a.bias + channel, a.hidden);
   float sums[COLUMNS][ROWS][CHANNELS];
 #pragma unroll

@@ -25,12 +25,15 @@ constexpr int MOST_TILES = 4;
 // so many products of two int8 add up within int32: 131071 x 128^2 < 2^31
 constexpr int EXACT_DEPTH = 131071;
 
-// what follows scales and bias: nothing; SiLU; the residual; gate and residual; or what is asked for of all there is
-enum Epilogue { BIAS, SILU, RESIDUAL, GATED, ALL };
+// what follows scales and bias: nothing; SiLU; the residual; gate and residual; these and a constant; or what is asked
+// for of all there is
+enum Epilogue { BIAS, SILU, RESIDUAL, GATED, CONSTANT, ALL };
 
 inline Epilogue epilogue_of(const sana_edge_w8a8_linear_args& a) {
-  if (a.limit > 0 || a.constant || (a.silu && (a.gate || a.residual)) || (a.gate && !a.residual)) return ALL;
-  return a.silu ? SILU : a.gate ? GATED : a.residual ? RESIDUAL : BIAS;
+  const bool gated = a.gate && a.residual;
+  if (a.limit > 0 || (a.silu && (a.gate || a.residual)) || ((a.gate || a.constant) && !gated)) return ALL;
+  if (a.constant) return a.silu ? ALL : CONSTANT;
+  return a.silu ? SILU : gated ? GATED : a.residual ? RESIDUAL : BIAS;
 }
 
 struct TileFacts {

@@ -342,7 +342,7 @@ static void check_dwconv_glu_quantize(void) {
       }
       wanted[row * HIDDEN + n] = mixed[0] * mixed[1] / (1 + exp(-mixed[1]));
     }
-  a.x = sent_bf16(x, ROWS * 2 * HIDDEN), a.weight = sent(weight, sizeof(float) * 9 * 2 * HIDDEN);
+  a.x = sent_bf16(x, ROWS * 2 * HIDDEN), a.weight = sent_bf16(weight, 9 * 2 * HIDDEN);
   a.bias = sent(bias, sizeof(float) * 2 * HIDDEN), a.values = out_values(N), a.scales = out_floats(ROWS);
   a.images = IMAGES, a.height = HEIGHT, a.width = ACROSS, a.hidden = HIDDEN, a.type = SANA_EDGE_BF16;
   RUN(dwconv_glu_quantize, a);

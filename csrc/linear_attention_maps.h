@@ -36,13 +36,14 @@ struct WeightTile {
   int first;        // channel of the first column, and of column N / 2
   int channels;     // that are there: all N, or of each half the first ones
   int split;        // columns from here on are of V
+  int to_keys;      // from a row of Q to that of K, and on to V's; 0 of a tile of Q
 
   // channel 0 to 3 C of a column, -1 where there is none
-  HOST_DEVICE int row(int column, int width) const {
+  HOST_DEVICE int row(int column) const {
     const bool value = column >= split;
     const int channel = value ? column - split : column;
     if (channel >= channels) return -1;
-    return (keys ? (value ? 2 : 1) * width : 0) + first + channel;
+    return (value ? 2 : 1) * to_keys + first + channel;
   }
 };
 
@@ -59,7 +60,7 @@ HOST_DEVICE WeightTile<N> weight_tile(int tile, int heads) {
   const int keys = key_tiles<N>(heads), width = heads * HEAD;
   const bool key = tile < keys;
   const int size = key ? N / 2 : N, first = (key ? tile : tile - keys) * size;
-  return {key, first, smaller(size, width - first), size};
+  return {key, first, smaller(size, width - first), size, key ? width : 0};
 }
 
 // A tile's 16-bit numbers in shared memory: the 16-byte pieces of a row are permuted so that 8 rows of one piece

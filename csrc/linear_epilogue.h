@@ -5,6 +5,7 @@
 
 #include "gemm.h"
 #include "gemm_tiles.h"
+#include "row_quantizer.h"
 
 template <class Number>
 struct alignas(16) Eight {
@@ -16,11 +17,6 @@ __device__ __forceinline__ float silu(float x) { return quick_divide(x, 1.0f + q
 // comparisons with NaN are false, so that NaN stays
 __device__ __forceinline__ float clip(float x, float limit) { return x > limit ? limit : x < -limit ? -limit : x; }
 
-__device__ __forceinline__ void load_eight(float (&to)[8], const float* from) {
-#pragma unroll
-  for (int i = 0; i < 8; i++) to[i] = from[i];
-}
-
 template <class Step>
 __device__ __forceinline__ void each(float (&x)[8], const Step& step) {
 #pragma unroll
@@ -30,7 +26,8 @@ __device__ __forceinline__ void each(float (&x)[8], const Step& step) {
 // a thread's 8 columns of a tile: their vectors, and what follows the sums
 template <class Number, Epilogue EPILOGUE>
 struct ColumnsOfThread {
-  static constexpr bool EVERY = EPILOGUE == ALL, GATE = EPILOGUE == GATED || EVERY;
+  static constexpr bool EVERY = EPILOGUE == ALL, SHIFTED = EPILOGUE == CONSTANT;
+  static constexpr bool GATE = EPILOGUE == GATED || SHIFTED, ADDED = EPILOGUE == RESIDUAL || GATE;
   const sana_edge_w8a8_linear_args& a;
   int column;
   float scales[8], bias[8], gate[8], constant[8];
@@ -39,10 +36,10 @@ struct ColumnsOfThread {
   __device__ __forceinline__ ColumnsOfThread(const sana_edge_w8a8_linear_args& arguments, int first)
       : a(arguments), column(first) {
     if (column >= a.columns) return;
-    load_eight(scales, a.weight_scales + column);
+    load_group(scales, a.weight_scales + column);
     // x + -0 is x, also of a zero
     each(bias, [](int) { return -0.0f; });
-    if (a.bias) load_eight(bias, a.bias + column);
+    if (a.bias) load_group(bias, a.bias + column);
   }
 
   // rows come in their order: an image is looked up once
@@ -50,23 +47,23 @@ struct ColumnsOfThread {
     if (row <= last) return;
     const int64_t image = uint32_t(row) / uint32_t(a.tokens);
     last = (image + 1) * a.tokens - 1;
-    if (!EVERY || a.gate) load_eight(gate, a.gate + image * a.gate_stride + column);
-    if (EVERY && a.constant) load_eight(constant, a.constant + image * a.constant_stride + column);
+    if (!EVERY || a.gate) load_group(gate, a.gate + image * a.gate_stride + column);
+    if (SHIFTED || (EVERY && a.constant)) load_group(constant, a.constant + image * a.constant_stride + column);
   }
 
   // the reference's order, each step rounded
   __device__ __forceinline__ Eight<Number> finish(const int32_t (&sums)[8], int64_t row, float scale,
-                                                  const Eight<Number>& residual) {
-    if (EPILOGUE == GATED || (EVERY && (a.gate || a.constant))) turn_to_image_of(row);
+                                                  const Bytes16& residual) {
+    if (GATE || (EVERY && (a.gate || a.constant))) turn_to_image_of(row);
     float x[8];
 #pragma unroll
     for (int i = 0; i < 8; i++) x[i] = add(multiply(multiply(float(sums[i]), scale), scales[i]), bias[i]);
     if (EPILOGUE == SILU || (EVERY && a.silu)) each(x, [&](int i) { return silu(x[i]); });
     if (EVERY && a.limit > 0) each(x, [&](int i) { return clip(x[i], a.limit); });
-    if (EPILOGUE == GATED || (EVERY && a.gate)) each(x, [&](int i) { return multiply(x[i], gate[i]); });
-    if (EPILOGUE == RESIDUAL || EPILOGUE == GATED || (EVERY && a.residual))
-      each(x, [&](int i) { return add(to_float(residual.element[i]), x[i]); });
-    if (EVERY && a.constant) each(x, [&](int i) { return add(x[i], constant[i]); });
+    if (GATE || (EVERY && a.gate)) each(x, [&](int i) { return multiply(x[i], gate[i]); });
+    if (ADDED || (EVERY && a.residual))
+      each(x, [&](int i) { return add(unpack<Number>(residual.word[i / 2], i % 2), x[i]); });
+    if (SHIFTED || (EVERY && a.constant)) each(x, [&](int i) { return add(x[i], constant[i]); });
     Eight<Number> out;
 #pragma unroll
     for (int i = 0; i < 8; i++) out.element[i] = from_float<Number>(x[i]);
@@ -79,7 +76,7 @@ template <class T, class Number, Epilogue EPILOGUE>
 struct RowsOfThread {
   static constexpr int PASSES = staged_passes<T>();
   float scales[PASSES];
-  Eight<Number> residual[PASSES];
+  Bytes16 residual[PASSES];  // 8 numbers
 
   __device__ __forceinline__ void load(const sana_edge_w8a8_linear_args& a, int64_t first, int column) {
 #pragma unroll
@@ -87,9 +84,8 @@ struct RowsOfThread {
       const int64_t row = first + staged_row<T>(threadIdx.x, pass);
       if (row >= a.rows || column >= a.columns) continue;
       scales[pass] = a.scales[row];
-      if (EPILOGUE == RESIDUAL || EPILOGUE == GATED || (EPILOGUE == ALL && a.residual))
-        residual[pass] =
-            load_vector<Eight<Number>>(static_cast<const Number*>(a.residual) + row * a.columns + column);
+      if (ColumnsOfThread<Number, EPILOGUE>::ADDED || (EPILOGUE == ALL && a.residual))
+        residual[pass] = load_vector<Bytes16>(static_cast<const Number*>(a.residual) + row * a.columns + column);
     }
   }
 };

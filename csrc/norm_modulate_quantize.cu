@@ -18,7 +18,7 @@ __global__ void __launch_bounds__(THREADS) norm_modulate_quantize_kernel(const A
   wait_for_kernels();
   constexpr int LANES = ROW_WARPS * WARP;
   const int64_t row = int64_t(blockIdx.x) * (THREADS / LANES) + threadIdx.x / LANES;
-  const int64_t vectors = row / a.tokens * a.stride;
+  const int64_t vectors = uint32_t(row) / uint32_t(a.tokens) * a.stride;
   row_to_int8<T, ROW_WARPS, WARPS, CHUNKS, false>(
       static_cast<const T*>(a.x) + row * a.columns, row < a.rows ? a.columns : 0,
       RowNorm{a.scale + vectors, a.shift + vectors, a.static_scale, a.eps}, a.values + row * a.columns,

@@ -14,11 +14,6 @@ struct Product {
   int row_tiles;  // of an image
 };
 
-template <class T>
-struct alignas(4) Two {
-  T at[2];
-};
-
 // rows of a WeightTile
 struct WeightRows {
   const int8_t* first;
@@ -32,7 +27,7 @@ struct WeightRows {
   }
 };
 
-// what follows the product in fp32, rounded to the type: to shared memory; rows beyond the image are zeros
+// what follows the product in fp32, rounded to the type: to shared memory
 template <class T, class Shape>
 __device__ __forceinline__ void stage(const Product& p, const int32_t (&sums)[Shape::MT][Shape::NT][4],
                                       const WeightTile<Shape::N>& tile, int64_t first, int rows) {
@@ -47,28 +42,35 @@ __device__ __forceinline__ void stage(const Product& p, const int32_t (&sums)[Sh
     }
 #pragma unroll
   for (int n = 0; n < Shape::NT; n++) {
-    const int column = tile_column<Shape>(threadIdx.x, n, 0), weight = tile.row(column, a.heads * HEAD);
+    const int column = tile_column<Shape>(threadIdx.x, n, 0), weight = tile.row(column);
     const bool relu = column < tile.split;
     Float2 weight_scales{}, bias{};
     if (weight >= 0) {
       weight_scales = load_vector<Float2>(a.weight_scales + weight);
-      if (a.bias) bias = load_vector<Float2>(a.bias + weight);
+      // opaque, lest what has a bias and what has none get code of its own
+      if (opaque(a.bias != nullptr)) bias = load_vector<Float2>(a.bias + weight);
     }
 #pragma unroll
     for (int m = 0; m < Shape::MT; m++)
       for (int half = 0; half < 2; half++) {
-        const int row = tile_row<Shape>(threadIdx.x, m, 2 * half);
-        Two<T> out;
+        float values[2];
         for (int i = 0; i < 2; i++) {
           const float scaled = multiply(float(sums[m][n][2 * half + i]), scales[m][half]);
-          float value = add(multiply(scaled, weight_scales.at[i]), bias.at[i]);
-          // NaN stays NaN
-          if ((relu && value < 0) || row >= rows) value = 0;
-          out.at[i] = from_float<T>(value);
+          values[i] = add(multiply(scaled, weight_scales.at[i]), bias.at[i]);
         }
-        store_vector(shared + staged<Shape::N>(row, column), out);
+        const uint32_t pair = pack_floats<T>(values[0], values[1]);
+        store_vector(shared + staged<Shape::N>(tile_row<Shape>(threadIdx.x, m, 2 * half), column),
+                     relu ? relu_pair<T>(pair) : pair);
       }
   }
+}
+
+// rows of a tile from this one on
+template <class T, class Shape>
+__device__ __forceinline__ void clear_rows(int first) {
+  constexpr int VECTORS = Shape::N / 8;
+  Bytes16* const shared = reinterpret_cast<Bytes16*>(shared_memory());
+  for (int n = first * VECTORS + threadIdx.x; n < Shape::M * VECTORS; n += Shape::THREADS) shared[n] = Bytes16{};
 }
 
 template <class T, class Shape>
@@ -148,15 +150,18 @@ __global__ void __launch_bounds__(Shape::THREADS, Shape::M == 64 ? 4 : 2)
   const int image = place.row / p.row_tiles, part = place.row % p.row_tiles;
   const int64_t first = int64_t(image) * a.tokens + part * Shape::M;
   const int rows = smaller(Shape::M, a.tokens - part * Shape::M);
-  const int width = a.heads * HEAD;
-
   const MatrixRows left{a.values + first * a.depth, rows, a.depth};
-  const WeightRows right{a.weight + int64_t(tile.row(0, width)) * a.depth, width - tile.split, tile.split,
+  const WeightRows right{a.weight + int64_t(tile.row(0)) * a.depth, tile.to_keys - tile.split, tile.split,
                          tile.channels, a.depth};
   int32_t sums[Shape::MT][Shape::NT][4] = {};
   multiply_tiles<Shape>(sums, left, right, a.depth);
   stage<T, Shape>(p, sums, tile, first, rows);
   synchronize_block();
+  if (tile.keys && rows < Shape::M) {
+    // beyond the image K and V are their biases, which are no part of the sums
+    clear_rows<T, Shape>(rows);
+    synchronize_block();
+  }
   if (tile.keys)
     sum_heads<T, Shape>(p, tile, image, part);
   else

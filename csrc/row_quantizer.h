@@ -37,13 +37,16 @@ __device__ __forceinline__ int8_t quantize(float value, const RowScale& scale) {
 // consecutive elements, a multiple of 16 bytes, at a 16-byte aligned address; FRESH: as load_fresh
 template <bool FRESH = false, class T, int N>
 __device__ __forceinline__ void load_group(float (&to)[N], const T* from) {
-  constexpr int EACH = 16 / sizeof(T);
-  struct alignas(16) Vector {
-    T element[EACH];
-  };
+  constexpr int EACH = 16 / sizeof(T), IN_WORD = 4 / sizeof(T);
   for (int n = 0; n < N / EACH; n++) {
-    const Vector vector = FRESH ? load_fresh<Vector>(from + n * EACH) : load_vector<Vector>(from + n * EACH);
-    for (int i = 0; i < EACH; i++) to[n * EACH + i] = to_float(vector.element[i]);
+    const Bytes16 vector = FRESH ? load_fresh<Bytes16>(from + n * EACH) : load_vector<Bytes16>(from + n * EACH);
+    for (int i = 0; i < EACH; i++) {
+      const uint32_t word = vector.word[i / IN_WORD];
+      if constexpr (IN_WORD == 1)
+        to[n * EACH + i] = float_of_bits(word);
+      else
+        to[n * EACH + i] = unpack<T>(word, i % IN_WORD);
+    }
   }
 }
 

@@ -4,9 +4,9 @@
  * can be checked without reading device memory, starts its kernels and returns without waiting. Nothing is
  * allocated. Pointers are to memory of the current device; matrices are row-major without gaps unless a stride is
  * named; "may be NULL" stands where that is so. Addresses of matrices are multiples of 16 bytes, and so are the
- * bytes of a row. A call with no rows does nothing. What each operation computes, and in which order it rounds,
- * says the function of the same name in kernels/reference.py; sums over rows and channels are made in a fixed
- * order, so that the same input gives the same bytes.
+ * bytes of a row and, of products, the vectors of their columns. A call with no rows does nothing. What each
+ * operation computes, and in which order it rounds, says the function of the same name in kernels/reference.py;
+ * sums over rows and channels are made in a fixed order, so that the same input gives the same bytes.
  *
  * Activations x are of one 16-bit type (or fp32 where that is said), INT8 activations have an fp32 scale per row,
  * weights are INT8 (out, in) with an fp32 scale per output channel. Vectors (bias, gate, norms) are fp32.
@@ -33,7 +33,7 @@ extern "C" {
 #endif
 
 /* changes whenever a struct or a meaning does: a caller compares it with sana_edge_abi() */
-#define SANA_EDGE_ABI 2
+#define SANA_EDGE_ABI 3
 
 typedef enum {
   SANA_EDGE_OK = 0,
@@ -285,9 +285,9 @@ SANA_EDGE_API sana_edge_status sana_edge_cross_attention_quantize(const sana_edg
 
 /* depthwise 3x3 of x, which SiLU has been applied to, + bias; value * SiLU(gate), rounded to the type, to INT8 */
 typedef struct {
-  const void *x;       /* (images, height, width, 2 * hidden): values, then gates */
-  const float *weight; /* (3, 3, 2 * hidden) */
-  const float *bias;   /* (2 * hidden) */
+  const void *x;      /* (images, height, width, 2 * hidden): values, then gates */
+  const void *weight; /* (3, 3, 2 * hidden), of the type */
+  const float *bias;  /* (2 * hidden) */
   const float *static_scale; /* may be NULL */
   int8_t *values; /* (images, height, width, hidden) */
   float *scales;  /* (images, height, width) */

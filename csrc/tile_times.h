@@ -83,7 +83,7 @@ inline sana_edge_tile_time time_of(const sana_edge_tile& tile, const sana_edge_d
 // Instructions of a warp for 32 results behind the sums, by Epilogue: what a tile of 128 columns has in its machine
 // code for 8.9 beyond one of 64, which tests/kernels/cuda/test_build.py counts. ALL is without SiLU, which SANA never
 // has together with the rest.
-constexpr int INSTRUCTIONS[] = {11, 16, 15, 22, 32};
+constexpr int INSTRUCTIONS[] = {11, 16, 15, 21, 23, 30};
 
 inline sana_edge_tile tile_of(const TileFacts& tile, const sana_edge_w8a8_linear_args& a) {
   const int64_t count = blocks_of<int64_t>(a.rows, tile.m) * blocks_of<int64_t>(a.columns, tile.n);

@@ -46,9 +46,10 @@ sana_edge_status start(Arguments p, const sana_edge_device_info& device, void* s
   constexpr int TOGETHER = T::THREADS > 128 ? 1 : 2, PATIENCE = 64;
   p.patience = blocks <= int64_t(device.processors) * TOGETHER ? PATIENCE : 0;
   const Epilogue epilogue = epilogue_of(p.linear);
-  const auto kernel = epilogue == RESIDUAL ? w8a8_linear_quantize_kernel<T, Number, RESIDUAL>
-                      : epilogue == GATED  ? w8a8_linear_quantize_kernel<T, Number, GATED>
-                                           : w8a8_linear_quantize_kernel<T, Number, ALL>;
+  const auto kernel = epilogue == RESIDUAL   ? w8a8_linear_quantize_kernel<T, Number, RESIDUAL>
+                      : epilogue == GATED    ? w8a8_linear_quantize_kernel<T, Number, GATED>
+                      : epilogue == CONSTANT ? w8a8_linear_quantize_kernel<T, Number, CONSTANT>
+                                             : w8a8_linear_quantize_kernel<T, Number, ALL>;
   return launch(kernel, dim3{unsigned(blocks), 1, 1}, T::THREADS, T::SHARED, stream, p, BEGINS_EARLY);
 }
 

@@ -189,7 +189,7 @@ def dwconv_glu_quantize(
 
     Args:
         x: (B, height · width, 2h), SiLU applied: value channels, then gates.
-        weight: (3, 3, 2h), one kernel per channel; the image is padded with zeros.
+        weight: (3, 3, 2h), one kernel per channel, on CUDA in x's dtype; the image is padded with zeros.
         bias: (2h,).
     """
     image = x.float().transpose(1, 2).unflatten(2, (height, width))

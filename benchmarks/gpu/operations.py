@@ -152,7 +152,7 @@ class Maker:
             "norm_modulate_quantize": partial(ops.norm_modulate_quantize, x, *table, 1e-6, scale),
             "dwconv_glu_quantize": partial(
                 *(ops.dwconv_glu_quantize, self.half(B, N, 2 * hidden)),
-                *(self.randn(3, 3, 2 * hidden) / 3, self.randn(2 * hidden), height, width),
+                *(self.half(3, 3, 2 * hidden) / 3, self.randn(2 * hidden), height, width),
             ),
             "w8a8_linear": partial(ops.w8a8_linear, *self.product(C, 2 * hidden), self.dtype, silu=True),
             "w8a8_linear in place": partial(

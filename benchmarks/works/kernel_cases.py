@@ -277,10 +277,10 @@ def _depthwise(sizes: Sizes, make: _Tensors) -> Case:
     side = sizes.side // LATENT_CELL
     x, weight, bias = (
         make.half(sizes.images, sizes.tokens, 2 * h),
-        make.float(3, 3, 2 * h) / 3,
+        make.half(3, 3, 2 * h) / 3,
         make.float(2 * h),
     )
-    kernel = weight.permute(2, 0, 1).unsqueeze(1).to(make.dtype).contiguous()
+    kernel = weight.permute(2, 0, 1).unsqueeze(1).contiguous()
     bias16 = bias.to(make.dtype)
 
     def replaced() -> object:

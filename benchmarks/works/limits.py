@@ -159,7 +159,7 @@ def _conv(launch: Launch, gpu: Gpu, instructions: Instructions, library: Library
     if columns <= 32:
         shape = (128, 32, 4, 1, 4)
     elif normed and columns > 128:
-        shape = (64, 256, 2, 4, 3)
+        shape = (64, 256, 1, 4, 2)
     elif columns <= 64 or (not normed and wide <= gpu.processors):
         shape = (128, 64, 2, 2, 4)
     else:
@@ -245,8 +245,8 @@ def _depthwise(launch: Launch, gpu: Gpu) -> Grid:
     """Patches of 4 x 4 pixels, which read 6 x 6 and all taps."""
     n = {key: int(launch.numbers[key]) for key in ("images", "height", "width", "hidden")}
     blocks = n["images"] * -(-n["height"] // 4) * -(-n["width"] // 4)
-    item = 2
-    read = blocks * (36 * 2 * n["hidden"] * item + 10 * 2 * n["hidden"] * 4)
+    # pixels and taps of 2 bytes, a bias of 4
+    read = blocks * 2 * n["hidden"] * (36 * 2 + 9 * 2 + 4)
     written = n["images"] * n["height"] * n["width"] * n["hidden"]
     code = "dwconv_glu_quantize_kernelI8BFloat16Li4E"
     return Grid(code, blocks, 16, n["hidden"] / 1024, read + written, 1)

@@ -42,6 +42,10 @@ inline float float_of_bits(uint32_t a) {
   return value;
 }
 inline uint32_t opaque(uint32_t bits) { return bits; }
+template <class T>
+const T* opaque(const T* pointer) {
+  return pointer;
+}
 inline float not_a_number() { return float_of_bits(0x7fc00000); }
 
 inline float to_float(float value) { return value; }

@@ -21,7 +21,7 @@ from torch import Tensor
 from sana_edge.errors import InvalidInput, OutOfMemory, SanaError, UnsupportedDevice
 from sana_edge.kernels.cuda.operations import OPERATIONS
 
-ABI = 2
+ABI = 3
 VARIABLE = "SANA_EDGE_CUDA_LIBRARY"
 TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 

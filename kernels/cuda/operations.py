@@ -100,7 +100,7 @@ cross_attention_quantize
   | i prompts, i tokens, i heads, i head_dim, i capacity, i type, f norm_eps
 dwconv_glu_quantize
   x              half    images height*width 2*hidden
-  weight         fp32    3 3 2*hidden
+  weight         half    3 3 2*hidden
   bias           fp32    2*hidden
   static_scale   fp32?
   values         int8>   images height*width hidden

@@ -76,7 +76,7 @@ class FusedBlock:
         self._expand, self._project = _pair(block.expand, block.project)
         # (3, 3, 2 hidden)
         kernels, bias = block.depthwise.weight.detach(), block.depthwise.bias
-        self._kernels = kernels[:, 0].permute(1, 2, 0).float().contiguous()
+        self._kernels = kernels[:, 0].permute(1, 2, 0).to(dtype).contiguous()
         self._kernel_bias = None if bias is None else bias.detach().float()
         self._norm_q, self._norm_k = _fp32(block.norm_q), _fp32(block.norm_k)
         self._cross_norm_q = _fp32(block.cross_norm_q)

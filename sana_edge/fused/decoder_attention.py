@@ -121,7 +121,7 @@ class FusedGatedConv(Layer):
         self.expand = _Product((block.conv_inverted,), backend)
         self.shrink = _Product((block.conv_point,), backend)
         # (channels, 1, 3, 3) to (3, 3, channels)
-        self.weight = cast(Tensor, vector(block.conv_depth.weight.squeeze(1).permute(1, 2, 0)))
+        self.weight = block.conv_depth.weight.detach().squeeze(1).permute(1, 2, 0).contiguous()
         self.bias = cast(Tensor, vector(block.conv_depth.bias))
         self.norm, self.backend = norm_vectors(block.norm), backend
 

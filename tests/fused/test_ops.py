@@ -53,7 +53,8 @@ def calls() -> dict[str, partial[Any]]:
         "quantize_rows": partial(ops.quantize_rows, x),
         "norm_modulate_quantize": partial(ops.norm_modulate_quantize, x, *table, 1e-6, scale),
         "dwconv_glu_quantize": partial(
-            *(ops.dwconv_glu_quantize, wide, torch.randn(3, 3, 2 * HIDDEN), torch.randn(2 * HIDDEN), H, W)
+            *(ops.dwconv_glu_quantize, wide, torch.randn(3, 3, 2 * HIDDEN).to(HALF)),
+            *(torch.randn(2 * HIDDEN), H, W),
         ),
         "w8a8_linear": partial(ops.w8a8_linear, *product(C, 40), HALF, silu=True),
         "w8a8_linear in place": partial(

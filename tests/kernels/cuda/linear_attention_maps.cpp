@@ -15,12 +15,12 @@ int test_weight_tiles(int heads) {
   for (int n = 0; n < weight_tiles<N>(heads); n++) {
     const WeightTile<N> tile = weight_tile<N>(n, heads);
     CLAIM(tile.keys == (n < key_tiles<N>(heads)));
-    CLAIM(tile.row(0, width) >= 0 && tile.first % HEAD == 0 && tile.channels % HEAD == 0);
+    CLAIM(tile.row(0) >= 0 && tile.first % HEAD == 0 && tile.channels % HEAD == 0);
     for (int column = 0; column < N; column++) {
-      const int row = tile.row(column, width);
+      const int row = tile.row(column);
       if (row < 0) continue;
       times[row]++;
-      if (tile.keys && column < N / 2) CLAIM(tile.row(column + N / 2, width) == row + width);
+      if (tile.keys && column < N / 2) CLAIM(tile.row(column + N / 2) == row + width);
       if (!tile.keys) CLAIM(row == tile.first + column);
     }
   }

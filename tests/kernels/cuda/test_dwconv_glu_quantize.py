@@ -45,7 +45,7 @@ def example(
     images: int, height: int, width: int, hidden: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
     x = F.silu(torch.randn(images, height * width, 2 * hidden) * 2).to(dtype)
-    return x, torch.randn(3, 3, 2 * hidden) / 3, torch.randn(2 * hidden) / 3
+    return x, (torch.randn(3, 3, 2 * hidden) / 3).to(dtype), torch.randn(2 * hidden) / 3
 
 
 def check(images: int, height: int, width: int, hidden: int, dtype: torch.dtype) -> None:
@@ -96,8 +96,8 @@ def test_each_tap(dtype: torch.dtype) -> None:
     height, width, hidden = 5, 6, 32
     x = torch.randint(-3, 4, (2, height * width, 2 * hidden)).to(dtype)
     for tap in range(9):
-        weight = torch.zeros(9, 2 * hidden)
-        weight[tap] = torch.randint(1, 4, (2 * hidden,)).float()
+        weight = torch.zeros(9, 2 * hidden, dtype=dtype)
+        weight[tap] = torch.randint(1, 4, (2 * hidden,)).to(dtype)
         weight[:, hidden:] = 0
         bias = torch.zeros(2 * hidden)
         # SiLU(64) = 64: the gate is 64 everywhere
@@ -140,7 +140,7 @@ def test_gates_far_from_zero(dtype: torch.dtype) -> None:
     """SiLU of gates up to +-200, past what e^-x holds in fp32: neither NaN nor infinite."""
     hidden = 128
     x = torch.ones(1, 1, 2 * hidden, dtype=dtype)
-    weight, bias = torch.zeros(3, 3, 2 * hidden), torch.ones(2 * hidden)
+    weight, bias = torch.zeros(3, 3, 2 * hidden, dtype=dtype), torch.ones(2 * hidden)
     bias[hidden:] = torch.linspace(-200, 200, hidden)
     found = launch.dwconv_glu_quantize(x, weight, bias, 1, 1)
     close(found, reference_fused.dwconv_glu_quantize(x, weight, bias, 1, 1), dtype)

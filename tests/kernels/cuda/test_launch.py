@@ -89,7 +89,7 @@ def cross_attention_quantize(images: int, tokens: int, heads: int, head_dim: int
 
 def dwconv_glu_quantize(images: int, height: int, hidden: int, width: int = 3) -> Arguments:
     x = torch.randn(images, height * width, 2 * hidden).to(HALF)
-    kernels = {"weight": torch.randn(3, 3, 2 * hidden), "bias": torch.randn(2 * hidden)}
+    kernels = {"weight": torch.randn(3, 3, 2 * hidden).to(HALF), "bias": torch.randn(2 * hidden)}
     return {"x": x, **kernels, "height": height, "width": width}
 
 
@@ -313,6 +313,7 @@ REFUSED: list[tuple[Callable[..., Arguments], tuple[int, ...], Arguments, str]] 
     (velocity_head, (1, 3, 80), {"x": torch.zeros(3, 9, 80, dtype=HALF)}, "x of"),
     (velocity_head, (1, 3, 80), {"size": (3, 2)}, "x of"),
     (dwconv_glu_quantize, (1, 6, 48), {"height": 5}, "x of"),
+    (dwconv_glu_quantize, (1, 6, 48), {"weight": torch.zeros(3, 3, 96)}, "weight of"),
     (patch_embed, (1, 5, 8), {"dtype": torch.float32}, "cannot give"),
     (w8a8_linear, (2, 3, 8), {"dtype": torch.float32}, "cannot give"),
     (w8a8_linear, (2, 3, 8), {"limit": -1.0}, "clip"),

@@ -128,6 +128,7 @@ def test_every_epilogue(dtype: torch.dtype, lead: tuple[int, ...]) -> None:
         {"residual": residual},
         {"constant": constant},
         {"gate": gate, "residual": residual},
+        {"gate": gate, "residual": residual, "constant": constant},
         {"limit": 0.5, "gate": gate, "residual": residual, "constant": constant},
     ]
     for asked in every:

@@ -71,7 +71,9 @@ def test_equals_the_operations_one_by_one(shape: tuple[int, int, int]) -> None:
     norm = {"scale": table[1], "shift": table[0]}
     check(inputs, dtype, (0, 0), residual=residual, **norm)
     check(inputs, dtype, (images - 1, images), residual=residual, gate=table[2], **norm)
-    every = {"limit": 0.5, "gate": table[2], "constant": torch.randn(columns), "residual": residual}
+    shifted = {"gate": table[2], "constant": torch.randn(columns), "residual": residual}
+    check(inputs, dtype, (0, 1), **shifted, **norm)
+    every = {"limit": 0.5, **shifted}
     static = {"static_scale": torch.tensor(0.04), "plain_static_scale": torch.tensor(0.03)}
     check(inputs, dtype, (0, 1), **every, **norm, **static)
     check(inputs, dtype, (0, 0), residual=residual)
