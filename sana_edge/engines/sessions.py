@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from sana_edge.engines.engine import Engine, EngineKind
 from sana_edge.engines.text import Floats
-from sana_edge.plan.memory import graph_bytes
+from sana_edge.plan.memory import read_bytes
 from sana_edge.store.manifest import Manifest
 from sana_edge.system.budget import within
 from sana_edge.system.memory import available_memory
@@ -93,8 +93,8 @@ class Graphs:
         return self.load(name).run({key: array for key, array in inputs.items() if key in known})
 
     def bytes_of(self, name: str) -> int:
-        """See `sana_edge.plan.memory.graph_bytes`: about what its engine holds."""
-        return graph_bytes(self.described, name)
+        """See `sana_edge.plan.memory.read_bytes`: about what its engine holds."""
+        return read_bytes(self.described, name, self.kind.name)
 
     def fit(self, *names: str) -> bool:
         """Whether the engines of these graphs can be in memory together, and each stays there."""

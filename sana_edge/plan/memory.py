@@ -145,7 +145,7 @@ def engine_stages(described: Manifest, work: Work, engine: str, precision: str) 
     # (layers, 1, heads, d, L)
     *_, heads, channels, _ = described.graphs["text_projection"].outputs["keys"][1]
     sizes: dict[str, int] = {
-        name: graph_bytes(described, name)
+        name: read_bytes(described, name, engine)
         for name in ("text_encoder", "encoder", "denoiser", "decoder")
         if name in described.graphs
     }
@@ -159,7 +159,6 @@ def engine_stages(described: Manifest, work: Work, engine: str, precision: str) 
         cell=described.cell,
         parts=described.decoder_parts,
         int8=described.quantization is not None,
-        table=described.text_table_bytes,
     )
 
 
@@ -177,8 +176,6 @@ def exported_stages(facts: Facts, work: Work, engine: str, *, int8: bool) -> lis
         cell=facts.decoder.spatial_compression,
         parts=(),
         int8=int8,
-        # no layer, and so not in the sizes
-        table=0,
     )
 
 
@@ -193,17 +190,14 @@ def _engine_stages(
     cell: int,
     parts: Sequence[DecoderPart],
     int8: bool,
-    table: int,
 ) -> list[Stage]:
-    """Of graphs of so many bytes by name, ``table`` of them in the text encoder's embedding."""
+    """Of graphs that read so many bytes, by name."""
     values = 4 if precision == "fp32" else 3
     wide = engine == "openvino" and int8 and lacks_int8()
     cells, pixels = work.height * work.width, work.height * work.width * cell**2
 
     def stage(name: str, working: int, least: int | None = None) -> Stage:
-        # OpenVINO reads the rows of a table where they lie in the file
-        read = sizes[name] - (table if (name, engine) == ("text_encoder", "openvino") else 0)
-        held = int(read * (_HELD_WIDE if wide else _HELD[engine]))
+        held = int(sizes[name] * (_HELD_WIDE if wide else _HELD[engine]))
         return Stage(name.partition("_")[0], held, 0, working, working if least is None else least)
 
     steps = cells * (2 if work.guided else 1) * dim * _TOKEN_COPIES[4] * 4
@@ -229,6 +223,12 @@ def graph_bytes(described: Manifest, name: str) -> int:
     """
     stem = described.graphs[name].file.removesuffix(".onnx")
     return sum(file.bytes for path, file in described.files.items() if path.partition(".")[0] == stem)
+
+
+def read_bytes(described: Manifest, name: str, engine: str) -> int:
+    """`graph_bytes` without what OpenVINO leaves in the file: of an embedding table it reads rows there."""
+    left = described.text_table_bytes if (name, engine) == ("text_encoder", "openvino") else 0
+    return graph_bytes(described, name) - left
 
 
 def pixel_bytes(parts: Sequence[DecoderPart], cell: int, value_bytes: int) -> int:

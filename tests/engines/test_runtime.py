@@ -276,6 +276,18 @@ def test_little_is_loaded_where_memory_is_short(exported: Path, monkeypatch: pyt
     assert engine.graphs.loaded == ("text_projection",)
 
 
+def test_openvino_leaves_an_embedding_table_in_its_file(exported: Path) -> None:
+    found = {
+        name: EngineRuntime.load(exported, backend=name, device="cpu").graphs
+        for name in ("onnxruntime", "openvino")
+    }
+    table = found["openvino"].described.text_table_bytes
+    assert table > 0
+    onnxruntime, openvino = (graphs.bytes_of("text_encoder") for graphs in found.values())
+    assert onnxruntime - openvino == table
+    assert len({graphs.bytes_of("denoiser") for graphs in found.values()}) == 1
+
+
 def test_a_budget(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the process: what it leaves is what is free."""
     monkeypatch.setattr(budget, "used_memory", lambda device=None: 900_000_000)
