@@ -11,7 +11,7 @@ namespace {
 
 // 128 x 128 with 4 warps: two blocks are on an SM, one multiplying while the other finishes its results. All of
 // 256 columns where they are normalised, in two stages: three would leave an SM of 100 KiB room for one block.
-// Turing has 64 KiB per SM and copies through registers: two stages.
+// Turing has 64 KiB per SM and copies through registers, which 128 sums a thread leave none of: two stages, 8 warps.
 template <int M_, int N_, int WARPS_M_, int WARPS_N_, int STAGES_>
 struct Shape {
   static constexpr int M = M_, N = N_, WARPS_M = WARPS_M_, WARPS_N = WARPS_N_, STAGES = STAGES_;
@@ -19,11 +19,19 @@ struct Shape {
 };
 using Wide = Shape<128, 128, 2, 2, 3>;
 using Normed = Shape<64, 256, 1, 4, 2>;
+using NormedTuring = Shape<64, 256, 2, 4, 2>;
 using Narrow = Shape<128, 64, 2, 2, 4>;
 using Few = Shape<128, 32, 4, 1, 4>;
 
 template <class S, int ARCH = SANA_EDGE_ARCH>
 using TileOf = Tile<S::M, S::N, 64, S::WARPS_M, S::WARPS_N, ARCH >= 800 ? S::STAGES : 2>;
+
+// kernels are empty where the shape is another architecture's
+template <class S>
+HOST_DEVICE constexpr bool has_shape() {
+  constexpr bool TURING = SANA_EDGE_ARCH < 800;
+  return std::is_same_v<S, Normed> ? !TURING : !std::is_same_v<S, NormedTuring> || TURING;
+}
 
 struct Convolution {
   sana_edge_w8a8_conv2d_args a;
@@ -336,6 +344,7 @@ constexpr int shared_bytes() {
 
 template <class S, class Number>
 __global__ void __launch_bounds__(S::THREADS) conv2d_kernel(const Convolution c) {
+  if constexpr (!has_shape<S>()) return;
   using T = TileOf<S>;
   const Place at = block_place<T>(c);
   const int depth = c.map.kernel * c.map.kernel * c.map.depth;
@@ -392,7 +401,9 @@ sana_edge_status choose(Convolution& c, const sana_edge_device_info& device, voi
   if (columns <= 32) return start<Few, Number>(c, device, stream);
   if (columns <= 64) return start<Narrow, Number>(c, device, stream);
   const bool normed = c.a.norm_weight || c.a.out_norm_weight;
-  if (normed && columns > 128) return start<Normed, Number>(c, device, stream);
+  if (normed && columns > 128)
+    return device.capability < 80 ? start<NormedTuring, Number>(c, device, stream)
+                                  : start<Normed, Number>(c, device, stream);
   // a small map has too few wide tiles for all SMs
   const bool small = !normed && block_count<Wide>(c) <= device.processors;
   return small ? start<Narrow, Number>(c, device, stream) : start<Wide, Number>(c, device, stream);
