@@ -20,7 +20,7 @@ from torch.utils.flop_counter import flop_registry
 
 from sana_edge.int8 import matmul
 from sana_edge.int8 import ops as int8_ops
-from sana_edge.kernels.cuda import launch, library
+from sana_edge.kernels.cuda import arguments, library
 from sana_edge.kernels.cuda.operations import OPERATIONS
 
 # kernels that an operation starts, where that is not one; tests/benchmarks/test_roofline.py asks the emulator
@@ -154,11 +154,11 @@ def recording() -> Iterator[Recorder]:
         stack.enter_context(mock.patch.object(torch, "autocast", lambda *_, **__: contextlib.nullcontext()))
         stack.enter_context(torch.no_grad())
         stack.enter_context(recorder)
-        launch._plan.cache_clear()
+        arguments.plan.cache_clear()
         try:
             yield recorder
         finally:
-            launch._plan.cache_clear()
+            arguments.plan.cache_clear()
 
 
 def recorded(run: Callable[[], object]) -> list[Launch]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sana_edge.fused import ops
 from sana_edge.kernels import reference_fused
-from sana_edge.kernels.cuda import launch
+from sana_edge.kernels.cuda import arguments
 
 B, H, W, C, HEADS, HIDDEN = 2, 3, 5, 64, 2, 48
 N = H * W
@@ -145,7 +145,7 @@ def test_torch_is_the_reference(name: str) -> None:
     call = calls()[name]
     operation, *given = call.args
     options = {key: value for key, value in call.keywords.items() if key != "out"}
-    expected = launch.definition(operation)(*given, **options)
+    expected = arguments.definition(operation)(*given, **options)
     expected = [expected] if isinstance(expected, Tensor) else expected
     for result, wanted in zip(run(name, "torch"), expected, strict=True):
         assert torch.equal(result, wanted)

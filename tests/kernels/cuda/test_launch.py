@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sana_edge.errors import InvalidInput
-from sana_edge.kernels.cuda import launch
+from sana_edge.kernels.cuda import arguments, launch
 from sana_edge.kernels.cuda.operations import OPERATIONS, Pointer, Size
 
 HALF = torch.float16
@@ -249,7 +249,7 @@ def test_order_of_threads_changes_nothing(
 @each_operation
 def test_nothing_to_do(make: Callable[..., Arguments], size: tuple[int, ...]) -> None:
     """No images, or no tokens: sums of nothing are 0, and there is nothing else."""
-    expected = launch.definition(make.__name__)(**make(0, *size[1:]))
+    expected = arguments.definition(make.__name__)(**make(0, *size[1:]))
     expected = [expected] if isinstance(expected, Tensor) else expected
     assert [t.shape for t in run(make, make(0, *size[1:]))] == [t.shape for t in expected]
     assert not any(t.any() for t in run(make, make(size[0], 0, *size[2:])))
