@@ -29,7 +29,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from harness.results import ended, output_for, positive, sizes
-from harness.sections import ATTENTIONS, growth
+from harness.run_tables import ATTENTIONS, growth
 from sana_edge.bench.results import header, write_json
 from sana_edge.bench.shapes import DENOISERS
 from sana_edge.config import LATENT_CELL

@@ -27,7 +27,7 @@ import torch
 from tqdm import tqdm
 
 from harness.results import Diary, ended, output_for, positive
-from harness.sections import plans
+from harness.run_tables import plans
 from random_model import write_model
 from sana_edge.bench.process import run
 from sana_edge.bench.results import header, load, write_json

@@ -35,7 +35,7 @@ needs("torch", "transformers", "safetensors")
 import torch
 from safetensors import safe_open
 
-from harness import sections
+from harness import run_tables
 from harness.results import ended, positive
 from sana_edge.bench.process import run
 from sana_edge.bench.results import header, write_json
@@ -81,7 +81,7 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> None:
             made = ("--prompt", "a fox in the snow", "--seed", "0", *place)
             data["generate"] = command("generate", "--model", str(package), "--no-prompt-cache", *made)
     write_json(options.output or RESULTS / "bench_quantize.json", data)
-    print(sections.quantize(data).text())
+    print(run_tables.quantize(data).text())
 
 
 def _calibrated(model: Path, options: argparse.Namespace, given: Sequence[str]) -> None:

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from harness.results import ended, output_for, positive, sizes
-from harness.sections import series
+from harness.run_tables import series
 from sana_edge import Sana
 from sana_edge.bench.results import header, load, write_json
 from sana_edge.bench.shapes import DENOISERS

@@ -45,7 +45,7 @@ import numpy as np
 import PIL.Image
 import torch
 
-from harness import sections
+from harness import run_tables
 from harness.results import BASELINE, ended, output_for, positive, say
 from sana_edge import Image, Sana, Step
 from sana_edge.bench.results import header, load, write_json
@@ -89,7 +89,7 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> None:
             "pictures": pictures(server, baseline, sana, options),
         }
     write_json(output, data)
-    print(sections.serving(data).text())
+    print(run_tables.serving(data).text())
 
 
 class Client:

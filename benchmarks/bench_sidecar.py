@@ -28,7 +28,7 @@ needs("torch", "onnxruntime", "psutil")
 import psutil
 
 from harness.results import Say, ended, output_for, positive, say
-from harness.sections import sidecar as table
+from harness.run_tables import sidecar as table
 from sana_edge.bench.machine import versions
 from sana_edge.bench.results import header, load, write_json
 from sana_edge.errors import SanaError

@@ -30,7 +30,7 @@ needs("torch", "transformers", "tqdm")
 import numpy as np
 from PIL import Image
 
-from harness import sections
+from harness import quality_tables
 from harness.results import Diary, ended
 from judge.evaluation import (
     CEILING,
@@ -186,7 +186,7 @@ def report(
         write_bytes(second_sheet(options), pair_sheet(title, note, rows))
     write_json(options.output, data)
     write_bytes(options.sheet, sheet(names[MODEL], note, *_shown(diary, outcomes[MODEL]), COLUMNS))
-    print(sections.quality(data).text())
+    print(quality_tables.quality(data).text())
 
 
 def _ceiling(best: Mapping[str, Score]) -> dict[str, Any]:

@@ -128,3 +128,9 @@ def _earlier(path: Path, run: dict[str, Any]) -> list[dict[str, Any]]:
         except ValueError:
             break
     return rows[1:] if rows and rows[0] == run else []
+
+
+def files(results: Path, *patterns: str) -> list[dict[str, Any]]:
+    """What files of these names hold, in order."""
+    paths = [path for pattern in patterns for path in sorted(results.glob(f"{pattern}.json"))]
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from bench_image import main
-from harness import measure, process, sections
+from harness import float_tables, measure, process
 from harness.results import BASELINE, INT8, OURS
 from harness.work import Loader, Output, Stage, Work
 from sana_edge.errors import SanaError
@@ -215,7 +215,7 @@ def test_without_the_baseline(run: Callable[..., tuple[dict[str, Any], str]]) ->
     assert len(small["ratios_to_float"]) == 2 and 1e-3 < small["difference"] < 0.01
     assert found["step", OURS]["reference"] is None and found["step", OURS]["difference"] is None
     assert found["step+context/4", INT8]["ratio_to_float"] > 0
-    assert sections.speed([data]).rows[0][1] == "text keys and values, once per picture"
+    assert float_tables.speed([data]).rows[0][1] == "text keys and values, once per picture"
 
 
 def test_one_contender(run: Callable[..., tuple[dict[str, Any], str]]) -> None:
@@ -228,7 +228,7 @@ def test_tables(run: Callable[..., tuple[dict[str, Any], str]]) -> None:
     """A row for each stage that diffusers has too; without INT8's columns where none was measured."""
     data, _ = run(*SHAPES, "--stage", "context,step,decode")
     found = rows(data["works"][0])
-    step, _ = sections.speed([data]).rows
+    step, _ = float_tables.speed([data]).rows
     medians = [f"{found['step', name]['median']:.3g} s" for name in (BASELINE, OURS)]
     small, whole = found["step", INT8], found["step", OURS]
     assert step[1:5] == ["denoising step", *medians, f"{whole['ratio']:.2f}"]
@@ -241,7 +241,7 @@ def test_tables(run: Callable[..., tuple[dict[str, Any], str]]) -> None:
     assert str(step[9]).count("/") == 2
     for work in data["works"]:
         work["rows"] = [row for row in work["rows"] if row["name"] != INT8]
-    table = sections.speed([data])
+    table = float_tables.speed([data])
     assert {len(table.titles), *map(len, table.rows)} == {6}
 
 

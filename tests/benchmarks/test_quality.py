@@ -17,7 +17,7 @@ import tiny_clip
 from PIL import Image
 
 import quality
-from harness import RESULTS, sections
+from harness import RESULTS, quality_tables
 from harness.results import Diary
 from judge import evaluation
 from judge.shape_prompts import prompts
@@ -393,7 +393,7 @@ def test_tables() -> None:
     name = data["settings"]["model"]
     data.pop("paired", None)
     data["models"] = {name: data["models"][name]}
-    assert {len(row) for row in sections.quality(data).rows} == {6}
+    assert {len(row) for row in quality_tables.quality(data).rows} == {6}
     counts = {"difference": -0.01, "both": 300, "only_float": 12, "only_int8": 34, "neither": 207}
     spread = {"mean": 33.1, "median": 33.2, "worst": 24.5, "worst_prompt": "a red cat"}
     data["models"]["small"] = data["models"][name]
@@ -407,7 +407,7 @@ def test_tables() -> None:
         "psnr": spread,
         "ssim": spread,
     }
-    table = sections.quality(data)
+    table = quality_tables.quality(data)
     assert [row[0] for row in table.rows] == [*COUNTS, "**overall**"]
     first, *_, last = table.rows
     score = f"{data['models'][name]['overall']['score']:.3f}"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness import sections
+from harness import quality_tables
 from sana_edge.evaluate import paired
 from sana_edge.evaluate.judge.prompts import Judgement
 from sana_edge.evaluate.judge.scene_prompts import prompts
@@ -135,7 +135,7 @@ def test_likeness_of_pictures() -> None:
 def test_likeness_of_equal_pictures() -> None:
     found = paired.likeness_facts({"a": Likeness(math.inf, 1.0)})
     assert (found["psnr"]["mean"], found["psnr"]["median"], found["psnr"]["worst"]) == (None, None, None)
-    assert sections._spread(found["psnr"], " dB") == "mean infinite, median infinite, worst infinite"
+    assert quality_tables._spread(found["psnr"], " dB") == "mean infinite, median infinite, worst infinite"
 
 
 def test_spread_of_many_pictures() -> None:

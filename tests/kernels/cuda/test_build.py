@@ -34,7 +34,7 @@ FEW = 512
 TAIL_SPILLS = 48
 # w8a8_conv2d in bf16 with 128 x 128 on 7.5, which has no instructions for bf16: rounding takes registers that
 # the sums leave none of; bytes written or read, behind the product
-TURING_CONVOLUTION_SPILLS = 384
+TURING_CONVOLUTION_SPILLS = 640
 # dwconv_glu_quantize has 512 threads, hence 128 registers: one kernel of six, in fp16 with four columns on
 # 9.0, keeps up to 10 words in memory, written and read once a channel pair; bytes of both
 DWCONV_SPILLS = {"75": 64, "86": 24, "89": 24, "90": 72, "120": 76}
@@ -154,8 +154,8 @@ def test_products_are_on_tensor_cores(folder: Path, architectures: tuple[str, ..
     assert later
     assert all(names == later for names in others)
     if turing is not None:
-        assert turing
-        assert turing == later or turing.isdisjoint(later)
+        # each is for all, or empty on the one or on the others
+        assert turing | later == set(sass["75"])
 
 
 def test_epilogues_have_the_instructions_that_tiles_are_chosen_by(folder: Path) -> None:
