@@ -4,7 +4,7 @@
 // it, up to 9 a pixel. The rounded products wait for the absmax in shared memory, 2 bytes a channel.
 //
 // 36 pixels are loaded for 16, 20 of them from L2 since neighbours load them too, and weights as large as 9
-// pixels: L2 gives 3.4 times what DRAM does, and about 90 instructions, of which 36 multiply, make 2 channels of
+// pixels: L2 gives 3.4 times what DRAM does, and about 105 instructions, of which 36 multiply, make 2 channels of
 // a pixel.
 #include "checks.h"
 #include "dwconv_maps.h"
