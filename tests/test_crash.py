@@ -161,6 +161,8 @@ COMMANDS: dict[str, Command] = {
         ("generate", "a", "--model", "MODEL", "--steps", "1", "--offline", "--force", "--output", "OUTPUT"),
         whole_picture,
         "out/made.png",
+        # with the prompt's features, which the next run would read
+        begin=lambda output: remove(output.parents[1] / "cache"),
     ),
     "convert": Command(
         ("convert", "MODEL/transformer", "--base", "MODEL", "--force", "--output", "OUTPUT"),

@@ -34,7 +34,8 @@ def compare(found: list[Tensor], wanted: list[Tensor], unit: float) -> float:
     Of 16-bit and fp32 results the relative L2, allowed two roundings: one of a factor on the way, one of the
     result. Of INT8 a level, where a number lies in the middle of two; a factor rounded on the way moves a
     number at 40 levels, the mean of normal numbers, by 40 roundings of a level, and so many numbers change:
-    25 % more is allowed, and one number in 1000, for the order of sums in fp32.
+    25 % more is allowed, and one number in 1000, for the order of sums in fp32. Where two factors are
+    rounded, as in cross-attention in bf16, one number in 10,000 may be two levels away, and none three.
     """
     worst = 0.0
     for result, expected in zip(found, wanted, strict=True):
@@ -46,7 +47,8 @@ def compare(found: list[Tensor], wanted: list[Tensor], unit: float) -> float:
         if not result.dtype.is_floating_point:
             levels = (result.int() - expected.int()).abs()
             share = float(levels.float().mean()) / (50 * unit + 1e-3)
-            error = max(share, float(levels.max() > 1) * 2)
+            far = float((levels > 1).float().mean()) / 1e-4
+            error = max(share, far, float(levels.max() > 2) * 2)
         else:
             distance = (result.double() - expected.double()).norm() / expected.double().norm()
             error = float(distance) / (2 * unit)
@@ -110,17 +112,17 @@ class Maker:
     size: tuple[int, int]
 
     def randn(self, *shape: int) -> Tensor:
-        return torch.randn(shape).to(self.device)
+        return torch.randn(shape, device=self.device)
 
     def half(self, *shape: int) -> Tensor:
         return self.randn(*shape).to(self.dtype)
 
     def uniform(self, *shape: int) -> Tensor:
         """0.5 to 1.5."""
-        return (torch.rand(shape) + 0.5).to(self.device)
+        return torch.rand(shape, device=self.device) + 0.5
 
     def int8(self, *shape: int) -> Tensor:
-        return torch.randint(-127, 128, shape, dtype=torch.int8).to(self.device)
+        return torch.randint(-127, 128, shape, dtype=torch.int8, device=self.device)
 
     def product(self, depth: int, columns: int) -> tuple[Tensor, ...]:
         """Values, scales, weight, its scales and bias; results are near 1."""

@@ -198,7 +198,8 @@ def _empty_model(folder: Path) -> Gemma2Model:
             )
     try:
         with torch.device("meta"):
-            return Gemma2Model(Gemma2Config(**known))
+            # some versions' default, SDPA, leaves the cap of the scores out
+            return Gemma2Model(Gemma2Config(**known, attn_implementation="eager"))
     except Exception as error:  # the library's checks of the values raise several kinds
         raise CheckpointError(
             f"{path} does not describe a Gemma-2: {' '.join(str(error).split()) or type(error).__name__}",

@@ -150,7 +150,11 @@ def _text(
 
     sizes = {name: value for name, value in facts.text.items() if name != "vocab_size"}
     config = Gemma2Config(
-        **{**sizes, "num_hidden_layers": 1}, vocab_size=8, layer_types=["full_attention"], pad_token_id=0
+        **{**sizes, "num_hidden_layers": 1},
+        vocab_size=8,
+        layer_types=["full_attention"],
+        pad_token_id=0,
+        attn_implementation="eager",
     )
     with torch.device("meta"):
         model = Gemma2Model(config)
