@@ -27,7 +27,7 @@ from sana_edge.store.hub import ResolvedModel
 from sana_edge.store.known_models import BUNDLED
 from sana_edge.store.package import KEY, Quantization
 from sana_edge.store.package_tensors import is_scale, to_16_bit
-from sana_edge.torch_runtime import load, runtime
+from sana_edge.torch_runtime import load, memory
 from sana_edge.torch_runtime.device import DTYPES
 from sana_edge.torch_runtime.load import load_decoder, load_denoiser
 
@@ -170,7 +170,7 @@ def test_sana_tiny_in_int8_is_close_to_float() -> None:
 
 def test_a_size_that_cannot_fit_is_refused(tiny_package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Sana.load(str(tiny_package), device="cpu", dtype="bf16") as sana:
-        monkeypatch.setattr(runtime, "available_memory", lambda _: 100_000_000)
+        monkeypatch.setattr(memory, "available_memory", lambda _: 100_000_000)
         with pytest.raises(OutOfMemory, match="8192x8192 needs about"):
             sana.stream(PROMPT, size=(8192, 8192))
         assert sana.generate(PROMPT, steps=1).metadata["dtype"] == "bf16"

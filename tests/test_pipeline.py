@@ -27,7 +27,8 @@ from sana_edge.request import Request
 from sana_edge.store.hub import ResolvedModel
 from sana_edge.store.known_models import BUNDLED, KNOWN
 from sana_edge.system.memory import memory_errors
-from sana_edge.torch_runtime import runtime
+from sana_edge.torch_runtime import memory
+from sana_edge.torch_runtime.runtime import TorchRuntime
 
 PROMPT = "a red house left of a yellow star"
 
@@ -205,7 +206,7 @@ def test_what_was_trained_in_fp16_is_clamped(
     # the table knows better than the files
     for name, known in (("sana-1.6b-1024", True), ("sana-1.6b-1024-bf16", False)):
         model = ResolvedModel(tmp_path / "model", name, KNOWN[name])
-        told = runtime.TorchRuntime.load(model, device=torch.device("cpu"), dtype="fp32")
+        told = TorchRuntime.load(model, device=torch.device("cpu"), dtype="fp32")
         assert told.denoiser.clamp == known
 
 
@@ -426,7 +427,7 @@ def test_long_and_odd_prompts_work_and_truncation_is_said(
 
 def test_odd_instructions(sana: Sana, monkeypatch: pytest.MonkeyPatch) -> None:
     assert sana.generate("a house", seed=1, steps=1, instruction="lone \udcff surrogate").notes == ()
-    assert isinstance(sana._runtime, runtime.TorchRuntime)
+    assert isinstance(sana._runtime, TorchRuntime)
     # refused before it is read
     monkeypatch.setattr(sana._runtime.networks.text.network, "instruct", None)
     with pytest.raises(InvalidInput, match=r"the instruction has \d+ tokens") as caught:
@@ -468,18 +469,18 @@ def test_running_out_of_memory(sana: Sana, monkeypatch: pytest.MonkeyPatch, erro
 def test_a_size_that_cannot_fit_is_refused_before_any_work(
     sana: Sana, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runtime, "available_memory", lambda _: 100_000_000)
+    monkeypatch.setattr(memory, "available_memory", lambda _: 100_000_000)
     with pytest.raises(OutOfMemory, match=r"8192x8192 needs about .* GB, 0.1 GB are free"):
         sana.stream(PROMPT, size=(8192, 8192))
     assert sana.generate(PROMPT, steps=1)
-    monkeypatch.setattr(runtime, "available_memory", lambda _: None)
+    monkeypatch.setattr(memory, "available_memory", lambda _: None)
     sana.stream(PROMPT, size=(8192, 8192)).close()
 
 
 def test_a_batch_that_cannot_fit_is_refused(sana: Sana, monkeypatch: pytest.MonkeyPatch) -> None:
     requests = [Request(PROMPT, size=(128, 128), steps=1, seed=seed) for seed in range(64)]
     # room for two of them
-    monkeypatch.setattr(runtime, "available_memory", lambda _: 20_000_000)
+    monkeypatch.setattr(memory, "available_memory", lambda _: 20_000_000)
     assert len(sana.batch(requests[:2])) == 2
     with pytest.raises(OutOfMemory, match=r"64 pictures of 128x128 at once need about 0\.\d GB"):
         sana.batch(requests)

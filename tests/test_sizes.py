@@ -17,7 +17,7 @@ from sana_edge.decoding import resize_and_crop
 from sana_edge.errors import InvalidInput
 from sana_edge.request import Request
 from sana_edge.sizes import bucket, resized
-from sana_edge.torch_runtime.runtime import _resized
+from sana_edge.torch_runtime.decoding import resize_and_crop as torch_resize_and_crop
 
 TABLES = {
     512: ASPECT_RATIO_512_BIN,
@@ -45,7 +45,7 @@ def test_other_models_draw_at_the_next_multiple() -> None:
 def test_resizing_is_diffusers(asked: tuple[int, int]) -> None:
     pixels = torch.rand(1, 3, 64, 96) * 2 - 1
     expected = PixArtImageProcessor.resize_and_crop_tensor(pixels, *asked)
-    assert torch.equal(_resized(pixels, asked), expected)
+    assert torch.equal(torch_resize_and_crop(pixels, asked), expected)
     # positions up to 500 round by 2^-16, times a slope of at most 2 in each direction
     found = resize_and_crop(pixels[0].numpy(), asked)
     np.testing.assert_allclose(found, expected[0].numpy(), rtol=0, atol=2e-4)

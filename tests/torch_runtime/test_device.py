@@ -12,9 +12,10 @@ from safetensors.torch import load_file, save_file
 from sana_edge import Sana
 from sana_edge.plan.memory import fitting_dtypes
 from sana_edge.plan.model import facts_of
-from sana_edge.torch_runtime import device, runtime
+from sana_edge.torch_runtime import device, precision
 from sana_edge.torch_runtime.device import computes_bf16, full_precision
 from sana_edge.torch_runtime.load import load_dtype
+from sana_edge.torch_runtime.runtime import TorchRuntime
 
 
 def has(monkeypatch: pytest.MonkeyPatch, *instructions: str) -> None:
@@ -76,10 +77,10 @@ def test_a_picture_of_bf16_weights(
         made = sana.generate("a red house", steps=1)
     assert made.metadata["dtype"] == "fp32" and not made.notes
     for dtype, part in (("fp32", "the text encoder"), ("bf16", "all")):
-        monkeypatch.setattr(runtime, "fitting_dtypes", lambda *_, dtype=dtype, **__: (dtype, "bf16"))
+        monkeypatch.setattr(precision, "fitting_dtypes", lambda *_, dtype=dtype, **__: (dtype, "bf16"))
         with Sana.load(str(source), device="cpu") as sana:
             made = sana.generate("a red house", steps=1)
-            assert isinstance(sana._runtime, runtime.TorchRuntime)
+            assert isinstance(sana._runtime, TorchRuntime)
             assert sana._runtime.text_encoder.model.dtype == torch.bfloat16
         assert made.metadata["dtype"] == dtype
         assert f"memory is short: {part} is in bf16" in " ".join(made.notes)

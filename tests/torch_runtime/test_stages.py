@@ -11,8 +11,8 @@ import torch
 
 from sana_edge import InvalidInput, OutOfMemory, Sana
 from sana_edge.system import budget
-from sana_edge.torch_runtime import runtime as torch_runtime
-from sana_edge.torch_runtime.runtime import TorchRuntime
+from sana_edge.torch_runtime import memory as torch_memory
+from sana_edge.torch_runtime.runtime import IN_TURN, TorchRuntime
 
 PROMPT = "a red house"
 OPTIONS: dict[str, Any] = {"steps": 2, "seed": 3, "size": (96, 64), "exact_size": True}
@@ -21,7 +21,7 @@ OPTIONS: dict[str, Any] = {"steps": 2, "seed": 3, "size": (96, 64), "exact_size"
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing fits beside anything else."""
-    monkeypatch.setattr(torch_runtime, "together", lambda stages: 1 << 60)
+    monkeypatch.setattr(torch_memory, "together", lambda stages: 1 << 60)
 
 
 def runtime_of(sana: Sana) -> TorchRuntime:
@@ -32,7 +32,7 @@ def runtime_of(sana: Sana) -> TorchRuntime:
 @pytest.mark.parametrize("int8", [False, True])
 def test_pictures_are_those_of_all_at_once(tiny_folder: Path, int8: bool, short: None) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch_runtime, "together", lambda stages: 0)
+        patch.setattr(torch_memory, "together", lambda stages: 0)
         with Sana.load(tiny_folder, int8=int8) as whole:
             expected = whole.generate(PROMPT, images=2, **OPTIONS)
     with Sana.load(tiny_folder, int8=int8, prompt_cache=False) as sana:
@@ -43,7 +43,7 @@ def test_pictures_are_those_of_all_at_once(tiny_folder: Path, int8: bool, short:
             seen.append(networks.loaded)
             if step.image is not None:
                 assert np.array_equal(step.image.pixels, expected.pop(0).pixels)
-                assert torch_runtime.IN_TURN in step.image.notes
+                assert IN_TURN in step.image.notes
         # the second picture's steps need the denoiser again
         assert seen == [("denoiser",), ("decoder",)] * 2
 
@@ -73,7 +73,7 @@ def test_a_budget_decides(tiny_folder: Path, memory: Any, monkeypatch: pytest.Mo
     for used, in_turn in ((0, False), (2_000_000_000 - 12_000_000, True)):
         monkeypatch.setattr(budget, "used_memory", lambda device, used=used: used)
         if used:
-            monkeypatch.setattr(torch_runtime, "together", lambda stages: 12_000_001)
+            monkeypatch.setattr(torch_memory, "together", lambda stages: 12_000_001)
         with Sana.load(tiny_folder, memory=memory) as sana:
             assert runtime_of(sana).networks.in_turn == in_turn
 
@@ -107,6 +107,6 @@ def test_a_decode_within_the_budget_is_tiled(tiny_folder: Path, monkeypatch: pyt
         sides: list[int] = []
         whole = runtime.decode(latent, on_tiled=sides.append)
         assert not sides and whole.shape == (512, 512, 3)
-        monkeypatch.setattr(torch_runtime, "within", lambda *arguments: 6_000_000)
+        monkeypatch.setattr(torch_memory, "within", lambda *arguments: 6_000_000)
         runtime.decode(latent, on_tiled=sides.append)
         assert sides == [64]

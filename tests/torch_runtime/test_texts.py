@@ -20,8 +20,8 @@ from sana_edge.nets.text_encoder import TextEncoder
 from sana_edge.prompt import CHI
 from sana_edge.request import Request
 from sana_edge.store import prompt_cache
-from sana_edge.torch_runtime import runtime as torch_runtime
-from sana_edge.torch_runtime import texts
+from sana_edge.torch_runtime import memory, texts
+from sana_edge.torch_runtime.memory import Memory
 from sana_edge.torch_runtime.runtime import TorchRuntime
 
 PROMPT = "a red house"
@@ -192,7 +192,7 @@ def test_damage_is_computed_anew(tiny_folder: Path, cache: Path, spy: Spy) -> No
 def test_where_memory_is_short(
     tiny_folder: Path, cache: Path, spy: Spy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch_runtime, "together", lambda stages: 1 << 60)
+    monkeypatch.setattr(memory, "together", lambda stages: 1 << 60)
     with Sana.load(tiny_folder) as sana:
         runtime = sana._runtime
         assert isinstance(runtime, TorchRuntime) and runtime.networks.loaded == ()
@@ -204,16 +204,16 @@ def test_where_memory_is_short(
 def test_a_known_prompt_needs_no_room_for_the_text_encoder(
     tiny_folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stages = TorchRuntime._stages
+    stages = Memory.stages
 
-    def large(runtime: TorchRuntime, work: Any) -> list[Any]:
-        found = stages(runtime, work)
+    def large(memory: Memory, work: Any) -> list[Any]:
+        found = stages(memory, work)
         return [type(s)(s.name, 1 << 50, 0, 0, 0) if s.name == "text" else s for s in found]
 
     with Sana.load(tiny_folder) as sana:
         sana.generate(PROMPT, **OPTIONS)
     with Sana.load(tiny_folder) as sana:
-        monkeypatch.setattr(TorchRuntime, "_stages", large)
+        monkeypatch.setattr(Memory, "stages", large)
         for in_turn in (False, True):
             sana._runtime.networks.in_turn = in_turn  # type: ignore[union-attr]
             sana.generate(PROMPT, **OPTIONS)
