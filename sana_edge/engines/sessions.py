@@ -21,6 +21,7 @@ from sana_edge.store.manifest import Manifest
 from sana_edge.system.budget import within
 from sana_edge.system.memory import available_memory
 
+TEXT, DENOISER, DECODER = "text_encoder", "denoiser", "decoder"
 # which hold the same weights
 DENOISERS = ("denoiser", "denoiser_folded")
 # so many times the size of what stays has to be free

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from sana_edge import Sana, request
 from sana_edge.cli.main import main
 from sana_edge.decoding import shrink
-from sana_edge.engines import choose, decoder, runtime, sessions
+from sana_edge.engines import choose, decoder, memory, sessions
 from sana_edge.engines.runtime import EngineRuntime
 from sana_edge.engines.tensorrt import cache
 from sana_edge.engines.text import ProjectedText, padding_mask, side_by_side
@@ -399,10 +399,10 @@ def test_a_size_that_engines_were_not_built_for_costs_nothing(built: Path, trt: 
 
 
 def test_a_picture_that_cannot_fit(ours: EngineRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, "available_memory", lambda: 100_000_000)
+    monkeypatch.setattr(memory, "available_memory", lambda: 100_000_000)
     with pytest.raises(OutOfMemory, match=r"8192x8192 needs more than .* GB, 0.1 GB are free"):
         ours.check_plan(planned(size=(8192, 8192)))
-    monkeypatch.setattr(runtime, "available_memory", lambda: None)
+    monkeypatch.setattr(memory, "available_memory", lambda: None)
     ours.check_plan(planned(size=(8192, 8192)))
 
 
