@@ -16,9 +16,10 @@ from sana_edge.errors import InvalidInput
 from sana_edge.progress import INTERVAL
 from sana_edge.request import LoadOptions
 from sana_edge.series.entries import MOST, read_content, read_file
-from sana_edge.series.many import Drawn, Local, Painter, Series, check_batch
+from sana_edge.series.painter import Local, Painter, check_batch
 from sana_edge.series.pictures import NAME as NAMES
 from sana_edge.series.pictures import Settings
+from sana_edge.series.series import Drawn, Series
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

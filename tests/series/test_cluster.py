@@ -19,7 +19,7 @@ from sana_edge.cli.main import main
 from sana_edge.errors import MissingDependency, ModelNotFound
 from sana_edge.request import LoadOptions
 from sana_edge.series.cluster import Cluster
-from sana_edge.series.many import Drawn
+from sana_edge.series.series import Drawn
 
 LINES = [
     {"prompt": "a house", "seed": 1, "images": 6},

@@ -19,10 +19,10 @@ from sana_edge import Cancelled, Sana, SanaError, generate_many, read_metadata
 from sana_edge.errors import InvalidInput, OutOfMemory
 from sana_edge.series import entries as entries_room
 from sana_edge.series import manifest as manifest_room
-from sana_edge.series import many
+from sana_edge.series import series as series_room
 from sana_edge.series.manifest import FILE, Manifest
-from sana_edge.series.many import Drawn
-from sana_edge.series.pictures import Picture
+from sana_edge.series.pictures import Picture, Settings
+from sana_edge.series.series import Drawn, Series
 
 LINES = ["a house", {"prompt": "a boat", "images": 2}, "a star"]
 NAMES = ["00001-7.png", "00002-8.png", "00003-9.png", "00004-10.png"]
@@ -361,7 +361,7 @@ def test_killed_by_a_signal(tmp_path: Path, number: int) -> None:
 
 def test_one_that_was_quicker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between the look for a seed and the lock."""
-    monkeypatch.setattr(many, "known_seed", lambda folder: Manifest(folder, 5).close())
+    monkeypatch.setattr(series_room, "known_seed", lambda folder: Manifest(folder, 5).close())
     with pytest.raises(InvalidInput, match="has just drawn into"):
         draw(tmp_path)
     monkeypatch.undo()
@@ -381,8 +381,8 @@ def test_names_of_failures_are_cut(tmp_path: Path) -> None:
     def before(picture: Picture) -> None:
         raise OutOfMemory("no")
 
-    lines = many.read_prompts(["a"] * 9)
-    with many.Series(lines, tmp_path, many.Settings(), seed=1) as series:
+    lines = entries_room.read_prompts(["a"] * 9)
+    with Series(lines, tmp_path, Settings(), seed=1) as series:
         list(series.draw(StandIn(before)))
         failures = series.failures
     assert failures is not None

@@ -34,9 +34,9 @@ from sana_edge.prompt import Text
 from sana_edge.request import Request
 from sana_edge.sampler import sampler_of
 from sana_edge.series.entries import read_file
-from sana_edge.series.many import Series
 from sana_edge.series.pictures import Settings as SeriesSettings
 from sana_edge.series.pictures import plan_pictures
+from sana_edge.series.series import Series
 from sana_edge.store import domain, hub, manifest, onnx_values, package, prompt_cache, snapshots
 from sana_edge.store.folder import PREVIEW_MAP, read_json
 from sana_edge.store.hub import ResolvedModel
