@@ -47,7 +47,7 @@ from sana_edge.int8 import quant
 from sana_edge.nets.denoiser import Denoiser
 from sana_edge.nets.quantize import quantize_denoiser
 from sana_edge.nets.text_encoder import TextFeatures
-from sana_edge.sampler import make_sampler
+from sana_edge.noise.schedules import make_sampler
 from sana_edge.store.folder import read_json
 
 COMPONENTS = ("transformer", "vae", "text_encoder")

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 # files of sana_edge/ itself: the floor, which every room may stand on, and the roof, which only `cli` may use
 FLOOR = {
-    *("config", "decoding", "errors", "image", "image_metrics", "init_image", "progress"),
+    *("config", "decoding", "errors", "image", "image_metrics", "init_image", "noise", "progress"),
     *("prompt", "request", "sampler", "sizes", "system"),
 }
 ROOF = {"__init__", "__main__", "generation", "pipeline", "runtime"}

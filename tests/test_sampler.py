@@ -13,7 +13,7 @@ from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteSchedul
 from torch import Tensor
 
 from sana_edge.errors import InvalidInput
-from sana_edge.sampler import SCM_START, make_sampler
+from sana_edge.noise.schedules import SCM_START, make_sampler
 
 SHAPE = (2, 32, 3, 5)
 STEPS = (1, 2, 3, 4, 5, 14, 20, 50)
@@ -155,7 +155,7 @@ def test_scm_without_noise_is_an_error() -> None:
 
 
 def test_the_sampler_needs_no_torch() -> None:
-    code = "import sys, sana_edge.sampler; sys.exit('torch' in sys.modules)"
+    code = "import sys, sana_edge.noise.schedules; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

@@ -19,8 +19,9 @@ from sana_edge.fused import backends
 from sana_edge.nets.denoiser import Denoiser
 from sana_edge.nets.quantize import quantize_denoiser
 from sana_edge.nets.text_encoder import TextFeatures
+from sana_edge.noise.schedules import make_sampler
 from sana_edge.prompt import MAX_TOKENS
-from sana_edge.sampler import denoise, make_sampler
+from sana_edge.sampler import denoise
 from sana_edge.torch_runtime.device import DTYPES
 from sana_edge.torch_runtime.load import store_in_16_bit
 from sana_edge.torch_runtime.steps import make_predictor

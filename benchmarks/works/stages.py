@@ -32,7 +32,7 @@ from sana_edge.nets.quantize import (
 )
 from sana_edge.nets.text_context import TextContext
 from sana_edge.nets.text_weights import text_targets
-from sana_edge.sampler import make_sampler
+from sana_edge.noise.schedules import make_sampler
 from sana_edge.store.architectures import GEMMA_2_2B
 from sana_edge.torch_runtime import cuda_graph
 from sana_edge.torch_runtime.steps import FusedNetwork, Predictor

@@ -17,7 +17,8 @@ from sana_edge.nets.block import Constant, KeysValues
 from sana_edge.nets.quantize import set_graph_activations
 from sana_edge.nets.text_context import TextContext
 from sana_edge.nets.text_encoder import TextFeatures
-from sana_edge.sampler import Sampler, denoise, guide, make_sampler
+from sana_edge.noise.schedules import make_sampler
+from sana_edge.sampler import Sampler, denoise, guide
 from sana_edge.store.hub import ResolvedModel
 from sana_edge.store.manifest import Manifest
 from sana_edge.torch_runtime.load import load_denoiser

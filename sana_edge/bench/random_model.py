@@ -30,7 +30,8 @@ from sana_edge.nets.denoiser import Denoiser
 from sana_edge.nets.quantize import decoder_targets, denoiser_targets, quantize_decoder, quantize_denoiser
 from sana_edge.nets.text_encoder import TextFeatures
 from sana_edge.nets.tiny_autoencoder import latent_decoder
-from sana_edge.sampler import denoise, sampler_of
+from sana_edge.noise.schedules import sampler_of
+from sana_edge.sampler import denoise
 from sana_edge.store import domain, hub, manifest
 from sana_edge.store.architectures import GEMMA_2_2B
 from sana_edge.store.folder import read_json

@@ -15,10 +15,12 @@ from sana_edge.engines.noise import NoiseSource
 from sana_edge.engines.sessions import DENOISER, DENOISERS, TEXT
 from sana_edge.engines.text import Context, Floats, ProjectedText
 from sana_edge.errors import InvalidInput
+from sana_edge.noise.schedules import sampler_of
+from sana_edge.noise.variations import varied
 from sana_edge.progress import Progress, unseen
 from sana_edge.prompt import reading_notes, texts_of
 from sana_edge.request import Plan
-from sana_edge.sampler import Origin, Sampler, sampler_of, varied
+from sana_edge.sampler import Origin, Sampler
 
 
 class EngineRuntime(EngineModel):

@@ -15,10 +15,12 @@ from torch import Tensor
 from sana_edge.decoding import PREVIEW_CELLS, check_finite
 from sana_edge.nets.denoiser import Modulation
 from sana_edge.nets.text_context import TextContext, join_texts
+from sana_edge.noise.schedules import sampler_of
+from sana_edge.noise.variations import varied
 from sana_edge.progress import Progress
 from sana_edge.prompt import reading_notes, texts_of
 from sana_edge.request import Plan
-from sana_edge.sampler import Origin, Sampler, guide, sampler_of, varied
+from sana_edge.sampler import Origin, Sampler, guide
 from sana_edge.torch_runtime import decoding
 from sana_edge.torch_runtime.device import full_precision, torch_threads
 from sana_edge.torch_runtime.encoding import encode

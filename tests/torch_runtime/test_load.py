@@ -21,8 +21,8 @@ from sana_edge.calib.settings import Settings
 from sana_edge.cli.main import main
 from sana_edge.errors import CheckpointError, ModelNotFound, OutOfMemory, SanaError
 from sana_edge.nets.convert import convert
+from sana_edge.noise.schedules import sampler_of
 from sana_edge.prompt import CHI
-from sana_edge.sampler import sampler_of
 from sana_edge.store import hub, package
 from sana_edge.store.known_models import DECODERS, KnownModel
 from sana_edge.torch_runtime import tiling

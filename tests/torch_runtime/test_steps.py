@@ -18,7 +18,8 @@ from sana_edge.errors import Cancelled, InvalidInput
 from sana_edge.nets.denoiser import Denoiser, Modulation
 from sana_edge.nets.text_context import TextContext
 from sana_edge.nets.text_encoder import TextFeatures
-from sana_edge.sampler import Denoised, Origin, Sampler, denoise, make_sampler
+from sana_edge.noise.schedules import make_sampler
+from sana_edge.sampler import Denoised, Origin, Sampler, denoise
 from sana_edge.torch_runtime import cuda_graph
 from sana_edge.torch_runtime.steps import FusedNetwork, Network, PlainNetwork, Predictor, RecordedSteps
 
