@@ -280,6 +280,8 @@ def _check_values(manifest: Manifest, reader: Reader) -> None:
             fits = all(_is_side(side) for side in shape)
             reader.require(fits, key, list(shape), 'numbers, and names such as "h" or "32*h"')
         reader.require(graph.file in manifest.files, f"graphs.{name}.file", graph.file, "a key of files")
+        # by other names engines read other formats, in which nobody looks for loops
+        reader.require(graph.file.endswith(".onnx"), f"graphs.{name}.file", graph.file, "a name in .onnx")
     _check_parts(manifest, reader)
     for name in (INSTRUCTION, TOKENIZER):
         reader.require(name in manifest.files, "files", list(manifest.files), f"also {name}")

@@ -1,6 +1,7 @@
 """The numbers in an exported graph, wherever they lie: found by the protobuf's own fields, without a library.
 
-Field numbers are those of onnx.proto. Of a graph that is none the engine that loads it says so.
+Field numbers are those of onnx.proto. What is not read to its end here is refused: engines know more of the
+format than exports use, and would run what nobody has looked at.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def check_values(folder: Path, graphs: Iterable[str], files: Iterable[str], hint
 
     Raises:
         CheckpointError: they are not, or lie elsewhere, which names the first; or a graph has a loop, which
-            might never end.
+            might never end, or is none.
     """
     known, seen = set(files), set[tuple[str, int, int | None]]()
     for graph in graphs:
@@ -65,8 +66,8 @@ def check_values(folder: Path, graphs: Iterable[str], files: Iterable[str], hint
         except _Branches as error:
             what = f"{path} has a loop, a branch or a function ({error}), as no exported graph has"
             raise CheckpointError(what, hint) from error
-        except ValueError:
-            continue
+        except ValueError as error:
+            raise CheckpointError(f"{path} is no ONNX graph, or is damaged", hint) from error
         except OSError as error:
             raise CheckpointError(f"cannot read {path}: {error.strerror or error}", hint) from error
         for tensor in tensors:

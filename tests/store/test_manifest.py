@@ -63,11 +63,11 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path, cache: Path) -> Path:
-    """A whole folder whose files are no graphs."""
+    """A whole folder whose graphs have a name (field 2) and no nodes."""
     path = tmp_path / "onnx"
     for name in (*(f"{graph}.onnx" for graph in GRAPHS), "denoiser.onnx.data", INSTRUCTION, TOKENIZER):
         (path / name).parent.mkdir(parents=True, exist_ok=True)
-        (path / name).write_bytes(name.encode() * 100)
+        (path / name).write_bytes((b"\x12" + bytes([len(name)]) + name.encode()) * 100)
     manifest.write(made(manifest_files.stored_files(path)), path)
     return path
 
@@ -97,7 +97,7 @@ def test_the_format_is_as_agreed(folder: Path) -> None:
     }
     assert data["files"]["denoiser.onnx"] == {
         "sha256": package.digest([folder / "denoiser.onnx"]),
-        "bytes": 1300,
+        "bytes": 1500,
     }
     assert data["sampler"] == {
         "kind": "flow-dpm",
@@ -223,6 +223,11 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], str, str]] = {
     "graph-file": (
         put("graphs/decoder/file", "other.onnx"),
         "graphs.decoder.file is 'other.onnx', expected a key of files",
+        "again",
+    ),
+    "graph-format": (
+        put("graphs/decoder/file", TOKENIZER),
+        f"graphs.decoder.file is '{TOKENIZER}', expected a name in .onnx",
         "again",
     ),
     "port": (

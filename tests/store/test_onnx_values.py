@@ -81,16 +81,29 @@ def test_weights_lie_in_the_folder(tmp_path: Path) -> None:
         check(path, "a.data")
 
 
-def test_what_is_no_graph_is_left_to_the_engine(tmp_path: Path) -> None:
+def test_what_is_no_graph_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.onnx"
     for content in (
-        b"",
         b"\xff" * 40,
         b"\x3a\xff",
         b"\x0f",
         b"\x3a\x80\x80\x80\x80\x80\x80\x80\x80\x80\x80\x80\x01",
     ):
-        (tmp_path / "a.onnx").write_bytes(content)
-        check(tmp_path / "a.onnx")
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match="is no ONNX graph"):
+            check(path)
+
+
+def test_a_loop_behind_what_only_engines_read(tmp_path: Path) -> None:
+    """A group, which protobuf has no longer: engines pass over it and run the rest."""
+    path = tmp_path / "a.onnx"
+    body = onnx.helper.make_graph([], "body", [], [])
+    save(path, nodes=[onnx.helper.make_node("Loop", ["n", "t", "x"], ["y"], body=body)])
+    whole = path.read_bytes()
+    for content in (b"\xa3\x06\xa4\x06" + whole, whole + b"\xa3\x06\xa4\x06"):
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"is no ONNX graph|has a loop"):
+            check(path)
 
 
 def test_an_exported_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
