@@ -121,7 +121,10 @@ class Pictures:
         except OSError as error:
             raise atomic.cannot_write(self.folder, error) from error
         made = known | {source.label: asdict(source) for source in sources}
-        atomic.write_json(record, {"format": FORMAT, **self._about, "sources": made})
+        for source in sources:
+            if (place := self.folder / source.label).is_symlink():
+                raise InvalidInput(f"{place} is a link", "remove it, or choose another --output")
+        atomic.write_json(record, {"format": FORMAT, **self._about, "sources": made}, follow=False)
 
     def _check(self, record: Path, sources: list[Source]) -> dict[str, Any]:
         """The sources of the record, if it is of the same evaluation."""
@@ -188,7 +191,7 @@ class Pictures:
             path.parent.mkdir(exist_ok=True)
         except OSError as error:
             raise atomic.cannot_write(path, error) from error
-        image.save(path, force=True)
+        atomic.write_bytes(path, image.png(), follow=False)
 
 
 def _object(value: Any) -> dict[str, Any]:

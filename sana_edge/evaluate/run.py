@@ -93,10 +93,10 @@ class Evaluation:
         return {"options": {**self.options, **self.loading}, **report.facts()}
 
     def _write(self, report: Report) -> None:
-        atomic.write_json(self.folder / RESULTS, self.facts(report))
+        atomic.write_json(self.folder / RESULTS, self.facts(report), follow=False)
         sheet = report.sheet()
         if sheet is not None:
-            atomic.write_bytes(self.folder / SHEET, sheet)
+            atomic.write_bytes(self.folder / SHEET, sheet, follow=False)
         else:
             # of an earlier run
             with contextlib.suppress(OSError):

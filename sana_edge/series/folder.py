@@ -9,7 +9,7 @@ from typing import Any
 
 from sana_edge.errors import InvalidInput, SanaError
 from sana_edge.image import is_whole, read_metadata
-from sana_edge.series.pictures import Picture
+from sana_edge.series.pictures import Picture, check_folders
 from sana_edge.system.json_values import shown
 
 OTHER = "draw as before, or choose another --output"
@@ -32,8 +32,10 @@ def missing(
         model: what draws.
 
     Raises:
-        InvalidInput: without ``force``, a file is there that was drawn otherwise, or by something else.
+        InvalidInput: a folder is a link; without ``force``, a file is there that was drawn otherwise, or by
+            something else.
     """
+    check_folders(folder, pictures)
     left, changed, foreign = [], [], []
     for picture in pictures:
         path, entry = folder / picture.name, entries.get(picture.name)

@@ -269,6 +269,17 @@ def _folders(name: str) -> list[str]:
     return ["/".join(parts[:count]) for count in range(1, len(parts))]
 
 
+def check_folders(folder: Path, pictures: Iterable[Picture]) -> None:
+    """See that no folder of a series' pictures is a link, which may lead out of it.
+
+    Raises:
+        InvalidInput: one is.
+    """
+    for inner in {inner for picture in pictures for inner in _folders(picture.name)}:
+        if (folder / inner).is_symlink():
+            raise InvalidInput(f"{folder / inner} is a link", "choose another --output, or remove it")
+
+
 def _check_names(
     names: list[str], pictures: list[Picture], taken: Mapping[str, int], folders: set[str]
 ) -> None:

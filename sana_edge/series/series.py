@@ -159,7 +159,7 @@ class Series:
             self._manifest.write(picture, model, "failed", error=outcome.error, hint=outcome.hint)
             self.failed[picture.name] = drawn
             return drawn
-        write_bytes(path, outcome.data)
+        write_bytes(path, outcome.data, follow=False)
         seconds = {stage: round(value, 3) for stage, value in outcome.timings.items()}
         more = {"metadata": outcome.metadata, "timings": seconds, "notes": list(outcome.notes)}
         self._manifest.write(picture, model, "done", **more)

@@ -29,7 +29,7 @@ def user_cache() -> Path | None:
     """
     chosen = os.environ.get(VARIABLE)
     if chosen:
-        return Path(chosen)
+        return Path(os.path.expanduser(chosen))
     above = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
     if above and os.path.isabs(above):
         return Path(above) / "sana-edge"

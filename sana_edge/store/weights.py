@@ -213,7 +213,7 @@ def save_state(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, s
         SanaError: the file cannot be written; the message has the reason (no space, no permission).
     """
     tensors = _storable(state)
-    with atomic.new_file(path, failures=(SafetensorError,)) as temporary:
+    with atomic.new_file(path, follow=False, failures=(SafetensorError,)) as temporary:
         save_file(tensors, temporary, {"format": "pt", **(metadata or {})})
 
 

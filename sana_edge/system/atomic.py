@@ -63,23 +63,24 @@ def new_file(
     force: bool = True,
     parents: bool = True,
     private: bool = False,
+    follow: bool = True,
     failures: tuple[type[Exception], ...] = (),
 ) -> Iterator[Path]:
     """Give an unused name to write to; at the end, and only then, that file gets the name ``path``.
-
-    A link is followed: the file that it names is replaced, and it stays a link.
 
     Args:
         force: replace what is at ``path``.
         parents: make the folder where it is missing.
         private: only the user may read it.
+        follow: replace the file that a link leads to, which stays a link, as where users name it. A link that
+            came with a folder may lead to anybody's file: it is replaced itself.
         failures: exceptions of a library that mean, as OSError does, that the file could not be written.
 
     Raises:
         FileExistsError: without ``force``, something is or has appeared at ``path``.
         SanaError: it cannot be written.
     """
-    target = _real(path)
+    target = _real(path) if follow else _real(path.parent) / path.name
     try:
         if parents:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -103,15 +104,15 @@ def new_file(
         raise cannot_write(path, error) from error
 
 
-def write_bytes(path: Path, content: bytes, *, private: bool = False) -> None:
-    """Write a file, whole or not at all; ``private`` and errors are those of `new_file`."""
-    with new_file(path, private=private) as temporary:
+def write_bytes(path: Path, content: bytes, *, private: bool = False, follow: bool = True) -> None:
+    """Write a file, whole or not at all; the other arguments and errors are those of `new_file`."""
+    with new_file(path, private=private, follow=follow) as temporary:
         temporary.write_bytes(content)
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any, *, follow: bool = True) -> None:
     """Write JSON that people can read; NaN and infinity, which JSON lacks, are a ValueError."""
-    write_bytes(path, f"{json.dumps(content, indent=2, allow_nan=False)}\n".encode())
+    write_bytes(path, f"{json.dumps(content, indent=2, allow_nan=False)}\n".encode(), follow=follow)
 
 
 def check_writable(path: Path) -> None:

@@ -1,12 +1,15 @@
-"""Regular files alone: a pipe would wait for its writer, and a device might never end."""
+"""Regular files alone: a pipe would wait for its writer, a device might never end, a link leads elsewhere."""
 
 from __future__ import annotations
 
 import errno
 import os
 import stat
-from io import BufferedReader
+from io import BufferedRandom, BufferedReader
 from pathlib import Path
+
+# a pipe must not wait, and Windows not change what is written
+_FLAGS = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
 def open_regular(path: Path | str) -> BufferedReader:
@@ -15,8 +18,26 @@ def open_regular(path: Path | str) -> BufferedReader:
     Raises:
         OSError: it cannot be read, or is no regular file.
     """
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    return open(_regular(path, os.O_RDONLY), "rb")
+
+
+def append_regular(path: Path | str) -> BufferedRandom:
+    """A file for reading and appending in binary, which is made where it is missing.
+
+    A link is not followed: one that came with a folder may lead to anybody's file.
+
+    Raises:
+        OSError: it cannot be written, or is no regular file.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
+    if os.path.islink(path):
+        raise OSError(errno.EINVAL, "it is a link", str(path))
+    return open(_regular(path, flags), "a+b")
+
+
+def _regular(path: Path | str, flags: int) -> int:
+    descriptor = os.open(path, flags | _FLAGS, 0o666)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, "it is no regular file", str(path))
-    return open(descriptor, "rb")
+    return descriptor

@@ -10,6 +10,7 @@ from pathlib import Path
 from sana_edge.errors import CheckpointError
 from sana_edge.system.atomic import new_file
 from sana_edge.system.json_values import Reader, parse
+from sana_edge.system.regular import open_regular
 
 TRAININGS = {
     "text": "text encoder",
@@ -36,7 +37,9 @@ def read_log(folder: Path) -> list[dict[str, float]]:
     A line that a killed process cut, or that is none, is left out.
     """
     records: dict[int, dict[str, float]] = {}
-    for line in (folder / "log.jsonl").read_text(encoding="utf-8", errors="replace").split("\n"):
+    with open_regular(folder / "log.jsonl") as file:
+        lines = file.read().decode(errors="replace").split("\n")
+    for line in lines:
         try:
             record = parse(line)
             Reader("").convert(record, _Record)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from sana_edge.errors import CheckpointError, SanaError
 from sana_edge.nets.autoencoder import Autoencoder
 from sana_edge.store.weights import save_state
 from sana_edge.system.json_values import Reader, parse
+from sana_edge.system.regular import append_regular, open_regular
 
 from .buckets import Size, bucket, fit
 from .imagefolder import BROKEN, Entry, LeftOut, checksum, open_picture
@@ -68,6 +68,8 @@ class LatentCache:
         self._files.read()
         for path in sorted(self.folder.glob("latents-*.safetensors")):
             try:
+                # a pipe would wait for its writer
+                open_regular(path).close()
                 shard: Any = safe_open(path, "pt")
             except Exception as error:
                 raise CheckpointError(f"{path} is damaged: {error}", "remove it; it is made again") from error
@@ -186,8 +188,7 @@ class _Checksums:
             return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-            with os.fdopen(descriptor, "ab") as file:
+            with append_regular(self.path) as file:
                 file.write(("\n" + "\n".join(self._new) + "\n").encode())
         except OSError as error:
             raise SanaError(f"cannot write {self.path}: {error}", "check the free space") from error
@@ -202,9 +203,13 @@ class _Checksums:
 
     def read(self) -> None:
         """Read what is kept."""
-        if not self.path.exists():
+        try:
+            with open_regular(self.path) as file:
+                lines = file.read().decode(errors="replace").split("\n")
+        except OSError:
+            # checksums are computed again
             return
-        for line in self.path.read_text(encoding="utf-8", errors="replace").split("\n"):
+        for line in lines:
             try:
                 name, size, changed, key = Reader("").convert(parse(line), tuple[str, int, int, str])
             except (ValueError, CheckpointError):

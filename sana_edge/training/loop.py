@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from sana_edge.errors import SanaError, reason
 from sana_edge.store.weights import check_state, save_state
+from sana_edge.system.regular import append_regular
 
 from .state import STATE, State, damage_named, read_state, under
 
@@ -281,8 +282,8 @@ def signals() -> Iterator[list[int]]:
 
 def _append(path: Path, line: str) -> None:
     """A line at the end of a file, whose last one a process that was killed may have cut."""
-    with open(path, "ab+") as file:
-        if file.tell():
+    with append_regular(path) as file:
+        if file.seek(0, os.SEEK_END):
             file.seek(-1, os.SEEK_END)
             if file.read() != b"\n":
                 file.write(b"\n")

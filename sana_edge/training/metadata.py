@@ -20,7 +20,7 @@ from PIL import Image
 from sana_edge.errors import InvalidInput, SanaError
 from sana_edge.system.atomic import new_file
 from sana_edge.system.json_values import parse
-from sana_edge.system.regular import open_regular
+from sana_edge.system.regular import append_regular, open_regular
 
 NAME = "metadata.jsonl"
 _HALF = re.compile("[\ud800-\udfff]")
@@ -71,7 +71,7 @@ class Metadata:
         line = _line({"file_name": name, **values})
         try:
             # a line that a full disk cut before is ended first
-            with open(self.journal, "a+b") as journal:
+            with append_regular(self.journal) as journal:
                 journal.seek(max(journal.seek(0, 2) - 1, 0))
                 journal.write(b"\n" * (journal.read(1) not in (b"", b"\n")) + line.encode())
         except OSError as error:
@@ -85,7 +85,7 @@ class Metadata:
         if not self.journal.exists():
             return
         try:
-            with new_file(self.file) as partial:
+            with new_file(self.file, follow=False) as partial:
                 partial.write_text("".join(map(_line, self.rows.values())), encoding="utf-8")
             self.journal.unlink()
         except (OSError, SanaError) as problem:

@@ -201,6 +201,20 @@ def test_pictures_behind_a_link_are_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "mine" / "00001.png").read_text() == "mine"
 
 
+def test_links_of_an_evaluation_stay_what_they_lead_to(tmp_path: Path) -> None:
+    found = run(evaluation(tmp_path))
+    (tmp_path / "mine").write_text("mine")
+    for path in (tmp_path / "out" / "results.json", found.drawn.paths[0][0]):
+        path.unlink()
+        path.symlink_to(tmp_path / "mine")
+    run(evaluation(tmp_path))
+    assert (tmp_path / "mine").read_text() == "mine"
+    (tmp_path / "out" / "tiny").rename(tmp_path / "tiny")
+    (tmp_path / "out" / "tiny").symlink_to(tmp_path / "tiny")
+    with pytest.raises(InvalidInput, match="tiny is a link"):
+        run(evaluation(tmp_path))
+
+
 def test_prompts_that_cannot_be_drawn_are_passed_over(tmp_path: Path) -> None:
     def fail(model: Grey) -> None:
         model.fails = frozenset({"a blue boat"} if model.source.int8 else ())

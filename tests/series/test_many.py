@@ -277,6 +277,22 @@ def test_a_manifest_that_is_a_link_stays_what_it_leads_to(tmp_path: Path) -> Non
     assert (tmp_path / "mine").read_text() == "mine"
 
 
+def test_links_among_pictures_stay_what_they_lead_to(tmp_path: Path) -> None:
+    first = draw(tmp_path / "folder")
+    (tmp_path / "mine").write_text("mine")
+    first[0].path.unlink()
+    first[0].path.symlink_to("../mine")
+    # its line says that it is done
+    draw(tmp_path / "folder")
+    assert not first[0].path.is_symlink() and (tmp_path / "mine").read_text() == "mine"
+    (tmp_path / "other").mkdir()
+    (tmp_path / "folder" / "sub").symlink_to("../other")
+    prompts = [{"prompt": "a", "output": "sub/a.png"}]
+    with pytest.raises(InvalidInput, match="sub is a link"):
+        list(generate_many(StandIn(), prompts, tmp_path / "folder", force=True))
+    assert not any((tmp_path / "other").iterdir())
+
+
 def test_lines_of_a_manifest_that_nobody_wrote(tmp_path: Path) -> None:
     """What they say is not believed: the pictures are looked at, or drawn again."""
     draw(tmp_path)

@@ -24,6 +24,7 @@ from sana_edge import progress
 from sana_edge.cli.main import main
 from sana_edge.errors import Cancelled, CheckpointError, InvalidInput, ModelNotFound, SanaError
 from sana_edge.store import catalogue, downloads, hub
+from sana_edge.store.blobs import RemoteFile, check_small, fetch_blobs
 from sana_edge.store.known_models import DECODERS, KNOWN, KnownModel
 
 KNOWN_NAME = "sana-0.6b-512"
@@ -583,3 +584,27 @@ def test_what_may_not_be_read(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 def test_names_of_the_cache_that_no_repository_has(cache: Path, tiny_folder: Path, name: str) -> None:
     shutil.copytree(tiny_folder, cache / name / "snapshots" / "abc")
     assert "cached" not in {model.origin for model in catalogue.list_models()}
+
+
+def test_a_small_file_that_is_another_removes_nothing_outside(tmp_path: Path) -> None:
+    """A cache of somebody else may have links that are none of the library's."""
+    snapshot = tmp_path / "models--a--b" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    blob, mine = snapshot.parents[1] / "blobs" / "1", tmp_path / "mine"
+    blob.parent.mkdir()
+    for target, left in ((mine, True), (blob, False)):
+        target.write_text("other")
+        (snapshot / "config.json").symlink_to(target)
+        with pytest.raises(SanaError, match=r"config\.json did not arrive"):
+            check_small([RemoteFile("config.json", "0" * 40)], snapshot)
+        assert not (snapshot / "config.json").is_symlink() and target.exists() == left
+
+
+def test_what_was_begun_is_no_link(tmp_path: Path) -> None:
+    home, name = tmp_path / "models--a--b", "a" * 64
+    (tmp_path / "mine").write_text("mine")
+    (home / "blobs").mkdir(parents=True)
+    (home / "blobs" / f"{name}.incomplete").symlink_to(tmp_path / "mine")
+    with pytest.raises(OSError, match="it is a link"):
+        fetch_blobs("a/b", "main", [RemoteFile("w", None, 2, name)], home, lambda _: object)
+    assert (tmp_path / "mine").read_text() == "mine"

@@ -234,6 +234,16 @@ def test_links_are_followed(tmp_path: Path) -> None:
     assert (tmp_path / "disk" / "target").read_text() == "1"
 
 
+def test_links_of_strangers_are_replaced(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    for leads_to in ("mine", "nowhere", "file"):
+        (tmp_path / "file").unlink(missing_ok=True)
+        (tmp_path / "file").symlink_to(leads_to)
+        atomic.write_bytes(tmp_path / "file", b"1", follow=False)
+        assert not (tmp_path / "file").is_symlink() and (tmp_path / "file").read_text() == "1"
+    assert (tmp_path / "mine").read_text() == "mine" and not (tmp_path / "nowhere").exists()
+
+
 def test_entries_appear_beside_others(tmp_path: Path) -> None:
     output = old_folder(tmp_path / "model")
     with pytest.raises(InvalidInput, match="index exists"), atomic.new_entries(output) as folder:

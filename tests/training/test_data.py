@@ -343,3 +343,31 @@ def test_metadata_that_is_a_pipe_or_endless(tmp_path: Path, name: str) -> None:
         with pytest.raises(InvalidInput, match="no regular file"):
             Metadata(tmp_path / "metadata.jsonl")
         (tmp_path / name).unlink()
+
+
+def test_links_beside_the_metadata_stay_what_they_lead_to(folder: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    write_rows(folder, [{"file_name": "1.png", "text": "a"}])
+    mine.write_bytes((folder / "metadata.jsonl").read_bytes())
+    (folder / "metadata.jsonl").unlink()
+    (folder / "metadata.jsonl").symlink_to(mine)
+    before = mine.read_bytes()
+    with Metadata(folder / "metadata.jsonl") as metadata:
+        metadata.update("1.png", captions=["b"])
+    assert mine.read_bytes() == before
+    assert Metadata(folder / "metadata.jsonl").rows["1.png"]["captions"] == ["b"]
+    (folder / ".metadata.jsonl.journal").symlink_to(mine)
+    with pytest.raises(SanaError, match="it is a link"):
+        Metadata(folder / "metadata.jsonl").update("1.png", captions=["c"])
+    assert mine.read_bytes() == before
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes by name")
+def test_pipes_and_links_among_latents(tmp_path: Path) -> None:
+    home = LatentCache(tmp_path / "latents", "a" * 32, 64, 32).folder
+    home.mkdir(parents=True)
+    os.mkfifo(home / "files.jsonl")
+    LatentCache(tmp_path / "latents", "a" * 32, 64, 32)
+    os.mkfifo(home / "latents-a.safetensors")
+    with pytest.raises(CheckpointError, match="no regular file"):
+        LatentCache(tmp_path / "latents", "a" * 32, 64, 32)

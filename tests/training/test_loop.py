@@ -132,6 +132,30 @@ def test_a_damaged_state_is_named(tmp_path: Path, change: bytes | dict[str, str]
     assert "remove it" in caught.value.hint
 
 
+def test_links_in_a_training_folder_stay_what_they_lead_to(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "mine").write_text("mine")
+    log, state = tmp_path / "run" / "log.jsonl", tmp_path / "run" / "state.safetensors"
+    log.symlink_to("../mine")
+    trainer, model = make(tmp_path / "run", 20)
+    with pytest.raises(SanaError, match=r"cannot write .*log\.jsonl: it is a link"):
+        run(trainer, model)
+    log.unlink()
+    state.symlink_to("../mine")
+    run(trainer, model)
+    assert not state.is_symlink() and (tmp_path / "mine").read_text() == "mine"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes by name")
+def test_a_log_that_is_a_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "log.jsonl")
+    trainer, model = make(tmp_path, 20)
+    with pytest.raises(SanaError, match="no regular file"):
+        run(trainer, model)
+    with pytest.raises(OSError, match="no regular file"):
+        read_log(tmp_path)
+
+
 def test_a_log_whose_last_line_was_cut(tmp_path: Path) -> None:
     lines = [json.dumps({"step": step, "minutes": 0.1 * step, "loss": 1.0}) for step in (1, 2, 3, 2)]
     (tmp_path / "log.jsonl").write_text("\n".join([*lines, "[1]", '{"step": 9, "minutes": 1']))
