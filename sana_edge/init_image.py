@@ -6,6 +6,7 @@ import hashlib
 import io
 import logging
 import os
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -93,9 +94,9 @@ def read_image(image: Picture) -> NDArray[np.uint8]:
     if opened.mode.startswith("I") or opened.mode == "F":
         opened = _eight_bits(opened)
     if "A" in opened.getbands() or "transparency" in opened.info:
-        layer = opened.convert("RGBA")
+        layer = _converted(opened, "RGBA", "image")
         opened = PIL.Image.alpha_composite(PIL.Image.new("RGBA", layer.size, "white"), layer)
-    return np.array(opened.convert("RGB"))
+    return np.array(_converted(opened, "RGB", "image"))
 
 
 def read_mask(mask: Picture, size: tuple[int, int]) -> NDArray[np.uint8]:
@@ -111,7 +112,7 @@ def read_mask(mask: Picture, size: tuple[int, int]) -> NDArray[np.uint8]:
     opened = _opened(mask, "mask")
     if opened.mode.startswith("I") or opened.mode == "F":
         opened = _eight_bits(opened)
-    grey = opened.convert("L")
+    grey = _converted(opened, "L", "mask")
     values = np.array(grey if grey.size == size else grey.resize(size, PIL.Image.Resampling.BILINEAR))
     if not values.any():
         raise InvalidInput("the mask is black everywhere", "make white what is to be drawn anew")
@@ -146,7 +147,11 @@ def _opened(image: Picture, what: str) -> PIL.Image.Image:
             # a pipe would wait for its writer
             if not isinstance(file, io.BytesIO) and os.path.exists(file) and not os.path.isfile(file):
                 raise InvalidInput(f"the {what}{name} is no regular file", _HINT)
-            with PIL.Image.open(file, formats=FORMATS) as opened:
+            with warnings.catch_warnings():
+                # of damaged tags and of many pixels, which are counted here
+                warnings.simplefilter("ignore")
+                opened = PIL.Image.open(file, formats=FORMATS)
+            with opened:
                 # to count them takes as long as there are many
                 if getattr(opened, "is_animated", False):
                     logger.warning("the %s%s has several pictures: the first one is taken", what, name)
@@ -180,6 +185,13 @@ def _turned(image: PIL.Image.Image, what: str) -> PIL.Image.Image:
         raise InvalidInput(found, f"give at most {MAX_PIXELS // 1_000_000} million")
     image.load()
     return PIL.ImageOps.exif_transpose(image)
+
+
+def _converted(image: PIL.Image.Image, mode: str, what: str) -> PIL.Image.Image:
+    try:
+        return image.convert(mode)
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"cannot read the {what}: {error}", "save it in RGB") from error
 
 
 def _eight_bits(image: PIL.Image.Image) -> PIL.Image.Image:

@@ -330,3 +330,19 @@ def test_pictures_of_a_file_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> 
 def test_values_that_are_no_numbers(tmp_path: Path) -> None:
     PIL.Image.fromarray(np.array([[np.nan, np.inf, -np.inf, 1]], np.float32)).save(tmp_path / "a.tiff")
     assert read_image(tmp_path / "a.tiff")[0, :, 0].tolist() == [0, 255, 0, 255]
+
+
+def test_kinds_that_become_no_mask(tmp_path: Path) -> None:
+    """Lab in a TIFF, of which Pillow makes no grey."""
+    path = tmp_path / "a.tiff"
+    PIL.Image.new("LAB", (8, 8)).save(path)
+    assert read_image(path).shape == (8, 8, 3)
+    with pytest.raises(InvalidInput, match="cannot read the mask: conversion from LAB"):
+        read_mask(path, (8, 8))
+
+
+@pytest.mark.filterwarnings("error")
+def test_pictures_of_many_pixels_are_no_warning(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    PIL.Image.new("1", (9_500, 9_500)).save(path)
+    assert read_image(path).shape == (9_500, 9_500, 3)

@@ -8,12 +8,15 @@ import errno
 import os
 import socket
 
+import h11
 import uvicorn
+from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from sana_edge.errors import InvalidInput, SanaError
 from sana_edge.serve.app import application
 from sana_edge.serve.guard import is_loopback
+from sana_edge.serve.http import Json, Refused, failure
 from sana_edge.serve.service import Service
 
 # seconds in which a request's headers must be here
@@ -78,7 +81,6 @@ class Server(uvicorn.Server):
             log_config=None,
             log_level="critical",
             server_header=False,
-            limit_concurrency=MAX_CONNECTIONS,
             timeout_keep_alive=30,
             timeout_graceful_shutdown=5,
         )
@@ -107,6 +109,14 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
+async def _busy(scope: Scope, receive: Receive, send: Send) -> None:
+    """The application of connections beyond the limit."""
+    error = Refused(503, f"more than {MAX_CONNECTIONS} connections are open", "send it again later")
+    response = failure(scope["path"], error)
+    response.headers["connection"] = "close"
+    await response(scope, receive, send)
+
+
 class _Protocol(H11Protocol):
     """uvicorn's, which closes connections that do not send a request's headers to their end."""
 
@@ -114,6 +124,8 @@ class _Protocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        if len(self.connections) > MAX_CONNECTIONS:
+            self.app = _busy
         self._late = self.loop.call_later(HEADER_SECONDS, self._close_if_late)
 
     def data_received(self, data: bytes) -> None:
@@ -131,6 +143,19 @@ class _Protocol(H11Protocol):
         super().connection_lost(exc)
         if self._late is not None:
             self._late.cancel()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP, unless an answer was begun before the rest of the request came."""
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            answer = Json({"error": "this is no request of HTTP/1.1", "hint": "send one"}, 400)
+            headers = [*answer.raw_headers, (b"connection", b"close")]
+            for event in (
+                h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
+                h11.Data(data=bytes(answer.body)),
+                h11.EndOfMessage(),
+            ):
+                self.transport.write(self.conn.send(event))
+        self.transport.close()
 
     @property
     def _waits(self) -> bool:

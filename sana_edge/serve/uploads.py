@@ -30,7 +30,9 @@ def decode(data: bytes, name: str) -> PIL.Image.Image:
         width, height = opened.size
         if width * height <= MAX_PIXELS:
             opened.load()
-            return PIL.ImageOps.exif_transpose(opened)
+            turned = PIL.ImageOps.exif_transpose(opened)
+            # what Pillow makes no grey of
+            return turned.convert("RGBA") if turned.mode == "LAB" else turned
     # decoders of many formats, with errors of their own
     except Exception as error:
         reason = " ".join(str(error).split()).partition("<_io.BytesIO")[0].rstrip()

@@ -109,6 +109,31 @@ def test_what_is_no_http(idle: Client, data: bytes) -> None:
     assert idle.get("/health").status == 200
 
 
+def test_what_is_no_http_is_told_in_json(idle: Client) -> None:
+    for head in (b"GET /health HTTP/1.1\r\n\r\n", b"GET /\xe9 HTTP/1.1\r\nHost: localhost\r\n\r\n"):
+        with idle.raw(head) as connection:
+            assert b'{"error":"this is no request of HTTP/1.1"' in connection.recv(1 << 16)
+
+
+def test_half_a_request_behind_its_answer(idle: Client, caplog: pytest.LogCaptureFixture) -> None:
+    """What is no chunk comes when the path was refused long ago."""
+    head = b"POST /nothing HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with idle.raw(head) as connection:
+        assert b"404" in connection.recv(1 << 16)
+        connection.sendall(b"ZZ\r\n")
+        with contextlib.suppress(ConnectionError):
+            until(lambda: connection.recv(1 << 16) == b"")
+    assert idle.get("/health").status == 200 and not caplog.records
+
+
+def test_too_many_connections(idle: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "MAX_CONNECTIONS", 2)
+    with idle.raw(b"GET /hea"), idle.raw(b"GET /hea"):
+        answer = until(lambda: (found := idle.get("/health")).status == 503 and found)
+        assert answer.json == {"error": "more than 2 connections are open", "hint": "send it again later"}
+    until(lambda: idle.get("/health").status == 200)
+
+
 def test_a_slow_client_delays_nobody(fake: Client, loader: FakeLoader) -> None:
     """It leaves a stream of large previews unread."""
     body = {**SMALL, "steps": 30, "size": "1024x1024", "preview_every": 1}

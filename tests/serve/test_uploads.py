@@ -169,6 +169,11 @@ def test_pictures_of_any_kind(idle: Client, data: bytes) -> None:
     assert idle.ask("POST", EDITS, body, {"Content-Type": kind}).status == 200
 
 
+def test_a_mask_in_lab_becomes_grey() -> None:
+    found = uploads.decode(encoded(PIL.Image.new("LAB", (8, 8)), "TIFF"), "mask")
+    assert found.convert("L").size == (8, 8)
+
+
 def test_rotation_of_exif() -> None:
     exif = PIL.Image.Exif()
     exif[0x0112] = 6
