@@ -138,7 +138,18 @@ def _words(error: Exception) -> tuple[str, str]:
         hint = "go to a folder that is there, and let TMPDIR be one that can be written"
         return one_line(error.strerror or str(error)), hint
     message = one_line(" ".join(f"{type(error).__name__}: {error}".split()))
+    if library := _imported(error):
+        hint = f"see the variables of the environment that {library} reads, or install it again"
+        return one_line(f"cannot load {library}: {message}"), hint
     return message, "run it again with -v to see where this comes from"
+
+
+def _imported(error: Exception) -> str:
+    """The library that failed while it was imported; empty where none was."""
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    modules = [f.f_globals.get("__name__", "") for f in frames if f.f_code.co_name == "<module>"]
+    found = str(modules[-1]).partition(".")[0] if modules else ""
+    return "" if found in ("__main__", "sana_edge") else found
 
 
 def _flush() -> OSError | None:

@@ -170,3 +170,14 @@ def test_no_folder_for_temporary_files(
     monkeypatch.setattr("sana_edge.cli.plan.run", refuse)
     assert main(["plan"]) == 1
     assert re.search("error: No usable .*\nhint:  .*TMPDIR", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("variable", "library"), [("HF_HUB_ETAG_TIMEOUT", "huggingface_hub"), ("TQDM_MININTERVAL", "tqdm")]
+)
+def test_variables_that_a_library_cannot_read(tmp_path: Path, variable: str, library: str) -> None:
+    words = {"tqdm": ["generate", "a", "--steps", "1"]}.get(library, ["models", "list"])
+    environment = {**os.environ, variable: "abc"}
+    done = subprocess.run([*COMMAND, *words], cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert done.returncode == 1
+    assert re.match(f"error: cannot load {library}: ValueError.*\nhint:  see the variables", done.stderr)
