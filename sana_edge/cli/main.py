@@ -33,8 +33,8 @@ from sana_edge.system.atomic import hint_of
 from sana_edge.system.memory import memory_errors
 from sana_edge.system.threads import termination_as_interrupt, wait_passively
 
-# what a pipe without a reader and a full disk say
-_OF_STREAMS = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# what a pipe without a reader, a full disk and a stream that was opened for reading say
+_OF_STREAMS = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EBADF)
 
 # each has HELP, add_options(parser) and run(arguments)
 COMMANDS = {

@@ -39,6 +39,7 @@ _HINTS = {
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.EFBIG: "the file system, or a limit of this process (ulimit -f), has no room for so large a file",
     errno.EBUSY: "it is a mount point: mount the folder above, or choose another one",
+    errno.EBADF: "it was opened for reading alone: choose another file",
     errno.EROFS: "the file system is read-only: choose another folder",
 }
 _HINT = "check the free space and the permissions, or choose another folder"

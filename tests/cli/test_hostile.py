@@ -154,6 +154,17 @@ def test_what_is_said_cannot_be_written(tmp_path: Path, words: str, place: str) 
         assert "cannot write what is said: No space left on device\nhint:  the disk is full" in done.stderr
 
 
+@pytest.mark.parametrize("words", ["models list", "paint"])
+@pytest.mark.parametrize("place", ["1</dev/null", "1</dev/null 2</dev/null"])
+def test_streams_that_were_opened_for_reading(tmp_path: Path, words: str, place: str) -> None:
+    command = f"{sys.executable} -m sana_edge {words} {place}"
+    done = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode in (1, 2)
+    assert not re.search("Traceback|Exception ignored|with -v", done.stderr), done.stderr
+    if words == "models list" and "2<" not in place:
+        assert done.stderr.startswith("error: cannot write what is said: Bad file descriptor\nhint:  it was")
+
+
 def test_the_current_folder_is_gone(tmp_path: Path) -> None:
     (tmp_path / "here").mkdir()
     command = f"cd {tmp_path}/here; rmdir ../here; {sys.executable} -m sana_edge generate a --steps 1"
