@@ -30,7 +30,7 @@ _ALIASES = {
     "name": "output",
 }
 _SIZE = re.compile(r"(\d{1,9})\s*[xX*]\s*(\d{1,9})")
-_SEVERAL = re.compile(r"\d+(?:[\s,;]+\d+)+")
+_SEVERAL = re.compile(r"\d{1,19}(?:[\s,;]+\d{1,19})+")
 
 Line = tuple[int, "Entry"]
 

@@ -219,7 +219,7 @@ def _denoiser_config(state: Mapping[str, Tensor], size: int | None, heads: int |
             else "the checkpoint does not say on which size it was trained",
             f"give the size: {', '.join(map(str, SIZES))}",
         )
-    return DenoiserConfig(
+    found = DenoiserConfig(
         in_channels=channels,
         out_channels=_shape(state, "proj_out.weight", 2)[0],
         num_layers=_count(state, r"transformer_blocks\.(\d+)\."),
@@ -237,6 +237,8 @@ def _denoiser_config(state: Mapping[str, Tensor], size: int | None, heads: int |
         guidance_embeds="time_embed.guidance_embedder.linear_1.weight" in state,
         qk_norm="rms_norm_across_heads" if "transformer_blocks.0.attn1.norm_q.weight" in state else None,
     )
+    # within its bounds: a file of names alone may have any number of layers
+    return DenoiserConfig.from_dict(found.to_dict())
 
 
 def _size_of(positions: Tensor | None) -> int | None:
@@ -251,7 +253,7 @@ def _autoencoder_config(state: Mapping[str, Tensor]) -> AutoencoderConfig:
             f"the checkpoint has an encoder of {down.stages} stages and a decoder of {up.stages}"
         )
     head = next((tensor.shape[1] for key, tensor in state.items() if key.endswith(".proj_out.weight")), 32)
-    return AutoencoderConfig(
+    found = AutoencoderConfig(
         in_channels=_shape(state, f"encoder.conv_in.{'' if down.layers[0] else 'conv.'}weight", 4)[1],
         latent_channels=_shape(state, "decoder.conv_in.weight", 4)[1],
         attention_head_dim=head,
@@ -271,6 +273,7 @@ def _autoencoder_config(state: Mapping[str, Tensor]) -> AutoencoderConfig:
         decoder_conv_act_fn="relu" if up.layers[0] else "silu",
         scaling_factor=SCALING_FACTOR,
     )
+    return AutoencoderConfig.from_dict(found.to_dict())
 
 
 class _Side:
@@ -283,7 +286,7 @@ class _Side:
 
     def __init__(self, state: Mapping[str, Tensor], side: str, name: str) -> None:
         self._state, self._blocks = state, f"{side}.{name}"
-        numbers = [int(m[1]) for key in state if (m := re.match(rf"{side}\.{name}\.(\d+)\.", key))]
+        numbers = [int(m[1]) for key in state if (m := re.match(rf"{side}\.{name}\.(\d{{1,2}})\.", key))]
         self.stages = max(numbers, default=-1) + 1
         if self.stages < 2:
             return

@@ -100,7 +100,7 @@ def renamed(state: Mapping[str, Any], *, published: bool) -> dict[str, Any]:
     found = {}
     for name, tensor in state.items():
         # the first layer is the clamp, which diffusers' class has not
-        match = re.fullmatch(r"(\d+)\.(.*)", name)
+        match = re.fullmatch(r"(\d{1,4})\.(.*)", name)
         found[f"decoder.layers.{int(match[1]) - 1}.{match[2]}" if match else name] = tensor
     return found
 

@@ -406,3 +406,25 @@ def test_a_base_of_another_model(tmp_path: Path, tiny_folder: Path) -> None:
     with pytest.raises(CheckpointError, match="latents of 32 channels, the autoencoder decodes 8"):
         convert(tmp_path / "ae.pth", tmp_path / "out", base=tiny_folder)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("number", ["20000", "9" * 5000])
+def test_names_of_endless_layers(tmp_path: Path, number: str) -> None:
+    """Names alone, which make modules of each before the weights are looked at."""
+    model, path = denoiser(), tmp_path / "model.safetensors"
+    more = range(int(number)) if len(number) < 9 else [number]
+    save_file({**model.state_dict(), **{f"transformer_blocks.{n}.x": torch.zeros(0) for n in more}}, path)
+    with pytest.raises(CheckpointError, match=r"num_layers is 2000\d|unexpected keys"):
+        convert(path, tmp_path / "out", size=1024, cross_attention_heads=4)
+
+
+@pytest.mark.parametrize("number", ["20", "999999999", "9" * 5000])
+@pytest.mark.parametrize("published", [True, False])
+def test_names_of_endless_stages(tmp_path: Path, published: bool, number: str) -> None:
+    model, path = autoencoder(), tmp_path / "model.safetensors"
+    state = model.state_dict() if published else published_autoencoder(model)
+    names = {True: ("encoder.down_blocks", "decoder.up_blocks"), False: ("encoder.stages", "decoder.stages")}
+    extra = {f"{name}.{number}.0.conv1.weight": torch.zeros(1, 1, 1, 1) for name in names[published]}
+    save_file({**{k: v.contiguous() for k, v in state.items()}, **extra}, path)
+    with pytest.raises(CheckpointError):
+        convert(path, tmp_path / "out")

@@ -100,6 +100,7 @@ def test_a_table(delimiter: str) -> None:
         ("prompt,seed,\na,1,x\n", "csv", 2, "unknown option ''"),
         ("prompt,seed\na,1.5\n", "csv", 2, "seed is 1.5, expected a whole number"),
         ('{"prompt": "a", "seed": ' + "9" * 5000 + "}", "jsonl", 1, "a number of thousands of digits"),
+        (f"prompt,seeds\na,{'9' * 5000} 2\n", "csv", 2, "seeds is "),
         ('prompt,seed\na,1\n"b,2\n', "csv", 3, "is no CSV: unexpected end of data"),
         (b"prompt\na\n\xff\n", "csv", 3, "is not UTF-8"),
     ],
