@@ -20,10 +20,13 @@ from sana_edge.store.identify import explain
 from sana_edge.store.package_tensors import keeps_fp32
 from sana_edge.system import atomic
 from sana_edge.system.memory import is_memory
+from sana_edge.system.regular import open_regular
 
 _DAMAGED = "the file is damaged or its download was interrupted; download it again"
 FP8_SCALES = (".scale_weight", ".weight_scale")
 """Of scaled FP8 files, in place of ``.weight``; a package's INT8 weights have the second, too."""
+# bytes of a header, which is read anew with each tensor, and that safetensors itself takes
+_LONGEST, _LARGEST = 8 << 20, 100_000_000
 _VALUES = "the weights are damaged; download the model again"
 # two values in a byte, which torch cannot convert
 _PACKED = getattr(torch, "float4_e2m1fn_x2", None)
@@ -314,6 +317,7 @@ def _unpacked(tensor: Tensor) -> Tensor:
 @contextmanager
 def _damage_named(path: Path) -> Iterator[None]:
     try:
+        _check_header(path)
         yield
     # RuntimeError, ValueError: torch on lengths that are none
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
@@ -322,6 +326,13 @@ def _damage_named(path: Path) -> Iterator[None]:
         size = path.stat().st_size if path.exists() else 0
         known, hint = explain(path, _DAMAGED)
         raise CheckpointError(f"cannot read {path} ({size} bytes){known or f': {error}'}", hint) from error
+
+
+def _check_header(path: Path) -> None:
+    with open_regular(path) as file:
+        length = int.from_bytes(file.read(8), "little")
+    if _LONGEST < length <= _LARGEST:
+        raise ValueError(f"its header has {length} bytes, at most {_LONGEST} are read")
 
 
 def _storable(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -335,3 +335,15 @@ def test_numbers_that_no_weight_has(tmp_path: Path, dtype: str, bits: int) -> No
         load_into(nn.Linear(4, 4, bias=False), load_state(tmp_path), where="here")
     with pytest.raises(CheckpointError):
         load_into(nn.Linear(4, 4, bias=False), StoredState(tmp_path), where="here")
+
+
+def test_a_header_of_blanks_is_refused(tmp_path: Path) -> None:
+    """It is read anew with each tensor."""
+    save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
+    content = (tmp_path / "model.safetensors").read_bytes()
+    length, blanks = int.from_bytes(content[:8], "little"), 9 << 20
+    whole = (length + blanks).to_bytes(8, "little") + content[8 : 8 + length] + b" " * blanks + content[-4:]
+    (tmp_path / "model.safetensors").write_bytes(whole)
+    for read in (load_state, StoredState):
+        with pytest.raises(CheckpointError, match=r"its header has \d+ bytes, at most 8388608 are read"):
+            read(tmp_path)
