@@ -13,7 +13,7 @@ import struct
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from sana_edge.system.json_values import parse
 from sana_edge.system.regular import open_regular
@@ -51,7 +51,7 @@ def header_length(head: bytes, size: int) -> int | None:
     return length if length <= min(size - 8, MOST) else None
 
 
-def safetensors_header(file: IO[bytes], size: int) -> dict[str, object] | None:
+def safetensors_header(file: IO[bytes], size: int) -> dict[str, Any] | None:
     """The entries of a safetensors file of so many bytes; None for other files.
 
     Raises:
@@ -64,6 +64,24 @@ def safetensors_header(file: IO[bytes], size: int) -> dict[str, object] | None:
     file.seek(8)
     header = parse(file.read(length), _VALUES)
     return header if isinstance(header, dict) else None
+
+
+def is_covered(file: IO[bytes]) -> bool:
+    """Whether a safetensors file ends where its last tensor does; it is at its beginning then.
+
+    What follows may be a hole of a terabyte, which takes no room on a disk and hours to read.
+    """
+    size = file.seek(0, os.SEEK_END)
+    try:
+        header = safetensors_header(file, size)
+        file.seek(0)
+        length = int.from_bytes(file.read(8), "little")
+        ends = [entry["data_offsets"][1] for name, entry in (header or {}).items() if name != "__metadata__"]
+        covered = header is not None and 8 + length + max(ends, default=0) == size
+    except (ValueError, TypeError, LookupError):
+        covered = False
+    file.seek(0)
+    return covered
 
 
 def pickled_objects(path: Path) -> list[str]:

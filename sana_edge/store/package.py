@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from sana_edge.errors import CheckpointError
 from sana_edge.store.folder import read_json
+from sana_edge.store.headers import is_covered
 from sana_edge.system.regular import open_regular
 
 METHOD = "sana-edge-w8a8"
@@ -136,13 +137,15 @@ def digest(files: Iterable[Path]) -> str:
     """SHA-256 over the contents of files, one after the other.
 
     Raises:
-        CheckpointError: one cannot be read.
+        CheckpointError: one cannot be read, or is no whole file of safetensors.
     """
     sha256, block = hashlib.sha256(), memoryview(bytearray(_BLOCK))
     for path in files:
         try:
             # fresh memory for every block would cost as much as hashing it
             with open_regular(path) as file:
+                if path.suffix == ".safetensors" and not is_covered(file):
+                    raise CheckpointError(f"{path} has more or less than its header says", DAMAGED)
                 while count := file.readinto(block):
                     sha256.update(block[:count])
         except OSError as error:

@@ -25,8 +25,8 @@ from sana_edge.system.regular import open_regular
 _DAMAGED = "the file is damaged or its download was interrupted; download it again"
 FP8_SCALES = (".scale_weight", ".weight_scale")
 """Of scaled FP8 files, in place of ``.weight``; a package's INT8 weights have the second, too."""
-# bytes of a header, which is read anew with each tensor, and that safetensors itself takes
-_LONGEST, _LARGEST = 8 << 20, 100_000_000
+# bytes of a header, which is read anew with each tensor, and that safetensors itself takes; and tensors
+_LONGEST, _LARGEST, _MOST = 8 << 20, 100_000_000, 4096
 _VALUES = "the weights are damaged; download the model again"
 # two values in a byte, which torch cannot convert
 _PACKED = getattr(torch, "float4_e2m1fn_x2", None)
@@ -90,10 +90,14 @@ class StoredState(Mapping[str, Tensor]):
         """
         paths: dict[str, Path] = {}
         for path in weight_files(folder, variant=variant):
-            with _damage_named(path), safe_open(path, framework="pt") as file:
-                own = list(file.keys())
+            with _damage_named(path):
+                _check_header(path)
+                with safe_open(path, framework="pt") as file:
+                    own = list(file.keys())
             _refuse_twice(path, paths, own)
             paths |= dict.fromkeys(own, path)
+            if len(paths) > _MOST:
+                raise CheckpointError(f"{path.parent} has more than {_MOST} tensors, as no SANA has")
         names = _own_names(folder, paths)
         _refuse_scaled(folder, names, lambda weight: _dtype(paths[weight], weight).startswith("F8"))
         found = ((name(own), (paths[stored], stored)) for stored, own in names.items())
@@ -240,6 +244,7 @@ def load_file(path: Path) -> dict[str, Tensor]:
         CheckpointError: it cannot be read, and what it is, if that is another thing; or a dtype is not read.
     """
     with _damage_named(path):
+        _check_header(path)
         tensors = _load_safetensors(path)
     return {name: _unpacked(tensor) for name, tensor in tensors.items()}
 
@@ -317,7 +322,6 @@ def _unpacked(tensor: Tensor) -> Tensor:
 @contextmanager
 def _damage_named(path: Path) -> Iterator[None]:
     try:
-        _check_header(path)
         yield
     # RuntimeError, ValueError: torch on lengths that are none
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:

@@ -68,6 +68,7 @@ def folder(tmp_path: Path, cache: Path) -> Path:
     for name in (*(f"{graph}.onnx" for graph in GRAPHS), "denoiser.onnx.data", INSTRUCTION, TOKENIZER):
         (path / name).parent.mkdir(parents=True, exist_ok=True)
         (path / name).write_bytes((b"\x12" + bytes([len(name)]) + name.encode()) * 100)
+    (path / INSTRUCTION).write_bytes(b"\x02" + bytes(7) + b"{}")
     manifest.write(made(manifest_files.stored_files(path)), path)
     return path
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sana_edge.calib.package_component import write_config, write_weights
@@ -126,10 +126,11 @@ def test_a_damaged_checksum_is_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_the_checksum_covers_all_shards_in_the_order_of_their_names(tmp_path: Path) -> None:
-    for name, data in (("b", b"2"), ("a", b"1"), ("c", b"3")):
-        (tmp_path / f"{name}.safetensors").write_bytes(data)
+    for name in "bac":
+        save_file({name: torch.zeros(1)}, tmp_path / f"{name}.safetensors")
     (tmp_path / "config.json").write_bytes(b"x")
-    assert package.checksum(tmp_path) == hashlib.sha256(b"123").hexdigest()
+    whole = b"".join((tmp_path / f"{name}.safetensors").read_bytes() for name in "abc")
+    assert package.checksum(tmp_path) == hashlib.sha256(whole).hexdigest()
 
 
 def test_a_float_component_has_no_quantization(tmp_path: Path) -> None:
@@ -205,3 +206,14 @@ def test_to_16_bit() -> None:
     for dtype in (torch.float16, torch.bfloat16, torch.int8):
         tensor = torch.ones(3, dtype=dtype)
         assert to_16_bit(tensor) is tensor
+
+
+def test_a_hole_behind_the_weights_is_not_read(tmp_path: Path) -> None:
+    """A terabyte, which takes no room on the disk."""
+    path = tmp_path / "model.safetensors"
+    save_file({"a": torch.zeros(3)}, path)
+    package.digest([path])
+    for size in (1 << 40, path.stat().st_size - 1):
+        os.truncate(path, size)
+        with pytest.raises(CheckpointError, match="more or less than its header says"):
+            package.digest([path])

@@ -347,3 +347,9 @@ def test_a_header_of_blanks_is_refused(tmp_path: Path) -> None:
     for read in (load_state, StoredState):
         with pytest.raises(CheckpointError, match=r"its header has \d+ bytes, at most 8388608 are read"):
             read(tmp_path)
+
+
+def test_more_tensors_than_any_model_has(tmp_path: Path) -> None:
+    save_file({f"a.{number}": torch.zeros(0) for number in range(5000)}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match="has more than 4096 tensors"):
+        StoredState(tmp_path)
