@@ -66,6 +66,8 @@ def read_entries(folder: Path, split: str, left_out: LeftOut) -> list[Entry]:
         metadata.Metadata(file)
     with extra("train", "datasets"):
         import datasets
+    # it tells its publisher of each folder that is read
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
     try:
         rows = datasets.load_dataset(
             "imagefolder", data_dir=str(folder), split=split, drop_labels=True, streaming=True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import socket
 from collections import Counter
 from pathlib import Path
 
@@ -333,6 +334,19 @@ def test_half_a_surrogate_pair_in_a_caption_is_kept(folder: Path) -> None:
         metadata.update("1.png", captions=["\udfff"])
     row = Metadata(folder / "metadata.jsonl").rows["1.png"]
     assert row == {"file_name": "1.png", "text": "\ud800", "more": "é", "captions": ["\udfff"]}
+
+
+def test_reading_a_folder_asks_nobody(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[object]()
+
+    def look_up(*arguments: object, **_: object) -> None:
+        asked.append(arguments[0])
+        raise OSError("no network")
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    write_rows(folder, [{"file_name": "1.png", "text": "a"}])
+    read_entries(folder, "train", LeftOut())
+    assert asked == []
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes by name")
