@@ -149,12 +149,12 @@ class _Protocol(H11Protocol):
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             answer = Json({"error": "this is no request of HTTP/1.1", "hint": "send one"}, 400)
             headers = [*answer.raw_headers, (b"connection", b"close")]
-            for event in (
+            events = (
                 h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
                 h11.Data(data=bytes(answer.body)),
                 h11.EndOfMessage(),
-            ):
-                self.transport.write(self.conn.send(event))
+            )
+            self.transport.write(b"".join(self.conn.send(event) or b"" for event in events))
         self.transport.close()
 
     @property

@@ -22,6 +22,7 @@ from sana_edge.evaluate.prompts import PromptSet
 from sana_edge.evaluate.run import Evaluation
 from sana_edge.image import Image
 from sana_edge.progress import unseen
+from sana_edge.system import atomic
 
 FLOAT, INT8 = Source("tiny", "tiny", False, "a" * 64), Source("tiny-int8", "tiny", True, "a" * 64)
 PROMPTS = PromptSet("own", ("a red house", "a blue boat", "a green cat", "two yellow stars"))
@@ -235,14 +236,14 @@ def test_a_model_that_draws_nothing_ends_the_run(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_says_so_and_keeps_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save = Image.save
+    write = atomic.write_bytes
 
-    def full(image: Image, path: Path, **options: Any) -> Path:
-        if Path(path).name == "00002.png":
+    def full(path: Path, content: bytes, **options: Any) -> None:
+        if path.name == "00002.png":
             raise SanaError(f"cannot write {path}: No space left on device", "free some space")
-        return save(image, path, **options)
+        write(path, content, **options)
 
-    monkeypatch.setattr(Image, "save", full)
+    monkeypatch.setattr(atomic, "write_bytes", full)
     with pytest.raises(SanaError, match="No space left"):
         run(evaluation(tmp_path))
     monkeypatch.undo()
