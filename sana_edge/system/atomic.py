@@ -11,6 +11,7 @@ import errno
 import json
 import os
 import re
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ _HINTS = {
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.EFBIG: "the file system, or a limit of this process (ulimit -f), has no room for so large a file",
     errno.EBUSY: "it is a mount point: mount the folder above, or choose another one",
+    errno.ENXIO: "it is a device, a pipe or a socket: choose another file",
     errno.EBADF: "it was opened for reading alone: choose another file",
     errno.EROFS: "the file system is read-only: choose another folder",
 }
@@ -87,7 +89,7 @@ def new_file(
             target.parent.mkdir(parents=True, exist_ok=True)
         with scratch_folder(target, target.parent) as scratch:
             temporary = scratch / target.name
-            _refuse_mounted(target)
+            _refuse_lasting(target)
             yield temporary
             # some libraries make files that only their owner reads
             temporary.chmod((scratch / "mode").stat().st_mode & (0o600 if private else 0o666))
@@ -124,16 +126,23 @@ def check_writable(path: Path) -> None:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         with scratch_folder(target, target.parent) as scratch:
             (scratch / target.name).touch()
-            _refuse_mounted(target)
-            with contextlib.suppress(FileNotFoundError):
-                target.lstat()
+            _refuse_lasting(target)
     except OSError as error:
         raise cannot_write(path, error) from error
 
 
-def _refuse_mounted(target: Path) -> None:
-    """A file that is mounted by itself, as containers may have one, cannot be replaced."""
-    if target.is_file() and _is_mounted(target):
+def _refuse_lasting(target: Path) -> None:
+    """What no file may take the place of: devices, pipes and sockets, which root could replace.
+
+    A file that is mounted by itself, as containers may have one, cannot be replaced.
+    """
+    try:
+        mode = target.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode)):
+        raise OSError(errno.ENXIO, "it is no regular file")
+    if stat.S_ISREG(mode) and _is_mounted(target):
         raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -240,10 +241,10 @@ def test_usable_after_running_out_of_memory(stage: str, monkeypatch: pytest.Monk
         monkeypatch.setattr(TorchRuntime, "check_plan", lambda *_: None)
         whole = getattr(TorchRuntime, stage)
 
-        def cramped(self: TorchRuntime, *arguments: object) -> object:
+        def cramped(self: TorchRuntime, *arguments: Any, **named: Any) -> object:
             _, total = torch.cuda.mem_get_info()
             torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + (8 << 20)) / total)
-            return whole(self, *arguments)
+            return whole(self, *arguments, **named)
 
         monkeypatch.setattr(TorchRuntime, stage, cramped)
         try:

@@ -6,8 +6,10 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -434,6 +436,24 @@ def test_what_a_dead_process_had_only_begun(tmp_path: Path, entries: tuple[str, 
         (begun / name).touch()
     atomic.write_bytes(tmp_path / "file", b"x")
     assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes by name")
+@pytest.mark.parametrize("kind", ["pipe", "socket"])
+def test_what_is_no_regular_file_is_never_replaced(tmp_path: Path, kind: str) -> None:
+    """Root could put a file in the place of /dev/null."""
+    path = tmp_path / "out.json"
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(str(path))
+    writers = partial(atomic.write_bytes, content=b"x"), partial(atomic.write_json, content=1)
+    for attempt in (atomic.check_writable, *writers):
+        with pytest.raises(SanaError, match=r"cannot write .*out\.json: it is no regular file") as caught:
+            attempt(path)
+        assert caught.value.hint == "it is a device, a pipe or a socket: choose another file"
+    assert not path.is_file() and os.listdir(tmp_path) == ["out.json"]
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes by name")
