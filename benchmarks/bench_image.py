@@ -34,7 +34,7 @@ from sana_edge.errors import InvalidInput
 from sana_edge.fused import backends
 from sana_edge.int8 import matmul
 from sana_edge.prompt import MAX_TOKENS
-from sana_edge.request import Request
+from sana_edge.request.request import Request
 from sana_edge.system.atomic import write_bytes
 from sana_edge.torch_runtime.device import DTYPES, check_dtype, choose_device
 from works.decoder import DecoderWork

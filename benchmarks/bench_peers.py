@@ -44,7 +44,8 @@ from sana_edge.bench.shapes import DENOISERS
 from sana_edge.errors import InvalidInput, SanaError
 from sana_edge.image_metrics import psnr
 from sana_edge.prompt import CHI
-from sana_edge.request import Plan, Request
+from sana_edge.request.plan import Plan
+from sana_edge.request.request import Request
 from sana_edge.store import hub
 from works.peers import PEERS, SCRIPT, Peer, environment, job
 from works.pictures import FLOAT, prepare

@@ -36,7 +36,7 @@ from sana_edge.config import LATENT_CELL
 from sana_edge.nets.denoiser import Denoiser
 from sana_edge.nets.text_context import join_texts
 from sana_edge.nets.text_encoder import TextFeatures
-from sana_edge.request import Request
+from sana_edge.request.request import Request
 from sana_edge.torch_runtime.steps import make_predictor
 
 BATCHES = (1, 2, 4, 8)

@@ -39,7 +39,7 @@ from sana_edge.evaluate.judge.prompts import Judgement, Prompt
 from sana_edge.evaluate.judge.scores import Outcome, categories, judgement, overall
 from sana_edge.evaluate.paired import finite
 from sana_edge.image_metrics import psnr
-from sana_edge.request import Request
+from sana_edge.request.request import Request
 from sana_edge.sampler import denoise, guide
 from sana_edge.store import hub
 from sana_edge.system.atomic import write_bytes

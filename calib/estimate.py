@@ -10,7 +10,7 @@ from sana_edge.calib.networks import RESIDENT
 from sana_edge.calib.settings import Settings
 from sana_edge.nets.autoencoder import LatentDecoder
 from sana_edge.nets.quantize import decoder_targets, denoiser_targets
-from sana_edge.request import Plan
+from sana_edge.request.plan import Plan
 from sana_edge.torch_runtime.runtime import TorchRuntime
 
 # tokens of a usual prompt, steps that sensitivity is measured on

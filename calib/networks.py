@@ -17,7 +17,7 @@ from sana_edge.nets.text_encoder import EncodedTexts, TextEncoder
 from sana_edge.nets.tiny_autoencoder import latent_decoder
 from sana_edge.progress import Progress
 from sana_edge.prompt import instruction_of
-from sana_edge.request import Plan
+from sana_edge.request.plan import Plan
 from sana_edge.store import package
 from sana_edge.store.hub import ResolvedModel
 from sana_edge.store.tiny_autoencoder import decoder_config

@@ -19,7 +19,8 @@ from sana_edge.calib.statistics_store import StatisticsStore
 from sana_edge.nets.autoencoder import LatentDecoder
 from sana_edge.nets.denoiser import Denoiser
 from sana_edge.progress import Progress, unseen
-from sana_edge.request import Plan, Request
+from sana_edge.request.plan import Plan
+from sana_edge.request.request import Request
 from sana_edge.sampler import denoise
 from sana_edge.system.memory import memory_errors
 from sana_edge.torch_runtime.runtime import TorchRuntime

@@ -30,7 +30,9 @@ from sana_edge.calib.trajectory import Comparison, Trajectory, decoded, denoised
 from sana_edge.errors import InvalidInput
 from sana_edge.nets.text_encoder import EncodedTexts
 from sana_edge.progress import Progress, unseen
-from sana_edge.request import MAX_SEED, Plan, Request
+from sana_edge.request.bounds import MAX_SEED
+from sana_edge.request.plan import Plan
+from sana_edge.request.request import Request
 from sana_edge.store import hub, package
 from sana_edge.store.folder import foreign_parts, read_json
 from sana_edge.store.hub import ResolvedModel

@@ -24,7 +24,7 @@ from sana_edge.nets.quantize import (
 )
 from sana_edge.nets.text_encoder import TextFeatures
 from sana_edge.progress import Progress, unseen
-from sana_edge.request import Request
+from sana_edge.request.request import Request
 from sana_edge.sampler import denoise
 from sana_edge.torch_runtime.runtime import TorchRuntime
 

@@ -9,7 +9,8 @@ from typing import Literal
 from sana_edge.calib.prompts import PromptSet
 from sana_edge.config import SamplerKind
 from sana_edge.errors import InvalidInput
-from sana_edge.request import Request, plain
+from sana_edge.request.bounds import plain
+from sana_edge.request.request import Request
 from sana_edge.store.package import Activations
 
 # compared side by side in the report

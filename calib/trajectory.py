@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sana_edge.image_metrics import psnr, ssim
 from sana_edge.int8 import quant
-from sana_edge.request import Plan
+from sana_edge.request.plan import Plan
 from sana_edge.sampler import denoise
 from sana_edge.torch_runtime.runtime import TorchRuntime
 

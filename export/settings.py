@@ -6,7 +6,8 @@ import typing
 from dataclasses import dataclass
 
 from sana_edge.errors import InvalidInput
-from sana_edge.request import Request, plain
+from sana_edge.request.bounds import plain
+from sana_edge.request.request import Request
 from sana_edge.store.manifest import Dtype
 
 DTYPES: tuple[Dtype, ...] = typing.get_args(Dtype)

@@ -17,7 +17,7 @@ from sana_edge import __version__
 from sana_edge.errors import Cancelled, OutOfMemory
 from sana_edge.image import Image
 from sana_edge.progress import Progress, watched
-from sana_edge.request import Plan
+from sana_edge.request.plan import Plan
 from sana_edge.runtime import Latent, Runtime
 from sana_edge.sampler import Denoised, denoise
 from sana_edge.system.memory import memory_errors

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL.PngImagePlugin import PngInfo
 
 from sana_edge.errors import InvalidInput, SanaError, reason
-from sana_edge.request import plain
+from sana_edge.request.bounds import plain
 from sana_edge.system import atomic
 from sana_edge.system.json_values import parse
 from sana_edge.system.regular import open_regular

@@ -16,7 +16,8 @@ from sana_edge.errors import InvalidInput, SanaError
 from sana_edge.generation import Step, batch_generation, describe, generation, stop_if
 from sana_edge.image import Image
 from sana_edge.progress import Progress, unseen, watched
-from sana_edge.request import LoadOptions, Options, Request
+from sana_edge.request.loading import LoadOptions
+from sana_edge.request.request import Options, Request
 from sana_edge.runtime import Runtime, load_runtime
 from sana_edge.system.threads import PROCESS
 

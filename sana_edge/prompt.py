@@ -10,7 +10,7 @@ from itertools import takewhile
 from typing import Protocol
 
 from sana_edge.errors import InvalidInput
-from sana_edge.request import Plan
+from sana_edge.request.plan import Plan
 
 logger = logging.getLogger("sana_edge")
 

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from sana_edge.config import SamplerConfig
 from sana_edge.errors import InvalidInput, MissingDependency, torch_extra
 from sana_edge.progress import Progress, bar, both, unseen
-from sana_edge.request import BACKENDS, DEVICES, TORCH_BACKENDS, TORCH_DEVICES, LoadOptions, Plan, plain
+from sana_edge.request.bounds import plain
+from sana_edge.request.loading import BACKENDS, DEVICES, TORCH_BACKENDS, TORCH_DEVICES, LoadOptions
+from sana_edge.request.plan import Plan
 from sana_edge.sampler import Origin, Sampler
 from sana_edge.store import hub
 from sana_edge.system.budget import parse_memory

@@ -24,7 +24,7 @@ from sana_edge.errors import CheckpointError
 from sana_edge.image import read_metadata
 from sana_edge.init_image import InitImage, read_image, read_mask, under
 from sana_edge.prompt import CHI
-from sana_edge.request import Request
+from sana_edge.request.request import Request
 from sana_edge.store import package
 from sana_edge.store.known_models import BUNDLED
 from sana_edge.store.weights import load_state

@@ -21,7 +21,7 @@ MODELS_LIMIT = 58e6
 PINNED_BY_TORCH = ("nvidia-", "cuda-", "triton")
 TORCH_FREE = (
     *("cli.main", "cli.doctor", "config", "errors", "image", "prompt", "pipeline", "system.memory"),
-    *("request", "runtime", "sampler", "noise.schedules", "noise.variations"),
+    *("request.request", "runtime", "sampler", "noise.schedules", "noise.variations"),
     *("engines.runtime", "engines.text", "engines.choose", "engines.noise"),
     *("store.hub", "store.known_models", "store.manifest", "store.manifest_files", "store.folder"),
     *("serve.service", "serve.stdio", "evaluate.run"),

@@ -23,7 +23,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, SanaPipeline, SanaSprintP
 from numpy.typing import NDArray
 
 from sana_edge import Cancelled, Image, InvalidInput, OutOfMemory, Sana, SanaError, Step, UnsupportedDevice
-from sana_edge.request import Request
+from sana_edge.request.request import Request
 from sana_edge.store.hub import ResolvedModel
 from sana_edge.store.known_models import BUNDLED, KNOWN
 from sana_edge.system.memory import memory_errors

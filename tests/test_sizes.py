@@ -15,7 +15,7 @@ from diffusers.pipelines.sana.pipeline_sana import ASPECT_RATIO_4096_BIN
 
 from sana_edge.decoding import resize_and_crop
 from sana_edge.errors import InvalidInput
-from sana_edge.request import Request
+from sana_edge.request.request import Request
 from sana_edge.sizes import bucket, resized
 from sana_edge.torch_runtime.decoding import resize_and_crop as torch_resize_and_crop
 

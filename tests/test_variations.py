@@ -17,7 +17,8 @@ from sana_edge import InvalidInput, Sana, read_metadata
 from sana_edge.cli.main import main
 from sana_edge.engines.noise import NoiseSource
 from sana_edge.noise.variations import varied
-from sana_edge.request import MAX_SEED, Request
+from sana_edge.request.bounds import MAX_SEED
+from sana_edge.request.request import Request
 from sana_edge.store.known_models import BUNDLED
 
 PROMPT = "a red house left of a yellow star"

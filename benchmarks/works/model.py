@@ -19,7 +19,8 @@ from sana_edge.config import DenoiserConfig, SamplerConfig
 from sana_edge.errors import InvalidInput
 from sana_edge.nets.text_encoder import TextEncoder, TextFeatures
 from sana_edge.prompt import CHI
-from sana_edge.request import Plan, Request
+from sana_edge.request.plan import Plan
+from sana_edge.request.request import Request
 from sana_edge.store import hub
 from sana_edge.store.folder import read_json
 from sana_edge.store.package import is_package

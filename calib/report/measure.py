@@ -9,7 +9,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 
-from sana_edge.request import Plan
+from sana_edge.request.plan import Plan
 
 logger = logging.getLogger("sana_edge")
 

@@ -12,7 +12,8 @@ from typing import Any
 from sana_edge.bench.order import Order
 from sana_edge.config import DenoiserConfig, SamplerConfig
 from sana_edge.errors import extra, torch_extra
-from sana_edge.request import Plan, Request
+from sana_edge.request.plan import Plan
+from sana_edge.request.request import Request
 from sana_edge.store import hub
 from sana_edge.store.folder import read_json
 from sana_edge.system.threads import cpu_threads

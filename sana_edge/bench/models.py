@@ -15,7 +15,8 @@ from pathlib import Path
 from sana_edge.bench.results import digest
 from sana_edge.config import DenoiserConfig, SamplerConfig, SamplerKind
 from sana_edge.errors import InvalidInput
-from sana_edge.request import Plan, Request
+from sana_edge.request.plan import Plan
+from sana_edge.request.request import Request
 from sana_edge.store import hub, manifest, package
 from sana_edge.store.folder import read_json
 from sana_edge.store.manifest import Manifest

@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 
 from sana_edge.errors import SanaError
-from sana_edge.request import Request
+from sana_edge.request.request import Request
 
 SEED = 7
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from sana_edge.errors import InvalidInput
 from sana_edge.image import read_metadata
-from sana_edge.request import Request
+from sana_edge.request.request import Request
 from sana_edge.store.catalogue import bundled_names
 from sana_edge.store.known_models import DECODERS, KNOWN
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from sana_edge.errors import InvalidInput
-from sana_edge.request import BACKENDS, DEVICES
+from sana_edge.request.loading import BACKENDS, DEVICES
 from sana_edge.system.budget import parse_memory
 
 _CHOICE = re.compile(r"invalid choice: '(.*)' \(choose from (.*)\)")
@@ -93,7 +93,7 @@ _INT8 = "INT8 layers: the bundled package, or quantized while loading; packages 
 
 
 def add_load_options(parser: argparse.ArgumentParser, *, int8: str = _INT8) -> None:
-    """Add how a model is loaded: fields of `sana_edge.request.LoadOptions`, None where not given.
+    """Add how a model is loaded: fields of `sana_edge.request.loading.LoadOptions`, None where not given.
 
     Args:
         int8: the help of ``--int8``.

@@ -9,7 +9,8 @@ from itertools import pairwise
 from pathlib import Path
 
 from sana_edge.generation import Step
-from sana_edge.request import LoadOptions, Plan
+from sana_edge.request.loading import LoadOptions
+from sana_edge.request.plan import Plan
 from sana_edge.store.manifest import Manifest
 
 _PROMPT = "a red house left of a yellow star"

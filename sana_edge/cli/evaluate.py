@@ -16,7 +16,8 @@ from sana_edge.cli.arguments import add_load_options, add_revision, new_file, si
 from sana_edge.cli.fastest import fastest
 from sana_edge.errors import InvalidInput
 from sana_edge.progress import Progress, bar
-from sana_edge.request import SAMPLERS, LoadOptions, Request
+from sana_edge.request.loading import LoadOptions
+from sana_edge.request.request import SAMPLERS, Request
 from sana_edge.system.threads import check_threads
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from pathlib import Path
 import sana_edge
 from sana_edge.errors import MissingDependency, SanaError
 from sana_edge.progress import Progress
-from sana_edge.request import LoadOptions
+from sana_edge.request.loading import LoadOptions
 from sana_edge.store import hub, package
 from sana_edge.store.cache import user_cache
 from sana_edge.store.hub import ResolvedModel

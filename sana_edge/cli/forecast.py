@@ -26,7 +26,9 @@ from sana_edge.plan.memory import (
 )
 from sana_edge.plan.model import Facts, facts_of
 from sana_edge.prompt import CHI
-from sana_edge.request import LoadOptions, Plan, Request
+from sana_edge.request.loading import LoadOptions
+from sana_edge.request.plan import Plan
+from sana_edge.request.request import Request
 from sana_edge.runtime import check_exported, exported_for
 from sana_edge.store import hub, manifest
 from sana_edge.store.manifest import is_exported

@@ -24,7 +24,9 @@ from sana_edge.cli.fastest import fastest
 from sana_edge.cli.output import NAME, Output
 from sana_edge.errors import InvalidInput, MissingDependency, ModelNotFound, UnsupportedDevice
 from sana_edge.progress import bar
-from sana_edge.request import SAMPLERS, LoadOptions, Request, random_seed
+from sana_edge.request.loading import LoadOptions
+from sana_edge.request.plan import random_seed
+from sana_edge.request.request import SAMPLERS, Request
 
 if TYPE_CHECKING:
     from sana_edge.pipeline import Sana

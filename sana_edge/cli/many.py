@@ -14,7 +14,7 @@ from typing import Any
 from sana_edge.cli.output import NAME
 from sana_edge.errors import InvalidInput
 from sana_edge.progress import INTERVAL
-from sana_edge.request import LoadOptions
+from sana_edge.request.loading import LoadOptions
 from sana_edge.series.entries import MOST, read_content, read_file
 from sana_edge.series.painter import Local, Painter, check_batch
 from sana_edge.series.pictures import NAME as NAMES

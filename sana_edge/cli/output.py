@@ -24,7 +24,7 @@ class Output:
     """The files of one call, or stdout; checked before anything is computed.
 
     Args:
-        labels: of the pictures, see `sana_edge.request.Request.labels`.
+        labels: of the pictures, see `sana_edge.request.request.Request.labels`.
 
     Raises:
         InvalidInput: a file is in the way, or the name's end is no format, or stdout cannot take a picture.

@@ -8,7 +8,8 @@ import json
 from sana_edge.cli.arguments import add_load_options, add_revision, size, tile
 from sana_edge.cli.forecast import Forecast, forecast
 from sana_edge.plan.memory import Order
-from sana_edge.request import LoadOptions, Request
+from sana_edge.request.loading import LoadOptions
+from sana_edge.request.request import Request
 from sana_edge.system.memory import shown
 
 HELP = "say whether a model fits this machine and how long a picture takes, without loading it"

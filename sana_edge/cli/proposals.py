@@ -10,7 +10,8 @@ from typing import Any
 from sana_edge.config import LATENT_CELL, AutoencoderConfig
 from sana_edge.plan.memory import Stage, Work, engine_stages, exported_stages, in_turn, order, torch_stages
 from sana_edge.plan.model import Facts
-from sana_edge.request import LoadOptions, Plan
+from sana_edge.request.loading import LoadOptions
+from sana_edge.request.plan import Plan
 from sana_edge.store.manifest import Manifest
 
 # sides in pixels that are proposed in place of one that does not fit

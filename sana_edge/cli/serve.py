@@ -14,7 +14,7 @@ from sana_edge.cli.arguments import add_load_options, add_prompt_cache
 from sana_edge.cli.fastest import fastest
 from sana_edge.errors import InvalidInput, SanaError, extra
 from sana_edge.progress import Progress, bar, both
-from sana_edge.request import LoadOptions
+from sana_edge.request.loading import LoadOptions
 from sana_edge.store import hub
 from sana_edge.system.atomic import check_writable
 

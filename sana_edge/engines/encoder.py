@@ -10,7 +10,7 @@ from sana_edge.engines.sessions import DECODER, DENOISER, TEXT, Graphs
 from sana_edge.engines.text import Floats
 from sana_edge.engines.tiles import encode_tiles
 from sana_edge.errors import InvalidInput
-from sana_edge.request import Plan
+from sana_edge.request.plan import Plan
 from sana_edge.sampler import Origin
 from sana_edge.store.manifest import ENCODER
 

@@ -8,7 +8,7 @@ from sana_edge.engines.text import KnownText
 from sana_edge.errors import OutOfMemory
 from sana_edge.plan.memory import Stage, Work, check_smallest, engine_stages, fit_hint, in_turn
 from sana_edge.prompt import texts_of
-from sana_edge.request import Plan
+from sana_edge.request.plan import Plan
 from sana_edge.store.manifest import Manifest
 from sana_edge.system.budget import within
 from sana_edge.system.memory import available_memory, used_memory

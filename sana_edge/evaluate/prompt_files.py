@@ -10,7 +10,7 @@ from typing import Any
 
 from sana_edge.errors import InvalidInput, reason
 from sana_edge.evaluate.prompts import PromptSet
-from sana_edge.request import MAX_PROMPT
+from sana_edge.request.bounds import MAX_PROMPT
 from sana_edge.system.json_values import MOST_VALUES, parse, read_bounded, shown
 
 # GenEval, MJHQ-30K, PartiPrompts, DrawBench and COCO name them so, in any case

@@ -11,7 +11,7 @@ from sana_edge.config import DenoiserConfig
 from sana_edge.errors import InvalidInput, SanaError, UnsupportedDevice
 from sana_edge.kernels.cuda import library, tuning
 from sana_edge.kernels.triton import support as triton_support
-from sana_edge.request import TORCH_BACKENDS
+from sana_edge.request.loading import TORCH_BACKENDS
 from sana_edge.store.cache import user_cache
 
 # in the order in which they are preferred
@@ -45,7 +45,7 @@ def choose(
     """The best backend that can run a model, or the one asked for.
 
     Args:
-        asked: one of `sana_edge.request.TORCH_BACKENDS`; auto takes the first of `NAMES` that can
+        asked: one of `sana_edge.request.loading.TORCH_BACKENDS`; auto takes the first of `NAMES` that can
             run, on a CPU torch.
         dtype: "auto", "fp32", "bf16" or "fp16".
         int8: whether the model has INT8 layers.

@@ -67,7 +67,7 @@ class Stage:
 class Work:
     """What of a picture decides its memory: sides in latent cells, a second prediction, an image.
 
-    ``tile`` is that of `sana_edge.request.Plan`, ``count`` how many go through the denoiser together.
+    ``tile`` is that of `sana_edge.request.plan.Plan`, ``count`` how many go through the denoiser together.
     """
 
     height: int

@@ -18,7 +18,7 @@ from typing import Any
 
 from sana_edge.errors import Cancelled, SanaError, UnsupportedDevice, extra
 from sana_edge.progress import Progress
-from sana_edge.request import LoadOptions
+from sana_edge.request.loading import LoadOptions
 from sana_edge.series.draw import LARGEST, BatchSize, Outcome, chunks, draw
 from sana_edge.series.pictures import Picture
 

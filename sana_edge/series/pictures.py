@@ -13,7 +13,8 @@ from typing import Any
 
 from sana_edge.errors import InvalidInput, SanaError
 from sana_edge.image import format_of
-from sana_edge.request import MAX_IMAGES, MAX_PROMPT, MAX_SEED, Request, plain
+from sana_edge.request.bounds import MAX_IMAGES, MAX_PROMPT, MAX_SEED, plain
+from sana_edge.request.request import Request
 from sana_edge.series.entries import Bad, Entry, Line
 from sana_edge.series.wildcards import Template, Wildcards
 from sana_edge.system.json_values import shown

@@ -11,7 +11,8 @@ from typing import Any
 
 from sana_edge.errors import InvalidInput, SanaError
 from sana_edge.progress import Progress
-from sana_edge.request import MAX_SEED, random_seed
+from sana_edge.request.bounds import MAX_SEED
+from sana_edge.request.plan import random_seed
 from sana_edge.series.draw import Outcome
 from sana_edge.series.entries import Bad, Line
 from sana_edge.series.folder import OTHER, listed, missing

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sana_edge.errors import InvalidInput, reason
-from sana_edge.request import MAX_PROMPT
+from sana_edge.request.bounds import MAX_PROMPT
 from sana_edge.system.json_values import read_bounded, shown
 
 MOST_NESTED = 32

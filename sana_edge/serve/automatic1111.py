@@ -15,7 +15,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from sana_edge.errors import InvalidInput
-from sana_edge.request import SAMPLERS, random_seed
+from sana_edge.request.plan import random_seed
+from sana_edge.request.request import SAMPLERS
 from sana_edge.serve.fields import MAX_PICTURES, Fields, shown
 from sana_edge.serve.http import Json, fields, finished
 from sana_edge.serve.job import Job

@@ -10,7 +10,8 @@ import PIL.Image
 
 from sana_edge.errors import InvalidInput
 from sana_edge.image import QUALITY
-from sana_edge.request import Request, random_seed
+from sana_edge.request.plan import random_seed
+from sana_edge.request.request import Request
 from sana_edge.serve import uploads
 from sana_edge.serve.job import Encoding, Job
 from sana_edge.system import json_values

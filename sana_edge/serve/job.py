@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from sana_edge.errors import Cancelled, SanaError
 from sana_edge.image import QUALITY, Image
-from sana_edge.request import Request
+from sana_edge.request.request import Request
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 MEDIA_TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}

@@ -11,7 +11,7 @@ from starlette.routing import Route
 
 from sana_edge.errors import InvalidInput
 from sana_edge.image import metadata_of
-from sana_edge.request import random_seed
+from sana_edge.request.plan import random_seed
 from sana_edge.serve.fields import MAX_PICTURES, Fields
 from sana_edge.serve.http import Events, Json, Refused, event, fields, finished, form, openai_error, status_of
 from sana_edge.serve.job import Job, never

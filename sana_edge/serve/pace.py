@@ -6,7 +6,8 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sana_edge.request import DEFAULT_STRENGTH, Request
+from sana_edge.request.bounds import DEFAULT_STRENGTH
+from sana_edge.request.request import Request
 
 # sizes that are remembered
 _MOST = 256

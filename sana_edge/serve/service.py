@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sana_edge.errors import Cancelled, SanaError
 from sana_edge.progress import Progress, unseen
-from sana_edge.request import label
+from sana_edge.request.plan import label
 from sana_edge.serve.job import Job, Picture
 from sana_edge.serve.queue import Closed, Queue
 from sana_edge.serve.worker import Loader, Worker

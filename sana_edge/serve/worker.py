@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from sana_edge.errors import OutOfMemory, SanaError
 from sana_edge.pipeline import Sana
 from sana_edge.progress import Progress
-from sana_edge.request import Request
+from sana_edge.request.request import Request
 from sana_edge.serve.job import Job, Picture
 from sana_edge.serve.pace import Pace
 from sana_edge.serve.queue import Queue

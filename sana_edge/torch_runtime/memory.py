@@ -12,7 +12,7 @@ from sana_edge.errors import OutOfMemory
 from sana_edge.plan.memory import Stage, Work, check_smallest, fit_hint, in_turn, together, torch_stages
 from sana_edge.plan.model import Facts
 from sana_edge.prompt import texts_of
-from sana_edge.request import Plan
+from sana_edge.request.plan import Plan
 from sana_edge.store.tiny_autoencoder import DecoderConfig
 from sana_edge.system.budget import within
 from sana_edge.system.memory import available_memory, used_memory

@@ -19,7 +19,7 @@ from sana_edge.noise.schedules import sampler_of
 from sana_edge.noise.variations import varied
 from sana_edge.progress import Progress
 from sana_edge.prompt import reading_notes, texts_of
-from sana_edge.request import Plan
+from sana_edge.request.plan import Plan
 from sana_edge.sampler import Origin, Sampler, guide
 from sana_edge.torch_runtime import decoding
 from sana_edge.torch_runtime.device import full_precision, torch_threads

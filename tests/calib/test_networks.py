@@ -24,7 +24,8 @@ from sana_edge.calib.trajectory import decoded, denoised, follow
 from sana_edge.errors import InvalidInput
 from sana_edge.nets.text_encoder import TextEncoder
 from sana_edge.progress import unseen
-from sana_edge.request import Plan, Request
+from sana_edge.request.plan import Plan
+from sana_edge.request.request import Request
 from sana_edge.store import hub
 from sana_edge.torch_runtime.runtime import TorchRuntime
 

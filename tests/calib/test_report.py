@@ -21,7 +21,8 @@ from sana_edge.calib.report.report import BLOCK_LAYERS, Layer, Report, Sizes, bl
 from sana_edge.calib.report.table import WIDTH, table
 from sana_edge.calib.trajectory import Comparison, compare, follow
 from sana_edge.image_metrics import psnr
-from sana_edge.request import Plan, Request
+from sana_edge.request.plan import Plan
+from sana_edge.request.request import Request
 from sana_edge.store import hub
 from sana_edge.torch_runtime.runtime import TorchRuntime
 

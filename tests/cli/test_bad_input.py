@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from sana_edge import InvalidInput, Sana
 from sana_edge.cli.main import main
-from sana_edge.request import Request
+from sana_edge.request.request import Request
 
 Capture = pytest.CaptureFixture[str]
 

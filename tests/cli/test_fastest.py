@@ -17,7 +17,7 @@ from sana_edge.cli.main import main
 from sana_edge.errors import SanaError
 from sana_edge.export import onnx as exporter
 from sana_edge.progress import unseen
-from sana_edge.request import LoadOptions
+from sana_edge.request.loading import LoadOptions
 
 PACKAGE = "sana-tiny"
 OPTIONS = LoadOptions(device="cpu", int8=True, offline=True)

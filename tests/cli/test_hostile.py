@@ -17,7 +17,8 @@ from sana_edge.cli.main import main
 from sana_edge.errors import InvalidInput, SanaError
 from sana_edge.image import read_metadata
 from sana_edge.init_image import read_image
-from sana_edge.request import MAX_PROMPT, Request
+from sana_edge.request.bounds import MAX_PROMPT
+from sana_edge.request.request import Request
 from sana_edge.store import domain, folder, hub, manifest
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs pipes by name, and signals")

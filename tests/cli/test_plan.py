@@ -17,7 +17,8 @@ from sana_edge import pipeline
 from sana_edge.cli import engine_times, forecast
 from sana_edge.cli.main import main
 from sana_edge.engines import runtime
-from sana_edge.request import LoadOptions, Request
+from sana_edge.request.loading import LoadOptions
+from sana_edge.request.request import Request
 from sana_edge.store import manifest
 from sana_edge.store.catalogue import bundled_exports
 

@@ -26,7 +26,8 @@ from sana_edge.engines.tensorrt import cache
 from sana_edge.engines.text import ProjectedText, padding_mask, side_by_side
 from sana_edge.errors import CheckpointError, InvalidInput, OutOfMemory, SanaError
 from sana_edge.export.settings import Settings
-from sana_edge.request import Plan, Request
+from sana_edge.request.plan import Plan
+from sana_edge.request.request import Request
 from sana_edge.store import hub, manifest
 from sana_edge.system import budget
 from sana_edge.torch_runtime.runtime import TorchRuntime

@@ -17,7 +17,7 @@ from stand_in import StandInSana
 from sana_edge import Sana, SanaError, generate_many
 from sana_edge.cli.main import main
 from sana_edge.errors import MissingDependency, ModelNotFound
-from sana_edge.request import LoadOptions
+from sana_edge.request.loading import LoadOptions
 from sana_edge.series.cluster import Cluster
 from sana_edge.series.series import Drawn
 

@@ -12,7 +12,7 @@ from stand_in import StandInSana
 
 from sana_edge import Sana
 from sana_edge.errors import InvalidInput, OutOfMemory
-from sana_edge.request import Request
+from sana_edge.request.request import Request
 from sana_edge.series.draw import LARGEST, BatchSize, Outcome, chunks, draw
 from sana_edge.series.entries import read_prompts
 from sana_edge.series.pictures import Picture, Settings, plan_pictures

@@ -11,7 +11,7 @@ from serving import FakeLoader, until
 
 from sana_edge.errors import Cancelled, OutOfMemory, SanaError
 from sana_edge.image import read_metadata
-from sana_edge.request import Request
+from sana_edge.request.request import Request
 from sana_edge.serve import service as service_module
 from sana_edge.serve import worker as worker_module
 from sana_edge.serve.events import News

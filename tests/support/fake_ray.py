@@ -6,7 +6,7 @@ import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sana_edge.request import LoadOptions
+from sana_edge.request.loading import LoadOptions
 
 
 class RayError(Exception):

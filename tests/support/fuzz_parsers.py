@@ -32,7 +32,7 @@ from sana_edge.nets.convert import convert
 from sana_edge.nets.text_weights import load_text_model
 from sana_edge.noise.schedules import sampler_of
 from sana_edge.prompt import Text
-from sana_edge.request import Request
+from sana_edge.request.request import Request
 from sana_edge.series.entries import read_file
 from sana_edge.series.pictures import Settings as SeriesSettings
 from sana_edge.series.pictures import plan_pictures

@@ -19,7 +19,7 @@ import numpy as np
 from sana_edge.errors import Cancelled, OutOfMemory
 from sana_edge.generation import Step
 from sana_edge.image import Image
-from sana_edge.request import Request
+from sana_edge.request.request import Request
 from sana_edge.serve.server import Server, address, listen
 from sana_edge.serve.service import Service
 from sana_edge.store.known_models import BUNDLED

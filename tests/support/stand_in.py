@@ -12,7 +12,7 @@ import numpy as np
 from sana_edge.generation import Step
 from sana_edge.image import Image
 from sana_edge.progress import Progress
-from sana_edge.request import Request
+from sana_edge.request.request import Request
 from sana_edge.series.draw import Outcome
 from sana_edge.series.pictures import Picture
 

@@ -18,7 +18,7 @@ from sana_edge.cli.main import main
 from sana_edge.nets.denoiser import Denoiser
 from sana_edge.nets.text_encoder import TextEncoder
 from sana_edge.prompt import CHI
-from sana_edge.request import Request
+from sana_edge.request.request import Request
 from sana_edge.store import prompt_cache
 from sana_edge.torch_runtime import memory, texts
 from sana_edge.torch_runtime.memory import Memory
