@@ -11,6 +11,7 @@ from sana_edge.image import read_metadata
 from sana_edge.request.request import Request
 from sana_edge.store.catalogue import bundled_names
 from sana_edge.store.known_models import DECODERS, KNOWN
+from sana_edge.system.json_values import shown
 
 # the options that a picture's metadata may set have no default of their own, but these
 DEFAULTS: dict[str, Any] = {
@@ -44,7 +45,7 @@ def fill(arguments: argparse.Namespace) -> dict[str, Any]:
         for name in taken.keys() & set(_LOADED):
             if not isinstance(taken[name], bool if name == "int8" else str):
                 raise InvalidInput(
-                    f"{arguments.made} has the {name} {taken[name]!r}", f"give --{name} yourself"
+                    f"{arguments.made} has the {name} {shown(taken[name])}", f"give --{name} yourself"
                 )
         if any(name in taken and not _is_known(taken[name]) for name in ("model", "decoder")):
             # the user has not asked for this download, and may not have seen the name

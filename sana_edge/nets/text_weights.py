@@ -21,6 +21,7 @@ from sana_edge.store import package
 from sana_edge.store.folder import read_json
 from sana_edge.store.package_tensors import check_tensors, to_16_bit
 from sana_edge.store.weights import StoredState, check_state, check_values, load_state, values_named
+from sana_edge.system.json_values import shown
 
 if TYPE_CHECKING:
     from transformers import Gemma2Model
@@ -184,7 +185,7 @@ def _empty_model(folder: Path) -> Gemma2Model:
     description = read_json(path)
     if description.get("model_type") != "gemma2":
         raise CheckpointError(
-            f"{path} has model_type {description.get('model_type')!r}, expected 'gemma2'",
+            f"{path} has model_type {shown(description.get('model_type'))}, expected 'gemma2'",
             "only SANA models with a Gemma-2 text encoder are supported",
         )
     # what else a config says may choose attention kernels, which the library fetches from the hub
@@ -193,7 +194,7 @@ def _empty_model(folder: Path) -> Gemma2Model:
         value = known.get(key)
         if value is not None and (type(value) is not int or not 1 <= value <= most):
             raise CheckpointError(
-                f"{path}: {key} is {value!r}, expected a whole number from 1 to {most}",
+                f"{path}: {key} is {shown(value)}, expected a whole number from 1 to {most}",
                 "the file is damaged; download the model again",
             )
     try:

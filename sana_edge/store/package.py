@@ -17,6 +17,7 @@ from typing import Any, Literal
 from sana_edge.errors import CheckpointError
 from sana_edge.store.folder import read_json
 from sana_edge.store.headers import is_covered
+from sana_edge.system.json_values import shown
 from sana_edge.system.regular import open_regular
 
 METHOD = "sana-edge-w8a8"
@@ -63,10 +64,10 @@ class Quantization:
         """
         where = f"{where}: {KEY}"
         if not isinstance(data, Mapping):
-            raise CheckpointError(f"{where} is {data!r}, expected an object", DAMAGED)
+            raise CheckpointError(f"{where} is {shown(data)}, expected an object", DAMAGED)
         if data.get("quant_method") != METHOD:
             raise CheckpointError(
-                f"{where}: quant_method is {data.get('quant_method')!r}, only {METHOD!r} can be read",
+                f"{where}: quant_method is {shown(data.get('quant_method'))}, only {METHOD!r} can be read",
                 "give the float model; `sana-edge quantize` makes a package of it",
             )
         _check_version(data.get("version"), where)
@@ -83,7 +84,9 @@ class Quantization:
             ("checksum", _is_sha256(data["checksum"]), "64 hexadecimal digits"),
         ):
             if not fits:
-                raise CheckpointError(f"{where}: {key} is {data.get(key)!r}, expected {expected}", DAMAGED)
+                raise CheckpointError(
+                    f"{where}: {key} is {shown(data.get(key))}, expected {expected}", DAMAGED
+                )
         return cls(**{key: data[key] for key in _REQUIRED} | {"kept": tuple(kept), "clamp": clamp})
 
     def to_dict(self) -> dict[str, Any]:
@@ -170,10 +173,10 @@ def verify(component: Path, quantization: Quantization) -> None:
 
 def _check_version(version: object, where: str) -> None:
     if type(version) is not int or version < 1:
-        raise CheckpointError(f"{where}: version is {version!r}, expected {VERSION}", DAMAGED)
+        raise CheckpointError(f"{where}: version is {shown(version)}, expected {VERSION}", DAMAGED)
     if version > VERSION:
         raise CheckpointError(
-            f"{where}: version is {version}, this sana-edge reads up to {VERSION}", "upgrade sana-edge"
+            f"{where}: version is {shown(version)}, this sana-edge reads up to {VERSION}", "upgrade sana-edge"
         )
 
 

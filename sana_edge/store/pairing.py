@@ -17,6 +17,7 @@ from sana_edge.store.tiny_autoencoder import (
     TinyAutoencoderConfig,
     decoder_config,
 )
+from sana_edge.system.json_values import shown
 
 _HINT = "take both from one model, or choose another --base where it was converted"
 
@@ -77,7 +78,9 @@ def check_decoder(folder: Path, decoder: Path) -> None:
     if decoder.is_dir():
         described = read_json(decoder / "config.json")
         if (kind := described.get("_class_name", CLASSES[0])) not in CLASSES:
-            raise CheckpointError(f"the decoder {decoder} is a {kind}", HINT)
+            raise CheckpointError(
+                f"the decoder {decoder} is a {kind if isinstance(kind, str) else shown(kind)}", HINT
+            )
         in_place_of(decoder_config(described), folder, decoder)
 
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 from sana_edge.config import AutoencoderConfig
 from sana_edge.errors import CheckpointError
-from sana_edge.system.json_values import Between, Reader
+from sana_edge.system.json_values import Between, Reader, shown
 
 CLASS = "AutoencoderTiny"
 # what decodes here, by the names of diffusers' classes
@@ -85,7 +85,7 @@ def decoder_config(data: Mapping[str, Any]) -> DecoderConfig:
     """
     name = data.get("_class_name", CLASSES[0])
     if name not in CLASSES:
-        raise CheckpointError(f"{_OWNER}: _class_name is {name!r}, which is not decoded here", HINT)
+        raise CheckpointError(f"{_OWNER}: _class_name is {shown(name)}, which is not decoded here", HINT)
     return TinyAutoencoderConfig.from_dict(data) if name == CLASS else AutoencoderConfig.from_dict(data)
 
 

@@ -217,3 +217,16 @@ def test_a_hole_behind_the_weights_is_not_read(tmp_path: Path) -> None:
         os.truncate(path, size)
         with pytest.raises(CheckpointError, match="more or less than its header says"):
             package.digest([path])
+
+
+@pytest.mark.parametrize("depth", [1, 940, 980])
+def test_nested_values_are_shown_in_a_line(depth: int) -> None:
+    """Python reads lists that it can hardly write."""
+    value: Any = []
+    for _ in range(depth):
+        value = [value]
+    good = {**Q.to_dict(), "checksum": "0" * 64}
+    for data in (value, *({**good, key: value} for key in ("quant_method", "version", "kept", "checksum"))):
+        with pytest.raises(CheckpointError) as caught:
+            Quantization.from_dict(data, where="config.json")
+        assert len(caught.value.message) < 200
