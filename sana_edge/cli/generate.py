@@ -142,11 +142,13 @@ def _prompt(arguments: argparse.Namespace, taken: dict[str, Any]) -> str:
     if arguments.text is not None and arguments.prompt is not None and "prompt" not in taken:
         arguments.parser.error("there are two prompts: give PROMPT or --prompt")
     if arguments.text is None and "prompt" in taken:
-        return str(taken["prompt"])
-    prompt = arguments.prompt if arguments.text is None else arguments.text
-    if prompt is None:
+        # a stranger's picture may have anything there, which the request refuses
+        prompt: str = taken["prompt"]
+        return prompt
+    given = arguments.prompt if arguments.text is None else arguments.text
+    if given is None:
         arguments.parser.error("the following arguments are required: PROMPT")
-    return prompt_from_stdin() if prompt == "-" else str(prompt)
+    return prompt_from_stdin() if given == "-" else str(given)
 
 
 def _load(arguments: argparse.Namespace, taken: dict[str, Any], note: Callable[[str], None]) -> Sana:

@@ -177,6 +177,7 @@ def test_made_again_on_another_backend(
         ({"seed": "x"}, "seed is 'x'"),
         ({"size": [1]}, "size is (1,)"),
         ({"prompt": None}, "required: PROMPT"),
+        ({"prompt": ["a house"]}, "prompt is ['a house']"),
     ],
     ids=str,
 )
