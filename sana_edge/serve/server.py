@@ -5,24 +5,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 import os
 import socket
+from typing import Any
 
 import h11
 import uvicorn
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from sana_edge.errors import InvalidInput, SanaError
+from sana_edge.errors import InvalidInput, SanaError, one_line, reason
 from sana_edge.serve.app import application
 from sana_edge.serve.guard import is_loopback
 from sana_edge.serve.http import Json, Refused, failure
 from sana_edge.serve.service import Service
 
+logger = logging.getLogger("sana_edge")
+
 # seconds in which a request's headers must be here
 HEADER_SECONDS = 30.0
-# connections at once; more are answered with 503
-MAX_CONNECTIONS = 512
+# connections at once; so many more are answered with 503, and others closed, as files run out at 1024
+MAX_CONNECTIONS, SPARE = 512, 128
 
 
 def listen(host: str, port: int, key: str | None) -> socket.socket:
@@ -103,10 +107,21 @@ class Server(uvicorn.Server):
         """End `answer`, from any thread."""
         self.should_exit = True
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let what goes wrong beside a request, such as files that run out, be one line."""
+        asyncio.get_running_loop().set_exception_handler(_say)
+        await super().startup(sockets)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Cancel the jobs first, whose clients then get their answers."""
         self._service.stop()
         await super().shutdown(sockets)
+
+
+def _say(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    error = context.get("exception")
+    why = f": {reason(error)}" if isinstance(error, BaseException) else ""
+    logger.warning("the server goes on: %s", one_line(f"{context.get('message')}{why}"))
 
 
 async def _busy(scope: Scope, receive: Receive, send: Send) -> None:
@@ -126,6 +141,8 @@ class _Protocol(H11Protocol):
         super().connection_made(transport)
         if len(self.connections) > MAX_CONNECTIONS:
             self.app = _busy
+        if len(self.connections) > MAX_CONNECTIONS + SPARE:
+            transport.close()
         self._late = self.loop.call_later(HEADER_SECONDS, self._close_if_late)
 
     def data_received(self, data: bytes) -> None:

@@ -134,6 +134,31 @@ def test_too_many_connections(idle: Client, monkeypatch: pytest.MonkeyPatch) -> 
     until(lambda: idle.get("/health").status == 200)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such limit")
+def test_files_that_run_out(idle: Client, caplog: pytest.LogCaptureFixture) -> None:
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    many = f"""
+import socket, sys
+ready = [socket.create_connection(("127.0.0.1", {idle.port})) for _ in range(60)]
+print(1, flush=True)
+sys.stdin.read()
+"""
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", many], stdin=pipe, stdout=pipe) as child:
+        assert child.stdout is not None
+        resource.setrlimit(resource.RLIMIT_NOFILE, (psutil.Process().num_fds() + 20, limits[1]))
+        try:
+            child.stdout.readline()
+            until(lambda: caplog.records)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            child.communicate()
+    assert all(r.getMessage().startswith("the server goes on: ") and not r.exc_info for r in caplog.records)
+    assert idle.get("/health").status == 200
+
+
 def test_a_slow_client_delays_nobody(fake: Client, loader: FakeLoader) -> None:
     """It leaves a stream of large previews unread."""
     body = {**SMALL, "steps": 30, "size": "1024x1024", "preview_every": 1}
