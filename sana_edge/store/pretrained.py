@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,14 @@ from sana_edge.errors import CheckpointError, InvalidInput, ModelNotFound, SanaE
 from sana_edge.progress import Progress, unseen
 from sana_edge.store import downloads
 from sana_edge.store.catalogue import is_repository
-from sana_edge.store.folder import check_component
+from sana_edge.store.folder import check_component, read_json
 from sana_edge.store.snapshots import cached
+from sana_edge.system.json_values import shown
 from sana_edge.system.memory import is_memory
+
+_AGAIN = "the folder is damaged; download the model again"
+# a CLIP has at most some fifty, a language model some hundred
+_MOST_LAYERS = 1000
 
 
 def resolve_pretrained(
@@ -69,11 +74,47 @@ def load_pair(kind: Any, folder: Path, device: str, dtype: torch.dtype | None = 
         dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
     local = {"local_files_only": True, "trust_remote_code": False}
     with foreign(f"{folder} cannot be loaded as {kind.__name__} with a processor"):
+        _check_size(kind, folder, local)
         processor = AutoProcessor.from_pretrained(str(folder), **local)
         model = kind.from_pretrained(str(folder), dtype=dtype, use_safetensors=True, **local)
         # with neither of them it is a tokenizer, or reads no pictures
         _ = processor.tokenizer, processor.image_processor
         return processor, model.eval().to(device)
+
+
+def _check_size(kind: Any, folder: Path, local: Mapping[str, bool]) -> None:
+    """See that the weights can be those of the configuration, before memory is taken for them.
+
+    What is missing in the files would be made up, in any size. A number takes a byte at least.
+    """
+    from transformers import AutoConfig
+
+    path = folder / "config.json"
+    layers = [n for name, n in _numbers(read_json(path)) if "layers" in name or "depth" in name]
+    if max(layers, default=0) > _MOST_LAYERS:
+        raise CheckpointError(f"{path} asks for {shown(max(layers))} layers", _AGAIN)
+    described = (getattr(kind, "config_class", None) or AutoConfig).from_pretrained(str(folder), **local)
+    with torch.device("meta"):
+        empty = kind(described) if hasattr(kind, "config_class") else kind.from_config(described)
+    numbers = sum(parameter.numel() for parameter in empty.parameters())
+    stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    if numbers > stored:
+        found = (
+            f"{path} is that of a model of {numbers:,} numbers, the weights beside it have {stored:,} bytes"
+        )
+        raise CheckpointError(found, _AGAIN)
+
+
+def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
+    """The numbers in JSON, however deep, each with its own name."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _numbers(inner, key)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _numbers(inner, name)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield name, value
 
 
 @contextmanager
