@@ -147,7 +147,7 @@ class _Export:
         if found is not None:
             write_json(self._folder / PREVIEW_MAP, dataclasses.asdict(found))
         text = _readme(self._source, self._settings)
-        (self._folder / _README).write_text(text, encoding="utf-8")
+        (self._folder / _README).write_text(text, encoding="utf-8", errors="replace")
 
     def _write_text_encoder(self) -> tuple[TextShape, int]:
         """Returns its sizes, and the bytes of its embedding table."""

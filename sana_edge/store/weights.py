@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,7 +21,7 @@ from sana_edge.store.identify import explain
 from sana_edge.store.package_tensors import keeps_fp32
 from sana_edge.system import atomic
 from sana_edge.system.memory import is_memory
-from sana_edge.system.regular import open_regular
+from sana_edge.system.regular import open_regular, utf8_name
 
 _DAMAGED = "the file is damaged or its download was interrupted; download it again"
 FP8_SCALES = (".scale_weight", ".weight_scale")
@@ -92,7 +93,7 @@ class StoredState(Mapping[str, Tensor]):
         for path in weight_files(folder, variant=variant):
             with _damage_named(path):
                 _check_header(path)
-                with safe_open(path, framework="pt") as file:
+                with _opened(path) as file:
                     own = list(file.keys())
             _refuse_twice(path, paths, own)
             paths |= dict.fromkeys(own, path)
@@ -106,13 +107,13 @@ class StoredState(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         path, stored = self._places[name]
-        with _damage_named(path), safe_open(path, framework="pt") as file:
+        with _damage_named(path), _opened(path) as file:
             return _widened(file.get_tensor(stored))
 
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape; nothing else of it is read."""
         path, stored = self._places[name]
-        with _damage_named(path), safe_open(path, framework="pt") as file:
+        with _damage_named(path), _opened(path) as file:
             return tuple(file.get_slice(stored).get_shape())
 
     def check_values(self) -> None:
@@ -245,7 +246,8 @@ def load_file(path: Path) -> dict[str, Tensor]:
     """
     with _damage_named(path):
         _check_header(path)
-        tensors = _load_safetensors(path)
+        with utf8_name(path) as name:
+            tensors = _load_safetensors(name)
     return {name: _unpacked(tensor) for name, tensor in tensors.items()}
 
 
@@ -295,7 +297,7 @@ def _refuse_scaled(folder: Path, names: Mapping[str, str], float8: Callable[[str
 
 def _dtype(path: Path, name: str) -> str:
     """As safetensors calls it."""
-    with _damage_named(path), safe_open(path, framework="pt") as file:
+    with _damage_named(path), _opened(path) as file:
         return str(file.get_slice(name).get_dtype())
 
 
@@ -330,6 +332,12 @@ def _damage_named(path: Path) -> Iterator[None]:
         size = path.stat().st_size if path.exists() else 0
         known, hint = explain(path, _DAMAGED)
         raise CheckpointError(f"cannot read {path} ({size} bytes){known or f': {error}'}", hint) from error
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    with utf8_name(path) as name, safe_open(name, framework="pt") as file:
+        yield file
 
 
 def _check_header(path: Path) -> None:

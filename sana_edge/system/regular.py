@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
+from collections.abc import Iterator
 from io import BufferedRandom, BufferedReader
 from pathlib import Path
 
@@ -19,6 +21,21 @@ def open_regular(path: Path | str) -> BufferedReader:
         OSError: it cannot be read, or is no regular file.
     """
     return open(_regular(path, os.O_RDONLY), "rb")
+
+
+@contextlib.contextmanager
+def utf8_name(path: Path) -> Iterator[Path]:
+    """A name of a file for libraries that take UTF-8 alone, as Linux has other bytes in names as well."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        file = os.open(path, os.O_RDONLY | _FLAGS)
+        try:
+            yield Path(f"/proc/self/fd/{file}")
+        finally:
+            os.close(file)
+    else:
+        yield path
 
 
 def append_regular(path: Path | str) -> BufferedRandom:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import struct
+import sys
 from pathlib import Path
 
 import pytest
@@ -353,3 +354,15 @@ def test_more_tensors_than_any_model_has(tmp_path: Path) -> None:
     save_file({f"a.{number}": torch.zeros(0) for number in range(5000)}, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match="has more than 4096 tensors"):
         StoredState(tmp_path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have names in Unicode alone")
+def test_names_that_are_no_unicode(tmp_path: Path) -> None:
+    """As a folder of an old machine may have: safetensors takes UTF-8."""
+    folder = tmp_path / os.fsdecode(b"T\xe9l\xe9chargements")
+    folder.mkdir()
+    save_file({"weight": torch.arange(3.0)}, tmp_path / "one.safetensors")
+    (tmp_path / "one.safetensors").rename(folder / "model.safetensors")
+    assert load_state(folder)["weight"].tolist() == [0, 1, 2]
+    stored = StoredState(folder)
+    assert stored["weight"].tolist() == [0, 1, 2] and stored.shape("weight") == (3,)
