@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from sana_edge import Sana, request
+from sana_edge import Sana
 from sana_edge.cli.main import main
 from sana_edge.decoding import shrink
 from sana_edge.engines import choose, decoder, memory, sessions
@@ -26,6 +26,7 @@ from sana_edge.engines.tensorrt import cache
 from sana_edge.engines.text import ProjectedText, padding_mask, side_by_side
 from sana_edge.errors import CheckpointError, InvalidInput, OutOfMemory, SanaError
 from sana_edge.export.settings import Settings
+from sana_edge.request import loading
 from sana_edge.request.plan import Plan
 from sana_edge.request.request import Request
 from sana_edge.store import hub, manifest
@@ -442,5 +443,5 @@ def test_files_that_do_not_match_the_manifest(exported: Path, tmp_path: Path, fi
 
 
 def test_what_can_be_asked_for_is_what_engines_know() -> None:
-    assert set(request.BACKENDS) == {*request.TORCH_BACKENDS, *choose.NAMES}
-    assert set(request.DEVICES) == set(choose.DEVICES)
+    assert set(loading.BACKENDS) == {*loading.TORCH_BACKENDS, *choose.NAMES}
+    assert set(loading.DEVICES) == set(choose.DEVICES)
