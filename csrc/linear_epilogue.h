@@ -17,6 +17,12 @@ __device__ __forceinline__ float silu(float x) { return quick_divide(x, 1.0f + q
 // comparisons with NaN are false, so that NaN stays
 __device__ __forceinline__ float clip(float x, float limit) { return x > limit ? limit : x < -limit ? -limit : x; }
 
+// of a model's own vectors, which may begin anywhere
+__device__ __forceinline__ void load_eight(float (&to)[8], const float* from) {
+#pragma unroll
+  for (int i = 0; i < 8; i++) to[i] = from[i];
+}
+
 template <class Step>
 __device__ __forceinline__ void each(float (&x)[8], const Step& step) {
 #pragma unroll
@@ -36,10 +42,10 @@ struct ColumnsOfThread {
   __device__ __forceinline__ ColumnsOfThread(const sana_edge_w8a8_linear_args& arguments, int first)
       : a(arguments), column(first) {
     if (column >= a.columns) return;
-    load_group(scales, a.weight_scales + column);
+    load_eight(scales, a.weight_scales + column);
     // x + -0 is x, also of a zero
     each(bias, [](int) { return -0.0f; });
-    if (a.bias) load_group(bias, a.bias + column);
+    if (a.bias) load_eight(bias, a.bias + column);
   }
 
   // rows come in their order: an image is looked up once

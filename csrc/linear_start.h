@@ -13,8 +13,8 @@ inline sana_edge_status check_linear(const sana_edge_w8a8_linear_args& a) {
   SANA_EDGE_CHECK(a.tokens > 0 || !(a.gate || a.constant), SANA_EDGE_BAD_SHAPE);
   if (a.rows == 0) return SANA_EDGE_OK;
   SANA_EDGE_CHECK(given({a.values, a.scales, a.weight, a.weight_scales, a.out}), SANA_EDGE_NULL_POINTER);
-  SANA_EDGE_CHECK(aligned({a.values, a.weight, a.weight_scales, a.bias, a.gate, a.residual, a.constant, a.out}) &&
-                      a.gate_stride % 4 == 0 && a.constant_stride % 4 == 0 && aligned({a.scales}, 4),
+  SANA_EDGE_CHECK(aligned({a.values, a.weight, a.gate, a.residual, a.constant, a.out}) && a.gate_stride % 4 == 0 &&
+                      a.constant_stride % 4 == 0 && aligned({a.scales, a.weight_scales, a.bias}, 4),
                   SANA_EDGE_BAD_ALIGNMENT);
   return SANA_EDGE_OK;
 }

@@ -4,7 +4,7 @@
  * can be checked without reading device memory, starts its kernels and returns without waiting. Nothing is
  * allocated. Pointers are to memory of the current device; matrices are row-major without gaps unless a stride is
  * named; "may be NULL" stands where that is so. Addresses of matrices are multiples of 16 bytes, and so are the
- * bytes of a row and, of products, the vectors of their columns. A call with no rows does nothing. What each
+ * bytes of a row and, of products, gates and constants. A call with no rows does nothing. What each
  * operation computes, and in which order it rounds, says the function of the same name in kernels/reference.py;
  * sums over rows and channels are made in a fixed order, so that the same input gives the same bytes.
  *
