@@ -136,6 +136,15 @@ def test_every_epilogue(dtype: torch.dtype, lead: tuple[int, ...]) -> None:
 
 
 @pytest.mark.usefixtures("emulated")
+def test_vectors_that_begin_anywhere() -> None:
+    """As those of a model do that are mapped from its file."""
+    values, scales, weight, weight_scales = operands(5, N=72, K=48)
+    apart = torch.cat([torch.zeros(1), weight_scales])[1:]
+    assert apart.data_ptr() % 16
+    check((values, scales, weight, apart), torch.randn(73)[1:], torch.float16)
+
+
+@pytest.mark.usefixtures("emulated")
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 def test_silu(dtype: torch.dtype) -> None:
     """x / (1 + exp(-x)): exp and the quotient to a few units of 2^-24, the result rounded to 11 bits or 8, so
