@@ -119,10 +119,12 @@ class Sidecar:
             self._changed.wait()
             self._changed.clear()
             for identity, news in list(self._news.items()):
-                for event in news.take():
-                    self._write({"id": identity, **event})
+                events = news.take()
                 if news.over:
+                    # the id is free before the parent reads of the end
                     del self._news[identity]
+                for event in events:
+                    self._write({"id": identity, **event})
 
     def _skip(self, line: bytes) -> None:
         while line and not line.endswith(b"\n"):
