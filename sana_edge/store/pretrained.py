@@ -93,12 +93,14 @@ def _check_size(kind: Any, folder: Path, local: Mapping[str, bool]) -> None:
     layers = [n for name, n in _numbers(read_json(path)) if "layers" in name or "depth" in name]
     if max(layers, default=0) > _MOST_LAYERS:
         raise CheckpointError(f"{path} asks for {shown(max(layers))} layers", _AGAIN)
-    described = (getattr(kind, "config_class", None) or AutoConfig).from_pretrained(str(folder), **local)
+    own = getattr(kind, "config_class", None)
+    described = (own or AutoConfig).from_pretrained(str(folder), **local)
     with torch.device("meta"):
-        empty = kind(described) if hasattr(kind, "config_class") else kind.from_config(described)
+        empty = kind(described) if own else kind.from_config(described)
     numbers = sum(parameter.numel() for parameter in empty.parameters())
     stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    if numbers > stored:
+    # that there are none says the library
+    if 0 < stored < numbers:
         found = (
             f"{path} is that of a model of {numbers:,} numbers, the weights beside it have {stored:,} bytes"
         )

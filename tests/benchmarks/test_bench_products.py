@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,7 +16,7 @@ import bench_products
 from harness import engine_tables
 from sana_edge.bench.shapes import DENOISERS
 from sana_edge.engines.openvino.backend import sums_are_exact
-from works.products import Product
+from works.products import Product, Timer
 
 SIDE, TOKENS = 64, 2 * 2
 
@@ -42,6 +44,14 @@ def test_a_step_is_measured_where_products_run_in_int8(
     assert min(whole["seconds"], data["work"]["seconds"]) > 0
     assert set(data["work"]["peaks"]) == {"torch", "openvino"}
     assert data["commit"] and "blocks/ffn/project" in said.out
+
+
+def test_openvino_tells_means_of_all_runs() -> None:
+    """Of runs of 10, 20 and 60 us, 10, 15 and 30."""
+    timer = Timer()
+    for mean, taken in ((10, 10e-6), (15, 20e-6), (30, 60e-6)):
+        info = SimpleNamespace(node_name="a", real_time=timedelta(microseconds=mean))
+        assert timer.last(SimpleNamespace(profiling_info=[info])) == {"a": pytest.approx(taken)}
 
 
 def test_rates_are_medians_of_turns() -> None:

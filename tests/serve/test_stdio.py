@@ -75,6 +75,21 @@ def test_generate(parent: Parent) -> None:
     assert parent.next("image", "a")["metadata"]["model"] == "two"
 
 
+def test_an_id_is_free_before_its_end_is_told(parent: Parent, monkeypatch: pytest.MonkeyPatch) -> None:
+    sidecar, known = parent.sidecar, list[bool]()
+    write = sidecar._write
+
+    def noted(event: dict[str, Any]) -> None:
+        if event["type"] == "done":
+            known.append("a" in sidecar._news)
+        write(event)
+
+    monkeypatch.setattr(sidecar, "_write", noted)
+    parent.send({"type": "generate", "id": "a", **SMALL})
+    parent.next("done", "a")
+    assert known == [False]
+
+
 def test_cancel_preview_and_shutdown(parent: Parent, service: Service, loader: FakeLoader) -> None:
     for fake in loader.models.values():
         fake.gate = threading.Semaphore(0)

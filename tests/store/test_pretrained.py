@@ -43,6 +43,13 @@ def test_what_the_weights_have_no_numbers_for(folder: Path, kind: Any, tower: st
     assert caught.value.hint == "the folder is damaged; download the model again"
 
 
+def test_no_weights_at_all(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="cannot be loaded as CLIPModel with a processor: ") as caught:
+        load_pair(CLIPModel, folder, "cpu")
+    assert "it needs config.json, safetensors" in caught.value.hint
+
+
 @pytest.mark.parametrize("layers", [10_000_000, 1e300])
 def test_endless_layers(folder: Path, layers: float) -> None:
     change(folder, "text_config", num_hidden_layers=layers)
